@@ -1,0 +1,29 @@
+"""undust: latent diffusion, whole. Importing it imports nothing heavy."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from undust.generation.loop import Picture, Step
+    from undust.generation.recipe import Recipe
+    from undust.model import LatentDiffusion, load
+
+__version__ = "0.1.0"
+__all__ = ["LatentDiffusion", "Picture", "Recipe", "Step", "__version__", "load"]
+
+_PLACES = {
+    "LatentDiffusion": "undust.model",
+    "Picture": "undust.generation.loop",
+    "Recipe": "undust.generation.recipe",
+    "Step": "undust.generation.loop",
+    "load": "undust.model",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Brings a public name, and torch with it, when it is first used (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'undust' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -1,0 +1,105 @@
+"""The command line: it reads options, calls the library, and shows what comes back.
+
+Everything heavy is imported inside the commands, so that help and a wrong option answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from undust import __version__
+from undust.cli import data, evaluate, generate, inspect, show, tables, train
+from undust.errors import UndustError
+
+WRONG, BUG, STOPPED = 2, 1, 130  # exit codes
+
+app = typer.Typer(
+    help="Latent diffusion, whole: paint with a model, train one, measure it, look into it.",
+    epilog="`undust COMMAND --help` says more about one of them.",
+    rich_markup_mode="markdown",
+    add_completion=False,
+)
+app.command()(generate.generate)
+app.command()(generate.rerun)
+app.command()(inspect.inspect)
+app.command()(tables.models)
+app.command()(tables.samplers)
+app.command()(tables.schedules)
+app.add_typer(data.app, name="data")
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"undust {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Say which version it is."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """What goes before or, as `main` sees to, after any command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns the exit code; every error is one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in ours
+    if debug:
+        arguments.remove("--debug")
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("undust", arguments or ["--help"]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        return end.exit_code
+    except KeyboardInterrupt as stop:
+        show.note(str(stop) or "stopped")
+        return STOPPED
+    except BrokenPipeError:
+        # Nobody reads on; Python must not find that out once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BUG
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        known = isinstance(error, UndustError | typer.TyperException | OSError)
+        show.note(_explained(error) if known else f"{_explained(error)}; --debug shows where")
+        return WRONG if known else BUG
+    return 0
+
+
+def _explained(error: Exception) -> str:
+    """What one line can say of an error."""
+    match error:
+        case UndustError():
+            return str(error)
+        case typer.TyperException(option_name=name, possibilities=[nearest, *_]):
+            return f"no such option: {name}; did you mean {nearest}?"
+        case typer.TyperException():
+            message = error.format_message().rstrip(".")
+            context = getattr(error, "ctx", None)
+            more = f"; see {context.command_path} --help" if context else ""
+            return f"{message[:1].lower()}{message[1:]}{more}"
+        case OSError(filename=str(name), strerror=str(reason)):
+            return f"{name}: {reason}"
+        case _:
+            return f"{type(error).__name__}: {error}"

@@ -1,0 +1,51 @@
+"""`undust evaluate`: a model's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undust.cli import show
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A built-in model, or a diffusers folder.")
+    ],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data set to measure it on.")],
+    captions: Annotated[
+        int, typer.Option(metavar="N", help="Training captions to paint; held-out ones all are.")
+    ] = 200,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps for each picture.  [default: 20]")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="How closely to follow the caption.  [default: 4]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the first picture.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Measure how often a model paints what a caption says."""
+    from undust.evaluation import report
+    from undust.model import load
+
+    loaded = load(model)
+    with show.counted("steps", "painting captions") as observe:
+        found = report.evaluate(
+            loaded,
+            data,
+            captions=captions,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            observe=observe,
+        )
+    if json:
+        typer.echo(show.as_json(found.model_dump(mode="json"), indent=2))
+        return
+    show.table(["what", "figure>", "of"], found.rows())
+    show.summary(f"{show.seconds(found.seconds)}: {show.settings(found)}")
+    show.summary(f"near means: {found.nearness}")

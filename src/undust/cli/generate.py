@@ -1,0 +1,227 @@
+"""`undust generate` and `undust rerun`."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from undust.cli import show
+from undust.cli.output import Output
+from undust.errors import UndustError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from undust.generation.loop import Picture
+    from undust.generation.recipe import Recipe
+    from undust.model import LatentDiffusion
+
+BUILT_IN = "emoji"
+SHEET = 4096  # pixels, the longest side of a contact sheet
+
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH|DIR", help="A .png file, or a folder.  [default: undust-out]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each picture.")]
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to paint; `-` reads lines from stdin."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
+    ] = BUILT_IN,
+    negative: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the picture should stay away from.")
+    ] = "",
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps from dust to picture.  [default: 20]")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="See `undust samplers`.  [default: dpmpp-2m]"),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="NAME", help="See `undust schedules`.  [default: karras]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Which dust; any, unless given.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Pixels, such as 64x64.  [default: as trained]"),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(metavar="N", max=10_000, help="Pictures a prompt, seeds one apart.")
+    ] = 1,
+    out: Out = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Paint one at a time: the same bytes as each picture made alone."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Paint pictures from words."""
+    asked = list(_prompts(prompts or []))
+    if not asked:
+        raise UndustError("no prompt: say what to paint, such as undust generate 'a smiling cat'")
+    width_and_height = parse_size(size) if size is not None else None
+    output = Output.choose(out, len(asked) * count)
+    from undust.generation import loop
+    from undust.model import load
+
+    loaded = load(model)
+    recipes = loaded.recipes(
+        asked,
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        schedule=schedule,
+        seed=seed,
+        size=width_and_height,
+        count=count,
+    )
+    _warn_of_overflow(loaded, [*dict.fromkeys(asked), negative])
+    _paint(loaded, list(loop.batches(recipes, exact=exact)), output, json)
+
+
+def rerun(
+    picture: Annotated[
+        Path, typer.Argument(metavar="PICTURE.png", help="A picture that undust made.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="Where its model is, if it is not a built-in one."),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Make a picture again from the recipe in it."""
+    from undust.formats.recipe_png import read_recipe
+
+    fields = read_recipe(picture)
+    output = Output.choose(out, 1)
+    from undust.generation.recipe import Recipe
+    from undust.model import built_in, load
+
+    recipe = Recipe.read(fields)
+    if model is None and recipe.model not in built_in():
+        raise UndustError(
+            f"{picture} was made with the model '{recipe.model}' ({recipe.model_hash}), which "
+            "does not come with undust; say where it is with --model"
+        )
+    loaded = load(model or recipe.model)
+    _paint(loaded, [loaded.rerun_batch(recipe)], output, json, place=recipe.place)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in "64x48". Raises UndustError for anything else."""
+    found = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
+    if not found:
+        raise UndustError(f"--size: '{text}' is not WIDTHxHEIGHT in pixels, such as 64x64")
+    return int(found[1]), int(found[2])
+
+
+def _prompts(given: Iterable[str]) -> Iterator[str]:
+    for prompt in given:
+        if prompt != "-":
+            yield prompt
+            continue
+        try:
+            yield from filter(None, map(str.strip, sys.stdin))
+        except UnicodeDecodeError as error:
+            raise UndustError(f"stdin is not text: {error}") from error
+
+
+def _warn_of_overflow(model: LatentDiffusion, prompts: Iterable[str]) -> None:
+    for prompt in prompts:
+        if lost := model.tokenizer.overflow(prompt):
+            show.note(
+                f"'{show.shorten(prompt, 30)}' is too long for the model's "
+                f"{model.tokenizer.length} tokens; left out: '{show.shorten(lost, 60)}'"
+            )
+
+
+def _paint(
+    model: LatentDiffusion,
+    batches: Sequence[Sequence[Recipe]],
+    output: Output,
+    json: bool,
+    place: int | None = None,
+) -> None:
+    """Paints the batches and writes each picture, or only that in one place, when it is done."""
+    total = sum(len(batch) for batch in batches) if place is None else 1
+    thumbnails: list[Image.Image] = []
+    began = time.monotonic()
+    with show.Progress(sum(batch[0].steps for batch in batches), "steps") as progress:
+        try:
+            for picture, seconds in _pictures(model, batches, progress, place):
+                path = output.save(picture)
+                thumbnails.append(_thumbnail(picture.image, total))
+                progress.line(_json(picture, path, seconds) if json else str(path))
+        except KeyboardInterrupt:
+            made = f"; {len(thumbnails)} of {total} pictures went to {output.folder}"
+            raise KeyboardInterrupt("stopped" + made * bool(thumbnails)) from None
+    if total > 1:
+        from undust.pictures import grid
+
+        sheet = output.save_sheet(grid(thumbnails))
+        (show.summary if json else show.line)(str(sheet))
+    recipe = batches[0][0]
+    made = f"{total} pictures" if total > 1 else f"seed {recipe.seed}"
+    show.summary(f"{made}, {show.seconds(time.monotonic() - began)}: {show.settings(recipe)}")
+
+
+def _pictures(
+    model: LatentDiffusion,
+    batches: Sequence[Sequence[Recipe]],
+    progress: show.Progress,
+    place: int | None,
+) -> Iterator[tuple[Picture, float]]:
+    """Each picture and the seconds that it took; one of a batch takes its share of the batch."""
+    from undust.generation import loop
+
+    done = 0
+    for batch in batches:
+        began = time.monotonic()
+        more = f" and {len(batch) - 1} more" if len(batch) > 1 and place is None else ""
+        for step in loop.paint(model, batch):
+            done += 1
+            progress.update(done, show.shorten(batch[0].prompt, 30) + more)
+            if step.index + 1 < step.total:
+                continue
+            pictures = loop.finish(batch, step)
+            pictures = pictures if place is None else [pictures[place]]
+            seconds = (time.monotonic() - began) / len(pictures)
+            for picture in pictures:
+                yield picture, seconds
+
+
+def _thumbnail(image: Image.Image, total: int) -> Image.Image:
+    """The picture, small enough for a contact sheet of that many."""
+    side = SHEET // math.ceil(math.sqrt(total))
+    small = image.copy()
+    small.thumbnail((side, side))
+    return small
+
+
+def _json(picture: Picture, path: Path, seconds: float) -> str:
+    recipe = picture.recipe.model_dump(exclude={"batch", "place", "given_noise", "undust"})
+    return show.as_json({"path": str(path), "seconds": round(seconds, 3), **recipe})

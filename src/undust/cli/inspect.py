@@ -1,0 +1,251 @@
+"""`undust inspect`: what a picture, a model or a file of weights is."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from undust.cli import show
+from undust.errors import UndustError
+
+if TYPE_CHECKING:
+    from undust.diffusion.process import VP
+
+SUFFIX = ".safetensors"
+DIGITS = 10  # of a hash, as web UIs show it
+FIRST = ("prompt", "negative", "steps", "sampler", "schedule", "guidance", "seed")  # of a recipe
+Facts = dict[str, Any]
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A picture, a model or a part of one, weights, a training run.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what a picture, a model, a weights file or a training run is."""
+    facts = describe(path)
+    if as_json:
+        typer.echo(show.as_json(facts, indent=2))
+        return
+    plain = {name: value for name, value in facts.items() if not isinstance(value, dict | list)}
+    show.facts({name: _readable(name, value) for name, value in plain.items()})
+    for name, value in facts.items():
+        if not value or name in plain:
+            continue
+        typer.echo()
+        if isinstance(value, dict):
+            show.facts({name: "", **value})
+        else:
+            _table(value)
+
+
+def describe(path: Path) -> Facts:
+    """What there is at a path, or under a built-in model's name: text, numbers, lists of them.
+
+    Raises UndustError for what is absent, damaged or of no known kind.
+    """
+    if not path.exists():
+        from undust.model import BUILT_IN, built_in
+
+        if str(path) not in built_in():
+            raise UndustError(f"{path} does not exist")
+        path = BUILT_IN / path
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == SUFFIX:
+        return _weights(path)
+    with path.open("rb") as file:
+        if file.read(4) == b"\x89PNG":
+            return _picture(path)
+    raise UndustError(
+        f"{path} is neither a PNG picture nor a {SUFFIX} file; those, model folders and training "
+        "runs can be inspected"
+    )
+
+
+def _folder(path: Path) -> Facts:
+    for name, look in {
+        "model_index.json": _model,
+        "config.json": _component,
+        "checkpoints": _run,
+        "state.json": _checkpoint,
+    }.items():
+        if (path / name).exists():
+            return look(path)
+    if (path / "metadata.jsonl").is_file():
+        raise UndustError(f"{path} is a data set: undust data check says what is in it")
+    raise UndustError(
+        f"{path} is no model (it has no model_index.json), no part of one (no config.json) and no "
+        "training run (no checkpoints)"
+    )
+
+
+def _picture(path: Path) -> Facts:
+    from PIL import Image
+
+    from undust.formats.recipe_png import read_recipe
+
+    recipe = read_recipe(path)
+    with Image.open(path) as image:
+        return {
+            "path": str(path),
+            "kind": "picture",
+            "pixels": f"{image.width}x{image.height}",
+            "recipe": {name: recipe[name] for name in FIRST if name in recipe} | recipe,
+        }
+
+
+def _weights(path: Path) -> Facts:
+    from undust.formats.safetensors_file import content_hash, header
+
+    return {
+        "path": str(path),
+        "kind": "weights",
+        **_numbers([path]),
+        "sha256": content_hash(path),
+        "metadata": header(path).metadata,
+    }
+
+
+def _component(path: Path) -> Facts:
+    from undust.formats.folder import read_json
+
+    config = read_json(path / "config.json")
+    return {
+        "path": str(path),
+        "kind": "part of a model",
+        "class": config.pop("_class_name", None) or config.get("architectures", ["unknown"])[0],
+        **_numbers(_files(path)),
+        "hash": _hash(_files(path)),
+        "configuration": config,
+    }
+
+
+def _model(path: Path) -> Facts:
+    from undust.formats.folder import read_model_index
+    from undust.model import load
+
+    parts: list[Facts] = []
+    files: list[Path] = []
+    for name, (_, kind) in sorted(read_model_index(path).items()):
+        if own := _files(path / name):
+            parts.append({"part": name, "class": kind, **_numbers(own), "hash": _hash(own)})
+            files += own
+    facts: Facts = {"path": str(path), "kind": "model", "name": path.resolve().name}
+    try:
+        model = load(path)
+    except UndustError as error:
+        facts["cannot be used"] = str(error)
+    else:
+        width, height = model.size
+        facts |= {
+            "hash": model.hash,
+            "pixels": f"{width}x{height}",
+            "latent": "x".join(map(str, model.latent_shape(width, height))),
+            "process": _process(model.process, model.prediction),
+            "prediction": model.prediction,
+            "tokens": model.tokenizer.length,
+            "vocabulary": len(model.tokenizer.vocabulary),
+        }
+    return {**facts, **_numbers(files), "parts": parts}
+
+
+def _run(path: Path) -> Facts:
+    from undust.training import checkpoints
+
+    rows: list[Facts] = []
+    recipe: Facts = {}
+    for folder in sorted((path / "checkpoints").glob("step-*")):
+        try:
+            found = checkpoints.load(folder)
+            recipe = found.recipe
+            state = {"step": found.step, "state": "whole"}
+        except UndustError as error:
+            state = {"step": None, "state": str(error)}
+        rows.append({"checkpoint": folder.name, "bytes": _bytes(folder.glob("*")), **state})
+    model = path / "model"
+    return {
+        "path": str(path),
+        "kind": "training run",
+        "trains": recipe.get("kind"),
+        "steps": recipe.get("run", {}).get("steps"),
+        "model": str(model) if model.is_dir() else None,
+        "checkpoints": rows,
+    }
+
+
+def _checkpoint(path: Path) -> Facts:
+    from undust.training import checkpoints
+
+    found = checkpoints.load(path)
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    return {
+        "path": str(path),
+        "kind": "checkpoint",
+        "step": found.step,
+        "parameters": sum(tensor.numel() for tensor in found.weights.values()),
+        "bytes": _bytes(files),
+        "recipe": found.recipe,
+    }
+
+
+def _process(process: VP, prediction: str) -> str:
+    from undust.formats.scheduler import scheduler_config
+
+    config = scheduler_config(process, prediction)
+    levels = f"σ {process.sigma_min:.3g} … {process.sigma_max:.3g}"
+    return f"{config.get('beta_schedule', 'own betas')}, {process.steps} steps, {levels}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """The weights of a component; of several precisions the full one, as loading takes it."""
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    return [path for path in found if "." not in path.stem] or found
+
+
+def _numbers(files: Sequence[Path]) -> Facts:
+    """What the headers of weights files say, added up."""
+    from undust.formats.safetensors_file import header
+
+    entries = [entry for path in files for entry in header(path).tensors.values()]
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts[str(entry.dtype).removeprefix("torch.")] += math.prod(entry.shape)
+    return {
+        "tensors": len(entries),
+        "parameters": counts.total(),
+        "precision": ", ".join(name for name, _ in counts.most_common()),
+        "bytes": _bytes(files),
+    }
+
+
+def _hash(files: Sequence[Path]) -> str:
+    from undust.formats.safetensors_file import content_hash
+
+    hashes = [content_hash(path) for path in files]
+    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return whole[:DIGITS]
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def _readable(name: str, value: object) -> object:
+    """Large counts as people say them."""
+    if name == "bytes" and isinstance(value, int):
+        return f"{show.amount(value)}B"
+    return show.amount(value) if name == "parameters" and isinstance(value, int) else value
+
+
+def _table(rows: Sequence[Facts]) -> None:
+    names = list(rows[0])
+    columns = [f"{name}>" if isinstance(rows[0][name], int) else name for name in names]
+    show.table(columns, [[_readable(name, row[name]) for name in names] for row in rows])

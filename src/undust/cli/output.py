@@ -1,0 +1,112 @@
+"""Where pictures go: one file that was asked for by name, or names of ours in a folder."""
+
+from __future__ import annotations
+
+import tempfile
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from undust.errors import UndustError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from undust.generation.loop import Picture
+
+FOLDER = Path("undust-out")
+OTHERS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl"}
+SLUG = 40  # characters of the prompt in a file's name
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder, and the file in it if it was named."""
+
+    folder: Path
+    file: str | None = None
+
+    @classmethod
+    def choose(cls, out: Path | None, pictures: int) -> Output:
+        """Reads `--out`, and tries whether files can be written there; nothing is left behind.
+
+        Raises UndustError for a file's name that cannot hold the pictures and for a folder that
+        cannot be written to.
+        """
+        out = out or FOLDER
+        suffix = "" if out.is_dir() else out.suffix.lower()
+        if suffix in OTHERS:
+            raise UndustError(
+                f"--out {out}: pictures are written as PNG, which holds their recipe; "
+                f"{out.with_suffix('.png')} would be"
+            )
+        if suffix == ".png" and pictures > 1:
+            raise UndustError(
+                f"--out {out}: {pictures} pictures do not go into one file; give a folder, "
+                f"such as {out.with_suffix('')}"
+            )
+        chosen = cls(out.parent, out.name) if suffix == ".png" else cls(out)
+        try_writing(chosen.folder)
+        return chosen
+
+    def save(self, picture: Picture) -> Path:
+        """Writes a picture; in a folder it never replaces another one."""
+        recipe = picture.recipe
+        return picture.save(self._place(f"{slug(recipe.prompt)}-{recipe.seed}"))
+
+    def save_sheet(self, sheet: Image.Image) -> Path:
+        """Writes the contact sheet of the pictures."""
+        from undust.formats.files import atomic
+
+        path = self._place("contact-sheet")
+        with atomic(path) as temporary:
+            sheet.save(temporary, "PNG")
+        return path
+
+    def _place(self, stem: str) -> Path:
+        make(self.folder)
+        if self.file:
+            return self.folder / self.file
+        path, count = self.folder / f"{stem}.png", 1
+        while path.exists():
+            count += 1
+            path = self.folder / f"{stem}-{count}.png"
+        return path
+
+
+def slug(prompt: str) -> str:
+    """The prompt's letters and digits, of any language, as a file's name: "a-smiling-cat"."""
+    letters = (
+        c if unicodedata.category(c)[0] in "LMN" else " "
+        for c in unicodedata.normalize("NFC", prompt)
+    )
+    words = "-".join("".join(letters).split())
+    if len(words) > SLUG:
+        words = words[: SLUG + 1].rpartition("-")[0] or words[:SLUG]
+    return words or "picture"
+
+
+def make(folder: Path) -> None:
+    """Makes the folder and those above it. Raises UndustError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UndustError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def try_writing(folder: Path) -> None:
+    """Writes and removes a little file in the folder, or where the folder would be made.
+
+    Raises UndustError if that fails: better now than after the work is done.
+    """
+    there = folder.absolute()
+    try:
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise UndustError(f"cannot write to {folder}: {there} is a file")
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise UndustError(f"cannot write to {folder}: {error.strerror}") from error

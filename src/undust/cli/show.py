@@ -1,0 +1,193 @@
+"""What people see: tables, progress and lines; plain text where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Protocol, Self
+
+import typer
+from rich import box, progress
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 200  # characters of a line where no terminal says how wide it is
+PLAIN_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that leaves pipes and files unwrapped and uncoloured."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH)
+
+
+def clean(text: object) -> str:
+    """The text in one line, without the control characters that could steer a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", " ".join(str(text).split()))
+
+
+def note(message: str) -> None:
+    """A line for the person at the keyboard: on stderr, with the program's name."""
+    typer.echo(f"undust: {clean(message)}", err=True)
+
+
+def summary(message: str) -> None:
+    """A line on stderr about what was done."""
+    typer.echo(clean(message), err=True)
+
+
+def line(text: object) -> None:
+    """A line of the result, on stdout."""
+    typer.echo(clean(text))
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """The value as JSON, in one line unless indented."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under their columns; a column whose name ends in ">" is aligned to the right."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        shown.add_column(
+            column.rstrip(">"),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
+    for row in rows:
+        shown.add_row(*(Text(clean(cell)) for cell in row))
+    console().print(shown)
+
+
+def facts(values: Mapping[str, object]) -> None:
+    """Names and values in two columns; what is None is left out."""
+    shown = Table.grid(padding=(0, 2))
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in values.items():
+        if value is not None:
+            shown.add_row(Text(clean(name)), Text(clean(value)))
+    console().print(shown)
+
+
+def amount(number: float) -> str:
+    """A count as people say it: 512, 21.3 K, 860 M."""
+    for unit in ("", " K", " M", " G"):
+        if number < 999.5 or unit == " G":
+            break
+        number /= 1000
+    return f"{number:.3g}{unit}"
+
+
+def seconds(number: float) -> str:
+    """A time span: 1.3 s, 4:05, 2:10:00."""
+    if number < 60:
+        return f"{number:.1f} s"
+    minutes, rest = divmod(round(number), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Settings(Protocol):
+    """What recipes and reports both tell of how pictures were painted."""
+
+    steps: int
+    sampler: str
+    schedule: str
+    guidance: float
+    model: str
+    model_hash: str
+
+
+def settings(made: Settings) -> str:
+    """How pictures were painted, in a few words."""
+    steps = "1 step" if made.steps == 1 else f"{made.steps} steps"
+    return (
+        f"{steps} of {made.sampler} ({made.schedule}), guidance {made.guidance:g}, "
+        f"model {made.model} {made.model_hash}"
+    )
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+class Progress:
+    """A bar on stderr, or now and then a line where stderr is no terminal."""
+
+    def __init__(self, total: int, unit: str, start: int = 0) -> None:
+        self.total, self.unit, self.start = total, unit, start
+        self._began = self._said = time.monotonic()
+        self._bar: progress.Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn(unit),
+                progress.TimeRemainingColumn(elapsed_when_finished=True),
+                console=console(stderr=True),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._task = self._bar.add_task("", total=total, completed=start)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, text: str) -> None:
+        """`done` of the total is done; `text` says what is under way."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, description=clean(text))
+            return
+        now = time.monotonic()
+        if done < self.total and now - self._said < PLAIN_EVERY:
+            return
+        self._said = now
+        left = (now - self._began) * (self.total - done) / max(1, done - self.start)
+        rest = f", {seconds(left)} left" if done < self.total else ""
+        summary(f"{done}/{self.total} {self.unit}{rest}: {text}")
+
+    def line(self, text: str) -> None:
+        """A line of the result on stdout, which the bar makes room for."""
+        if self._bar:
+            self._bar.stop()
+        typer.echo(text)
+        if self._bar:
+            self._bar.start()
+
+
+@contextmanager
+def counted(unit: str, text: str) -> Generator[Callable[[int, int], None]]:
+    """Gives the `observe(done, total)` that library calls take; its first call begins the bar."""
+    with ExitStack() as stack:
+        bar: Progress | None = None
+
+        def observe(done: int, total: int) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(Progress(total, unit))
+            bar.update(done, text)
+
+        yield observe

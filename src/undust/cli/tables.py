@@ -1,0 +1,56 @@
+"""`undust models`, `undust samplers` and `undust schedules`: what there is to choose from."""
+
+from __future__ import annotations
+
+import inspect
+
+from undust.cli import show
+
+
+def models() -> None:
+    """List the models that come with undust."""
+    from undust.cli.inspect import describe
+    from undust.model import BUILT_IN, built_in
+
+    rows: list[list[object]] = []
+    for name in built_in():
+        facts = describe(BUILT_IN / name)
+        rows.append(
+            [
+                name,
+                facts["pixels"],
+                show.amount(facts["parameters"]),
+                facts["precision"],
+                facts["hash"],
+            ]
+        )
+    if not rows:
+        show.note("no models come with this copy; --model takes a diffusers folder")
+        return
+    show.table(["name", "pictures", "parameters>", "precision", "hash"], rows)
+
+
+def samplers() -> None:
+    """List the samplers: how to step from dust to picture."""
+    from undust.diffusion.samplers import SAMPLERS
+
+    show.table(
+        ["name", "order>", "fresh noise", "what it is"],
+        [
+            [name, sampler.order, "yes" if sampler.stochastic else "no", sampler.summary]
+            for name, sampler in sorted(SAMPLERS.items())
+        ],
+    )
+
+
+def schedules() -> None:
+    """List the schedules: which levels of noise the steps visit."""
+    from undust.diffusion.schedules import SCHEDULES
+
+    show.table(
+        ["name", "what it is"],
+        [
+            [name, (inspect.getdoc(schedule) or "").partition("\n")[0]]
+            for name, schedule in sorted(SCHEDULES.items())
+        ],
+    )

@@ -1,0 +1,75 @@
+"""`undust train`: a recipe's training run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undust.cli import show
+from undust.cli.output import make, try_writing
+
+RUNS = Path("runs")
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to train, and how.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: run.steps=100. Often."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/RECIPE]"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
+    ] = False,
+) -> None:
+    """Train a first stage, or a diffusion model on its latents."""
+    from undust.training import recipes
+
+    read = recipes.read(recipe, changes or ())
+    out = out or RUNS / recipe.stem
+    try_writing(out)
+    again = ["undust", "train", str(recipe), "--out", str(out), "--resume"]
+    again += [part for change in changes or () for part in ("--set", change)]
+    go_on = f"go on with: {shlex.join(again)}"
+    try:
+        from undust.training.loop import Progress
+        from undust.training.run import prepare
+
+        make(out)
+        show.summary(f"reading {read.data.folder}")
+        trainer, refused = prepare(read, out, resume=resume)
+        for sentence in refused:
+            show.note(f"passed over: {sentence}")
+        size = sum(parameter.numel() for parameter in trainer.parameters.values())
+        show.summary(
+            f"{read.kind}: {show.amount(size)} parameters, "
+            f"steps {trainer.step + 1} to {read.run.steps} of {read.run.batch} samples, in {out}"
+        )
+        with show.Progress(read.run.steps, "steps", trainer.step) as bar:
+            rate = 0.0
+
+            def observe(progress: Progress) -> None:
+                nonlocal rate
+                now = read.run.batch / progress.seconds
+                rate = now if not rate else 0.9 * rate + 0.1 * now
+                loss = progress.losses["loss"]
+                bar.update(progress.step, f"loss {loss:.4f}, {show.amount(rate)} samples/s")
+
+            finished = trainer.train(observe)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; what was not saved is lost; {go_on}") from None
+    if not finished:
+        raise KeyboardInterrupt(f"stopped and saved at step {trainer.step}; {go_on}")
+    model = out / "model"
+    show.line(model)
+    show.summary(
+        f"paint with it: undust generate 'a smiling cat' --model {shlex.quote(str(model))}"
+        if read.kind == "diffusion"
+        else f'train on its latents: a diffusion recipe with first_stage = "{model}"'
+    )

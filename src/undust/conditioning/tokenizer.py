@@ -1,0 +1,130 @@
+"""Prompts to token numbers: CLIP's byte-pair encoding (Radford et al. 2021), in any language.
+
+Text is lower-cased, split into words, written as bytes and merged pair by pair; the last piece of
+a word ends in "</w>". The vocabulary is a file pair that CLIPTokenizer of transformers reads too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Engine
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+
+from undust.errors import UndustError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary and its merges, in order; every prompt becomes `length` tokens.
+
+    vocabulary: piece → number, with the two ends; merges: pairs, the earliest learnt first.
+    Raises UndustError when the ends are missing or a merge makes a piece that has no number.
+    """
+
+    vocabulary: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    length: int = 77
+
+    def __post_init__(self) -> None:
+        for end in (START, END):
+            if end not in self.vocabulary:
+                raise UndustError(f"the tokenizer's vocabulary lacks {end}")
+        for left, right in self.merges:
+            if not {left, right, left + right} <= self.vocabulary.keys():
+                raise UndustError(f"the tokenizer merges '{left} {right}' outside its vocabulary")
+
+    @cached_property
+    def _engine(self) -> Engine:
+        engine = _engine(
+            BPE(
+                vocab=dict(self.vocabulary),
+                merges=list(self.merges),
+                end_of_word_suffix=WORD_END,
+                continuing_subword_prefix="",
+                fuse_unk=False,
+                unk_token=END,
+            )
+        )
+        engine.add_special_tokens([START, END])  # in a prompt they are the ends, not words
+        return engine
+
+    def pieces(self, prompt: str) -> list[str]:
+        """The prompt's tokens as text, without the two ends."""
+        return self._engine.encode(prompt).tokens
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Token numbers [B, length]: start, the prompt, end, and the end again as padding.
+
+        A prompt that is too long loses its last tokens; `overflow` tells which.
+        """
+        start, end = self.vocabulary[START], self.vocabulary[END]
+        rows: list[list[int]] = []
+        for encoding in self._engine.encode_batch(list(prompts)):
+            ids = [start, *encoding.ids[: self.length - 2]]
+            rows.append(ids + [end] * (self.length - len(ids)))
+        return torch.tensor(rows, dtype=torch.long)
+
+    def overflow(self, prompt: str) -> str:
+        """The end of the prompt that does not fit in `length` tokens; empty when all of it does."""
+        offsets = self._engine.encode(prompt).offsets[self.length - 2 :]
+        return prompt[offsets[0][0] :] if offsets else ""
+
+
+def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
+    """A tokenizer of at most `size` entries learnt from captions.
+
+    All 256 bytes are in it, in the middle and at the end of a word, so that any text of any
+    language has tokens.
+    """
+    engine = _engine(BPE(end_of_word_suffix=WORD_END, continuing_subword_prefix=""))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [letter + WORD_END for letter in alphabet]
+    trainer = BpeTrainer(
+        vocab_size=size - 2,
+        initial_alphabet=alphabet,
+        # Named first, they have the same numbers every time; the trainer would number them in the
+        # order in which it meets them, which is by chance, and settles ties by these numbers.
+        special_tokens=ends,
+        end_of_word_suffix=WORD_END,
+        continuing_subword_prefix="",
+        show_progress=False,
+    )
+    engine.train_from_iterator(captions, trainer)
+    learnt = engine.get_vocab()
+    pieces = sorted(learnt, key=learnt.__getitem__)
+    merged = _merges(engine)
+    ordered = [*alphabet, *ends, *(p for p in pieces if p not in {*alphabet, *ends}), START, END]
+    return Tokenizer({piece: number for number, piece in enumerate(ordered)}, merged, length)
+
+
+def _engine(model: BPE) -> Engine:
+    engine = Engine(model)
+    engine.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return engine
+
+
+def _merges(engine: Engine) -> list[tuple[str, str]]:
+    """The merges in the engine's own serialisation, the only place that tells them."""
+    import json
+
+    merges: list[list[str]] = json.loads(engine.to_str())["model"]["merges"]
+    return [(left, right) for left, right in merges]

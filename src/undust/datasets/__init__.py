@@ -1,0 +1,1 @@
+"""Data sets on the disk: the folder convention that training reads, and builders that write it."""

@@ -1,0 +1,271 @@
+"""The example data set: every emoji drawn from the system's font, with its names in many languages.
+
+The pictures come from Noto Color Emoji (SIL Open Font License 1.1), the names from the Unicode
+CLDR as the package `emoji` carries them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, features
+
+from undust.datasets import image_folder
+from undust.errors import UndustError
+
+_FONT = "NotoColorEmoji.ttf"
+_FONT_SIZE = 109  # the one size of the font's bitmaps, 136 by 128 pixels
+_CANVAS = 144  # the bitmap and a margin of 4 pixels, before it is resized
+_TONES = ("🏻", "🏼", "🏽", "🏾", "🏿")
+_HAIR = ("🦰", "🦱", "🦳", "🦲")
+_PEOPLE = ("👨", "👩", "🧑", "👦", "👧", "🧒")
+_LISTS = ("💏", "💑", "👪")  # "kiss", "couple with heart", "family": a list of people follows
+_LOOKS = (*_TONES, *_HAIR)
+_Words = Mapping[str, Sequence[str]]
+_MORE_LOOKS: _Words = {"en": ("blond hair", "beard")}  # no emoji of their own
+_MORE_PEOPLE: _Words = {"en": ("adult", "child"), "ko": ("성인", "아이", "남자 아이", "여자 아이")}
+_FLAG = {"en": "flag", "zh": "旗"}  # the others write the word before each region
+_VARIATION, _JOINER = "\ufe0f", "\u200d"
+
+
+def build(
+    folder: Path | str,
+    size: int = 64,
+    progress: Callable[[int, int], object] | None = None,
+    only: Iterable[str] | None = None,
+) -> int:
+    """Draw every emoji the font has as a `size` by `size` PNG, write the metadata, and count them.
+
+    Each call makes the same bytes, so one that was stopped is simply called again.
+    `progress(done, total)` is called after each picture; `only` names the emoji of a smaller set.
+    A folder that holds anything but an earlier build of this size, an unknown emoji in `only`, and
+    a missing font, package or Raqm raise `UndustError`.
+    """
+    if not 8 <= size <= 1024:
+        raise UndustError(f"emoji of {size} pixels cannot be drawn; 8 to 1024 can")
+    folder, artist, names = Path(folder), Artist(), Names()
+    wanted = set(names) if only is None else set(only)
+    for text in sorted(wanted.difference(names)):
+        raise UndustError(f"{text!r} ({code_points(text)}) is no fully qualified emoji")
+    rows = {text: names.row(text) for text in sorted(wanted) if artist.can_draw(text)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_strangers(folder, size, {row["file_name"] for row in rows.values()})
+        for done, (text, row) in enumerate(rows.items(), 1):
+            _save(artist.draw(text, size), folder / row["file_name"])
+            if progress:
+                progress(done, len(rows))
+    except OSError as error:
+        raise UndustError(f"cannot build the data set in {folder}: {error}") from error
+    image_folder.write(folder, rows.values())
+    return len(rows)
+
+
+class Artist:
+    """Draws emoji from the bitmaps of Noto Color Emoji."""
+
+    def __init__(self) -> None:
+        if not features.check("raqm"):
+            raise UndustError(
+                "this Pillow lacks Raqm, which joins emoji sequences; "
+                "`pip install --force-reinstall Pillow` gets a build that has it"
+            )
+        path = find_font()
+        try:
+            self._font = ImageFont.truetype(path, _FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
+        except OSError as error:
+            raise UndustError(
+                f"{path} has no colour bitmaps of size {_FONT_SIZE} ({error}); "
+                "Debian's fonts-noto-color-emoji has"
+            ) from error
+        self._advance = self._font.getlength("😀")
+        self._unknown_flag = self._bitmap("🇽🇽").tobytes()  # a white flag with a question mark
+        if not self.can_draw("😀"):
+            raise UndustError(f"{path} has no colour bitmaps; Debian's fonts-noto-color-emoji has")
+
+    def can_draw(self, text: str) -> bool:
+        """Whether the font has `text` as one glyph with something in it.
+
+        A sequence that the font does not know falls apart into several glyphs, side by side; a
+        character that it does not know is an empty one, a region a flag with a question mark.
+        """
+        if self._font.getlength(text) != self._advance:
+            return False
+        bitmap = self._bitmap(text)
+        return bitmap.getbbox() is not None and bitmap.tobytes() != self._unknown_flag
+
+    def draw(self, text: str, size: int) -> Image.Image:
+        """One emoji in the middle of a white RGB square, `size` pixels a side."""
+        bitmap = self._bitmap(text)
+        ink = bitmap.crop(bitmap.getbbox())
+        corner = ((_CANVAS - ink.width) // 2, (_CANVAS - ink.height) // 2)
+        picture = Image.new("RGBA", (_CANVAS, _CANVAS), "white")
+        picture.alpha_composite(ink, corner)
+        return picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+
+    def _bitmap(self, text: str) -> Image.Image:
+        bitmap = Image.new("RGBA", (_CANVAS, _CANVAS))
+        ImageDraw.Draw(bitmap).text((0, 0), text, font=self._font, embedded_color=True)
+        return bitmap
+
+
+def find_font() -> Path:
+    """The path of Noto Color Emoji in the folders where systems keep fonts, else `UndustError`."""
+    home = Path.home()
+    data = [os.environ.get("XDG_DATA_HOME") or home / ".local/share"]
+    data += (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":")
+    folders = [Path(folder) / "fonts" for folder in data]
+    folders += [home / ".fonts", home / "Library/Fonts", Path("/Library/Fonts")]
+    for folder in folders:
+        for path in sorted(folder.rglob(_FONT)):
+            return path
+    raise UndustError(
+        f"the font {_FONT} is not installed; `apt install fonts-noto-color-emoji` "
+        "(or the Noto Color Emoji package of your system) brings it"
+    )
+
+
+class Names:
+    """The fully qualified emoji and what people call them in each language."""
+
+    def __init__(self) -> None:
+        try:
+            import emoji
+        except ImportError as error:
+            raise UndustError(
+                "the package emoji is not installed; `pip install undust[data]` brings it"
+            ) from error
+        self.languages: list[str] = list(emoji.LANGUAGES)
+        for language in self.languages:
+            emoji.config.load_language(language)
+        self._data: dict[str, dict[str, Any]] = emoji.EMOJI_DATA
+        qualified = emoji.STATUS["fully_qualified"]
+        self._emoji = sorted(e for e, data in self._data.items() if data["status"] == qualified)
+        self._qualified = {e.replace(_VARIATION, ""): e for e in self._emoji}
+        self._looks = {lang: self._all(lang, _LOOKS, _MORE_LOOKS) for lang in self.languages}
+        self._people = {lang: self._all(lang, _PEOPLE, _MORE_PEOPLE) for lang in self.languages}
+
+    def __iter__(self) -> Iterator[str]:
+        """Every fully qualified emoji, in the order of its code points."""
+        return iter(self._emoji)
+
+    def row(self, text: str) -> dict[str, str]:
+        """The line of metadata.jsonl for one emoji."""
+        captions = {
+            "text" if language == "en" else f"text_{language}": self.caption(text, language)
+            for language in self.languages
+        }
+        return {
+            "file_name": "-".join(f"{ord(c):x}" for c in text) + ".png",
+            **captions,
+            "concept": self.concept(text),
+            "code_points": code_points(text),
+            "split": "test" if is_held_out(text) else "train",
+        }
+
+    def concept(self, text: str) -> str:
+        """The emoji without skin tones: what its variants have in common."""
+        plain = "".join(c for c in text if c not in _TONES)
+        return self._qualified.get(plain.replace(_VARIATION, ""), plain)
+
+    def caption(self, text: str, language: str) -> str:
+        """The name as CLDR writes it, such as "person: medium-dark skin tone, red hair".
+
+        The package flattens it to ":person_medium-dark_skin_tone_red_hair:"; what follows the
+        colon is found again by the language's names for skin tones, hair and people.
+        """
+        name = self._name(text, language)
+        if _is_flag(text):
+            head = _FLAG.get(language) or self._name("🇰🇷", language).partition(" ")[0]
+            return f"{head}: {name.removeprefix(head).strip()}"
+        if text[-1] == "\u20e3" or text == "🔟":
+            return ": ".join(name.rsplit(" ", 1))
+        colon = self._list_start(text, name, language)
+        if not colon:
+            return name
+        item = _any_of(self._looks[language] + self._people[language])
+        items = re.sub(rf"({item})[ ,]*(?={item})", r"\1, ", name[colon:])
+        return f"{name[:colon].rstrip(' ,')}: {items}"
+
+    def _list_start(self, text: str, name: str, language: str) -> int:
+        """Where in a name the list of people or looks begins; 0 if there is none."""
+        if _JOINER in text:
+            for head in (self._name(group, language) + " " for group in _LISTS):
+                if name.startswith(head):
+                    return len(head)
+        if any(part in text for part in (*_LOOKS, "👱", "🧔")):
+            first = re.search(_any_of(self._looks[language]), name)
+            return first.start() if first else 0
+        return 0
+
+    def _name(self, text: str, language: str) -> str:
+        flat = str(self._data[text][language]).strip(":")
+        return " ".join(flat.replace("_", " ").split())
+
+    def _all(self, language: str, emoji: Sequence[str], more: _Words) -> list[str]:
+        return [*(self._name(e, language) for e in emoji), *more.get(language, ())]
+
+
+def _any_of(words: Iterable[str]) -> str:
+    longest_first = sorted(words, key=len, reverse=True)
+    return f"(?>{'|'.join(map(re.escape, longest_first))})"
+
+
+def code_points(text: str) -> str:
+    """The characters in Unicode's notation, such as "U+1F9D1 U+1F3FD"."""
+    return " ".join(f"U+{ord(c):04X}" for c in text)
+
+
+def is_held_out(text: str) -> bool:
+    """Whether an emoji is kept from training: a tenth of those with a skin tone.
+
+    A model that knows the emoji and knows the tones has to put the two together by itself.
+    """
+    digest = hashlib.sha256(code_points(text).encode()).hexdigest()
+    return any(tone in text for tone in _TONES) and int(digest, 16) % 10 == 0
+
+
+def _is_flag(text: str) -> bool:
+    """Of a region (two regional indicators) or a part of one (a black flag with tags)."""
+    return "🇦" <= text[0] <= "🇿" or (text[0] == "🏴" and text[-1] == "\U000e007f")
+
+
+def _refuse_strangers(folder: Path, size: int, expected: set[str]) -> None:
+    """Refuse a folder with anything in it but an earlier build of the same size."""
+    left_by_a_stop = {str(Path(name).with_suffix(".tmp")) for name in expected} | {"metadata.tmp"}
+    for path in sorted(folder.iterdir()):
+        if path.name == image_folder.METADATA:
+            listed = re.findall(r'"file_name": "([^"]*)"', path.read_text("utf-8", "replace"))
+            ours = bool(listed) and expected.issuperset(listed)
+        else:
+            ours = path.name in expected or path.name in left_by_a_stop
+        if not ours:
+            raise UndustError(
+                f"{folder} holds {path.name}, which is not of this data set; name an empty folder"
+            )
+        if path.suffix == ".png" and _width(path) not in (None, size):
+            raise UndustError(
+                f"{folder} holds emoji of {_width(path)} pixels; name another folder for {size}"
+            )
+
+
+def _width(path: Path) -> int | None:
+    try:
+        with Image.open(path) as picture:
+            return picture.width
+    except OSError:  # broken, to be drawn again
+        return None
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        picture.save(temporary, "PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion in the coordinates x = x0 + σ·n; imports torch alone."""

@@ -1,0 +1,53 @@
+"""The one question everything hangs on: what is under the dust?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from undust.diffusion.prediction import Prediction
+from undust.diffusion.process import VP
+
+
+class Condition(Protocol):
+    """What a batch of pictures is asked to show; one entry for each picture."""
+
+    def __len__(self) -> int: ...
+
+    def concat(self, other: Self) -> Self:
+        """The entries of both, one after the other."""
+        ...
+
+
+C = TypeVar("C", bound=Condition)
+C_contra = TypeVar("C_contra", bound=Condition, contravariant=True)
+
+
+class Denoiser(Protocol[C_contra]):
+    """What stands for a model everywhere else: x = x0 + σ·n goes in, x0 comes out."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: C_contra, /) -> Tensor:
+        """The clean pictures [B, …] under x [B, …], given σ [B] and a condition of length B."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser(Generic[C]):
+    """A trained network as a denoiser: the μ_t of seed 001, eq. 5, and its score is (μ_t − x)/σ².
+
+    network: (x scaled to variance 1 [B, …], time step [B] float32, cond) -> output like x.
+    """
+
+    network: Callable[[Tensor, Tensor, C], Tensor]
+    process: VP
+    prediction: Prediction
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: C, /) -> Tensor:
+        """The clean pictures [B, …] under x [B, …], in x's precision or that of sigma [B]."""
+        level = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        timestep = self.process.timestep(sigma).float()
+        output = self.network(x * self.process.input_scale(level), timestep, cond)
+        return self.prediction.to_x0(output, x, level)

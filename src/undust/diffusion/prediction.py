@@ -1,0 +1,50 @@
+"""What a network's output means, and how to read the clean picture from it.
+
+Each is x0 = skip(σ)·x + scale(σ)·output (c_skip and c_out in Karras et al. 2022, eq. 7), so they
+differ in two coefficients and in what training compares the output with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.registry import Registry
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One meaning of the output; σ broadcasts against x: [B,1,1,1] with [B,C,H,W]."""
+
+    skip: Callable[[Tensor], Tensor]
+    scale: Callable[[Tensor], Tensor]
+    target: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """target(x0, noise, σ): the output that a perfect network would give for x = x0 + σ·noise."""
+
+    def to_x0(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """The clean picture that `output` stands for, given x = x0 + σ·n [B, …]."""
+        return self.skip(sigma) * x + self.scale(sigma) * output
+
+
+PREDICTIONS: Registry[Prediction] = Registry("prediction")
+# The noise itself (Ho et al. 2020, eq. 14).
+PREDICTIONS["epsilon"] = Prediction(
+    skip=torch.ones_like,
+    scale=torch.neg,
+    target=lambda _x0, noise, _sigma: noise,
+)
+# The clean picture itself.
+PREDICTIONS["sample"] = Prediction(
+    skip=torch.zeros_like,
+    scale=torch.ones_like,
+    target=lambda x0, _noise, _sigma: x0,
+)
+# v = α·n − β·x0 with α = 1/√(1+σ²) and β = σ/√(1+σ²) (Salimans & Ho 2022, appendix D).
+PREDICTIONS["v_prediction"] = Prediction(
+    skip=lambda sigma: 1 / (1 + sigma**2),
+    scale=lambda sigma: -sigma * (1 + sigma**2).rsqrt(),
+    target=lambda x0, noise, sigma: (noise - sigma * x0) * (1 + sigma**2).rsqrt(),
+)

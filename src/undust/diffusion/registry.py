@@ -1,0 +1,20 @@
+"""A dictionary of named parts that answers a wrong name with the nearest right one."""
+
+from __future__ import annotations
+
+from typing import NoReturn, TypeVar
+
+from undust.errors import unknown
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """name -> part; `registry[name]` raises UndustError with a suggestion for a name it lacks."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise unknown(self.kind, name, self)

@@ -1,0 +1,92 @@
+"""Euler's method, plain and with fresh noise: four published samplers that are one step.
+
+In the coordinate x = x0 + σ·n the clean estimate pulls x along a straight line, so a step from σ
+to a lower level is exact for as long as the estimate holds. A stochastic step goes lower than it is
+asked to and fills up with new noise: σ_next² = down² + up².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor
+
+from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.errors import UndustError
+
+Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(σ, σ_next) -> (down, up): the level stepped to, and the strength of the noise added there."""
+
+
+def toward(x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Euler's step along seed 001, eq. 6: dx = (x − x0)/σ dσ from σ to σ_next; x0 itself at 0."""
+    return x0 + (sigma_next / sigma) * (x - x0)
+
+
+def _posterior(sigma: Tensor, sigma_next: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The split of Song et al. 2021a, eq. 16; with η = 1 that of q(x_next | x, x0) itself."""
+    up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
+    return (sigma_next**2 - up**2).sqrt(), up
+
+
+def _forward(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+    """The posterior's mean with the forward step's own variance β (Ho et al. 2020, §3.2).
+
+    β = 1 − ᾱ/ᾱ_next, divided by ᾱ_next = 1/(1 + σ_next²) to come into this coordinate.
+    """
+    down, _ = _posterior(sigma, sigma_next)
+    beta = (sigma**2 - sigma_next**2) / (1 + sigma**2)
+    return down, (beta * (1 + sigma_next**2)).sqrt()
+
+
+def _walk(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, split: Split
+) -> Iterator[Step]:
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        down, up = split(sigma, sigma_next)
+        x = toward(x, x0, sigma, down)
+        if sigma_next > 0 and up > 0:
+            x = x + up * noise(sigma, sigma_next)
+        yield Step(index, sigma_next, x, x0)
+
+
+def _with_eta(eta: float) -> Split:
+    if not 0 <= eta <= 1:
+        raise UndustError(f"eta: {eta} is outside 0 (no fresh noise) … 1 (as much as there can be)")
+    return partial(_posterior, eta=eta)
+
+
+@sampler("euler", order=1)
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """Euler's method (Karras et al. 2022, algorithm 1 without its second half)."""
+    return _walk(denoise, x, sigmas, noise, _with_eta(0.0))
+
+
+@sampler("ddim", order=1)
+def ddim(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 0.0
+) -> Iterator[Step]:
+    """Euler's method under its first name, with as much noise as eta says (Song et al. 2021a)."""
+    return _walk(denoise, x, sigmas, noise, _with_eta(eta))
+
+
+@sampler("euler-ancestral", order=1, stochastic=True)
+def euler_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
+) -> Iterator[Step]:
+    """Euler's method with fresh noise, as k-diffusion names it: ddim with eta 1."""
+    return _walk(denoise, x, sigmas, noise, _with_eta(eta))
+
+
+@sampler("ddpm", order=1, stochastic=True)
+def ddpm(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, variance: str = "small"
+) -> Iterator[Step]:
+    """What diffusion began with (Ho et al. 2020, algorithm 2); variance "small" or "large"."""
+    splits: dict[str, Split] = {"small": _posterior, "large": _forward}
+    if variance not in splits:
+        raise UndustError(f"variance: '{variance}' is neither 'small' nor 'large'")
+    return _walk(denoise, x, sigmas, noise, splits[variance])

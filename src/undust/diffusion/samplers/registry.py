@@ -1,0 +1,113 @@
+"""What a sampler is, and the chores that all of them share.
+
+A sampler is a generator function (denoise, x, sigmas, noise, **options) that yields one Step after
+another. It solves seed 001, eq. 6, dx = (x − μ)/σ dσ, where μ is the denoiser's answer, or a
+stochastic equation with the same distribution at every σ.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.registry import Registry
+from undust.errors import UndustError, unknown
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x [B, …], σ) -> x0 [B, …]; σ is [B] to the outside, a single number inside a sampler."""
+
+Noise = Callable[[Tensor, Tensor], Tensor]
+"""(σ, σ_next) -> unit normal numbers like x."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a sampler.
+
+    index: counts from 0; sigma: the level reached, sigmas[index + 1], float64 without dimensions;
+    x: the latent at that level [B, …]; x0: the clean estimate that the step was made with [B, …].
+    """
+
+    index: int
+    sigma: Tensor
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A registered sampler; called with a list of σ it gives an iterator of as many steps less one.
+
+    order: the power of the step size with which the error falls; stochastic: whether it draws noise
+    unless an option says otherwise.
+    """
+
+    name: str
+    order: int
+    stochastic: bool
+    steps: Callable[..., Iterator[Step]]
+
+    @cached_property
+    def summary(self) -> str:
+        """What it is, in one line."""
+        return (inspect.getdoc(self.steps) or "").partition("\n")[0]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The options it takes, with their defaults."""
+        parameters = inspect.signature(self.steps).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
+    ) -> Iterator[Step]:
+        """Samples from x [B, …] at level sigmas[0] to sigmas[-1], in float32 or finer.
+
+        sigmas: strictly falling, finite, only the last one may be 0. Raises UndustError at once for
+        other sigmas and for options it does not have.
+        """
+        for option in options.keys() - self.options.keys():
+            raise unknown(f"option of sampler {self.name}", option, self.options)
+        sigmas = _checked(sigmas)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+
+        def denoise_batch(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoise(x, sigma.to(x).expand(len(x)))
+
+        def noise_like(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+            return noise(sigma, sigma_next).to(x)
+
+        return self.steps(denoise_batch, x, sigmas, noise_like, **options)
+
+
+def _checked(sigmas: Tensor) -> Tensor:
+    """The levels as float64 on the CPU, where their arithmetic costs no waiting for a device."""
+    sigmas = sigmas.detach().to("cpu", torch.float64)
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise UndustError(f"sigmas: a list of two or more is needed, not shape {[*sigmas.shape]}")
+    if not bool(sigmas.isfinite().all() and (sigmas.diff() < 0).all() and sigmas[-1] >= 0):
+        raise UndustError(
+            "sigmas: every one has to be finite, lower than the one before and not below 0"
+        )
+    return sigmas
+
+
+SAMPLERS: Registry[Sampler] = Registry("sampler")
+
+
+def sampler(
+    name: str, *, order: int, stochastic: bool = False
+) -> Callable[[Callable[..., Iterator[Step]]], Sampler]:
+    """Registers a generator function; its keyword-only arguments become the sampler's options."""
+
+    def register(steps: Callable[..., Iterator[Step]]) -> Sampler:
+        SAMPLERS[name] = Sampler(name, order, stochastic, steps)
+        return SAMPLERS[name]
+
+    return register

@@ -1,0 +1,55 @@
+"""What a picture loses on the way through the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from undust.datasets.image_folder import open_picture
+from undust.evaluation.metrics import psnr, ssim
+from undust.networks.autoencoder import Autoencoder
+from undust.pictures import from_image
+
+TOGETHER = 4 * 512 * 512  # pixels encoded in one batch
+
+
+class Reconstruction(BaseModel):
+    """Mean PSNR (dB) and mean SSIM of pictures against what the first stage makes of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pictures: int
+    psnr: float
+    ssim: float
+
+
+@torch.inference_mode()
+def reconstruct(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] in [-1, 1] to their most likely latents and back, float32, clipped."""
+    like = autoencoder.last_layer
+    latents = autoencoder.encode(pictures.to(like)).mode()
+    return autoencoder.decode(latents).float().cpu().clamp(-1, 1)
+
+
+def measure(
+    autoencoder: Autoencoder, paths: Sequence[Path], size: tuple[int, int]
+) -> Reconstruction:
+    """The figures over pictures read at `size` (width, height), each picture counting the same."""
+    together = max(1, TOGETHER // (size[0] * size[1]))
+    ratios: list[Tensor] = []
+    likenesses: list[Tensor] = []
+    for start in range(0, len(paths), together):
+        part = paths[start : start + together]
+        x = torch.stack([from_image(open_picture(path), size) for path in part]) / 127.5 - 1
+        y = reconstruct(autoencoder, x)
+        ratios.append(psnr(x, y))
+        likenesses.append(ssim(x, y))
+    return Reconstruction(
+        pictures=len(paths),
+        psnr=float(torch.cat(ratios).mean()),
+        ssim=float(torch.cat(likenesses).mean()),
+    )

@@ -1,0 +1,211 @@
+"""A model's figures on a data set, as `undust evaluate` shows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from undust.datasets import image_folder
+from undust.datasets.image_folder import Sample
+from undust.diffusion.noise import uniform
+from undust.errors import UndustError
+from undust.evaluation.first_stage import Reconstruction, measure
+from undust.evaluation.recall import NEARNESS, Gallery
+from undust.generation import loop
+from undust.generation.recipe import Recipe
+from undust.model import LatentDiffusion
+from undust.pictures import from_image
+
+LANGUAGES = ("text", "text_ko")  # caption fields that training captions are drawn from, in turn
+
+
+class Recall(BaseModel):
+    """Shares of the captions whose own picture is the nearest, or among the five nearest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    captions: int
+    top1: float
+    top5: float
+
+
+class Report(BaseModel):
+    """What was found, and everything that it depends on.
+
+    `pictures` is the number of distinct ones to tell apart. `recall` has "training captions" and
+    "held-out captions", and each by its caption fields if there are several ("training captions,
+    text_ko"). `first_stage` is measured on the pictures that `first_stage_on` names.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    model_hash: str
+    data: str
+    pictures: int
+    recall: dict[str, Recall]
+    nearness: str
+    first_stage: Reconstruction
+    first_stage_on: str
+    steps: int
+    guidance: float
+    sampler: str
+    schedule: str
+    seed: int
+    seconds: float
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """A table for people: what was measured, the figure, and on how much."""
+        rows: list[tuple[str, str, str]] = []
+        for asked, recall in self.recall.items():
+            of = f"{recall.captions} captions among {self.pictures} pictures"
+            rows.append((f"{asked}: right picture nearest", f"{recall.top1:.1%}", of))
+            rows.append((f"{asked}: among the nearest 5", f"{recall.top5:.1%}", of))
+        of = f"{self.first_stage.pictures} {self.first_stage_on}"
+        rows.append(("first stage: PSNR", f"{self.first_stage.psnr:.2f} dB", of))
+        rows.append(("first stage: SSIM", f"{self.first_stage.ssim:.3f}", of))
+        return rows
+
+
+class Question(NamedTuple):
+    """A caption that the model is asked to paint, and the picture that it belongs to."""
+
+    kind: str
+    field: str
+    caption: str
+    path: Path
+
+
+def evaluate(
+    model: LatentDiffusion,
+    data: Path | str,
+    *,
+    captions: int = 200,
+    held_out: Sequence[str] = ("text",),
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    observe: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Paints captions of a picture folder and tells for how many the right picture is nearest.
+
+    Asked are `captions` training captions, each of another concept and in turn English and Korean
+    where there is Korean, and all captions of the held-out pictures in the fields `held_out`.
+    The first stage is measured on the held-out pictures, or on all if none are held out.
+    observe: called after each step of a batch with the number of picture-steps done and of all.
+    Raises UndustError for a folder that is no data set or has no captions to ask.
+    """
+    began = time.monotonic()
+    if captions < 0:
+        raise UndustError(f"captions: has to be at least 0, not {captions}")
+    samples = image_folder.read(data)
+    questions = [*_training(samples, captions, seed), *_held_out(samples, held_out)]
+    if not questions:
+        raise UndustError(f"{data} has no captions to ask for; {image_folder.METADATA} names them")
+    recipes = [
+        recipe
+        for place, question in enumerate(questions)
+        for recipe in model.recipes(
+            question.caption, steps=steps, guidance=guidance, seed=seed + place
+        )
+    ]
+    gallery = Gallery([sample.path for sample in samples], model.size)
+    ranks = _ranks(model, recipes, gallery, [question.path for question in questions], observe)
+    tests = [sample.path for sample in samples if sample.split == "test"]
+    first = recipes[0]
+    return Report(
+        model=model.name,
+        model_hash=model.hash,
+        data=str(data),
+        pictures=len(gallery),
+        recall=_recall(questions, ranks),
+        nearness=NEARNESS,
+        first_stage=measure(model.autoencoder, tests or list(gallery.number), model.size),
+        first_stage_on="held-out pictures" if tests else "pictures",
+        steps=first.steps,
+        guidance=first.guidance,
+        sampler=first.sampler,
+        schedule=first.schedule,
+        seed=seed,
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _training(samples: Iterable[Sample], count: int, seed: int) -> list[Question]:
+    """Captions of `count` concepts in a random order that the seed fixes, or of all if fewer."""
+    concepts: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.split == "train" and any(field in sample.captions for field in LANGUAGES):
+            concepts.setdefault(sample.group, []).append(sample)
+    drawn = uniform(seed, (0, 0, 0), (len(concepts), 2))
+    members = list(concepts.values())
+    questions: list[Question] = []
+    for which in drawn[:, 0].argsort()[:count].tolist():
+        sample = members[which][int(drawn[which, 1] * len(members[which]))]
+        fields = [field for field in LANGUAGES if field in sample.captions]
+        field = fields[len(questions) % len(fields)]
+        questions.append(Question("training captions", field, sample.captions[field], sample.path))
+    return questions
+
+
+def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[Question]:
+    return [
+        Question("held-out captions", field, sample.captions[field], sample.path)
+        for sample in samples
+        if sample.split == "test"
+        for field in fields
+        if field in sample.captions
+    ]
+
+
+def _ranks(
+    model: LatentDiffusion,
+    recipes: list[Recipe],
+    gallery: Gallery,
+    wanted: list[Path],
+    observe: Callable[[int, int], None] | None,
+) -> list[int]:
+    """For each recipe's picture, how many of the gallery are nearer to it than the wanted one."""
+    ranks: list[int] = []
+    done, total = 0, sum(recipe.steps for recipe in recipes)
+
+    def told(step: loop.Step) -> loop.Step:
+        nonlocal done
+        done += len(step.x)
+        if observe:
+            observe(done, total)
+        return step
+
+    for batch in loop.batches(recipes):
+        *_, last = map(told, loop.paint(model, batch))
+        pictures = loop.finish(batch, last)
+        painted = torch.stack([from_image(picture.image, model.size) for picture in pictures])
+        asked = wanted[len(ranks) : len(ranks) + len(batch)]
+        ranks += gallery.ranks(painted / 127.5 - 1, asked)
+    return ranks
+
+
+def _recall(questions: Sequence[Question], ranks: Sequence[int]) -> dict[str, Recall]:
+    """By kind of caption and, where a kind was asked in several fields, by field as well."""
+    groups: dict[str, dict[str, list[int]]] = {}
+    for question, rank in zip(questions, ranks, strict=True):
+        groups.setdefault(question.kind, {}).setdefault(question.field, []).append(rank)
+    recall: dict[str, Recall] = {}
+    for kind, fields in groups.items():
+        recall[kind] = _shares([rank for ranks in fields.values() for rank in ranks])
+        if len(fields) > 1:
+            recall |= {f"{kind}, {name}": _shares(ranks) for name, ranks in fields.items()}
+    return recall
+
+
+def _shares(ranks: Sequence[int]) -> Recall:
+    return Recall(
+        captions=len(ranks),
+        top1=sum(rank < 1 for rank in ranks) / len(ranks),
+        top5=sum(rank < 5 for rank in ranks) / len(ranks),
+    )

@@ -1,0 +1,1 @@
+"""Files ↔ models: the only floor that knows what a key or a field is called elsewhere."""

@@ -1,0 +1,207 @@
+"""The diffusers folder: `model_index.json`, and per component a folder of config and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.formats.files import atomic_write, shown
+from undust.networks.config import NetworkConfig
+
+JSON_LIMIT = 64 * 2**20  # bytes; the largest real ones, tokenizers, have about ten million
+INDEX = "model_index.json"
+STEMS = ("diffusion_pytorch_model", "model")  # diffusers' name for weights, and transformers'
+# What diffusers before 0.16 called the parts of an autoencoder's attention, as in SD 1.5's files.
+OLD_ATTENTION = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. UndustError says what is wrong with the file, and where in it."""
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise UndustError(f"{path} is larger than {JSON_LIMIT:,} bytes: not a configuration")
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UndustError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UndustError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UndustError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
+    return cast("dict[str, Any]", content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object as people read JSON; UndustError as `files.atomic` says."""
+    atomic_write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
+    """Component -> (library, class) of a model folder; parts that are left out are left out.
+
+    Raises UndustError for a path that is no such folder, and says what it is instead.
+    """
+    if not (folder / INDEX).is_file():
+        raise UndustError(f"{folder} is not a model folder (no {INDEX}): {_instead(folder)}")
+    components: dict[str, tuple[str, str]] = {}
+    for name, entry in read_json(folder / INDEX).items():
+        match entry:
+            case [str(library), str(kind)] if not name.startswith("_"):
+                if Path(name).name != name:
+                    raise UndustError(f"{folder / INDEX}: {name!r} is not a component's name")
+                components[name] = (library, kind)
+            case _:
+                pass  # _class_name, a component that is [null, null], or a pipeline's flag
+    return components
+
+
+def load_component_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The weights of one component, whatever its file is called and in how many parts it is.
+
+    The full-precision file is preferred where there is an fp16 one too; `dtype` as
+    `safetensors_file.load`. Raises UndustError for missing, damaged or pickled weights.
+    """
+    for variant in ("", ".fp16"):
+        for stem in STEMS:
+            whole = folder / f"{stem}{variant}.safetensors"
+            if whole.is_file():
+                return _published_names(safetensors_file.load(whole, dtype))
+            index = folder / f"{stem}.safetensors.index{variant}.json"
+            if index.is_file():
+                return _published_names(_load_parts(index, dtype))
+    if not folder.is_dir():
+        raise UndustError(f"{folder} does not exist")
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt"))
+    if pickles:
+        raise UndustError(
+            f"{folder} has its weights as a pickle ({pickles[0]}), which can run code; "
+            f"save the model as safetensors"
+        )
+    raise UndustError(f"{folder} has no weights: {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | str) -> None:
+    """Makes `tensors` the module's parameters, all of them and nothing else.
+
+    Raises UndustError, naming `where` they are from, for missing and unknown names and for shapes
+    that differ, before anything is changed.
+    """
+    own = cast("dict[str, Tensor]", module.state_dict())
+    # Constants that older transformers saved among the weights.
+    given = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in own or not name.endswith("position_ids")
+    }
+    faults = [
+        *_named("missing", own.keys() - given.keys()),
+        *_named("unknown", given.keys() - own.keys()),
+        *_named(
+            "of another shape",
+            (
+                f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
+                for name in own.keys() & given.keys()
+                if own[name].shape != given[name].shape
+            ),
+        ),
+    ]
+    if faults:
+        raise UndustError(f"{where} does not fit its configuration: {'; '.join(faults)}")
+    module.load_state_dict(given, assign=True)
+
+
+def save_component(
+    folder: Path, network: nn.Module, kind: str, dtype: torch.dtype | None = None
+) -> None:
+    """Writes a network's config.json and weights as its twin in diffusers or transformers does.
+
+    `kind` is the twin's class: "AutoencoderKL", "UNet2DConditionModel", "CLIPTextModel". The folder
+    is made if need be; `dtype` is that of the weights in the file, None as they are. Raises
+    UndustError as `files.atomic` does.
+    """
+    config = cast(NetworkConfig, network.config).model_dump(mode="json")
+    diffusers = not kind.startswith("CLIP")  # transformers' configurations name their class inside
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UndustError(f"cannot write {folder}: {error.strerror}") from error
+    write_json(folder / "config.json", {"_class_name": kind, **config} if diffusers else config)
+    weights = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+    safetensors_file.save(folder / f"{STEMS[not diffusers]}.safetensors", weights, {"format": "pt"})
+
+
+def _load_parts(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    places = read_json(index).get("weight_map")
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(file, str) and Path(file).name == file for file in places.values())
+    ):
+        raise UndustError(f"{index} has no 'weight_map' of tensor names to files beside it")
+    places = cast("dict[str, str]", places)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        part = safetensors_file.load(index.with_name(file), dtype)
+        promised = {name for name, place in places.items() if place == file}
+        faults = [
+            *_named("missing", promised - part.keys()),
+            *_named("unknown", part.keys() - promised),
+        ]
+        if faults:
+            raise UndustError(f"{index.with_name(file)} is not as {index.name}: {faults[0]}")
+        tensors |= part
+    return tensors
+
+
+def _published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names that our networks have, for those of older diffusers and of transformers 5."""
+    # transformers 5 leaves this prefix off; every text encoder published before has it.
+    prefix = "text_model." if "embeddings.token_embedding.weight" in tensors else ""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        if "attentions" in parts[:-2]:
+            parts[-2] = OLD_ATTENTION.get(parts[-2], parts[-2])
+        renamed[prefix + ".".join(parts)] = tensor
+    return renamed
+
+
+def _named(what: str, names: Iterable[str], first: int = 3) -> list[str]:
+    """Such as ["2 missing: a, b"], the first few by name; [] if there are none."""
+    found = [shown(name) for name in sorted(names)]
+    more = f" and {len(found) - first} more" if len(found) > first else ""
+    return [f"{len(found)} {what}: {', '.join(found[:first])}{more}"] if found else []
+
+
+def _instead(path: Path) -> str:
+    """What a path that is no model folder is, for an error."""
+    if not path.exists():
+        return "it does not exist"
+    if not path.is_dir():
+        return "it is a file"
+    if (path / "scheduler_config.json").is_file():
+        return "it is a scheduler's folder; give the folder above it"
+    if (path / "config.json").is_file():
+        return "it is one component of a model; give the folder above it"
+    if (path / "metadata.jsonl").is_file():
+        return "it is a data set"
+    if (path / "state.json").is_file() or (path / "checkpoints").is_dir():
+        return "it belongs to a training run; give the model that the run published"
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    weights = [name for name in names if name.endswith((".safetensors", ".ckpt"))]
+    if weights:
+        return f"it holds single-file weights ({weights[0]}), not a folder of components"
+    return (
+        f"it holds {', '.join(names[:4])}{', …' if names[4:] else ''}" if names else "it is empty"
+    )

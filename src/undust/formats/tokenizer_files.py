@@ -1,0 +1,76 @@
+"""A CLIP tokenizer's folder: vocab.json and merges.txt, or tokenizer.json, and the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from undust.conditioning.tokenizer import END, START, Tokenizer
+from undust.errors import UndustError
+from undust.formats.files import atomic_write
+from undust.formats.folder import read_json, write_json
+
+
+def save(folder: Path, tokenizer: Tokenizer) -> None:
+    """Writes the folder so that transformers' CLIPTokenizer reads the same tokens from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "vocab.json", tokenizer.vocabulary)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
+    atomic_write(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
+    ends = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    write_json(folder / "special_tokens_map.json", ends)
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, **ends},
+    )
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder. Raises UndustError naming the file that is absent or damaged."""
+    whole = folder / "tokenizer.json"  # the only file that transformers 5 writes
+    if whole.is_file() and not (folder / "vocab.json").exists():
+        path = whole
+        vocabulary, merges = _in_one_file(whole)
+    else:
+        path = folder / "vocab.json"
+        vocabulary, merges = read_json(path), _merges(folder / "merges.txt")
+    if not all(isinstance(number, int) for number in vocabulary.values()):
+        raise UndustError(f"{path} gives a piece something else than a number")
+    settings: dict[str, Any] = read_json(folder / "tokenizer_config.json")
+    length = settings.get("model_max_length", 77)
+    if not isinstance(length, int) or not 3 <= length <= 4096:
+        raise UndustError(f"{folder / 'tokenizer_config.json'}: model_max_length is {length!r}")
+    return Tokenizer(vocabulary, merges, length)
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UndustError(f"{path} cannot be read: {error}") from error
+    merges: list[tuple[str, str]] = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise UndustError(f"{path}, line {number}: two pieces and a space are needed")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _in_one_file(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Vocabulary and merges of a tokenizer.json."""
+    match read_json(path).get("model"):
+        case {"type": "BPE", "vocab": dict(vocab), "merges": [*rows]}:
+            vocabulary = cast("dict[str, Any]", vocab)
+        case _:
+            raise UndustError(f"{path} is not supported: it is not a byte-pair encoding")
+    merges: list[tuple[str, str]] = []
+    for row in cast("list[object]", rows):
+        match row.split(" ") if isinstance(row, str) else row:
+            case [str(left), str(right)]:
+                merges.append((left, right))
+            case _:
+                raise UndustError(f"{path}: a merge is {row!r:.40}; two pieces are needed")
+    return vocabulary, merges

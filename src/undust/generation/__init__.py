@@ -1,0 +1,1 @@
+"""A recipe goes in, steps and pictures come out."""

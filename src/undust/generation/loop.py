@@ -1,0 +1,138 @@
+"""The one loop that paints: library, command line, server and training previews run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from undust.conditioning.condition import Conditioning
+from undust.diffusion.guidance.classifier_free import ClassifierFree
+from undust.diffusion.noise import PictureNoise
+from undust.diffusion.process import VP
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.schedules import SCHEDULES
+from undust.errors import UndustError
+from undust.formats.recipe_png import write_picture
+from undust.generation.recipe import Recipe
+from undust.pictures import grid, to_images
+
+TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
+
+
+class Model(Protocol):
+    """What painting needs of a latent diffusion model."""
+
+    process: VP
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latent; UndustError for a size that has none."""
+        ...
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """The prompts as the denoiser takes them."""
+        ...
+
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+        """The clean latents [B, C, h, w] under x, given σ [B]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a batch: x [B, C, h, w] is the latent after it, at level σ; x0 the estimate."""
+
+    index: int
+    total: int
+    sigma: float
+    x: Tensor
+    x0: Tensor
+    decode: Callable[[Tensor], Tensor]
+
+    def preview(self) -> Image.Image:
+        """What the pictures would be if this estimate were the last, side by side."""
+        return grid(to_images(self.decode(self.x0)), gap=0)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture, its recipe, and the latent [C, h, w] it was decoded from."""
+
+    image: Image.Image
+    recipe: Recipe
+    latent: Tensor
+
+    def save(self, path: Path | str) -> Path:
+        """Writes the picture as PNG with its recipe inside, whole or not at all."""
+        write_picture(Path(path), self.image, self.recipe.model_dump())
+        return Path(path)
+
+
+def batches(recipes: Iterable[Recipe], *, exact: bool = False) -> Iterator[list[Recipe]]:
+    """Recipes that can be painted together, in order, each told its batch and place."""
+    for _, alike in groupby(recipes, key=lambda recipe: recipe.settings):
+        waiting = list(alike)
+        pixels = waiting[0].width * waiting[0].height
+        size = 1 if exact else max(1, min(TOGETHER // pixels, 64))
+        for start in range(0, len(waiting), size):
+            part = waiting[start : start + size]
+            yield [
+                recipe.model_copy(update={"batch": len(part), "place": place})
+                for place, recipe in enumerate(part)
+            ]
+
+
+def rerun_batch(recipe: Recipe) -> list[Recipe]:
+    """The batch that the picture was painted in, with the picture in every place of it."""
+    if recipe.given_noise:
+        raise UndustError(
+            "the picture began from noise that was given to it and is not in its file"
+        )
+    return [recipe.model_copy(update={"place": place}) for place in range(recipe.batch)]
+
+
+@torch.inference_mode()
+def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) -> Iterator[Step]:
+    """Paints one batch step by step; every recipe in it has the same `settings`.
+
+    noise: unit-variance start [B, C, h, w] instead of the one drawn from the seeds.
+    Raises UndustError for a size the model cannot paint and for noise of another shape.
+    """
+    first = batch[0]
+    shape = model.latent_shape(first.width, first.height)
+    drawn = PictureNoise([recipe.seed for recipe in batch], shape)
+    start = drawn.start() if noise is None else noise.float().reshape(-1, *noise.shape[-3:])
+    if start.shape != (len(batch), *shape):
+        raise UndustError(
+            f"noise: its shape is {list(start.shape)}; here it has to be {[len(batch), *shape]}"
+        )
+    sigmas = SCHEDULES[first.schedule](model.process, first.steps)
+    guided = ClassifierFree(
+        model.denoise,
+        model.condition([recipe.prompt for recipe in batch]),
+        model.condition([recipe.negative for recipe in batch]),
+        first.guidance,
+    )
+    x = model.process.start(start, sigmas[0])
+    for step in SAMPLERS[first.sampler](guided, x, sigmas, drawn):
+        yield Step(step.index, len(sigmas) - 1, float(step.sigma), step.x, step.x0, model.decode)
+
+
+@torch.inference_mode()
+def finish(batch: Sequence[Recipe], last: Step) -> list[Picture]:
+    """The pictures of a batch after its last step."""
+    images = to_images(last.decode(last.x))
+    return [
+        Picture(image, recipe, latent)
+        for image, recipe, latent in zip(images, batch, last.x, strict=True)
+    ]

@@ -1,0 +1,78 @@
+"""Everything that a picture is a function of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.schedules import SCHEDULES
+from undust.errors import UndustError
+
+LARGEST = 4096 * 4096  # pixels painted at once
+SEEDS = 2**63
+
+
+class Recipe(BaseModel):
+    """One picture: the same recipe on the same machine gives the same bytes.
+
+    `batch` and `place` say how many pictures were painted together and which of them this one
+    was: a processor may round differently for another batch size, by 1/255 at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(max_length=10_000)
+    negative: str = Field("", max_length=10_000)
+    steps: int = Field(20, ge=1, le=1000)
+    guidance: float = Field(4.0, ge=0, le=1000, allow_inf_nan=False)
+    sampler: str = "dpmpp-2m"
+    schedule: str = "karras"
+    seed: int = Field(ge=0, lt=SEEDS)
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    batch: int = Field(1, ge=1, le=1024)
+    place: int = Field(0, ge=0)
+    given_noise: bool = False
+    model: str = ""
+    model_hash: str = ""
+    undust: str = ""
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, name: str) -> str:
+        SAMPLERS[name]
+        return name
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, name: str) -> str:
+        SCHEDULES[name]
+        return name
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        """The recipe in plain values. Raises UndustError naming the field that cannot be."""
+        try:
+            recipe = cls.model_validate(dict(fields))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Input should be ")
+            raise UndustError(f"{name}: has to be {message}, not {first['input']!r}") from None
+        if recipe.batch * recipe.width * recipe.height > LARGEST:
+            together = f" for {recipe.batch} at once" if recipe.batch > 1 else ""
+            raise UndustError(
+                f"size: {recipe.width}x{recipe.height} is too large{together}; "
+                "4096x4096 pixels are the most"
+            )
+        if recipe.place >= recipe.batch:
+            raise UndustError(f"place: {recipe.place} is not in a batch of {recipe.batch}")
+        return recipe
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What pictures painted in one batch have in common."""
+        return (self.steps, self.guidance, self.sampler, self.schedule, self.width, self.height)

@@ -1,0 +1,369 @@
+"""A latent diffusion model: first stage, denoiser and text encoder, loaded, used and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from undust import __version__
+from undust.conditioning.condition import Conditioning
+from undust.conditioning.tokenizer import Tokenizer
+from undust.diffusion.denoiser import NetworkDenoiser
+from undust.diffusion.prediction import PREDICTIONS
+from undust.diffusion.process import VP
+from undust.errors import UndustError, unknown
+from undust.formats import tokenizer_files
+from undust.formats.files import atomic_folder
+from undust.formats.folder import (
+    INDEX,
+    load_component_weights,
+    load_into,
+    read_json,
+    read_model_index,
+    save_component,
+    write_json,
+)
+from undust.formats.safetensors_file import content_hash
+from undust.formats.scheduler import read_scheduler, scheduler_config
+from undust.generation import loop
+from undust.generation.loop import Picture, Step
+from undust.generation.recipe import SEEDS, Recipe
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import (
+    AutoencoderConfig,
+    NetworkConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
+from undust.networks.text_encoder import TextEncoder
+from undust.networks.unet import UNet
+
+BUILT_IN = Path(__file__).parent / "models"
+PARTS = {
+    "vae": "AutoencoderKL",
+    "unet": "UNet2DConditionModel",
+    "text_encoder": "CLIPTextModel",
+    "tokenizer": "CLIPTokenizer",
+}
+
+
+@dataclass
+class LatentDiffusion:
+    """The parts of a model that go together; what `undust.load` gives."""
+
+    autoencoder: Autoencoder
+    unet: UNet
+    text_encoder: TextEncoder
+    tokenizer: Tokenizer
+    process: VP
+    prediction: str
+    name: str = ""
+    hash: str = ""
+
+    def __post_init__(self) -> None:
+        widths = {
+            "the text encoder's hidden_size": self.text_encoder.config.hidden_size,
+            "the U-Net's cross_attention_dim": self.unet.config.cross_attention_dim,
+        }
+        if len(set(widths.values())) > 1:
+            stated = " and ".join(f"{name} is {width}" for name, width in widths.items())
+            raise UndustError(f"the parts do not fit: {stated}")
+        self._denoiser = NetworkDenoiser(self._network, self.process, PREDICTIONS[self.prediction])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures that the model was trained on, pixels."""
+        sample = self.unet.config.sample_size or 64
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        return width * self.autoencoder.factor, height * self.autoencoder.factor
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of a picture; UndustError if the size is not divisible."""
+        factor = self.autoencoder.factor
+        if width % factor or height % factor or min(width, height) < factor:
+            fits = "x".join(str(max(1, round(side / factor)) * factor) for side in (width, height))
+            raise UndustError(
+                f"size: {width}x{height} is not divisible by {factor}; {fits} would be"
+            )
+        return (self.autoencoder.config.latent_channels, height // factor, width // factor)
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """The prompts, tokenized and encoded: text [B, T, D]."""
+        return Conditioning(self.text_encoder(self.tokenizer(prompts).to(self._like.device)))
+
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+        """The clean latents [B, C, h, w] under x = x0 + σ·n, given σ [B]."""
+        return self._denoiser(x, sigma, cond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
+        config = self.autoencoder.config
+        unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        return self.autoencoder.decode(unscaled.to(self._like)).float()
+
+    def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        like = self._like
+        return self.unet(x.to(like), timestep.to(like.device), cond.text).to(x)
+
+    @property
+    def _like(self) -> Tensor:
+        """A weight whose precision and device the networks' inputs take."""
+        return self.unet.conv_in.weight
+
+    def recipes(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        schedule: str | None = None,
+        seed: int | None = None,
+        size: tuple[int, int] | int | None = None,
+        count: int = 1,
+    ) -> list[Recipe]:
+        """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
+
+        What is None takes its default: the recipe's, a random seed, the size trained on.
+        Raises UndustError for no prompts, and for any value that cannot be.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
+        if count < 1:
+            raise UndustError(f"count: has to be at least 1, not {count}")
+        seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+        width, height = (size, size) if isinstance(size, int) else size or self.size
+        self.latent_shape(width, height)
+        asked = {
+            "steps": steps,
+            "guidance": guidance,
+            "sampler": sampler,
+            "schedule": schedule,
+        }
+        chosen = {name: value for name, value in asked.items() if value is not None}
+        return [
+            Recipe.read(
+                {
+                    **chosen,
+                    "prompt": prompt,
+                    "negative": negative,
+                    "seed": (seed + k) % SEEDS if 0 <= seed < SEEDS else seed,
+                    "width": width,
+                    "height": height,
+                    "model": self.name,
+                    "model_hash": self.hash,
+                    "undust": __version__,
+                }
+            )
+            for prompt in prompts
+            for k in range(count)
+        ]
+
+    def steps(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        noise: Tensor | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Step]:
+        """Paints as `generate` does, all pictures in one batch, and yields every step of it."""
+        return loop.paint(self, self._batch(self.recipes(prompts, **options), noise), noise)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        noise: Tensor | None = None,
+        exact: bool = False,
+        **options: Unpack[Options],
+    ) -> list[Picture]:
+        """Paints a picture for each prompt and each of `count` seeds; the options are `recipes`'s.
+
+        noise: unit-variance start [C, h, w] or [B, C, h, w] instead of one drawn from the seeds;
+        exact: paint every picture by itself, to the byte as it would be alone.
+        Raises UndustError for what cannot be painted.
+        """
+        recipes = self.recipes(prompts, **options)
+        if noise is not None:
+            batch = self._batch(recipes, noise)
+            return loop.finish(batch, _last(loop.paint(self, batch, noise)))
+        return [
+            picture
+            for batch in loop.batches(recipes, exact=exact)
+            for picture in loop.finish(batch, _last(loop.paint(self, batch)))
+        ]
+
+    def rerun(self, recipe: Recipe) -> Picture:
+        """The picture of a recipe again, to the byte; errors as for `rerun_batch`."""
+        batch = self.rerun_batch(recipe)
+        return loop.finish(batch, _last(loop.paint(self, batch)))[recipe.place]
+
+    def rerun_batch(self, recipe: Recipe) -> list[Recipe]:
+        """What to paint to get a picture again. Raises UndustError if it is of another model."""
+        batch = loop.rerun_batch(recipe)
+        if recipe.model_hash != self.hash:
+            raise UndustError(
+                f"the picture was made with another model: {recipe.model} ({recipe.model_hash}), "
+                f"not {self.name} ({self.hash})"
+            )
+        return batch
+
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Writes the model as a diffusers folder, replacing a model that is there, or none of it.
+
+        dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
+        the folder alone, if it holds anything but a model.
+        """
+        folder = Path(folder)
+        model_there = (folder / INDEX).is_file()
+        networks = {
+            "vae": (self.autoencoder, "AutoencoderKL"),
+            "unet": (self.unet, "UNet2DConditionModel"),
+            "text_encoder": (self.text_encoder, "CLIPTextModel"),
+        }
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "vae": ["diffusers", "AutoencoderKL"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+        }
+        with atomic_folder(folder, replace=model_there) as building:
+            for name, (network, kind) in networks.items():
+                save_component(building / name, network, kind, dtype)
+            tokenizer_files.save(building / "tokenizer", self.tokenizer)
+            (building / "scheduler").mkdir()
+            write_json(
+                building / "scheduler" / "scheduler_config.json",
+                scheduler_config(self.process, self.prediction),
+            )
+            write_json(building / "model_index.json", index)
+
+    def _batch(self, recipes: list[Recipe], noise: Tensor | None) -> list[Recipe]:
+        given = {"batch": len(recipes), "given_noise": noise is not None}
+        return [
+            Recipe.read({**recipe.model_dump(), **given, "place": k})
+            for k, recipe in enumerate(recipes)
+        ]
+
+
+class Options(TypedDict, total=False):
+    """What can be asked for beside the prompt; `LatentDiffusion.recipes` says what each means."""
+
+    negative: str
+    steps: int | None
+    guidance: float | None
+    sampler: str | None
+    schedule: str | None
+    seed: int | None
+    size: tuple[int, int] | int | None
+    count: int
+
+
+def built_in() -> list[str]:
+    """Names of the models that come with undust."""
+    return sorted(path.parent.name for path in BUILT_IN.glob(f"*/{INDEX}"))
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> LatentDiffusion:
+    """A built-in model by name, or the diffusers folder at a path.
+
+    dtype: of the weights in memory, float32 unless told; device: the CPU unless told.
+    Raises UndustError for a name that is not known and a folder that is no whole model.
+    """
+    folder = Path(name_or_path)
+    if str(name_or_path) in built_in():
+        folder = BUILT_IN / str(name_or_path)
+    elif not folder.exists():
+        raise unknown("model", str(name_or_path), built_in())
+    parts = read_model_index(folder)
+    for name, kind in PARTS.items():
+        if parts.get(name, ("", ""))[1] != kind:
+            found = parts.get(name, ("", "none"))[1]
+            raise UndustError(f"{folder} is not supported: its {name} is {found}, not {kind}")
+    dtype = dtype or torch.float32
+    autoencoder = load_autoencoder(folder / "vae", dtype)
+    unet = _network(UNet, UNetConfig, folder / "unet", dtype)
+    text_encoder = _network(TextEncoder, TextEncoderConfig, folder / "text_encoder", dtype)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    process, prediction = read_scheduler(read_json(scheduler), scheduler)
+    hashes = "".join(
+        content_hash(path)
+        for name in ("text_encoder", "unet", "vae")
+        for path in sorted((folder / name).glob("*.safetensors"))
+    )
+    model = LatentDiffusion(
+        autoencoder,
+        unet,
+        text_encoder,
+        tokenizer_files.load(folder / "tokenizer"),
+        process,
+        prediction,
+        name=folder.resolve().name,
+        hash=hashlib.sha256(hashes.encode()).hexdigest()[:10],
+    )
+    for network in (autoencoder, unet, text_encoder):
+        network.eval().requires_grad_(False).to(device or "cpu")
+    return model
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """A first stage alone, ready for use. Raises UndustError for a folder that is not one."""
+    network = _network(Autoencoder, AutoencoderConfig, folder, dtype)
+    return network.eval().requires_grad_(False)
+
+
+N = TypeVar("N", bound=nn.Module)
+K = TypeVar("K", bound=NetworkConfig)
+
+
+def _network(build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype) -> N:
+    """A network with the weights of its folder, without first filling it with random ones."""
+    config = kind.read(read_json(folder / "config.json"))
+    with torch.device("meta"), _Blank():
+        network = build(config)
+    load_into(network, load_component_weights(folder, dtype), folder)
+    return network
+
+
+class _Blank(TorchFunctionMode):
+    """Within it no random weights are drawn: those of the file replace them at once.
+
+    On the meta device drawing them would only cost time, most of it the import of torch's compiler.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _last(steps: Iterator[Step]) -> Step:
+    *_, last = steps
+    return last

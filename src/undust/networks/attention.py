@@ -1,0 +1,151 @@
+"""Attention over pictures: the autoencoder's single block and the U-Net's transformers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TRANSFORMER_NORM_EPS = 1e-6
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int, causal: bool = False) -> Tensor:
+    """Multi-head attention of queries [B,N,C] over keys and values [B,M,C] → [B,N,C].
+
+    Vaswani et al. 2017; `causal` lets token n see tokens up to n alone.
+    """
+    q, k, v = (tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2) for tokens in (q, k, v))
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _picture(tokens: Tensor, shape: torch.Size) -> Tensor:
+    return tokens.transpose(1, 2).reshape(shape)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to a context, or to themselves without one."""
+
+    def __init__(
+        self, channels: int, *, heads: int, context_channels: int | None = None, bias: bool = False
+    ) -> None:
+        super().__init__()
+        context_channels = context_channels or channels
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_channels, channels, bias=bias)
+        self.to_v = nn.Linear(context_channels, channels, bias=bias)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]."""
+        context = x if context is None else context
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        return self.to_out(attend(q, k, v, heads=self.heads))
+
+
+class PixelAttention(Attention):
+    """One attention head over all pixels, normalised and beside a skip."""
+
+    def __init__(self, channels: int, *, groups: int, eps: float) -> None:
+        super().__init__(channels, heads=1, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """[B,C,H,W] → [B,C,H,W]."""
+        tokens = _tokens(self.group_norm(x))
+        return x + _picture(super().forward(tokens, context), x.shape)
+
+
+class GEGLU(nn.Module):
+    """A linear layer, half of which gates the other half (Shazeer 2020)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,N,C] → [B,N,out]."""
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """The transformer's two layers, with a hidden width of 4C."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # The published keys number a dropout layer between the two.
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,N,C] → [B,N,C]."""
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each normalised first and beside a skip."""
+
+    def __init__(self, channels: int, *, heads: int, context_channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads=heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads=heads, context_channels=context_channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a picture (Rombach et al. 2022, section 3.3).
+
+    `linear` chooses between the two published shapes of the projections in and out: linear
+    layers, or convolutions of one pixel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        depth: int,
+        heads: int,
+        context_channels: int,
+        groups: int,
+        linear: bool,
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, TRANSFORMER_NORM_EPS)
+        self.proj_in = _projection(channels, linear)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, heads=heads, context_channels=context_channels)
+            for _ in range(depth)
+        )
+        self.proj_out = _projection(channels, linear)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Picture x [B,C,H,W], context [B,M,D] → [B,C,H,W]."""
+        h = self.norm(x)
+        # Pictures in `channels_last` become tokens, and tokens pictures, without a copy.
+        h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            return x + _picture(self.proj_out(h), x.shape)
+        return x + self.proj_out(_picture(h, x.shape))
+
+
+def _projection(channels: int, linear: bool) -> nn.Module:
+    return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)

@@ -1,0 +1,163 @@
+"""The first stage: a KL autoencoder between pictures and latents (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from undust.networks.attention import PixelAttention
+from undust.networks.config import AutoencoderConfig
+from undust.networks.layers import Downsample, ResnetBlock, Upsample
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents: `mean` and `logvar`, both [B,C,H,W]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The latent that unit normal `noise` [B,C,H,W] picks."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def mode(self) -> Tensor:
+        """The most likely latent."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """The divergence from the unit normal, in nats for a whole picture → [B]."""
+        terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+
+class Level(nn.Sequential):
+    """Resnet blocks at one resolution and, where there is another, the way to it.
+
+    `step` is the published name of the way and the layer itself.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        layers: int,
+        groups: int,
+        step: tuple[str, nn.Module] | None,
+    ) -> None:
+        channels = [in_channels] + [out_channels] * layers
+        resnets = (ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(channels))
+        super().__init__()
+        self.add_module("resnets", nn.Sequential(*resnets))
+        if step is not None:
+            name, layer = step
+            self.add_module(name, nn.Sequential(layer))
+
+
+class Mid(nn.Module):
+    """Two resnet blocks around one attention over all pixels."""
+
+    def __init__(self, channels: int, *, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2)
+        )
+        attentions = [PixelAttention(channels, groups=groups, eps=EPS)] if attention else []
+        self.attentions = nn.Sequential(*attentions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] → [B,C,H,W]."""
+        before, after = self.resnets
+        return after(self.attentions(before(x)))
+
+
+class Encoder(nn.Module):
+    """Pictures to the mean and log variance of their latents."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.Sequential()
+        for i, (before, width) in enumerate(pairwise((widths[0], *widths))):
+            last = i == len(widths) - 1
+            step = None if last else ("downsamplers", Downsample(width, padding=0))
+            layers = config.layers_per_block
+            self.down_blocks.append(Level(before, width, layers=layers, groups=groups, step=step))
+        self.mid_block = Mid(widths[-1], groups=groups, attention=config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,3,H,W] → [B,2·latent,H/f,W/f]."""
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Latents to pictures."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = Mid(widths[0], groups=groups, attention=config.mid_block_add_attention)
+        self.up_blocks = nn.Sequential()
+        for i, (before, width) in enumerate(pairwise((widths[0], *widths))):
+            last = i == len(widths) - 1
+            step = None if last else ("upsamplers", Upsample(width))
+            layers = config.layers_per_block + 1
+            self.up_blocks.append(Level(before, width, layers=layers, groups=groups, step=step))
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B,latent,h,w] → [B,3,f·h,f·w]."""
+        x = self.up_blocks(self.mid_block(self.conv_in(z)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Autoencoder(nn.Module):
+    """Pictures in [-1,1] to latents `factor` times smaller and back; keys as AutoencoderKL's.
+
+    Latents are unscaled: multiplying by `config.scaling_factor` is the caller's part.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        moments, latents = 2 * config.latent_channels, config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        # Identities hold no weights, so that a model without these layers has no such keys.
+        self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = (
+            nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
+        )
+
+    @property
+    def factor(self) -> int:
+        """How many pixels, along one side, a latent pixel stands for."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight at which an adversarial loss weighs its gradient against the others'."""
+        return self.decoder.conv_out.weight
+
+    def encode(self, x: Tensor) -> Posterior:
+        """Pictures [B,3,H,W] in [-1,1] → the posterior over latents [B,C,H/f,W/f]."""
+        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        # Beyond these bounds the exponential leaves float16, or the variance is nought.
+        return Posterior(mean, logvar.clamp(-30, 20))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1]."""
+        return self.decoder(self.post_quant_conv(z))

@@ -1,0 +1,238 @@
+"""The networks' configurations: the published field names and defaults, checked one by one.
+
+No torch here: a recipe or a model folder can be read and refused before anything heavy starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from undust.errors import UndustError
+
+PerLevel = PositiveInt | tuple[PositiveInt, ...]
+PerLevelField = Literal[
+    "layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim"
+]
+
+
+class NetworkConfig(BaseModel):
+    """A frozen `config.json`: an unknown field, or a value not built here, is refused by name.
+
+    Options that exist elsewhere but not here are typed so that only their neutral value passes;
+    a model that needs one of them is then turned away instead of being computed wrongly.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    housekeeping: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_housekeeping(cls, fields: Any) -> Any:
+        """Keys such as `_class_name` describe the file, not the network."""
+        if not isinstance(fields, Mapping):
+            return fields
+        known = cast("Mapping[str, Any]", fields)
+        return {
+            key: value
+            for key, value in known.items()
+            if not key.startswith("_") and key not in cls.housekeeping
+        }
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        """The configuration in a parsed `config.json`; UndustError names each field at fault."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            faults: dict[str, str] = {}
+            for details in error.errors():
+                # One complaint a field: a union complains for each of its members.
+                faults.setdefault(str(details["loc"][:1]), _fault(details))
+            summary = "; ".join(filter(None, faults.values()))
+            raise UndustError(f"unsupported {cls.__name__}: {summary}") from None
+
+
+def _fault(details: ErrorDetails) -> str:
+    if details["type"] == "default_factory_not_called":
+        return ""  # only ever the consequence of another fault
+    message = details["msg"].removeprefix("Value error, ")
+    if not details["loc"]:
+        return message
+    return f"{details['loc'][0]} = {details['input']!r}: {message}"
+
+
+class AutoencoderConfig(NetworkConfig):
+    """The fields of diffusers' AutoencoderKL, and its defaults."""
+
+    in_channels: PositiveInt = 3
+    out_channels: PositiveInt = 3
+    block_out_channels: tuple[PositiveInt, ...] = Field((64,), min_length=1)
+    # There is one kind of level; a configuration may leave out saying so for each.
+    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...] = Field(
+        default_factory=lambda data: ("DownEncoderBlock2D",) * len(data["block_out_channels"])
+    )
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = Field(
+        default_factory=lambda data: ("UpDecoderBlock2D",) * len(data["block_out_channels"])
+    )
+    layers_per_block: PositiveInt = 1
+    act_fn: Literal["silu"] = "silu"
+    latent_channels: PositiveInt = 4
+    norm_num_groups: PositiveInt = 32
+    sample_size: int = 32
+    scaling_factor: float = Field(0.18215, gt=0)
+    shift_factor: float | None = None
+    latents_mean: None = None
+    latents_std: None = None
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> AutoencoderConfig:
+        levels = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(
+                    f"{name} needs one entry for each of the {levels} block_out_channels"
+                )
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+        return self
+
+
+class UNetConfig(NetworkConfig):
+    """The fields of diffusers' UNet2DConditionModel, and its defaults.
+
+    `attention_head_dim` is, in every published file, the number of heads and not their size.
+    """
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: PositiveInt = 4
+    out_channels: PositiveInt = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )
+    mid_block_type: Literal["UNetMidBlock2DCrossAttn"] | None = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...] = (
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    )
+    block_out_channels: tuple[PositiveInt, ...] = Field((320, 640, 1280, 1280), min_length=1)
+    layers_per_block: PerLevel = 2
+    norm_num_groups: PositiveInt = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: PerLevel = 1280
+    transformer_layers_per_block: PerLevel = 1
+    attention_head_dim: PerLevel = 8
+    use_linear_projection: bool = False
+    # The fused attention already sums in float32, which is all that this one asks for.
+    upcast_attention: bool = False
+
+    # Options of other models, here with the one value that leaves this network as it is.
+    act_fn: Literal["silu"] = "silu"
+    center_input_sample: Literal[False] = False
+    only_cross_attention: Literal[False] = False
+    downsample_padding: Literal[1] = 1
+    mid_block_scale_factor: float = Field(1.0, ge=1, le=1)
+    dropout: float = Field(0.0, ge=0, le=0)
+    reverse_transformer_layers_per_block: None = None
+    encoder_hid_dim: None = None
+    encoder_hid_dim_type: None = None
+    num_attention_heads: None = None
+    dual_cross_attention: Literal[False] = False
+    class_embed_type: None = None
+    addition_embed_type: None = None
+    addition_time_embed_dim: None = None
+    num_class_embeds: None = None
+    resnet_time_scale_shift: Literal["default"] = "default"
+    resnet_skip_time_act: Literal[False] = False
+    resnet_out_scale_factor: float = Field(1.0, ge=1, le=1)
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: None = None
+    time_embedding_act_fn: None = None
+    timestep_post_act: None = None
+    time_cond_proj_dim: None = None
+    conv_in_kernel: Literal[3] = 3
+    conv_out_kernel: Literal[3] = 3
+    projection_class_embeddings_input_dim: None = None
+    attention_type: Literal["default"] = "default"
+    class_embeddings_concat: Literal[False] = False
+    mid_block_only_cross_attention: Literal[False] | None = None
+    cross_attention_norm: None = None
+    addition_embed_type_num_heads: int = 64
+
+    @model_validator(mode="after")
+    def _check(self) -> UNetConfig:
+        widths = self.block_out_channels
+        for name in ("down_block_types", "up_block_types", *get_args(PerLevelField)):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(cast("tuple[object]", value)) != len(widths):
+                raise ValueError(f"{name} needs one entry for each of block_out_channels")
+        if any(width % self.norm_num_groups for width in widths):
+            raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+        for i, kinds in enumerate(
+            zip(self.down_block_types, self.up_block_types[::-1], strict=True)
+        ):
+            crossed = any(kind.startswith("CrossAttn") for kind in kinds)
+            crossed = crossed or (self.mid_block_type is not None and i == len(widths) - 1)
+            if crossed and widths[i] % self.at("attention_head_dim", i):
+                raise ValueError(
+                    f"attention_head_dim, the number of heads, must divide {widths[i]}"
+                )
+        return self
+
+    def at(self, field: PerLevelField, level: int) -> int:
+        """The value of a field, given once or for each level, at a level (0 is the finest)."""
+        value: PerLevel = getattr(self, field)
+        return value if isinstance(value, int) else value[level]
+
+
+class TextEncoderConfig(NetworkConfig):
+    """The fields of transformers' CLIPTextConfig, and its defaults."""
+
+    # What transformers writes into every configuration and no text encoder depends on.
+    housekeeping = frozenset(
+        {
+            *("transformers_version", "dtype", "torch_dtype", "return_dict"),
+            *("output_hidden_states", "output_attentions", "chunk_size_feed_forward"),
+            *("is_encoder_decoder", "id2label", "label2id", "problem_type"),
+        }
+    )
+
+    architectures: tuple[Literal["CLIPTextModel"], ...] | None = ("CLIPTextModel",)
+    model_type: Literal["clip_text_model"] = "clip_text_model"
+    vocab_size: PositiveInt = 49408
+    hidden_size: PositiveInt = 512
+    intermediate_size: PositiveInt = 2048
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 8
+    max_position_embeddings: PositiveInt = 77
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    initializer_factor: float = 1.0
+    attention_dropout: float = Field(0.0, ge=0, le=0)
+    dropout: float = Field(0.0, ge=0, le=0)
+    # The width of CLIP's shared space, which the tokens' states are not projected to here.
+    projection_dim: int | None = 512
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int | tuple[int, ...] | None = 49407
+
+    @model_validator(mode="after")
+    def _check(self) -> TextEncoderConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("num_attention_heads must divide hidden_size")
+        return self

@@ -1,0 +1,163 @@
+"""The denoising U-Net of latent diffusion (Rombach et al. 2022), conditioned on tokens."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from undust.networks.attention import SpatialTransformer
+from undust.networks.config import UNetConfig
+from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
+
+
+def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
+    return ResnetBlock(
+        in_channels,
+        out_channels,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        time_channels=4 * config.block_out_channels[0],
+    )
+
+
+def _transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        SpatialTransformer(
+            config.block_out_channels[level],
+            depth=config.at("transformer_layers_per_block", level),
+            heads=config.at("attention_head_dim", level),
+            context_channels=config.at("cross_attention_dim", level),
+            groups=config.norm_num_groups,
+            linear=config.use_linear_projection,
+        )
+        for _ in range(count)
+    )
+
+
+class DownBlock(nn.Module):
+    """One resolution on the way down, and the step to the next coarser one."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int) -> None:
+        super().__init__()
+        width, layers = config.block_out_channels[level], config.at("layers_per_block", level)
+        inputs = [in_channels] + [width] * (layers - 1)
+        self.resnets = nn.ModuleList(_resnet(config, channels, width) for channels in inputs)
+        crossed = config.down_block_types[level] == "CrossAttnDownBlock2D"
+        self.attentions = _transformers(config, level, layers if crossed else 0)
+        last = level == len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, padding=1)])
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
+        """[B,in,H,W] → every state that the way up will want; the last one goes on down."""
+        states: list[Tensor] = []
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
+            x = resnet(x, time)
+            x = x if attention is None else attention(x, context)
+            states.append(x)
+        for downsample in self.downsamplers:
+            states.append(downsample(x))
+        return states
+
+
+class MidBlock(nn.Module):
+    """The coarsest resolution: a transformer between two resnet blocks."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width = config.block_out_channels[-1]
+        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
+        self.attentions = _transformers(config, len(config.block_out_channels) - 1, 1)
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        """[B,C,H,W] → [B,C,H,W]."""
+        before, after = self.resnets
+        return after(self.attentions[0](before(x, time), context), time)
+
+
+class UpBlock(nn.Module):
+    """One resolution on the way up, beside the states of the way down, and the step to the next.
+
+    `skips` are the channels of those states, in the order in which they are taken.
+    """
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int, skips: list[int]) -> None:
+        super().__init__()
+        width, layers = config.block_out_channels[level], len(skips)
+        inputs = [in_channels] + [width] * (layers - 1)
+        self.resnets = nn.ModuleList(
+            _resnet(config, channels + skip, width)
+            for channels, skip in zip(inputs, skips, strict=True)
+        )
+        crossed = config.up_block_types[::-1][level] == "CrossAttnUpBlock2D"
+        self.attentions = _transformers(config, level, layers if crossed else 0)
+        self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
+
+    def forward(self, x: Tensor, states: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
+        """[B,in,H,W] → [B,out,H',W'], taking the states it needs off the end of `states`."""
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
+            x = resnet(torch.cat([x, states.pop()], dim=1), time)
+            x = x if attention is None else attention(x, context)
+        for upsample in self.upsamplers:
+            # An odd size was rounded on the way down: the next state knows what it was.
+            x = upsample(x, states[-1].shape[2:])
+        return x
+
+
+class UNet(nn.Module):
+    """Noisy latents, time steps and tokens to a prediction; keys as UNet2DConditionModel's."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.down_blocks = nn.ModuleList()
+        skips = [widths[0]]
+        for level, width in enumerate(widths):
+            self.down_blocks.append(DownBlock(config, level, skips[-1]))
+            steps = config.at("layers_per_block", level) + (level < len(widths) - 1)
+            skips += [width] * steps
+        self.mid_block = MidBlock(config) if config.mid_block_type else None
+        self.up_blocks = nn.ModuleList()
+        channels = widths[-1]
+        for level in reversed(range(len(widths))):
+            taken = [skips.pop() for _ in range(config.at("layers_per_block", level) + 1)]
+            self.up_blocks.append(UpBlock(config, level, channels, taken))
+            channels = widths[level]
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """Latents [B,C,H,W] at time steps [B], seeing tokens [B,T,D] → [B,C,H,W]."""
+        waves = sinusoids(
+            timestep,
+            self.config.block_out_channels[0],
+            cos_first=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+        # Every block activates the embedding before its own projection: once is enough.
+        time = F.silu(self.time_embedding(waves.to(x.dtype)))
+        x = self.conv_in(x)
+        states = [x]
+        for block in self.down_blocks:
+            states += block(states[-1], time, context)
+        x = states[-1]
+        if self.mid_block is not None:
+            x = self.mid_block(x, time, context)
+        for block in self.up_blocks:
+            x = block(x, states, time, context)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def start_at_zero(self) -> None:
+        """Before training: every residual branch, and the output, begin as exact zeros.
+
+        Dhariwal and Nichol 2021 (their `zero_module`): deep networks then start as shallow ones.
+        """
+        for module in self.modules():
+            for name in ("conv2", "proj_out", "conv_out"):
+                for parameter in getattr(module, name, nn.Identity()).parameters():
+                    nn.init.zeros_(parameter)

@@ -1,0 +1,39 @@
+"""Pictures to tensors and back, and many pictures to one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def from_image(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """An image on white, resized and centre-cropped to (width, height): bytes [3, H, W]."""
+    image = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if flat.size != size:
+        flat = ImageOps.fit(flat, size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(flat)).permute(2, 0, 1).contiguous()
+
+
+def to_images(x: Tensor) -> list[Image.Image]:
+    """Pictures [B, 3, H, W] in [-1, 1] as 8-bit images; values outside are clipped."""
+    bytes_ = (x.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
+    return [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in bytes_]
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
+    """The images side by side on white, row by row; as square as can be unless told."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width = max(image.width for image in images) + gap
+    height = max(image.height for image in images) + gap
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        sheet.paste(image, (gap + column * width, gap + row * height))
+    return sheet

@@ -1,0 +1,210 @@
+"""The one loop that trains everything.
+
+A task says what is trained, what a batch costs and what a model folder of it looks like; the loop
+does the rest: gradients, averages, checkpoints, logs, samples, and stopping well.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from undust.errors import UndustError
+from undust.training import checkpoints
+from undust.training.checkpoints import Checkpoint
+from undust.training.data import Batch, Order
+from undust.training.ema import Ema
+from undust.training.log import Log
+from undust.training.recipes import Optimizer, Run
+
+
+class Task(Protocol):
+    """What the loop needs to know of a kind of training."""
+
+    modules: nn.ModuleDict
+    order: Order
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms of the batch's loss by name; "loss" is what is minimised."""
+        ...
+
+    def preview(self) -> Image.Image:
+        """A picture of what the current weights can do."""
+        ...
+
+    def publish(self, folder: Path) -> None:
+        """Writes the current weights as a model folder, replacing one that is there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells after every step."""
+
+    step: int
+    steps: int
+    samples: int
+    losses: dict[str, float]
+    seconds: float
+
+
+class Trainer:
+    """One run in one folder: from its newest checkpoint, or from the start, to its last step."""
+
+    def __init__(
+        self, task: Task, optimizer: Optimizer, run: Run, recipe: dict[str, Any], out: Path
+    ) -> None:
+        self.task, self.settings, self.run, self.recipe, self.out = (
+            task,
+            optimizer,
+            run,
+            recipe,
+            out,
+        )
+        self.step = 0
+        self.parameters = dict(task.modules.named_parameters())
+        self.ema = Ema(self.parameters, run.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
+        )
+
+    def resume(self) -> list[str]:
+        """Goes to the newest whole checkpoint; returns what was refused on the way, by name."""
+        checkpoint, refused = checkpoints.newest(self.out / "checkpoints")
+        if checkpoint is None:
+            return refused
+        if set(checkpoint.weights) != set(self.parameters) or any(
+            checkpoint.weights[name].shape != value.shape for name, value in self.parameters.items()
+        ):
+            raise UndustError(
+                f"the checkpoints in {self.out} are of another network than the recipe's; "
+                "choose another --out, or train without --resume in an empty one"
+            )
+        self.step = checkpoint.step
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(checkpoint.weights[name])
+        self.ema.load(dict(checkpoint.average))
+        for name, value in self.parameters.items():
+            self.optimizer.state[value] = {
+                "step": torch.tensor(float(self.step)),
+                "exp_avg": checkpoint.optimizer[f"{name}.exp_avg"].clone(),
+                "exp_avg_sq": checkpoint.optimizer[f"{name}.exp_avg_sq"].clone(),
+            }
+        return refused
+
+    def train(self, observe: Callable[[Progress], None]) -> bool:
+        """Runs to the last step; False when Ctrl-C or SIGTERM asked to stop (state is saved)."""
+        with Log(self.out, self.step) as log, _stop_asked() as asked:
+            while self.step < self.run.steps:
+                began = time.monotonic()
+                losses = self._step()
+                progress = Progress(
+                    self.step,
+                    self.run.steps,
+                    self.step * self.run.batch,
+                    losses,
+                    time.monotonic() - began,
+                )
+                observe(progress)
+                last = self.step == self.run.steps
+                if last or self.step % self.run.log_every == 0:
+                    rate = self.settings.rate(self.step - 1, self.run.steps)
+                    log.scalars(self.step, {**losses, "learning_rate": rate}, progress.seconds)
+                if last or self.step % self.run.sample_every == 0:
+                    with self._averaged():
+                        log.picture(self.step, self.task.preview())
+                if last or asked() or self.step % self.run.checkpoint_every == 0:
+                    self.save()
+                if asked():
+                    return False
+        return True
+
+    def save(self) -> Path:
+        """Publishes the averaged weights as the model folder `out/model`, and a checkpoint.
+
+        The checkpoint comes last: a run that is killed on the way does all of this again.
+        """
+        with self._averaged():
+            self.task.publish(self.out / "model")
+        moments = {
+            f"{name}.{moment}": self.optimizer.state[value][moment]
+            for name, value in self.parameters.items()
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+        weights = {name: value.detach() for name, value in self.parameters.items()}
+        state = Checkpoint(self.step, self.recipe, weights, self.ema.average, moments)
+        return checkpoints.save(self.out / "checkpoints", state, self.run.keep)
+
+    def _step(self) -> dict[str, float]:
+        """One update; the step's losses. Raises UndustError before a NaN reaches the weights."""
+        batch = self.task.order.batch(self.step, self.run.batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step, self.run.steps)
+        self.optimizer.zero_grad()
+        half = self.run.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses = self.task.losses(batch)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        values["gradient_norm"] = float(norm)
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            folder = self.out / "checkpoints"
+            kept = any(folder.glob("step-*"))
+            last = f"the last good checkpoint is in {folder}" if kept else "no checkpoint was made"
+            raise UndustError(
+                f"step {self.step + 1}: {' and '.join(broken)} not finite; the weights were left "
+                f"as they were, {last}; a lower optimizer.learning_rate or "
+                "run.precision=fp32 may help"
+            )
+        self.optimizer.step()
+        self.ema.update(self.step)
+        self.step += 1
+        return values
+
+    @contextmanager
+    def _averaged(self) -> Generator[None]:
+        """Within it the modules hold the averaged weights, in evaluation mode."""
+        self.ema.swap()
+        self.task.modules.eval()
+        try:
+            yield
+        finally:
+            self.task.modules.train()
+            self.ema.swap()
+
+
+@contextmanager
+def _stop_asked() -> Generator[Callable[[], bool]]:
+    """Within it the first Ctrl-C or SIGTERM only asks: the step under way is finished."""
+    asked = False
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    held = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)

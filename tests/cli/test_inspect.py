@@ -1,0 +1,102 @@
+"""undust inspect, and the tables of what there is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.schedules import SCHEDULES
+
+Run = Callable[..., Any]
+
+
+def parameters(path: Path) -> int:
+    return sum(tensor.numel() for tensor in load_file(path).values())
+
+
+def test_a_picture(undust: Run, tiny_model: Path):
+    undust("generate", "a cat", "--model", tiny_model, "--steps", 1, "--seed", 9, "--out", "c.png")
+    facts = json.loads(undust("inspect", "c.png", "--json").out)
+    assert (facts["kind"], facts["pixels"]) == ("picture", "32x32")
+    assert (facts["recipe"]["prompt"], facts["recipe"]["seed"]) == ("a cat", 9)
+    shown = undust("inspect", "c.png").out
+    assert "a cat" in shown
+    assert "dpmpp-2m" in shown
+
+
+def test_a_model(undust: Run, tiny_model: Path):
+    facts = json.loads(undust("inspect", tiny_model, "--json").out)
+    undust("generate", "a cat", "--model", tiny_model, "--steps", 1, "--out", "c.png")
+    recipe = json.loads(undust("inspect", "c.png", "--json").out)["recipe"]
+    assert facts["hash"] == recipe["model_hash"]
+    assert facts["pixels"] == "32x32"
+    assert facts["latent"] == "4x8x8"
+    assert facts["prediction"] == "epsilon"
+    assert facts["precision"] == "float32"
+    assert facts["process"].startswith("scaled_linear, 1000 steps, σ 0.0292 … 14.6")
+    counts = {part["part"]: part["parameters"] for part in facts["parts"]}
+    assert counts == {
+        "text_encoder": parameters(tiny_model / "text_encoder/model.safetensors"),
+        "unet": parameters(tiny_model / "unet/diffusion_pytorch_model.safetensors"),
+        "vae": parameters(tiny_model / "vae/diffusion_pytorch_model.safetensors"),
+    }
+    assert facts["parameters"] == sum(counts.values())
+    shown = undust("inspect", tiny_model).out
+    assert "UNet2DConditionModel" in shown
+    assert facts["hash"] in shown
+
+
+def test_a_part_and_its_weights(undust: Run, tiny_model: Path):
+    weights = tiny_model / "vae/diffusion_pytorch_model.safetensors"
+    part = json.loads(undust("inspect", tiny_model / "vae", "--json").out)
+    assert part["class"] == "AutoencoderKL"
+    assert part["configuration"]["block_out_channels"] == [8, 16, 16]
+    facts = json.loads(undust("inspect", weights, "--json").out)
+    assert facts["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert facts["sha256"].startswith(part["hash"])
+    assert facts["tensors"] == len(load_file(weights))
+    assert facts["parameters"] == part["parameters"] == parameters(weights)
+    assert facts["metadata"] == {"format": "pt"}
+    assert undust("inspect", weights).code == undust("inspect", tiny_model / "vae").code == 0
+
+
+def test_precisions_are_named_by_how_much_they_hold(undust: Run, here: Path):
+    tensors = {"a": torch.zeros(9, dtype=torch.float16), "b": torch.zeros(4)}
+    save_file(tensors, here / "mixed.safetensors")
+    facts = json.loads(undust("inspect", "mixed.safetensors", "--json").out)
+    assert (facts["precision"], facts["parameters"]) == ("float16, float32", 13)
+
+
+def test_a_data_set_is_sent_on(undust: Run, pictures: Path):
+    done = undust("inspect", pictures)
+    assert done.code == 2
+    assert "undust data check" in done.err
+
+
+@pytest.mark.parametrize(("command", "known"), [("samplers", SAMPLERS), ("schedules", SCHEDULES)])
+def test_tables_name_everything(undust: Run, command: str, known: dict[str, object]):
+    done = undust(command)
+    assert done.code == 0
+    first_words = [line.split()[0] for line in done.out.splitlines()[2:] if line.strip()]
+    assert first_words == sorted(known)
+
+
+def test_models(undust: Run):
+    assert undust("models").code == 0
+
+
+def test_a_data_set_is_counted(undust: Run, pictures: Path):
+    done = undust("data", "check", pictures)
+    assert done.code == 0
+    lines = {line.split()[0]: line.split()[1:] for line in done.out.splitlines() if line.strip()}
+    assert lines["pictures"] == ["8"]
+    assert lines["sizes"] == ["16x16", "(8)"]
+    assert lines["text"][:2] == ["8", "6–6"]

@@ -1,0 +1,168 @@
+"""Tokens against transformers' CLIPTokenizer, in any language."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers.decoders import ByteLevel
+from transformers import CLIPTokenizer
+
+from undust.conditioning.tokenizer import END, START, Tokenizer, train
+from undust.errors import UndustError
+from undust.formats import tokenizer_files
+
+CAPTIONS = [
+    "grinning face with big eyes",
+    "woman scientist: medium skin tone",
+    "flag: South Korea",
+    "활짝 웃는 얼굴",
+    "과학자: 중간 피부색",
+    "it's a cat's face, isn't it?",
+    "keycap: 10",
+]
+PROMPTS = [
+    "",
+    " ",
+    "a cat",
+    "A  Cat\twith\n웃는 얼굴",
+    "웃는 고양이 🐱 and a 개!!",
+    "🧑🏽‍🚀 astronaut: medium skin tone",
+    "don't can't we'll I'm you've he'd",
+    "10,000 km/h — “fast”…",
+    "Ünïcode Straße İstanbul ŒUVRE",
+    "각",  # Hangul in parts: composed by NFC
+    "日本語とEnglishの混在",
+    "<|endoftext|> inside <|startoftext|>",
+    "a<|endoftext|>b",
+    "\u00a0\u3000\u200b zero-width",
+    "x" * 100,
+]
+
+
+@pytest.fixture(scope="module")
+def ours() -> Tokenizer:
+    return train(CAPTIONS, size=700, length=16)
+
+
+@pytest.fixture(scope="module")
+def theirs(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer_files.save(folder, ours)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def reference(tokenizer: CLIPTokenizer, prompts: list[str]) -> list[list[int]]:
+    options = {"padding": "max_length", "max_length": 16, "truncation": True}
+    return tokenizer(prompts, **options)["input_ids"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokens_are_those_of_transformers(ours: Tokenizer, theirs: CLIPTokenizer, prompt: str):
+    assert ours([prompt]).tolist() == reference(theirs, [prompt])
+
+
+@given(st.text(max_size=30))
+@example("a <|ENDOFTEXT|> b<|endoftext|>c")
+@example("각 가\u0301 ﷺ")
+@example("\x00\x1f\x85\u2028")
+def test_tokens_of_any_text_are_those_of_transformers(
+    ours: Tokenizer, theirs: CLIPTokenizer, text: str
+):
+    assert ours([text]).tolist() == reference(theirs, [text])
+
+
+def test_a_batch_is_its_prompts_alone(ours: Tokenizer):
+    rows = ours(PROMPTS)
+    assert rows.shape == (len(PROMPTS), 16)
+    assert rows.tolist() == [ours([prompt])[0].tolist() for prompt in PROMPTS]
+
+
+@given(st.text(max_size=40))
+def test_every_text_has_tokens_and_they_say_what_it_says(ours: Tokenizer, text: str):
+    """No piece is unknown: put together again they are the words, spaces aside."""
+    pieces = ours.pieces(text)
+    joined = ByteLevel().decode([piece.removesuffix("</w>") for piece in pieces])
+    normal = unicodedata.normalize("NFC", text)
+    assert START not in pieces
+    if END not in pieces:
+        expected = "".join("".join(c.lower() for c in normal).split())
+        assert "".join(joined.split()).replace("\u0307", "") == expected.replace("\u0307", "")
+
+
+def test_words_that_were_learnt_are_few_pieces(ours: Tokenizer):
+    assert ours.pieces("face") == ["face</w>"]
+    assert len(ours.pieces("웃는 얼굴")) < 6
+    assert len(ours.pieces("qzxj")) == 4
+
+
+def test_rows_begin_and_end_as_they_should(ours: Tokenizer):
+    start, end = ours.vocabulary[START], ours.vocabulary[END]
+    (row,) = ours(["face"]).tolist()
+    assert row == [start, ours.vocabulary["face</w>"], *[end] * 14]
+    assert (start, end) == (len(ours.vocabulary) - 2, len(ours.vocabulary) - 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rest"),
+    [
+        ("face " * 14, ""),
+        ("face " * 15 + "cat", "face cat"),
+        ("face " * 14 + "고양이와 개", "고양이와 개"),
+        ("", ""),
+    ],
+)
+def test_what_does_not_fit_is_told(ours: Tokenizer, prompt: str, rest: str):
+    """Fourteen tokens fit between the two ends."""
+    assert ours.overflow(prompt).strip() == rest
+
+
+@given(st.text(max_size=60))
+def test_what_is_told_is_the_end_of_the_prompt(ours: Tokenizer, text: str):
+    rest = ours.overflow(text)
+    assert text.endswith(rest)
+    assert bool(rest) == (len(ours.pieces(text)) > 14)
+
+
+def test_training_is_a_function_of_the_captions(ours: Tokenizer):
+    again = train(CAPTIONS, size=700, length=16)
+    assert (again.vocabulary, again.merges) == (ours.vocabulary, ours.merges)
+    assert 580 < len(train(CAPTIONS, size=600, length=16).vocabulary) <= 600
+
+
+def test_a_folder_gives_the_tokenizer_back(ours: Tokenizer, theirs: CLIPTokenizer, tmp_path: Path):
+    """Our own two files, and the one that transformers 5 writes."""
+    tokenizer_files.save(tmp_path / "ours", ours)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        read = tokenizer_files.load(tmp_path / folder)
+        assert dict(read.vocabulary) == dict(ours.vocabulary)
+        assert list(read.merges) == list(ours.merges)
+        assert read.length == 16
+
+
+def test_a_tokenizer_needs_its_ends_and_its_pieces():
+    ends = {START: 0, END: 1}
+    with pytest.raises(UndustError, match=r"lacks <\|endoftext\|>"):
+        Tokenizer({START: 0}, [])
+    with pytest.raises(UndustError, match="merges 'a b' outside its vocabulary"):
+        Tokenizer({**ends, "a": 2, "b": 3}, [("a", "b")])
+
+
+def test_a_damaged_folder_is_named(ours: Tokenizer, tmp_path: Path):
+    tokenizer_files.save(tmp_path, ours)
+    (tmp_path / "merges.txt").write_text("a b c\n")
+    with pytest.raises(UndustError, match=r"merges\.txt, line 1"):
+        tokenizer_files.load(tmp_path)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(UndustError, match=r"merges\.txt"):
+        tokenizer_files.load(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    with pytest.raises(UndustError, match=r"vocab\.json"):
+        tokenizer_files.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    with pytest.raises(UndustError, match=r"tokenizer\.json is not supported"):
+        tokenizer_files.load(tmp_path)

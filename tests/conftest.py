@@ -1,0 +1,70 @@
+"""What every test shares: a tiny model, and hypothesis without chance or clock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported, and for the processes that tests start: on tensors this small more
+# threads only wait for each other, and on a busy machine they wait for minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("undust", derandomize=True, deadline=None, max_examples=100)
+settings.load_profile("undust")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole model with random weights: 32 px pictures, 8x8x4 latents, 16 tokens."""
+    import torch
+
+    from undust.conditioning import tokenizer as tokenizers
+    from undust.diffusion.process import PROCESSES
+    from undust.model import LatentDiffusion
+    from undust.networks.autoencoder import Autoencoder
+    from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+    from undust.networks.text_encoder import TextEncoder
+    from undust.networks.unet import UNet
+
+    tokenizer = tokenizers.train(["a cat", "a dog", "고양이"], size=600, length=16)
+    end = tokenizer.vocabulary[tokenizers.END]
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LatentDiffusion(
+            Autoencoder(
+                AutoencoderConfig(block_out_channels=(8, 16, 16), norm_num_groups=4),
+            ),
+            UNet(
+                UNetConfig(
+                    sample_size=8,
+                    block_out_channels=(16, 32),
+                    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                    layers_per_block=1,
+                    cross_attention_dim=16,
+                    attention_head_dim=2,
+                    norm_num_groups=4,
+                )
+            ),
+            TextEncoder(
+                TextEncoderConfig(
+                    vocab_size=len(tokenizer.vocabulary),
+                    hidden_size=16,
+                    intermediate_size=32,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    max_position_embeddings=tokenizer.length,
+                    bos_token_id=tokenizer.vocabulary[tokenizers.START],
+                    eos_token_id=end,
+                    pad_token_id=end,
+                )
+            ),
+            tokenizer,
+            PROCESSES["scaled-linear"](),
+            "epsilon",
+        ).save(folder)
+    return folder

@@ -1,0 +1,281 @@
+"""What theory says of every sampler, on distributions whose denoiser has a closed form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from undust.diffusion.noise import normal
+from undust.diffusion.samplers import SAMPLERS
+from undust.errors import UndustError
+
+DETERMINISTIC = [name for name, sampler in SAMPLERS.items() if not sampler.stochastic]
+# Every way to draw fresh noise: the stochastic samplers as they are, and their other options.
+STOCHASTIC: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name, sampler in SAMPLERS.items() if sampler.stochastic),
+    ("ddim", {"eta": 0.5}),
+    ("ddim", {"eta": 1.0}),
+    ("ddpm", {"variance": "large"}),
+]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Isotropic Gaussians: weights [K], means [K, D], deviations [K]."""
+
+    weights: Tensor
+    means: Tensor
+    deviations: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x] exactly: each part's posterior mean, weighted by how likely the part is."""
+        spread = self.deviations**2 + sigma[:, None] ** 2  # [B, K]
+        away = x[:, None] - self.means  # [B, K, D]
+        likely = self.weights.log() - away.square().sum(-1) / (2 * spread)
+        likely = (likely - x.shape[1] / 2 * spread.log()).softmax(1)
+        centre = self.means + (self.deviations**2 / spread)[..., None] * away
+        return (likely[..., None] * centre).sum(1)
+
+    def draw(self, count: int) -> Tensor:
+        part = torch.multinomial(self.weights, count, True, generator=torch.manual_seed(3))
+        noise = normal(3, (0, 0, 0), (count, self.means.shape[1])).double()
+        return self.means[part] + self.deviations[part, None] * noise
+
+
+def doubles(*values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+GAUSSIAN = Mixture(doubles(1.0), doubles([0.5, -1.0]), doubles(0.5))
+MIXTURE = Mixture(doubles(0.4, 0.6), doubles([-1.0, 0.3], [1.2, 0.0]), doubles(0.4, 0.6))
+LINE = Mixture(doubles(0.3, 0.7), doubles([-1.0], [1.0]), doubles(0.2, 0.4))
+
+
+def no_noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    raise AssertionError("a deterministic sampler asked for noise")
+
+
+def falling(top: float, bottom: float, steps: int) -> Tensor:
+    return torch.linspace(top ** (1 / 7), bottom ** (1 / 7), steps + 1, dtype=torch.float64) ** 7
+
+
+def sample(
+    name: str, denoise: Any, x: Tensor, sigmas: Tensor, noise: Any, **options: Any
+) -> Tensor:
+    *_, last = SAMPLERS[name](denoise, x, sigmas, noise, **options)
+    return last.x
+
+
+def runge_kutta(denoise: Mixture, x: Tensor, top: float, bottom: float, steps: int) -> Tensor:
+    """The classical fourth-order method on dx/d(log σ) = x − E[x0 | x]."""
+
+    def slope(x: Tensor, level: float) -> Tensor:
+        return x - denoise(x, torch.full((len(x),), math.exp(level), dtype=x.dtype))
+
+    level, width = math.log(top), math.log(bottom / top) / steps
+    for _ in range(steps):
+        a = slope(x, level)
+        b = slope(x + width / 2 * a, level + width / 2)
+        c = slope(x + width / 2 * b, level + width / 2)
+        d = slope(x + width * c, level + width)
+        x = x + width / 6 * (a + 2 * b + 2 * c + d)
+        level += width
+    return x
+
+
+TOP, BOTTOM = 10.0, 0.1
+START = TOP * normal(1, (0, 0, 0), (32, 2)).double()
+
+
+def gaussian_end() -> Tensor:
+    """The flow of a Gaussian: the distance to the mean shrinks as the deviation does."""
+    mean, own = GAUSSIAN.means[0], GAUSSIAN.deviations.item()
+    return mean + (START - mean) * math.sqrt((own**2 + BOTTOM**2) / (own**2 + TOP**2))
+
+
+def test_reference_solution_agrees_with_the_closed_form():
+    """The Runge-Kutta reference of the mixture is exact enough to measure the samplers by."""
+    end = runge_kutta(GAUSSIAN, START, TOP, BOTTOM, 400)
+    torch.testing.assert_close(end, gaussian_end(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[str, tuple[Mixture, Tensor]]:
+    return {
+        "gaussian": (GAUSSIAN, gaussian_end()),
+        "mixture": (MIXTURE, runge_kutta(MIXTURE, START, TOP, BOTTOM, 800)),
+    }
+
+
+@pytest.mark.parametrize("world", ["gaussian", "mixture"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_error_falls_with_the_stated_order(name: str, world: str, worlds: dict[str, Any]):
+    denoise, end = worlds[world]
+    counts = [64, 128, 256, 512]
+    errors = [
+        (sample(name, denoise, START, falling(TOP, BOTTOM, n), no_noise) - end).abs().mean()
+        for n in counts
+    ]
+    sizes = -doubles(*counts).log()
+    errors = torch.stack(errors).log()
+    sizes, errors = sizes - sizes.mean(), errors - errors.mean()
+    slope = (sizes * errors).sum() / (sizes * sizes).sum()
+    assert slope.item() == pytest.approx(SAMPLERS[name].order, abs=0.15)
+
+
+@pytest.mark.parametrize(("name", "options"), [*((n, {}) for n in DETERMINISTIC), *STOCHASTIC])
+def test_samples_have_the_mean_and_variance_of_the_mixture(name: str, options: dict[str, Any]):
+    count, top = 5_000, 20.0
+    draws = iter(range(1000))
+    x = LINE.draw(count) + top * normal(4, (0, 0, 0), (count, 1)).double()
+
+    def noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return normal(5, (next(draws), 0, 0), (count, 1))
+
+    sigmas = torch.cat([falling(top, 0.01, 400), doubles(0.0)])
+    end = sample(name, LINE, x, sigmas, noise, **options)
+
+    w, m, s = LINE.weights, LINE.means[:, 0], LINE.deviations
+    mean = (w * m).sum()
+    variance = (w * (s**2 + (m - mean) ** 2)).sum()
+    fourth = (w * ((m - mean) ** 4 + 6 * (m - mean) ** 2 * s**2 + 3 * s**4)).sum()
+    assert abs(end.mean() - mean) < 4 * (variance / count).sqrt()
+    assert abs(end.var() - variance) < 4 * ((fourth - variance**2) / count).sqrt()
+
+
+EXACT_NOISE = [case for case in STOCHASTIC if case != ("ddpm", {"variance": "large"})]
+
+
+@pytest.mark.parametrize(("name", "options"), EXACT_NOISE)
+def test_the_noise_at_every_level_is_that_level(name: str, options: dict[str, Any]):
+    """With a single picture to find, steps of any length keep x0 + σ·n exactly."""
+    picture, count = doubles(0.7), 40_000
+    sigmas = doubles(9.0, 4.0, 1.5, 0.3, 0.0)
+    draws = iter(range(9))
+    x = picture + sigmas[0] * normal(6, (0, 0, 0), (count, 1)).double()
+    steps = SAMPLERS[name](
+        lambda x, sigma: picture.expand_as(x),
+        x,
+        sigmas,
+        lambda sigma, sigma_next: normal(7, (next(draws), 0, 0), (count, 1)),
+        **options,
+    )
+    for step, sigma in zip(steps, sigmas[1:], strict=True):
+        assert step.sigma == sigma
+        tolerance = 4 * sigma / math.sqrt(2 * count)
+        assert ((step.x - picture).square().mean().sqrt() - sigma).abs() <= tolerance
+
+
+def test_large_variance_is_that_of_the_forward_step():
+    """Ho et al. 2020, §3.2: β = 1 − ᾱ/ᾱ_next in the coordinates of a VP process."""
+    sigmas = doubles(2.0, 1.0)
+    alpha, alpha_next = 1 / (1 + sigmas**2)
+    unit = torch.ones(1, 1, dtype=torch.float64)
+    zero = torch.zeros_like(unit)
+    end = sample("ddpm", lambda x, _: zero, zero, sigmas, lambda *_: unit, variance="large")
+    torch.testing.assert_close(end * alpha_next.sqrt(), unit * (1 - alpha / alpha_next).sqrt())
+
+
+def smooth(x: Tensor, sigma: Tensor) -> Tensor:
+    """Stands for a network: some smooth function of both arguments."""
+    return torch.tanh(x.roll(1, 1) - sigma[:, None] / 3)
+
+
+def test_three_names_of_one_stochastic_step():
+    def run(name: str, **options: Any) -> Tensor:
+        draws = iter(range(99))
+        noise = lambda *_: normal(8, (next(draws), 0, 0), START.shape)  # noqa: E731
+        return sample(name, smooth, START, falling(10, 0, 7), noise, **options)
+
+    assert torch.equal(run("ddpm"), run("euler-ancestral"))
+    assert torch.equal(run("ddpm"), run("ddim", eta=1.0))
+    assert torch.equal(run("euler"), run("ddim"))
+    assert torch.equal(run("euler"), run("euler-ancestral", eta=0.0))
+    assert not torch.equal(run("ddpm"), run("ddpm", variance="large"))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_step_gives_the_denoised_mean(name: str):
+    sigmas = doubles(10.0, 0.0)
+    end = sample(name, GAUSSIAN, START, sigmas, no_noise)
+    assert torch.equal(end, GAUSSIAN(START, sigmas[:1].expand(len(START))))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_say_where_they_are(name: str):
+    sigmas = falling(10, 0, 6)
+    noise = lambda *_: torch.zeros_like(START)  # noqa: E731
+    steps = list(SAMPLERS[name](smooth, START, sigmas, noise))
+    assert [step.index for step in steps] == [*range(6)]
+    assert torch.equal(torch.stack([step.sigma for step in steps]), sigmas[1:])
+    assert torch.equal(steps[-1].x, steps[-1].x0)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_each_step_heads_for_the_estimate_it_names(name: str):
+    """Step.x0 is the estimate that was used: x moves straight towards it."""
+    sigmas, x = falling(10, 0, 6), START
+    for step in SAMPLERS[name](smooth, START, sigmas, no_noise):
+        sigma = sigmas[step.index]
+        torch.testing.assert_close(step.x, step.x0 + step.sigma / sigma * (x - step.x0))
+        x = step.x
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("given", "worked"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_precision_and_shapes_of_what_is_asked(name: str, given: str, worked: str):
+    """The denoiser is asked with σ of shape [B] in the working precision, float32 at least."""
+    dtype = getattr(torch, worked)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        assert (x.shape, x.dtype) == ((3, 4, 2, 2), dtype)
+        assert (sigma.shape, sigma.dtype) == ((3,), dtype)
+        return x / 2
+
+    x = torch.ones(3, 4, 2, 2, dtype=getattr(torch, given))
+    for step in SAMPLERS[name](denoise, x, falling(10, 0, 3), lambda *_: x.double()):
+        assert step.x.dtype == dtype
+        assert step.sigma.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        doubles(1.0),
+        doubles([2.0, 1.0]),
+        doubles(2.0, 2.0),
+        doubles(1.0, 2.0),
+        doubles(1.0, -1.0),
+        doubles(math.inf, 1.0),
+        doubles(math.nan, 1.0),
+    ],
+)
+def test_other_lists_of_sigma_are_refused_at_once(sigmas: Tensor):
+    with pytest.raises(UndustError, match=r"^sigmas: "):
+        SAMPLERS["euler"](smooth, START, sigmas, no_noise)
+
+
+def test_errors_name_what_is_right():
+    run = SAMPLERS["ddim"]
+    with pytest.raises(UndustError, match="unknown sampler 'eular'; did you mean 'euler'"):
+        SAMPLERS["eular"]
+    with pytest.raises(UndustError, match="unknown option of sampler ddim 'etta'; did you mean"):
+        run(smooth, START, falling(1, 0, 2), no_noise, etta=1.0)
+    for eta in (-0.1, 1.1, math.nan):
+        with pytest.raises(UndustError, match=r"^eta: "):
+            run(smooth, START, falling(1, 0, 2), no_noise, eta=eta)
+    with pytest.raises(UndustError, match=r"^variance: 'tiny' is neither"):
+        SAMPLERS["ddpm"](smooth, START, falling(1, 0, 2), no_noise, variance="tiny")
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_says_what_it_is(name: str):
+    assert SAMPLERS[name].name == name
+    assert len(SAMPLERS[name].summary) > 20

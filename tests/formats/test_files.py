@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from undust.errors import UndustError
+from undust.formats.files import atomic, atomic_folder, atomic_write
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_file_appears_whole_and_replaces_an_older_one(tmp_path: Path):
+    for content in (b"first", b"second"):
+        atomic_write(tmp_path / "a.txt", content)
+        assert (tmp_path / "a.txt").read_bytes() == content
+    assert names(tmp_path) == {"a.txt"}
+
+
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path):
+    target = tmp_path / "a.txt"
+    target.write_bytes(b"old")
+    with atomic(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: type):
+    target = tmp_path / "a.txt"
+    target.write_bytes(b"old")
+    with pytest.raises(failure), atomic(target) as temporary:
+        temporary.write_bytes(b"ne")
+        raise failure
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == {"a.txt"}
+
+
+def test_a_file_has_the_usual_permissions(tmp_path: Path):
+    mask = os.umask(0o022)
+    try:
+        atomic_write(tmp_path / "a.txt", b"")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_stays_a_link(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "a.txt")
+    atomic_write(tmp_path / "link", b"content")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a.txt").read_bytes() == b"content"
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(UndustError, match=r"nowhere does not exist"):
+        atomic_write(tmp_path / "nowhere" / "a.txt", b"")
+
+
+@pytest.mark.parametrize("target", ["folder", "/dev/null"])
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, target: str):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UndustError, match="is not a file"):
+        atomic_write(tmp_path / target, b"")
+
+
+def run_limited(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a script that may write files of at most 64 KiB: the system's own refusal, no mock."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path: Path):
+    (tmp_path / "weights.safetensors").write_bytes(b"old")
+    done = run_limited(
+        """
+        import torch
+        from pathlib import Path
+        from undust.errors import UndustError
+        from undust.formats import safetensors_file
+        try:
+            safetensors_file.save(Path("weights.safetensors"), {"a": torch.zeros(100_000)})
+        except UndustError as error:
+            print(error)
+        """,
+        tmp_path,
+    )
+    assert done.stdout == "cannot write weights.safetensors: File too large\n", done.stderr
+    assert (tmp_path / "weights.safetensors").read_bytes() == b"old"
+    assert names(tmp_path) == {"weights.safetensors"}
+
+
+def test_a_folder_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_bytes(b"old")
+    done = run_limited(
+        """
+        from pathlib import Path
+        from undust.errors import UndustError
+        from undust.formats.files import atomic_folder
+        try:
+            with atomic_folder(Path("model"), replace=True) as building:
+                (building / "small").write_bytes(b"fits")
+                (building / "large").write_bytes(bytes(100_000))
+        except UndustError as error:
+            print(error)
+        """,
+        tmp_path,
+    )
+    assert done.stdout == "cannot write model: File too large\n", done.stderr
+    assert names(tmp_path) == {"model", "model/old"}
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path):
+    folder = tmp_path
+    if os.geteuid() == 0:
+        folder = Path("/sys")  # where even root may not
+    else:
+        folder.chmod(0o500)
+    with pytest.raises(UndustError, match=rf"cannot write {folder}/a\.txt: (Permission|Read-only)"):
+        atomic_write(folder / "a.txt", b"")
+
+
+def test_a_folder_appears_whole(tmp_path: Path):
+    with atomic_folder(tmp_path / "model") as building:
+        (building / "unet").mkdir()
+        (building / "unet" / "config.json").write_text("{}")
+        assert not (tmp_path / "model").exists()
+    assert names(tmp_path) == {"model", "model/unet", "model/unet/config.json"}
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model") as building:
+        (building / "a").write_text("")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_with_content_is_replaced_only_when_asked(tmp_path: Path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("")
+    with pytest.raises(UndustError, match="not empty"), atomic_folder(target):
+        pass
+    assert names(target) == {"old"}
+    with atomic_folder(target, replace=True) as building:
+        (building / "new").write_text("")
+    assert names(tmp_path) == {"model", "model/new"}
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    with atomic_folder(tmp_path / "model") as building:
+        (building / "new").write_text("")
+    assert names(tmp_path) == {"model", "model/new"}
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path):
+    (tmp_path / "model").write_text("")
+    with (
+        pytest.raises(UndustError, match="there is a file of that name"),
+        atomic_folder(tmp_path / "model"),
+    ):
+        pass
+
+
+def test_the_leftovers_of_a_killed_run_are_removed(tmp_path: Path):
+    script = """
+        import os, signal
+        from pathlib import Path
+        from undust.formats.files import atomic_folder
+        with atomic_folder(Path("model")) as building:
+            (building / "half").write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    assert run_limited(script, tmp_path).returncode == -signal.SIGKILL
+    assert not (tmp_path / "model").exists()
+    assert names(tmp_path) != set()
+    with atomic_folder(tmp_path / "model") as building:
+        (building / "whole").write_text("")
+    assert names(tmp_path) == {"model", "model/whole"}
+
+
+def test_what_a_kill_between_the_two_renames_left_is_still_the_folder(tmp_path: Path):
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "weights").write_text("the only copy")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model", replace=True):
+        raise RuntimeError("the next attempt fails too")
+    assert (tmp_path / "model" / "weights").read_text() == "the only copy"

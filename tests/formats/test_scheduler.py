@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from undust.diffusion.process import PROCESSES, VP
+from undust.errors import UndustError
+from undust.formats.scheduler import BETA_SCHEDULES, CLASSES, read_scheduler, scheduler_config
+
+DDIM = {"_class_name": "DDIMScheduler"}
+# Two of them need packages that are not installed here: their configurations are not tested.
+INSTALLED = sorted({*CLASSES} - {"DPMSolverSDEScheduler", "LMSDiscreteScheduler"})
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+def test_the_process_is_the_one_diffusers_has(schedule: str, prediction: str):
+    theirs = diffusers.DDIMScheduler(
+        beta_schedule=schedule, beta_start=0.00085, beta_end=0.012, prediction_type=prediction
+    )
+    process, name = read_scheduler({**DDIM, **theirs.config}, "here")
+    assert name == prediction
+    # diffusers computes its table in float32.
+    torch.testing.assert_close(
+        process.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=2e-4, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("kind", INSTALLED)
+def test_every_scheduler_of_the_same_process_is_understood(kind: str, tmp_path):
+    scheduler = getattr(diffusers, kind)(beta_schedule="scaled_linear", beta_end=0.012)
+    process, prediction = read_scheduler({"_class_name": kind, **scheduler.config}, "here")
+    assert prediction == "epsilon"
+    assert process.betas[-1].item() == pytest.approx(0.012)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_what_is_written_is_read_back_bit_for_bit(name: str, prediction: str):
+    for arguments in ({}, {"steps": 50, "beta_start": 0.0012, "beta_end": 0.02}):
+        process = PROCESSES[name](**arguments)
+        again, prediction_again = read_scheduler(scheduler_config(process, prediction), "here")
+        assert torch.equal(again.betas, process.betas)
+        assert prediction_again == prediction
+
+
+def test_betas_of_no_schedule_are_written_one_by_one():
+    process = VP(torch.rand(20, generator=torch.Generator().manual_seed(0)).double() * 0.1 + 1e-3)
+    config = scheduler_config(process, "epsilon")
+    assert torch.equal(read_scheduler(config, "here")[0].betas, process.betas)
+    theirs = diffusers.DDIMScheduler.from_config(config)
+    torch.testing.assert_close(theirs.betas.double(), process.betas, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_what_is_written_is_the_same_process_in_diffusers(name: str):
+    process = PROCESSES[name]()
+    theirs = diffusers.DDIMScheduler.from_config(scheduler_config(process, "v_prediction"))
+    torch.testing.assert_close(
+        theirs.alphas_cumprod.double(), process.alphas_cumprod, rtol=2e-4, atol=1e-9
+    )
+    assert theirs.config.prediction_type == "v_prediction"
+    assert theirs.final_alpha_cumprod == 1
+    theirs.set_timesteps(10)
+    assert theirs.timesteps[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscrete"),
+        ({"_class_name": None}, "_class_name = None; possible are DDIMScheduler"),
+        ({"_class_name": []}, r"_class_name = \[\]"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas = True"),
+        ({"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid'; possible are linear, scaled"),
+        ({"prediction_type": "flow"}, "prediction_type = 'flow'; possible are epsilon"),
+        ({"beta_start": 0}, "beta_start = 0"),
+        ({"beta_end": float("nan")}, "beta_end = nan"),
+        ({"num_train_timesteps": 1}, "num_train_timesteps = 1"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps = 1000000000"),
+        ({"trained_betas": [0.1, 0.2]}, "2 trained_betas for 1000"),
+        ({"beta_start": 1e-20, "beta_end": 1e-20}, "betas that are too small or too large"),
+        ({"beta_start": 0.9, "beta_end": 0.9}, "betas that are too small or too large"),
+        ({"num_train_timesteps": 2, "trained_betas": [1e-20, 0.5]}, "betas that are too small"),
+        ({"snr_shift_scale": 3.0}, "snr_shift_scale = 3.0"),
+        ({"two\nlines": 1}, r"'two\\nlines' = 1"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused_by_name(changes: dict, reason: str):
+    with pytest.raises(UndustError, match=reason) as caught:
+        read_scheduler({**DDIM, **changes}, "scheduler/scheduler_config.json")
+    assert str(caught.value).startswith("scheduler/scheduler_config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_prediction_is_not_written():
+    with pytest.raises(UndustError, match="epsilon"):
+        scheduler_config(PROCESSES["linear"](), "epsilom")
+
+
+FIELDS = st.sampled_from(
+    [*scheduler_config(PROCESSES["linear"](), "epsilon"), "trained_betas", "use_flow_sigmas"]
+)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 1000)
+    | st.floats()
+    | st.sampled_from(
+        ["linear", "scaled_linear", "squaredcos_cap_v2", "epsilon", "sample", "DDPMScheduler"]
+    )
+    | st.lists(st.floats(0, 1), max_size=3)
+)
+
+
+@given(fields=st.dictionaries(FIELDS | st.text(max_size=3), VALUES, max_size=6))
+def test_any_object_gives_a_process_or_an_error(fields: dict):
+    try:
+        process, prediction = read_scheduler({**DDIM, **fields}, "here")
+    except UndustError as error:
+        assert "\n" not in str(error)
+    else:
+        assert bool((process.sigmas.diff() > 0).all())
+        assert prediction in ("epsilon", "sample")

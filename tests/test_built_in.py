@@ -1,0 +1,54 @@
+"""The model that comes with undust."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import undust
+from undust.model import BUILT_IN, built_in
+
+LARGEST = 40_000_000  # bytes; the wheel has to stay below this, and weights hardly compress
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return undust.load("emoji")
+
+
+def test_it_is_there_with_its_card():
+    assert "emoji" in built_in()
+    card = (BUILT_IN / "emoji" / "README.md").read_text("utf-8")
+    for said in ("Apache", "Noto", "PSNR", "top-5"):
+        assert said in card
+
+
+def test_it_fits_the_wheel():
+    files = [path for path in (BUILT_IN / "emoji").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < LARGEST
+
+
+def test_words_matter(emoji):
+    """The same noise under two prompts: a red heart is redder than a blue one, and not blank."""
+    red, blue = emoji.generate(["red heart", "blue heart"], seed=3, steps=10)
+    colour = [np.asarray(picture.image, float).mean((0, 1)) for picture in (red, blue)]
+    assert colour[0][0] - colour[0][2] > colour[1][0] - colour[1][2] + 20
+    assert all(np.asarray(picture.image, float).std() > 20 for picture in (red, blue))
+
+
+def test_diffusers_paints_the_same_picture_from_the_same_latent(emoji):
+    """Its own pipeline on the very folder, in both languages."""
+    from diffusers import StableDiffusionPipeline
+
+    theirs = StableDiffusionPipeline.from_pretrained(BUILT_IN / "emoji", torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, *emoji.latent_shape(*emoji.size), generator=torch.manual_seed(0))
+    for prompt in ("a smiling cat", "빨간 하트"):
+        expected = theirs(
+            prompt, latents=noise, num_inference_steps=20, guidance_scale=4.0, output_type="np"
+        ).images[0]
+        (got,) = emoji.generate(
+            prompt, noise=noise, steps=20, guidance=4.0, sampler="ddim", schedule="leading"
+        )
+        assert np.abs(expected * 255 - np.asarray(got.image, float)).max() <= 2

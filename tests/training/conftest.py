@@ -1,0 +1,181 @@
+"""Runs so small that they take seconds: 12 pictures of 16 px, a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from undust.datasets import image_folder
+from undust.formats.folder import save_component
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
+from undust.training import recipes
+from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+
+AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
+
+RUN = """
+[optimizer]
+learning_rate = 1e-3
+warm_up = 3
+[run]
+steps = 6
+batch = 4
+ema = 0.9
+log_every = 1
+checkpoint_every = 2
+keep = 2
+"""
+FIRST_STAGE = """
+kind = "first-stage"
+[data]
+folder = {data}
+size = 16
+crop = 8
+[autoencoder]
+block_out_channels = [8, 8]
+norm_num_groups = 4
+"""
+DIFFUSION = """
+kind = "diffusion"
+first_stage = {first_stage}
+[data]
+folder = {data}
+size = 16
+draw_by = "concept"
+[captions]
+fields = ["text", "text_ko"]
+vocabulary = 600
+length = 8
+[unet]
+sample_size = 8
+block_out_channels = [8]
+down_block_types = ["CrossAttnDownBlock2D"]
+up_block_types = ["CrossAttnUpBlock2D"]
+layers_per_block = 1
+cross_attention_dim = 8
+attention_head_dim = 2
+norm_num_groups = 4
+[text_encoder]
+hidden_size = 8
+intermediate_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+"""
+
+# Many ends of words, so that a vocabulary that depends on chance shows.
+NAMES = (
+    ("sky over sand", "모래 위 하늘"),
+    ("wine beside milk", "우유 곁 포도주"),
+    ("grass and stone", "풀과 돌"),
+    ("lilac near rust", "녹 옆 라일락"),
+    ("plum with gold", "자두와 금"),
+    ("slate next to lime", "라임 옆 석판"),
+    ("coral facing ink", "먹을 마주한 산호"),
+    ("ash under mint", "박하 아래 재"),
+    ("peach by night", "밤의 복숭아"),
+    ("rose on clay", "진흙 위 장미"),
+    ("olive from fog", "안개 속 올리브"),
+    ("amber at sea", "바다의 호박"),
+)
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in another order would be other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in two halves of two colours: ten to train on, of seven concepts, and two not."""
+    folder = tmp_path_factory.mktemp("pictures")
+    chance = torch.Generator().manual_seed(0)
+    rows: list[dict[str, str]] = []
+    for number in range(12):
+        left, right = torch.randint(0, 256, (2, 3), generator=chance).tolist()
+        picture = Image.new("RGB", (16, 16), tuple(left))
+        picture.paste(tuple(right), (8, 0, 16, 16))
+        name = f"{number:02}.png"
+        picture.save(folder / name)
+        rows.append(
+            {
+                "file_name": name,
+                "text": NAMES[number][0],
+                "text_ko": NAMES[number][1],
+                "concept": str(min(number, 6)),
+                "split": "train" if number < 10 else "test",
+            }
+        )
+    image_folder.write(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an autoencoder with random weights: 16 px to 8x8x4."""
+    folder = tmp_path_factory.mktemp("first_stage")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        save_component(folder, Autoencoder(AUTOENCODER), "AutoencoderKL")
+    return folder
+
+
+@pytest.fixture
+def write_recipe(data: Path, first_stage: Path, tmp_path: Path) -> Write:
+    """Writes the tiny recipe of a kind to a file; gives its path."""
+
+    def write(kind: str) -> Path:
+        text = (FIRST_STAGE if kind == "first-stage" else DIFFUSION).format(
+            data=json.dumps(str(data)), first_stage=json.dumps(str(first_stage))
+        )
+        path = tmp_path / f"{kind}.toml"
+        path.write_text(text + RUN, "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def first_stage_recipe(write_recipe: Write) -> Callable[..., FirstStageRecipe]:
+    """The tiny first-stage recipe, with changes such as "run.steps=3"."""
+
+    def read(*changes: str) -> FirstStageRecipe:
+        recipe = recipes.read(write_recipe("first-stage"), changes)
+        assert isinstance(recipe, FirstStageRecipe)
+        return recipe
+
+    return read
+
+
+@pytest.fixture
+def diffusion_recipe(write_recipe: Write) -> Callable[..., DiffusionRecipe]:
+    """The tiny diffusion recipe, with changes such as "run.steps=3"."""
+
+    def read(*changes: str) -> DiffusionRecipe:
+        recipe = recipes.read(write_recipe("diffusion"), changes)
+        assert isinstance(recipe, DiffusionRecipe)
+        return recipe
+
+    return read
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a folder: its name and its bytes."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    return read

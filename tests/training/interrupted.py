@@ -1,0 +1,121 @@
+"""Trains in children of its own that something happens to; `test_interrupted.py` runs it.
+
+    python interrupted.py killed RECIPE OUT       SIGKILL at 20 random moments
+    python interrupted.py full RECIPE OUT BYTES   no file can grow beyond so many bytes
+
+Torch is imported here once, and computes in the children only: a process in which it has computed
+does not fork well, and one of its own for each child would take seconds to start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch._dynamo  # the first optimizer would import it, in every child again
+import torch.utils.tensorboard.writer  # pyright: ignore[reportUnusedImport]
+
+from undust.errors import UndustError
+from undust.training import recipes
+from undust.training.run import train
+
+KILLS = 20
+Recipe = recipes.FirstStageRecipe | recipes.DiffusionRecipe
+
+
+def start(recipe: Recipe, out: Path) -> tuple[int, int]:
+    """A child that trains, from the newest checkpoint in `out` if there is one.
+
+    Its number, and a pipe from which a byte can be read for every step.
+    """
+    steps, told = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(told)
+        return child, steps
+    code = 1
+    try:
+        train(recipe, out, resume=True, observe=lambda _: os.write(told, b"."))
+        code = 0
+    except UndustError as error:
+        say(str(error))
+        code = 2
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def end(child: int) -> int:
+    """How the child ended: its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def newest(out: Path) -> int:
+    """The step of the newest checkpoint."""
+    steps = [int(path.name[5:]) for path in out.glob("checkpoints/step-*")]
+    return max(steps, default=0)
+
+
+def killed(recipe: Recipe, out: Path) -> None:
+    """Whole in OUT/whole, and in OUT/killed-0, … until there were enough kills.
+
+    One kill in four while the child gets ready, the others within a sixth of the run's time after
+    its first step. Prints the newest checkpoint's step at each, for every one of these folders.
+    """
+    child, pipe = start(recipe, out / "whole")
+    began = time.monotonic()
+    os.read(pipe, 1)
+    ready = time.monotonic()
+    assert end(child) == 0
+    finished = time.monotonic()
+    chance = random.Random(0)
+    steps: list[list[int]] = []
+    while sum(map(len, steps)) < KILLS:
+        folder = out / f"killed-{len(steps)}"
+        steps.append([])
+        ended = None
+        while ended != 0:
+            child, pipe = start(recipe, folder)
+            if sum(map(len, steps)) < KILLS:
+                if chance.random() < 1 / 4:
+                    time.sleep(chance.uniform(0, ready - began))
+                else:
+                    os.read(pipe, 1)
+                    time.sleep(chance.uniform(0, (finished - ready) / 6))
+                os.kill(child, signal.SIGKILL)
+            ended = end(child)
+            os.close(pipe)
+            assert ended in (0, -signal.SIGKILL), ended
+            if ended:
+                steps[-1].append(newest(folder))
+    say(json.dumps(steps))
+
+
+def full(recipe: Recipe, out: Path, room: int) -> None:
+    """Trains with a disk on which no file can be larger; prints how that ended."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    child, _ = start(recipe, out)
+    say(str(end(child)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, path, folder, *rest = sys.argv[1:]
+    if what == "killed":
+        killed(recipes.read(Path(path)), Path(folder))
+    else:
+        full(recipes.read(Path(path)), Path(folder), int(rest[0]))

@@ -1,0 +1,215 @@
+"""Training a denoiser: the loss against diffusers', captions, latents, what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
+from torch import Tensor
+
+import undust
+from undust.datasets import image_folder
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.formats.folder import save_component
+from undust.model import load_autoencoder
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
+from undust.pictures import from_image
+from undust.training.data import Purpose
+from undust.training.diffusion import DiffusionTask
+from undust.training.recipes import DiffusionRecipe
+from undust.training.run import train
+
+Read = Callable[..., DiffusionRecipe]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@torch.no_grad()
+def test_the_loss_is_what_diffusers_scheduler_makes_of_it(
+    prediction: str, diffusion_recipe: Read, tmp_path: Path
+):
+    """Its noised latents go into the network; the squared distance to its target is the loss."""
+    task = DiffusionTask(diffusion_recipe(f"dust.prediction={prediction}"), tmp_path)
+    for parameter in task.modules.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    answered: list[Tensor] = []
+    task.model.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    task.model.unet.register_forward_hook(lambda *call: answered.append(call[2]))
+    batch = task.order.batch(3, 8)
+    loss = task.losses(batch)["loss"]
+
+    scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    (x, timestep, _), (output,) = seen[0], answered
+    mean, deviation = task.latents.mean, task.latents.deviation
+    picked = list(batch.sample)
+    z = mean[picked] + deviation[picked] * batch.normal(Purpose.POSTERIOR, mean.shape[1:])
+    noise = batch.normal(Purpose.NOISE, mean.shape[1:])
+    steps = timestep.long()
+    torch.testing.assert_close(x, scheduler.add_noise(z, noise, steps))
+    targets = {
+        "epsilon": noise,
+        "sample": z,
+        "v_prediction": scheduler.get_velocity(z, noise, steps),
+    }
+    expected = (output - targets[prediction]).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+def test_before_training_it_predicts_nothing(diffusion_recipe: Read, tmp_path: Path):
+    """The network starts at zero, so the loss is the variance of the noise."""
+    task = DiffusionTask(diffusion_recipe(), tmp_path)
+    batch = task.order.batch(0, 4)
+    noise = batch.normal(Purpose.NOISE, task.latents.shape)
+    torch.testing.assert_close(task.losses(batch)["loss"], noise.square().mean())
+
+
+@torch.no_grad()
+def test_noisier_levels_are_weighted_as_min_snr_says(diffusion_recipe: Read, tmp_path: Path):
+    """For ε of a network that says 0: mean of min(SNR, 5)/SNR times each sample's noise²."""
+    task = DiffusionTask(diffusion_recipe("dust.weighting=min-snr"), tmp_path)
+    batch = task.order.batch(0, 8)
+    timestep = (batch.uniform(Purpose.TIME)[:, 0] * 1000).long()
+    kept = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear").alphas_cumprod[timestep].double()
+    snr = kept / (1 - kept)
+    noise = batch.normal(Purpose.NOISE, task.latents.shape).double()
+    expected = (snr.clamp(max=5) / snr * noise.square().mean((1, 2, 3))).mean()
+    torch.testing.assert_close(task.losses(batch)["loss"], expected.float(), rtol=1e-4, atol=0)
+
+
+def test_time_steps_are_drawn_evenly_or_as_the_shift_says(diffusion_recipe: Read, tmp_path: Path):
+    """The share of the 1,000 steps below t is t itself, and with shift s it is t/(s − (s − 1)t)."""
+    for shift in (1.0, 3.0):
+        task = DiffusionTask(diffusion_recipe(f"dust.shift={shift}"), tmp_path)
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        task.model.unet.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
+        with torch.no_grad():
+            task.losses(task.order.batch(0, 500))
+        timestep = seen[0][1]
+        assert 0 <= timestep.min() <= timestep.max() <= 999
+        for t in (0.25, 0.5, 0.75):
+            share = (timestep < 1000 * t).float().mean().item()
+            expected = t / (shift - (shift - 1) * t)
+            assert share == pytest.approx(expected, abs=4 * (0.25 / 500) ** 0.5)
+
+
+def captions(task: DiffusionTask, count: int) -> list[tuple[int, str]]:
+    """The samples of a batch and the words that the text encoder was given for them."""
+    seen: list[tuple[Tensor]] = []
+    hook = task.model.text_encoder.register_forward_pre_hook(lambda _, ids: seen.append(ids))
+    batch = task.order.batch(0, count)
+    with torch.no_grad():
+        task.losses(batch)
+    hook.remove()
+    tokenizer = task.model.tokenizer
+    samples = image_folder.read(task.recipe.data.folder)
+    known = ["", *(caption for sample in samples for caption in sample.captions.values())]
+    told = {tuple(tokenizer([caption])[0].tolist()): caption for caption in known}
+    assert len(told) == len(known) == 25
+    return [
+        (sample, told[tuple(ids)])
+        for sample, ids in zip(batch.sample, seen[0][0].tolist(), strict=True)
+    ]
+
+
+def test_every_picture_gets_its_own_captions_in_both_languages(
+    diffusion_recipe: Read, tmp_path: Path
+):
+    task = DiffusionTask(diffusion_recipe("captions.drop=0"), tmp_path)
+    drawn = captions(task, 300)
+    samples = image_folder.read(task.recipe.data.folder, split="train")
+    texts = [list(sample.captions.values()) for sample in samples]
+    assert set(drawn) == {(k, text) for k, both in enumerate(texts) for text in both}
+    english = sum(caption.isascii() for _, caption in drawn)
+    assert english == pytest.approx(150, abs=4 * 300**0.5 / 2)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3, 1.0])
+def test_as_many_captions_are_dropped_as_the_recipe_says(
+    drop: float, diffusion_recipe: Read, tmp_path: Path
+):
+    drawn = captions(DiffusionTask(diffusion_recipe(f"captions.drop={drop}"), tmp_path), 300)
+    dropped = sum(caption == "" for _, caption in drawn)
+    assert dropped == pytest.approx(300 * drop, abs=4 * (300 * drop * (1 - drop)) ** 0.5)
+
+
+@torch.no_grad()
+def test_latents_are_scaled_and_only_of_training_pictures(
+    diffusion_recipe: Read, first_stage: Path, tmp_path: Path
+):
+    task = DiffusionTask(diffusion_recipe(), tmp_path)
+    images = [Image.open(task.recipe.data.folder / f"{number:02}.png") for number in range(10)]
+    pictures = torch.stack([from_image(image, (16, 16)) for image in images]) / 127.5 - 1
+    posterior = load_autoencoder(first_stage).encode(pictures)
+    torch.testing.assert_close(task.latents.mean, 0.18215 * posterior.mean)
+    torch.testing.assert_close(task.latents.deviation, 0.18215 * (0.5 * posterior.logvar).exp())
+
+
+def test_latents_are_made_once_and_again_for_another_first_stage(
+    diffusion_recipe: Read, tmp_path: Path
+):
+    file = tmp_path / "latents.safetensors"
+    DiffusionTask(diffusion_recipe(), tmp_path)
+    made = file.stat().st_mtime_ns
+    DiffusionTask(diffusion_recipe("run.steps=9"), tmp_path)
+    assert file.stat().st_mtime_ns == made
+    torch.manual_seed(5)
+    other = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4))
+    save_component(tmp_path / "other", other, "AutoencoderKL")
+    before = safetensors_file.load(file)["mean"].clone()
+    task = DiffusionTask(diffusion_recipe(f"first_stage={tmp_path / 'other'}"), tmp_path)
+    assert file.stat().st_mtime_ns != made
+    assert not torch.equal(task.latents.mean, before)
+
+
+def test_what_is_published_is_a_model(diffusion_recipe: Read, tmp_path: Path):
+    train(diffusion_recipe("run.steps=2"), tmp_path / "out")
+    model = undust.load(tmp_path / "out/model")
+    assert model.size == (16, 16)
+    assert model.generate("녹 옆 라일락", seed=1, steps=2)[0].image.size == (16, 16)
+
+
+def test_it_learns(diffusion_recipe: Read, tmp_path: Path):
+    """Predicting nothing costs 1 on average; after 60 small steps it costs a fifth less."""
+    losses: list[float] = []
+    recipe = diffusion_recipe(
+        *("run.steps=60", "run.batch=16", "optimizer.learning_rate=1e-2"),
+        *("run.checkpoint_every=100", "run.log_every=100"),
+    )
+    train(recipe, tmp_path, observe=lambda progress: losses.append(progress.losses["loss"]))
+    assert sum(losses[-20:]) / 20 < 0.8 * sum(losses[:5]) / 5
+
+
+def test_a_preview_shows_the_recipes_prompts(diffusion_recipe: Read, tmp_path: Path):
+    """As `generate` paints them, with seed 0."""
+    task = DiffusionTask(diffusion_recipe('previews=["sky", "풀과 돌"]'), tmp_path)
+    sheet = task.preview()
+    alone = task.model.generate("풀과 돌", seed=0, steps=20)[0].image
+    width = (sheet.width - 2) // 2
+    place = sheet.crop((2 + width, 2, 2 + width + 16, 18))
+    assert sheet.size == (2 * 18 + 2, 18 + 2)
+    difference = from_image(place, (16, 16)).int() - from_image(alone, (16, 16)).int()
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.crop=8", r"data\.crop: latents are made of whole pictures"),
+        ("data.size=15", "15x15 is not divisible by 2"),
+        ("dust.weighting=min-snrr", "unknown weighting 'min-snrr'; did you mean 'min-snr'"),
+        ("text_encoder.hidden_size=12", "the parts do not fit"),
+        ("first_stage=pyproject.toml/absent", "pyproject.toml/absent"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    change: str, said: str, diffusion_recipe: Read, tmp_path: Path
+):
+    with pytest.raises(UndustError, match=said):
+        DiffusionTask(diffusion_recipe(change), tmp_path)

@@ -1,0 +1,125 @@
+"""Training a first stage: the loss, what is published, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from undust.errors import UndustError
+from undust.model import load_autoencoder
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
+from undust.training.data import Purpose
+from undust.training.first_stage import FirstStageTask, normalise
+from undust.training.losses import edges
+from undust.training.recipes import FirstStageRecipe
+from undust.training.run import train
+
+Read = Callable[..., FirstStageRecipe]
+CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return 2 * torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
+
+
+@torch.no_grad()
+def test_normalising_changes_the_latents_and_no_picture(x: torch.Tensor):
+    autoencoder = Autoencoder(CONFIG).eval()
+    before = autoencoder.encode(x)
+    noise = torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(1))
+    pictures = autoencoder.decode(before.sample(noise))
+    mean, deviation = before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3))
+    normalise(autoencoder, mean, deviation)
+    after = autoencoder.encode(x)
+    torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        after.logvar, before.logvar - 2 * deviation.log()[None, :, None, None]
+    )
+    torch.testing.assert_close(
+        autoencoder.decode(after.sample(noise)), pictures, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_normalising_needs_the_convolutions_beside_the_latent():
+    bare = Autoencoder(CONFIG.model_copy(update={"use_quant_conv": False}))
+    with pytest.raises(UndustError, match="use_quant_conv"):
+        normalise(bare, torch.zeros(4), torch.ones(4))
+
+
+@torch.no_grad()
+def test_what_is_published_has_unit_latents_and_paints_the_same(
+    first_stage_recipe: Read, tmp_path: Path
+):
+    """Unit variance of sampled latents: of the means, and of the posteriors' own."""
+    task = FirstStageTask(first_stage_recipe())
+    task.publish(tmp_path / "model")
+    published = load_autoencoder(tmp_path / "model")
+    assert published.config.scaling_factor == 1
+    pictures = task.pictures(range(10))
+    ours, theirs = task.autoencoder.encode(pictures), published.encode(pictures)
+    torch.testing.assert_close(
+        published.decode(theirs.mode()), task.autoencoder.decode(ours.mode()), atol=1e-4, rtol=0
+    )
+    mean, variance = theirs.mean, theirs.logvar.exp()
+    torch.testing.assert_close(mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    spread = mean.var((0, 2, 3)) + variance.mean((0, 2, 3))
+    torch.testing.assert_close(spread, torch.ones(4), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("pixel", ["l1", "l2"])
+def test_the_loss_is_the_sum_that_the_recipe_says(pixel: str, first_stage_recipe: Read):
+    recipe = first_stage_recipe(f"loss.pixel={pixel}", "loss.edges=0.7", "loss.kl=0.01")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"crop": None})})
+    task = FirstStageTask(recipe)
+    batch = task.order.batch(0, 4)
+    terms = task.losses(batch)
+    x = task.pictures(batch.sample)
+    posterior = task.autoencoder.encode(x)
+    deviation = (0.5 * posterior.logvar).exp()
+    y = task.autoencoder.decode(
+        posterior.mean + deviation * batch.normal(Purpose.POSTERIOR, posterior.mean.shape[1:])
+    )
+    unit = torch.distributions.Normal(0.0, 1.0)
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Normal(posterior.mean, deviation), unit
+    ).mean()
+    error = F.l1_loss(y, x) if pixel == "l1" else F.mse_loss(y, x)
+    expected = error + 0.7 * edges(y, x, 3) + 0.01 * kl
+    torch.testing.assert_close(terms["loss"], expected)
+    torch.testing.assert_close(terms["kl"], kl)
+
+
+def test_held_out_pictures_are_not_trained_on(first_stage_recipe: Read):
+    task = FirstStageTask(first_stage_recipe())
+    assert [path.name for path in task.pictures.paths] == [f"{k:02}.png" for k in range(10)]
+
+
+def test_it_learns(first_stage_recipe: Read, tmp_path: Path):
+    """Sixty small steps on ten pictures of two colours: the error falls by a third at least."""
+    losses: list[float] = []
+    recipe = first_stage_recipe(
+        *("run.steps=60", "run.batch=8", "optimizer.learning_rate=1e-2", "loss.edges=0"),
+        "run.checkpoint_every=100",
+    )
+    train(recipe, tmp_path, observe=lambda progress: losses.append(progress.losses["pixel"]))
+    assert sum(losses[-5:]) < sum(losses[:5]) * 2 / 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data.size=15", "data.crop=15"], "multiple of 2"),
+        (["data.crop=32"], "the crop no larger than the picture"),
+        (["data.folder=pyproject.toml"], "pyproject.toml is not a folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changes: list[str], said: str, first_stage_recipe: Read):
+    with pytest.raises(UndustError, match=said):
+        FirstStageTask(first_stage_recipe(*changes))

@@ -1,0 +1,139 @@
+"""What a kill, a signal or a full disk does to a run: nothing that shows in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from undust.training import recipes
+from undust.training.loop import Progress
+from undust.training.run import prepare, train
+
+KINDS = ["first-stage", "diffusion"]
+SOURCE = Path(__file__).parents[2] / "src"
+
+Contents = Callable[[Path], dict[str, bytes]]
+Write = Callable[[str], Path]
+
+
+def in_children(*arguments: object) -> list[str]:
+    """The lines that interrupted.py prints."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("interrupted.py"), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def results(out: Path, contents: Contents) -> dict[str, bytes]:
+    """What a run leaves: its last checkpoint, its model, pictures and log, without its seconds."""
+    last = max((out / "checkpoints").glob("step-*"))
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+    for row in rows:
+        del row["seconds"]
+    return {
+        **contents(last),
+        **contents(out / "model"),
+        **{path.name: path.read_bytes() for path in (out / "samples").glob("*.png")},
+        "log": json.dumps(rows).encode(),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_20_random_moments(
+    kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
+):
+    recipe = write_recipe(kind)
+    recipe.write_text(recipe.read_text("utf-8").replace("steps = 6", "steps = 24"), "utf-8")
+    (printed,) = in_children("killed", recipe, tmp_path / "out")
+    runs: list[list[int]] = json.loads(printed)
+    assert sum(map(len, runs)) == 20
+    assert len({step for steps in runs for step in steps}) > 3  # at many places of the run
+    whole = results(tmp_path / "out/whole", contents)
+    assert {"weights.safetensors", "average.safetensors", "optimizer.safetensors"} <= set(whole)
+    for number in range(len(runs)):
+        assert results(tmp_path / f"out/killed-{number}", contents) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", KINDS)
+def test_asked_to_stop_it_saves_and_goes_on(
+    kind: str, number: signal.Signals, write_recipe: Write, tmp_path: Path, contents: Contents
+):
+    """At step 3, which is no step for a checkpoint."""
+    recipe = recipes.read(write_recipe(kind))
+    assert train(recipe, tmp_path / "whole")
+    seen: list[int] = []
+
+    def stop_at_three(progress: Progress) -> None:
+        seen.append(progress.step)
+        if progress.step == 3:
+            signal.raise_signal(number)
+
+    handler = signal.getsignal(number)
+    assert not train(recipe, tmp_path / "stopped", observe=stop_at_three)
+    assert seen == [1, 2, 3]
+    assert signal.getsignal(number) == handler
+    assert (tmp_path / "stopped/checkpoints/step-00000003").is_dir()
+    assert train(recipe, tmp_path / "stopped", resume=True, observe=stop_at_three)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert results(tmp_path / "stopped", contents) == results(tmp_path / "whole", contents)
+
+
+def test_a_second_ctrl_c_stops_at_once(write_recipe: Write, tmp_path: Path):
+    def insist(progress: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipes.read(write_recipe("first-stage")), tmp_path / "out", observe=insist)
+    assert not list((tmp_path / "out/checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_costs_nothing_that_was_saved(
+    kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
+):
+    """The first checkpoint is there; then no file can be as large as a checkpoint's."""
+    path, out = write_recipe(kind), tmp_path / "out"
+    recipe = recipes.read(path)
+    train(recipe, tmp_path / "whole")
+    trainer, _ = prepare(recipe, out)
+    trainer.train(lambda progress: progress.step == 2 and signal.raise_signal(signal.SIGINT))
+    saved = contents(out / "checkpoints")
+    room = (out / "checkpoints/step-00000002/weights.safetensors").stat().st_size - 1
+    *said, code = in_children("full", path, out, room)
+    assert code == "2", said
+    assert len(said) == 1
+    assert re.fullmatch(rf"cannot write {out}/\S+: File too large", said[0])
+    assert contents(out / "checkpoints") == saved
+    assert train(recipe, out, resume=True)
+    assert results(out, contents) == results(tmp_path / "whole", contents)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_the_last_checkpoint_is_the_model_is_too(
+    kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
+):
+    """Killed just before the last checkpoint is there, or just after it: the end is the same."""
+    recipe, out = recipes.read(write_recipe(kind)), tmp_path / "out"
+    train(recipe, out)
+    whole = results(out, contents)
+    assert train(recipe, out, resume=True)
+    assert results(out, contents) == whole
+    shutil.rmtree(out / "checkpoints/step-00000006")
+    assert train(recipe, out, resume=True)
+    assert results(out, contents) == whole

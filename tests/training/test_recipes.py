@@ -1,0 +1,146 @@
+"""Recipes: read, changed from the command line, refused by name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from undust.errors import UndustError
+from undust.training import recipes
+from undust.training.recipes import DiffusionRecipe, FirstStageRecipe, Optimizer
+
+PUBLISHED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+Write = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_published_recipes_can_be_read(path: Path):
+    kind = FirstStageRecipe if "first-stage" in path.stem else DiffusionRecipe
+    assert isinstance(recipes.read(path), kind)
+
+
+def test_recipes_are_published():
+    assert PUBLISHED
+
+
+@pytest.mark.parametrize("kind", ["first-stage", "diffusion"])
+def test_a_recipe_survives_being_written_in_a_checkpoint(kind: str, write_recipe: Write):
+    recipe = recipes.read(write_recipe(kind))
+    assert recipes.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("run.stepz=3", "run.stepz"),
+        ("typo=3", "typo"),
+        ("run.steps=0", "run.steps"),
+        ("run.steps=many", "run.steps"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate"),
+        ("run.precision=fp8", "run.precision"),
+        ("kind=magic", "kind"),
+        ("autoencoder.norm_num_groups=3", "norm_num_groups must divide"),
+        ("data=5", "data"),
+        ("run.steps", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("kind.name=x", "'kind' is a value, not a table"),
+    ],
+)
+def test_what_cannot_be_is_named(change: str, said: str, write_recipe: Write):
+    with pytest.raises(UndustError) as error:
+        recipes.read(write_recipe("first-stage"), [change])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("run.steps=7", lambda recipe: recipe.run.steps == 7),
+        (" run.steps = 7", lambda recipe: recipe.run.steps == 7),
+        ("optimizer.betas=[0.8, 0.95]", lambda recipe: recipe.optimizer.betas == (0.8, 0.95)),
+        ('run.precision="bf16"', lambda recipe: recipe.run.precision == "bf16"),
+        ("run.precision=bf16", lambda recipe: recipe.run.precision == "bf16"),
+        ("data.folder=/a/b c=d", lambda recipe: recipe.data.folder == Path("/a/b c=d")),
+        ("loss.kl=0", lambda recipe: recipe.loss.kl == 0),  # a table the file does not have
+    ],
+)
+def test_changes_from_the_command_line(
+    change: str, found: Callable[[FirstStageRecipe], bool], write_recipe: Write
+):
+    recipe = recipes.read(write_recipe("first-stage"), [change])
+    assert isinstance(recipe, FirstStageRecipe)
+    assert found(recipe)
+
+
+def test_the_last_change_counts(write_recipe: Write):
+    assert recipes.read(write_recipe("diffusion"), ["run.steps=7", "run.steps=8"]).run.steps == 8
+
+
+def test_files_that_are_no_recipe(tmp_path: Path):
+    path = tmp_path / "recipe.toml"
+    with pytest.raises(UndustError, match=r"cannot read the recipe .*recipe\.toml: No such file"):
+        recipes.read(path)
+    with pytest.raises(UndustError, match="Is a directory"):
+        recipes.read(tmp_path)
+    path.write_text("kind = ")
+    with pytest.raises(UndustError, match=r"recipe\.toml is not TOML"):
+        recipes.read(path)
+    path.write_bytes(b"kind = '\xff'")
+    with pytest.raises(UndustError, match=r"recipe\.toml is not TOML"):
+        recipes.read(path)
+    path.write_text("")
+    with pytest.raises(UndustError, match=r"recipe\.toml: kind"):
+        recipes.read(path)
+
+
+# Pieces of recipes, so that some of what is made from them is read beyond the first line.
+PIECES = st.sampled_from(
+    ["kind", "run", "steps", "data", ".", "=", " ", "\n", "[", "]", '"', "'first-stage'", "1", "{"]
+)
+TEXTS = st.text(max_size=40) | st.lists(PIECES, max_size=20).map("".join)
+
+
+@given(TEXTS)
+@example("x = " + "[" * 2_000)
+@example("kind = 'first-stage'\nrun = 5")
+def test_any_text_is_a_recipe_or_a_line_that_says_why_not(text: str):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recipe.toml")
+        path.write_text(text, "utf-8", errors="replace")
+        with pytest.raises(UndustError) as error:
+            recipes.read(path)
+    assert "\n" not in str(error.value)
+
+
+@given(TEXTS)
+@example("run.steps=" + "[" * 2_000)
+@example("run.steps=1\n[data]\nfolder=3")
+@example("..=1")
+def test_any_change_is_made_or_refused(text: str):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recipe.toml")
+        path.write_text(PUBLISHED[0].read_text("utf-8"), "utf-8")
+        try:
+            recipes.read(path, [text])
+        except UndustError as error:
+            assert "\n" not in str(error)
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    """Linear over four steps up (2/5 … 1) and three down, of a run of 20."""
+    optimizer = Optimizer(learning_rate=2.0, warm_up=4, cool_down=3)
+    rates = [optimizer.rate(step, 20) for step in range(20)]
+    expected = [0.4, 0.8, 1.2, 1.6, *[2.0] * 13, 1.5, 1.0, 0.5]
+    assert rates == pytest.approx(expected)
+
+
+def test_without_warm_up_the_rate_is_constant():
+    optimizer = Optimizer(learning_rate=1e-3)
+    assert {optimizer.rate(step, 9) for step in range(9)} == {1e-3}
