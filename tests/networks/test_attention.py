@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import Transformer2DModel
 
-from undust.networks.attention import SpatialTransformer
+from undust.networks.attention import SHORT, SpatialTransformer, attend
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -24,3 +24,22 @@ def test_spatial_transformer_on_faint_pictures(linear, shake, assert_close) -> N
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x, context = 1e-3 * torch.randn(2, 32, 5, 6), torch.randn(2, 7, 24)
     assert_close(ours(x, context), theirs(x, encoder_hidden_states=context).sample)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("tokens", [7, SHORT, SHORT + 1])
+@torch.enable_grad()
+def test_attention_is_the_same_with_a_gradient(tokens, causal, assert_close) -> None:
+    """Short sequences are computed another way when a gradient is wanted: torch's own is right."""
+    q, k, v, cost = torch.randn(4, 2, tokens, 12)
+    expected = attend(q, k, v, heads=3, causal=causal)
+    wanted = [part.clone().requires_grad_() for part in (q, k, v)]
+    got = attend(*wanted, heads=3, causal=causal)
+    assert_close(got, expected)
+    # In float64 and with torch's kernel: what the gradients should be.
+    exact = [part.double().requires_grad_() for part in (q, k, v)]
+    heads = [part.reshape(2, tokens, 3, 4).transpose(1, 2) for part in exact]
+    result = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=causal)
+    reference = torch.autograd.grad(result.transpose(1, 2).flatten(2), exact, cost.double())
+    for ours, theirs in zip(torch.autograd.grad(got, wanted, cost), reference, strict=True):
+        assert_close(ours, theirs.float())

@@ -142,7 +142,7 @@ def test_defaults_are_those_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("config", "field", "value"),
     [
-        (UNetConfig, "resnet_time_scale_shift", "scale_shift"),
+        (UNetConfig, "resnet_time_scale_shift", "ada_group"),
         (UNetConfig, "class_embed_type", "timestep"),
         (UNetConfig, "addition_embed_type", "text_time"),
         (UNetConfig, "dropout", 0.1),

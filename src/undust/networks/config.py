@@ -137,6 +137,9 @@ class UNetConfig(NetworkConfig):
     transformer_layers_per_block: PerLevel = 1
     attention_head_dim: PerLevel = 8
     use_linear_projection: bool = False
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    addition_embed_type: Literal["text"] | None = None
+    addition_embed_type_num_heads: PositiveInt = 64
     # The fused attention already sums in float32, which is all that this one asks for.
     upcast_attention: bool = False
 
@@ -153,10 +156,8 @@ class UNetConfig(NetworkConfig):
     num_attention_heads: None = None
     dual_cross_attention: Literal[False] = False
     class_embed_type: None = None
-    addition_embed_type: None = None
     addition_time_embed_dim: None = None
     num_class_embeds: None = None
-    resnet_time_scale_shift: Literal["default"] = "default"
     resnet_skip_time_act: Literal[False] = False
     resnet_out_scale_factor: float = Field(1.0, ge=1, le=1)
     time_embedding_type: Literal["positional"] = "positional"
@@ -171,7 +172,6 @@ class UNetConfig(NetworkConfig):
     class_embeddings_concat: Literal[False] = False
     mid_block_only_cross_attention: Literal[False] | None = None
     cross_attention_norm: None = None
-    addition_embed_type_num_heads: int = 64
 
     @model_validator(mode="after")
     def _check(self) -> UNetConfig:
@@ -182,6 +182,13 @@ class UNetConfig(NetworkConfig):
                 raise ValueError(f"{name} needs one entry for each of block_out_channels")
         if any(width % self.norm_num_groups for width in widths):
             raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+        if self.addition_embed_type == "text":
+            width, heads = self.cross_attention_dim, self.addition_embed_type_num_heads
+            if not isinstance(width, int) or width % heads:
+                raise ValueError(
+                    "addition_embed_type = 'text' needs one cross_attention_dim that "
+                    "addition_embed_type_num_heads divides"
+                )
         for i, kinds in enumerate(
             zip(self.down_block_types, self.up_block_types[::-1], strict=True)
         ):

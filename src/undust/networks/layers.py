@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions beside a skip, shifted in between by the time embedding.
+    """Two normalised convolutions beside a skip, told in between by the time embedding.
 
-    He et al. 2016, as Ho et al. 2020 use it. Without `time_channels` there is no shift.
+    He et al. 2016, as Ho et al. 2020 use it. The embedding shifts every channel; with `scaled` it
+    also scales them, after the norm (Dhariwal & Nichol 2021, section 3.1, AdaGN). Without
+    `time_channels` it does nothing.
     """
 
     def __init__(
@@ -27,11 +29,14 @@ class ResnetBlock(nn.Module):
         groups: int,
         eps: float,
         time_channels: int | None = None,
+        scaled: bool = False,
     ) -> None:
         super().__init__()
+        self.scaled = scaled
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
+        told = (2 if scaled else 1) * out_channels
+        self.time_emb_proj = nn.Linear(time_channels, told) if time_channels else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
@@ -40,9 +45,13 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[B,in,H,W] and an activated time embedding [B,time_channels] → [B,out,H,W]."""
         h = self.conv1(F.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        told = None if self.time_emb_proj is None else self.time_emb_proj(time)[:, :, None, None]
+        if told is not None and self.scaled:
+            scale, shift = told.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h if told is None else h + told)
+        h = self.conv2(F.silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from undust.networks.attention import SpatialTransformer
+from undust.networks.attention import SpatialTransformer, TokenEmbedding
 from undust.networks.config import UNetConfig
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
 
@@ -20,6 +20,7 @@ def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBl
         groups=config.norm_num_groups,
         eps=config.norm_eps,
         time_channels=4 * config.block_out_channels[0],
+        scaled=config.resnet_time_scale_shift == "scale_shift",
     )
 
 
@@ -115,6 +116,13 @@ class UNet(nn.Module):
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.add_embedding = None
+        if config.addition_embed_type == "text":
+            self.add_embedding = TokenEmbedding(
+                config.at("cross_attention_dim", 0),
+                4 * widths[0],
+                config.addition_embed_type_num_heads,
+            )
         self.down_blocks = nn.ModuleList()
         skips = [widths[0]]
         for level, width in enumerate(widths):
@@ -139,8 +147,11 @@ class UNet(nn.Module):
             cos_first=self.config.flip_sin_to_cos,
             freq_shift=self.config.freq_shift,
         )
+        time = self.time_embedding(waves.to(x.dtype))
+        if self.add_embedding is not None:
+            time = time + self.add_embedding(context)
         # Every block activates the embedding before its own projection: once is enough.
-        time = F.silu(self.time_embedding(waves.to(x.dtype)))
+        time = F.silu(time)
         x = self.conv_in(x)
         states = [x]
         for block in self.down_blocks:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.tokenizer import Tokenizer
@@ -30,8 +28,6 @@ from undust.pictures import grid
 from undust.training.data import Batch, Order, Pictures, Purpose, groups
 from undust.training.latents import Latents
 from undust.training.recipes import Captions, DiffusionRecipe
-
-SHORT = 256  # latent pixels up to which attention is computed without the fused kernel
 
 
 class DiffusionTask:
@@ -102,9 +98,8 @@ class DiffusionTask:
         sigma = process.sigmas[timestep].float()
         level = sigma[:, None, None, None]
         x = (z + level * noise) * process.input_scale(level)
-        with _attention(x):
-            text = self.model.text_encoder(self._tokens(batch))
-            output = self.model.unet(x, timestep.float(), text).float()
+        text = self.model.text_encoder(self._tokens(batch))
+        output = self.model.unet(x, timestep.float(), text).float()
         target = self.prediction.target(z, noise, level)
         error = (output - target).square().mean((1, 2, 3))
         return {"loss": (self.weighting(sigma, self.prediction) * error).mean()}
@@ -132,16 +127,6 @@ class DiffusionTask:
             for sample, part, drop in zip(batch.sample, which, dropped, strict=True)
         ]
         return torch.stack(rows)
-
-
-def _attention(x: Tensor) -> AbstractContextManager[object]:
-    """How attention is computed for latents x [B, C, h, w].
-
-    The CPU's fused kernel is slow backwards over short sequences: plain products make the whole
-    step 1.15 times as fast at 64 tokens (benchmarks/attention_backward.py).
-    """
-    short = x.device.type == "cpu" and x.shape[-2] * x.shape[-1] <= SHORT
-    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
 
 def _tokenizer(texts: Sequence[Sequence[str]], captions: Captions, out: Path) -> Tokenizer:

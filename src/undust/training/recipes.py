@@ -34,10 +34,14 @@ class Data(Table):
 
 
 class Optimizer(Table):
-    """AdamW (Loshchilov & Hutter 2019): warm-up, a constant rate, and a linear cool-down."""
+    """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for all but the ends.
 
+    The rate warms up, stays, and cools down linearly.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="AdamW's")
     weight_decay: float = Field(default=0.0, ge=0)
     warm_up: int = Field(default=0, ge=0, description="steps of linear rise at the start")
     cool_down: int = Field(default=0, ge=0, description="steps of linear fall to zero at the end")
@@ -55,6 +59,9 @@ class Run(Table):
 
     steps: int = Field(gt=0)
     batch: int = Field(gt=0, description="samples a step")
+    workers: int = Field(
+        default=1, gt=0, description="CPU threads that share out a batch; 1: torch's own do"
+    )
     ema: float = Field(
         default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: none"
     )

@@ -1,0 +1,88 @@
+"""The updates: Muon's against the singular value decomposition, AdamW's against torch's own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from undust.training.optimizers import Optimizers
+from undust.training.recipes import Optimizer
+from undust.training.workers import Workers
+
+SHAPES = {
+    "conv_in.weight": (8, 4, 3, 3),
+    "block.conv1.weight": (12, 8, 3, 3),
+    "block.linear.weight": (40, 12),
+    "block.linear.bias": (40,),
+    "embeddings.token_embedding.weight": (9, 12),
+    "time_embedding.linear_1.weight": (16, 12),
+    "pool.positional_embedding": (1, 12),
+    "conv_out.weight": (4, 8, 3, 3),
+    "conv_out.bias": (4,),
+}
+HIDDEN = {"block.conv1.weight", "block.linear.weight", "time_embedding.linear_1.weight"}
+RATE = 0.01
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    torch.manual_seed(0)
+    made = {name: nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
+    for value in made.values():
+        value.grad = torch.randn_like(value)
+    return made
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_muon_moves_by_an_orthogonal_matrix(workers: int):
+    """The first update of a matrix points where U Vᵀ of its gradient does, and has AdamW's size."""
+    moved = parameters()
+    before = {name: value.detach().clone() for name, value in moved.items()}
+    settings = Optimizer(kind="muon", learning_rate=RATE)
+    Optimizers(moved, settings, Workers(workers)).step(RATE)
+    for name in HIDDEN:
+        gradient = moved[name].grad
+        assert gradient is not None
+        update = (before[name] - moved[name].detach()).flatten(1) / RATE
+        u, _, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+        along = torch.linalg.svdvals(update) / (0.2 * math.sqrt(max(update.shape)))
+        # Five Newton-Schulz steps bring singular values to about 1, not onto it.
+        assert along.min() > 0.5 and along.max() < 1.3
+        cosine = nn.functional.cosine_similarity(update.flatten(), (u @ v).flatten(), dim=0)
+        assert cosine > 0.95
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_rest_moves_as_torchs_adamw(kind: str):
+    ours, theirs = parameters(), parameters()
+    settings = Optimizer.model_validate(
+        {"kind": kind, "learning_rate": 1, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    )
+    optimizers = Optimizers(ours, settings, Workers(1))
+    reference = torch.optim.AdamW(theirs.values(), lr=RATE, betas=(0.8, 0.95), weight_decay=0.1)
+    for _ in range(3):
+        optimizers.step(RATE)
+        reference.step()
+    for name in SHAPES:
+        same = torch.allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
+        assert same == (kind == "adamw" or name not in HIDDEN), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_are_all_that_is_needed_to_go_on(kind: str):
+    whole, parts = parameters(), parameters()
+    settings = Optimizer.model_validate({"kind": kind, "learning_rate": 1})
+    one = Optimizers(whole, settings, Workers(2))
+    for _ in range(4):
+        one.step(RATE)
+    first = Optimizers(parts, settings, Workers(2))
+    for _ in range(2):
+        first.step(RATE)
+    second = Optimizers(parts, settings, Workers(2))
+    second.load(first.moments(), 2)
+    for _ in range(2):
+        second.step(RATE)
+    for name in SHAPES:
+        assert torch.equal(whole[name], parts[name]), name
