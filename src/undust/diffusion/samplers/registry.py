@@ -74,7 +74,7 @@ class Sampler:
         """
         for option in options.keys() - self.options.keys():
             raise unknown(f"option of sampler {self.name}", option, self.options)
-        sigmas = _checked(sigmas)
+        sigmas = checked(sigmas)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
 
         def denoise_batch(x: Tensor, sigma: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Sampler:
         return self.steps(denoise_batch, x, sigmas, noise_like, **options)
 
 
-def _checked(sigmas: Tensor) -> Tensor:
+def checked(sigmas: Tensor) -> Tensor:
     """The levels as float64 on the CPU, where their arithmetic costs no waiting for a device."""
     sigmas = sigmas.detach().to("cpu", torch.float64)
     if sigmas.ndim != 1 or len(sigmas) < 2:

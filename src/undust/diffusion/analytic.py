@@ -1,0 +1,67 @@
+"""Distributions whose denoiser has a closed form: what every sampler can be measured against."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.samplers.registry import Denoise
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Isotropic Gaussians in D dimensions: weights [K], means [K, D], deviations [K]; float64."""
+
+    weights: Tensor
+    means: Tensor
+    deviations: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x] for x [B, D] and σ [B]: each part's posterior mean, as likely as the part."""
+        spread, away = self._spread(sigma), x[:, None] - self.means
+        centres = self.means + (self.deviations**2 / spread)[..., None] * away
+        return (self._terms(x, sigma).softmax(1)[..., None] * centres).sum(1)
+
+    def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Log q(x) [B] in nats, with noise of level σ [B] added; its gradient is the score."""
+        constant = x.shape[1] / 2 * math.log(2 * math.pi)
+        return self._terms(x, sigma).logsumexp(1) - constant
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] and covariance [D, D] of the clean distribution."""
+        mean = self.weights @ self.means
+        away = self.means - mean
+        own = (self.weights * self.deviations**2).sum() * torch.eye(len(mean)).to(mean)
+        return mean, own + away.T @ (self.weights[:, None] * away)
+
+    def _spread(self, sigma: Tensor) -> Tensor:
+        return self.deviations**2 + sigma[:, None] ** 2  # [B, K]
+
+    def _terms(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Log of weight and density of each part [B, K], but for the constant (2π)^(-D/2)."""
+        spread = self._spread(sigma)
+        distance = (x[:, None] - self.means).square().sum(-1)
+        return self.weights.log() - distance / (2 * spread) - x.shape[1] / 2 * spread.log()
+
+
+def flow(denoise: Denoise, x: Tensor, top: float, bottom: float, steps: int) -> Tensor:
+    """The probability flow from x [B, …] at σ = top to bottom, by classical Runge-Kutta steps.
+
+    In u = log σ it is dx/du = x − E[x0 | x]; its error falls with the fourth power of the step.
+    """
+
+    def slope(x: Tensor, u: float) -> Tensor:
+        return x - denoise(x, torch.full((len(x),), math.exp(u), dtype=x.dtype))
+
+    u, h = math.log(top), math.log(bottom / top) / steps
+    for _ in range(steps):
+        a = slope(x, u)
+        b = slope(x + h / 2 * a, u + h / 2)
+        c = slope(x + h / 2 * b, u + h / 2)
+        d = slope(x + h * c, u + h)
+        x = x + h / 6 * (a + 2 * b + 2 * c + d)
+        u += h
+    return x

@@ -1,0 +1,28 @@
+"""Between two pictures' noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PARALLEL = 1e-6  # sine of the angle below which the arc is a straight line
+
+
+def slerp(a: Tensor, b: Tensor, part: float | Tensor) -> Tensor:
+    """Along the great arc from a to b [B, …], for each picture by itself; part [B] or one number.
+
+    Shoemake 1985. A straight line between two draws of unit noise would pass through numbers of
+    half their variance, which no denoiser was trained on.
+    """
+    flat = (a.double().flatten(1), b.double().flatten(1))
+    lengths = [one.norm(dim=1) for one in flat]
+    cosine = (flat[0] * flat[1]).sum(1) / (lengths[0] * lengths[1]).clamp(min=1e-300)
+    angle = cosine.clamp(-1, 1).acos()
+    share = torch.as_tensor(part, dtype=torch.float64, device=a.device).expand(len(a))
+    sine = angle.sin()
+    straight = sine < PARALLEL
+    sine = torch.where(straight, torch.ones_like(sine), sine)
+    left = torch.where(straight, 1 - share, ((1 - share) * angle).sin() / sine)
+    right = torch.where(straight, share, (share * angle).sin() / sine)
+    shape = (-1, *[1] * (a.ndim - 1))
+    return (left.reshape(shape) * a.double() + right.reshape(shape) * b.double()).to(a)
