@@ -38,18 +38,6 @@ def test_the_batch_size_changes_nothing(size: int):
     assert seen(size, 60 // size) == seen(1, 60)
 
 
-@given(st.integers(1, 40), st.integers(1, 50))
-def test_parts_of_a_batch_are_the_batch(size: int, count: int):
-    batch = Order(GROUPS, seed=3).batch(2, size)
-    parts = batch.parts(count)
-    assert sum((part.sample for part in parts), ()) == batch.sample
-    noise = torch.cat([part.normal(Purpose.NOISE, (2,)) for part in parts])
-    assert torch.equal(noise, batch.normal(Purpose.NOISE, (2,)))
-    lengths = [len(part) for part in parts]
-    assert len(parts) == min(count, size)
-    assert max(lengths) - min(lengths) <= 1
-
-
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4))
 def test_any_step_can_be_drawn_at_any_time(steps: list[int]):

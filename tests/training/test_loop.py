@@ -39,25 +39,9 @@ def test_longer_in_two_parts_is_as_long_in_one(
     assert contents(tmp_path / "parts" / name) == contents(tmp_path / "whole" / name)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_workers_change_rounding_alone(kind: str, diffusion_recipe: Diffusion, tmp_path: Path):
-    """Three workers on a batch of four: parts of one and two samples, weighted by their size."""
-    for workers in (1, 3):
-        changes = [f"run.workers={workers}", f"optimizer.kind={kind}", "run.steps=3"]
-        # A tiny gradient's sign decides AdamW's first updates: a great epsilon is not on offer, so
-        # the update is kept small instead.
-        train(diffusion_recipe(*changes, "optimizer.learning_rate=1e-5"), tmp_path / str(workers))
-    one, three = (checkpoints.newest(tmp_path / n / "checkpoints")[0] for n in ("1", "3"))
-    assert one is not None and three is not None
-    for name, moment in one.optimizer.items():
-        torch.testing.assert_close(three.optimizer[name], moment, rtol=1e-3, atol=1e-6)
-
-
-def test_workers_and_muon_go_on_to_the_bit(
-    diffusion_recipe: Diffusion, tmp_path: Path, contents: Contents
-):
+def test_muon_goes_on_to_the_bit(diffusion_recipe: Diffusion, tmp_path: Path, contents: Contents):
     for steps in (2, 5):
-        changes = ["optimizer.kind=muon", "run.workers=2", "run.precision=bf16"]
+        changes = ["optimizer.kind=muon", "run.precision=bf16"]
         recipe = diffusion_recipe(f"run.steps={steps}", *changes)
         train(recipe, tmp_path / "parts", resume=True)
     train(recipe, tmp_path / "whole")

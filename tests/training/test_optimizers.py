@@ -10,7 +10,6 @@ from torch import nn
 
 from undust.training.optimizers import Optimizers
 from undust.training.recipes import Optimizer
-from undust.training.workers import Workers
 
 SHAPES = {
     "conv_in.weight": (8, 4, 3, 3),
@@ -35,13 +34,12 @@ def parameters() -> dict[str, nn.Parameter]:
     return made
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_muon_moves_by_an_orthogonal_matrix(workers: int):
+def test_muon_moves_by_an_orthogonal_matrix():
     """The first update of a matrix points where U Vᵀ of its gradient does, and has AdamW's size."""
     moved = parameters()
     before = {name: value.detach().clone() for name, value in moved.items()}
     settings = Optimizer(kind="muon", learning_rate=RATE)
-    Optimizers(moved, settings, Workers(workers)).step(RATE)
+    Optimizers(moved, settings).step(RATE)
     for name in HIDDEN:
         gradient = moved[name].grad
         assert gradient is not None
@@ -60,7 +58,7 @@ def test_the_rest_moves_as_torchs_adamw(kind: str):
     settings = Optimizer.model_validate(
         {"kind": kind, "learning_rate": 1, "betas": (0.8, 0.95), "weight_decay": 0.1}
     )
-    optimizers = Optimizers(ours, settings, Workers(1))
+    optimizers = Optimizers(ours, settings)
     reference = torch.optim.AdamW(theirs.values(), lr=RATE, betas=(0.8, 0.95), weight_decay=0.1)
     for _ in range(3):
         optimizers.step(RATE)
@@ -74,13 +72,13 @@ def test_the_rest_moves_as_torchs_adamw(kind: str):
 def test_moments_are_all_that_is_needed_to_go_on(kind: str):
     whole, parts = parameters(), parameters()
     settings = Optimizer.model_validate({"kind": kind, "learning_rate": 1})
-    one = Optimizers(whole, settings, Workers(2))
+    one = Optimizers(whole, settings)
     for _ in range(4):
         one.step(RATE)
-    first = Optimizers(parts, settings, Workers(2))
+    first = Optimizers(parts, settings)
     for _ in range(2):
         first.step(RATE)
-    second = Optimizers(parts, settings, Workers(2))
+    second = Optimizers(parts, settings)
     second.load(first.moments(), 2)
     for _ in range(2):
         second.step(RATE)

@@ -15,7 +15,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int, causal: bool = False)
 
     Vaswani et al. 2017, eq. 1; `causal` lets token n see tokens up to n alone. The CPU's fused
     kernel is slow backwards over short sequences: there the equation is computed as it stands,
-    which makes a training step 1.15 times as fast (benchmarks/attention_backward.py).
+    which makes a training step 1.39 times as fast (benchmarks/attention_backward.py).
     """
     q, k, v = (tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2) for tokens in (q, k, v))
     if q.requires_grad and q.device.type == "cpu" and max(q.shape[2], k.shape[2]) <= SHORT:

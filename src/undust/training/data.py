@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -48,15 +47,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.sample)
-
-    def parts(self, count: int) -> list[Batch]:
-        """The batch in `count` pieces, as even as can be; fewer if it has fewer samples."""
-        ends = [len(self) * part // count for part in range(count + 1)]
-        return [
-            Batch(self.seed, self.sample[a:b], self.epoch[a:b], self.index[a:b])
-            for a, b in pairwise(ends)
-            if a < b
-        ]
 
     def normal(self, purpose: Purpose, shape: Sequence[int]) -> Tensor:
         """Unit normal numbers [B, *shape], float32."""

@@ -28,7 +28,6 @@ from undust.training.ema import Ema
 from undust.training.log import Log
 from undust.training.optimizers import Optimizers
 from undust.training.recipes import Optimizer, Run
-from undust.training.workers import Workers
 
 
 class Task(Protocol):
@@ -77,8 +76,7 @@ class Trainer:
         self.step = 0
         self.parameters = dict(task.modules.named_parameters())
         self.ema = Ema(self.parameters, run.ema)
-        self.workers = Workers(run.workers)
-        self.optimizers = Optimizers(self.parameters, optimizer, self.workers)
+        self.optimizers = Optimizers(self.parameters, optimizer)
 
     def resume(self) -> list[str]:
         """Goes to the newest whole checkpoint; returns what was refused on the way, by name."""
@@ -148,53 +146,30 @@ class Trainer:
 
     def _step(self) -> dict[str, float]:
         """One update; the step's losses. Raises UndustError before a NaN reaches the weights."""
-        with self.workers.alone():
-            values = self._backward(self.task.order.batch(self.step, self.run.batch))
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
-            values["gradient_norm"] = float(norm)
-            broken = [name for name, value in values.items() if not math.isfinite(value)]
-            if broken:
-                folder = self.out / "checkpoints"
-                kept = any(folder.glob("step-*"))
-                last = (
-                    f"the last good checkpoint is in {folder}" if kept else "no checkpoint was made"
-                )
-                raise UndustError(
-                    f"step {self.step + 1}: {' and '.join(broken)} not finite; the weights were "
-                    f"left as they were, {last}; a lower optimizer.learning_rate or "
-                    "run.precision=fp32 may help"
-                )
-            self.optimizers.step(self.settings.rate(self.step, self.run.steps))
-            self.ema.update(self.step)
-        self.step += 1
-        return values
-
-    def _backward(self, batch: Batch) -> dict[str, float]:
-        """Leaves the batch's gradient at the parameters; its losses, means over the samples.
-
-        The workers' gradients are added in the order of the batch, so that chance has no say.
-        """
-        parts = batch.parts(len(self.workers))
-        results = self.workers.run(self._gradients, parts)
-        shares = [len(part) / len(batch) for part in parts]
-        _, gradients = results[0]
-        torch._foreach_mul_(gradients, shares[0])  # pyright: ignore
-        for share, (_, more) in list(zip(shares, results, strict=True))[1:]:
-            torch._foreach_add_(gradients, more, alpha=share)  # pyright: ignore
-        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        return {
-            name: sum(s * losses[name] for s, (losses, _) in zip(shares, results, strict=True))
-            for name in results[0][0]
-        }
-
-    def _gradients(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
-        """The losses of a batch, or of a worker's part of it, and their gradient."""
+        batch = self.task.order.batch(self.step, self.run.batch)
+        for parameter in self.parameters.values():
+            parameter.grad = None
         half = self.run.precision == "bf16"
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             losses = self.task.losses(batch)
-        gradients = torch.autograd.grad(losses["loss"], list(self.parameters.values()))
-        return {name: float(value.detach()) for name, value in losses.items()}, list(gradients)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        values["gradient_norm"] = float(norm)
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            folder = self.out / "checkpoints"
+            kept = any(folder.glob("step-*"))
+            last = f"the last good checkpoint is in {folder}" if kept else "no checkpoint was made"
+            raise UndustError(
+                f"step {self.step + 1}: {' and '.join(broken)} not finite; the weights were left "
+                f"as they were, {last}; a lower optimizer.learning_rate or "
+                "run.precision=fp32 may help"
+            )
+        self.optimizers.step(self.settings.rate(self.step, self.run.steps))
+        self.ema.update(self.step)
+        self.step += 1
+        return values
 
     @contextmanager
     def _averaged(self) -> Generator[None]:

@@ -59,9 +59,6 @@ class Run(Table):
 
     steps: int = Field(gt=0)
     batch: int = Field(gt=0, description="samples a step")
-    workers: int = Field(
-        default=1, gt=0, description="CPU threads that share out a batch; 1: torch's own do"
-    )
     ema: float = Field(
         default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: none"
     )
