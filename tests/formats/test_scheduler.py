@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undust.diffusion.process import PROCESSES, VP
+from undust.diffusion.process import DISCRETE, VP
 from undust.errors import UndustError
 from undust.formats.scheduler import BETA_SCHEDULES, CLASSES, read_scheduler, scheduler_config
 
@@ -38,13 +38,26 @@ def test_every_scheduler_of_the_same_process_is_understood(kind: str, tmp_path):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", DISCRETE)
 def test_what_is_written_is_read_back_bit_for_bit(name: str, prediction: str):
     for arguments in ({}, {"steps": 50, "beta_start": 0.0012, "beta_end": 0.02}):
-        process = PROCESSES[name](**arguments)
+        process = DISCRETE[name](**arguments)
         again, prediction_again = read_scheduler(scheduler_config(process, prediction), "here")
         assert torch.equal(again.betas, process.betas)
         assert prediction_again == prediction
+
+
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+def test_zero_terminal_snr_is_understood(schedule: str):
+    """Both sides end in noise alone; ours is written as its betas, and is the same in diffusers."""
+    theirs = diffusers.DDIMScheduler(beta_schedule=schedule, rescale_betas_zero_snr=True)
+    process, _ = read_scheduler({**DDIM, **theirs.config}, "here")
+    again = scheduler_config(process, "v_prediction")
+    assert torch.equal(read_scheduler(again, "here")[0].betas, process.betas)
+    for scheduler in (theirs, diffusers.DDIMScheduler.from_config(again)):
+        torch.testing.assert_close(
+            process.alphas_cumprod, scheduler.alphas_cumprod.double(), rtol=1e-3, atol=1e-7
+        )
 
 
 def test_betas_of_no_schedule_are_written_one_by_one():
@@ -55,9 +68,9 @@ def test_betas_of_no_schedule_are_written_one_by_one():
     torch.testing.assert_close(theirs.betas.double(), process.betas, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", DISCRETE)
 def test_what_is_written_is_the_same_process_in_diffusers(name: str):
-    process = PROCESSES[name]()
+    process = DISCRETE[name]()
     theirs = diffusers.DDIMScheduler.from_config(scheduler_config(process, "v_prediction"))
     torch.testing.assert_close(
         theirs.alphas_cumprod.double(), process.alphas_cumprod, rtol=2e-4, atol=1e-9
@@ -74,7 +87,7 @@ def test_what_is_written_is_the_same_process_in_diffusers(name: str):
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscrete"),
         ({"_class_name": None}, "_class_name = None; possible are DDIMScheduler"),
         ({"_class_name": []}, r"_class_name = \[\]"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True"),
+        ({"rescale_betas_zero_snr": 3}, "rescale_betas_zero_snr = 3"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas = True"),
         ({"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid'; possible are linear, scaled"),
@@ -98,13 +111,14 @@ def test_what_cannot_be_represented_is_refused_by_name(changes: dict, reason: st
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_prediction_is_not_written():
-    with pytest.raises(UndustError, match="epsilon"):
-        scheduler_config(PROCESSES["linear"](), "epsilom")
+@pytest.mark.parametrize("prediction", ["epsilom", "flow", "score", "edm"])
+def test_what_diffusers_would_not_understand_is_not_written(prediction: str):
+    with pytest.raises(UndustError, match=f"'{prediction}'; possible are epsilon"):
+        scheduler_config(DISCRETE["linear"](), prediction)
 
 
 FIELDS = st.sampled_from(
-    [*scheduler_config(PROCESSES["linear"](), "epsilon"), "trained_betas", "use_flow_sigmas"]
+    [*scheduler_config(DISCRETE["linear"](), "epsilon"), "trained_betas", "use_flow_sigmas"]
 )
 VALUES = (
     st.none()

@@ -48,3 +48,34 @@ PREDICTIONS["v_prediction"] = Prediction(
     scale=lambda sigma: -sigma * (1 + sigma**2).rsqrt(),
     target=lambda x0, noise, sigma: (noise - sigma * x0) * (1 + sigma**2).rsqrt(),
 )
+# The velocity n − x0 of x_t = (1 − τ)·x0 + τ·n, σ = τ/(1 − τ) (Liu et al. 2023, eq. 1).
+PREDICTIONS["flow"] = Prediction(
+    skip=lambda sigma: 1 / (1 + sigma),
+    scale=lambda sigma: -sigma / (1 + sigma),
+    target=lambda x0, noise, _sigma: noise - x0,
+)
+# The score of x = x0 + σ·n (seed 001, eq. 5): α times that of x_t = α·x. Its target is the score
+# given x0, whose mean is the score (Vincent 2011).
+PREDICTIONS["score"] = Prediction(
+    skip=torch.ones_like,
+    scale=torch.square,
+    target=lambda _x0, noise, sigma: -noise / sigma,
+)
+
+
+def edm(sigma_data: float = 0.5) -> Prediction:
+    """F, of variance 1 like its input and with the smallest scale (Karras et al. 2022, eq. 7).
+
+    For pictures of deviation sigma_data; with sigma_data 1 it is −v.
+    """
+    variance = sigma_data**2
+    return Prediction(
+        skip=lambda sigma: variance / (sigma**2 + variance),
+        scale=lambda sigma: sigma * sigma_data * (sigma**2 + variance).rsqrt(),
+        target=lambda x0, noise, sigma: (
+            (sigma * x0 / sigma_data - sigma_data * noise) * (sigma**2 + variance).rsqrt()
+        ),
+    )
+
+
+PREDICTIONS["edm"] = edm()

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from undust.diffusion.prediction import PREDICTIONS
-from undust.diffusion.process import PROCESSES, VP
+from undust.diffusion.process import DISCRETE, VP, zero_terminal_snr
 from undust.errors import UndustError
 from undust.formats.files import shown
 
@@ -39,6 +38,7 @@ SAMPLING = frozenset(
     steps_offset thresholding time_shift_type timestep_spacing use_beta_sigmas
     use_exponential_sigmas use_karras_sigmas use_lu_lambdas variance_type""".split()  # noqa: SIM905
 )
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # named alike there and here
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -52,9 +52,9 @@ class _SchedulerConfig(BaseModel):
     beta_start: Beta = 1e-4
     beta_end: Beta = 0.02
     trained_betas: list[Beta] | None = None
+    rescale_betas_zero_snr: bool = False
     prediction_type: str = "epsilon"
     # What follows is not built here; only the neutral value passes.
-    rescale_betas_zero_snr: Literal[False] = False
     timestep_type: Literal["discrete"] = "discrete"
     use_flow_sigmas: Literal[False] = False
     use_dynamic_shifting: Literal[False] = False
@@ -80,8 +80,8 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[VP, str]:
             f"{where} ({fields['_class_name']}) is not supported: "
             f"{shown(fault['loc'][0])} = {fault['input']!r:.40}: {fault['msg']}"
         ) from error
-    if config.prediction_type not in PREDICTIONS:
-        raise _unsupported(where, "prediction_type", config.prediction_type, PREDICTIONS)
+    if config.prediction_type not in PREDICTION_TYPES:
+        raise _unsupported(where, "prediction_type", config.prediction_type, PREDICTION_TYPES)
     if config.trained_betas is not None:
         if len(config.trained_betas) != config.num_train_timesteps:
             raise UndustError(
@@ -90,10 +90,12 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[VP, str]:
             )
         process = VP(torch.tensor(config.trained_betas, dtype=torch.float64))
     elif config.beta_schedule in BETA_SCHEDULES:
-        build = PROCESSES[BETA_SCHEDULES[config.beta_schedule]]
+        build = DISCRETE[BETA_SCHEDULES[config.beta_schedule]]
         process = build(config.num_train_timesteps, config.beta_start, config.beta_end)
     else:
         raise _unsupported(where, "beta_schedule", config.beta_schedule, BETA_SCHEDULES)
+    if config.rescale_betas_zero_snr:
+        process = zero_terminal_snr(process)
     sigmas = process.sigmas
     if not bool((sigmas.diff(prepend=sigmas.new_zeros(1)) > 0).all() and sigmas.isfinite().all()):
         raise UndustError(f"{where} has betas that are too small or too large to tell steps apart")
@@ -103,10 +105,11 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[VP, str]:
 def scheduler_config(process: VP, prediction: str) -> dict[str, Any]:
     """The scheduler_config.json with which diffusers' DDIM samples the model as `leading` + `ddim`.
 
-    Betas that no schedule gives are written one by one. Raises UndustError for an unknown
-    prediction.
+    Betas that no schedule gives are written one by one. Raises UndustError for a prediction that
+    diffusers does not know.
     """
-    PREDICTIONS[prediction]  # an unknown name is an error here, not at the one who loads the file
+    if prediction not in PREDICTION_TYPES:  # an error here, not at the one who loads the file
+        raise _unsupported("scheduler_config.json", "prediction_type", prediction, PREDICTION_TYPES)
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": process.steps,
@@ -125,7 +128,7 @@ def _betas(process: VP) -> dict[str, Any]:
     # Twelve digits: 0.00085 again, where squaring its root gave 0.0008499999999999999.
     start, end = (float(f"{process.betas[step].item():.12g}") for step in (0, -1))
     for theirs, ours in BETA_SCHEDULES.items():
-        betas = PROCESSES[ours](process.steps, start, end).betas
+        betas = DISCRETE[ours](process.steps, start, end).betas
         if torch.allclose(betas, process.betas, rtol=1e-9, atol=0):
             return {
                 "beta_schedule": theirs,

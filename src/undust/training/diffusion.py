@@ -15,7 +15,7 @@ from undust.conditioning.tokenizer import Tokenizer
 from undust.datasets import image_folder
 from undust.datasets.image_folder import Sample
 from undust.diffusion.prediction import PREDICTIONS
-from undust.diffusion.process import PROCESSES
+from undust.diffusion.process import DISCRETE
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import tokenizer_files
@@ -62,7 +62,7 @@ class DiffusionTask:
             unet,
             TextEncoder(recipe.text_encoder.model_copy(update=ends)),
             tokenizer,
-            PROCESSES[dust.process](dust.steps, dust.beta_start, dust.beta_end),
+            DISCRETE[dust.process](dust.steps, dust.beta_start, dust.beta_end),
             dust.prediction,
         )
         self.model.latent_shape(data.size, data.size)

@@ -1,8 +1,4 @@
-"""How noise level, time step and input scale belong together: the forward process of a model.
-
-Seed 001, eq. 1 writes it as dx = f(t)·x dt + g(t) dw. Dividing x by the signal that f leaves over
-gives x = x0 + σ·n, in which only σ(t) remains; all else in this package works in that coordinate.
-"""
+"""The variance-preserving process in T steps, told by how much variance β each of them adds."""
 
 from __future__ import annotations
 
@@ -14,17 +10,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from undust.diffusion.process.base import ENDLESS, Process, doubles, process, snap
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError
 
-SNAP = 1e-4  # a time step this near to a whole one is that one: float32 σ cannot say it better
-
 
 @dataclass(frozen=True, eq=False)
-class VP:
+class VP(Process):
     """The discrete variance-preserving process (Ho et al. 2020, eq. 2 and 4).
 
     betas: [T] float64 on the CPU, each in (0, 1); the variance added by each of the T steps.
+    Time is the time step, 0 … T−1, and between whole ones log σ is linear in it.
     Raises UndustError for other betas.
     """
 
@@ -41,9 +37,14 @@ class VP:
         """T, the number of training time steps."""
         return len(self.betas)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last time step."""
+        return 0.0, self.steps - 1.0
+
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """[T] float64: the share of the picture's variance that is left at each time step."""
+        """ᾱ = α², [T] float64: the share of the picture's variance left at each time step."""
         return (1 - self.betas).cumprod(0)
 
     @cached_property
@@ -55,70 +56,100 @@ class VP:
     def _log_sigmas(self) -> Tensor:
         return self.sigmas.log()
 
-    @property
-    def sigma_min(self) -> float:
-        """σ of the first time step."""
-        return self.sigmas[0].item()
-
-    @property
-    def sigma_max(self) -> float:
-        """σ of the last time step."""
-        return self.sigmas[-1].item()
-
     def timestep(self, sigma: Tensor) -> Tensor:
         """The time step of σ, float64 in [0, T−1]: linear in log σ between whole steps."""
         table = self._log_sigmas.to(sigma.device)
         level = sigma.double().log().contiguous()
         low = (torch.searchsorted(table, level, right=True) - 1).clamp(0, self.steps - 2)
         part = ((level - table[low]) / (table[low + 1] - table[low])).clamp(0, 1)
-        time = low + part
-        whole = time.round()
-        return torch.where((time - whole).abs() < SNAP, whole, time)
+        return snap(low + part)
 
-    def sigma(self, timestep: Tensor | float) -> Tensor:
+    time = timestep
+
+    def sigma(self, time: Tensor | float) -> Tensor:
         """The inverse of `timestep`: σ in float64 of whole or fractional time steps in [0, T−1]."""
-        time = torch.as_tensor(timestep).double()
-        low = time.floor().long().clamp(0, self.steps - 2)
+        time = doubles(time)
+        low = self._piece(time)
         table = self._log_sigmas.to(time.device)
         level = torch.lerp(table[low], table[low + 1], (time - low).clamp(0, 1))
         # A whole step is read from the table, so that log and exp do not blur it.
         exact = self.sigmas.to(time.device)[time.round().long().clamp(0, self.steps - 1)]
         return torch.where(time == time.round(), exact, level.exp())
 
+    def alpha(self, time: Tensor | float) -> Tensor:
+        """1/√(1 + σ²), so that α² + s² = 1."""
+        return self.input_scale(self.sigma(time))
+
+    def deviation(self, time: Tensor | float) -> Tensor:
+        """σ/√(1 + σ²)."""
+        sigma = self.sigma(time)
+        return sigma * self.input_scale(sigma)
+
+    def beta(self, time: Tensor | float) -> Tensor:
+        """β(t) = 2s²·d log σ/dt; over one time step it adds up to −log(1 − β) of that step."""
+        time = doubles(time)
+        low = self._piece(time)
+        slope = self._log_sigmas.diff().to(time.device)[low]
+        return 2 * self.deviation(time) ** 2 * slope
+
+    def f(self, time: Tensor | float) -> Tensor:
+        """−β/2 (Song et al. 2021b, eq. 11)."""
+        return -self.beta(time) / 2
+
+    def g(self, time: Tensor | float) -> Tensor:
+        """√β (Song et al. 2021b, eq. 11)."""
+        return self.beta(time).sqrt()
+
     def input_scale(self, sigma: Tensor) -> Tensor:
-        """What x = x0 + σ·n is multiplied with before the network sees it: variance 1 again."""
+        """What x = x0 + σ·n is multiplied with before the network sees it: α, variance 1 again."""
         return (1 + sigma**2).rsqrt()
 
-    def start(self, noise: Tensor, sigma: Tensor | float) -> Tensor:
-        """Pure noise of variance 1 [B, …] as an x at level σ: what the network sees is `noise`."""
-        return noise * (1 + torch.as_tensor(sigma).double() ** 2).sqrt().to(noise)
+    def _piece(self, time: Tensor) -> Tensor:
+        """The whole step at which the piece of the table that holds `time` begins."""
+        return time.floor().long().clamp(0, self.steps - 2)
 
 
-PROCESSES: Registry[Callable[..., VP]] = Registry("process")
+def zero_terminal_snr(process: VP) -> VP:
+    """The process, stretched to end in noise alone (Lin et al. 2024, algorithm 1).
+
+    √ᾱ is shifted and scaled to fall from where it began to 0. Its last σ would be infinite, and is
+    ENDLESS instead. Only v, the flow's velocity and x0 tell a picture from there. Raises
+    UndustError for a process whose last step but one has as little of the picture left.
+    """
+    root = process.alphas_cumprod.sqrt()
+    left = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    left[-1] = 1 / (1 + ENDLESS**2)
+    if not bool(left[-2] > left[-1]):
+        raise UndustError("zero terminal SNR: the process has nearly ended before its last step")
+    return VP(1 - left / torch.cat([left.new_ones(1), left[:-1]]))
 
 
-def _process(name: str) -> Callable[[Callable[..., VP]], Callable[..., VP]]:
+DISCRETE: Registry[Callable[..., VP]] = Registry("process")
+"""Those of PROCESSES that a table of β can tell; all are built by (steps, beta_start, beta_end)."""
+
+
+def _discrete(name: str) -> Callable[[Callable[..., VP]], Callable[..., VP]]:
     def register(build: Callable[..., VP]) -> Callable[..., VP]:
-        PROCESSES[name] = build
+        DISCRETE[name] = process(name)(build)
         return build
 
     return register
 
 
-@_process("linear")
+@_discrete("linear")
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VP:
     """β grows evenly (Ho et al. 2020, §4)."""
     return VP(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64))
 
 
-@_process("scaled-linear")
+@_discrete("scaled-linear")
 def scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> VP:
     """√β grows evenly: latent diffusion's and Stable Diffusion's "linear" (Rombach et al. 2022)."""
     roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps, dtype=torch.float64)
     return VP(roots**2)
 
 
-@_process("cosine")
+@_discrete("cosine")
 def cosine(steps: int = 1000, beta_start: float | None = None, beta_end: float | None = None) -> VP:
     """ᾱ falls as a squared cosine, β at most 0.999 (Nichol & Dhariwal 2021, eq. 17).
 
@@ -128,3 +159,10 @@ def cosine(steps: int = 1000, beta_start: float | None = None, beta_end: float |
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     left = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
     return VP((1 - left[1:] / left[:-1]).clamp(max=0.999))
+
+
+@_discrete("sigmoid")
+def sigmoid(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VP:
+    """β grows along the logistic curve from −6 to 6 (GeoDiff's published code; Xu et al. 2022)."""
+    curve = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()
+    return VP(beta_start + curve * (beta_end - beta_start))

@@ -1,0 +1,270 @@
+"""The processes that a formula tells: continuous VP, sub-VP, VE, EDM and rectified flow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.process.base import ENDLESS, Process, doubles, process, snap
+from undust.errors import UndustError
+
+FIRST = 1e-3  # the first time of VP and sub-VP, below which σ is rounding (Song et al. 2021b, C.1)
+
+
+def _rising(low_name: str, low: float, high_name: str, high: float) -> None:
+    """Raises UndustError unless 0 < low < high < ∞."""
+    if not 0 < low < high < math.inf:
+        raise UndustError(f"{low_name}: 0 < {low_name} < {high_name} is needed, not {low}, {high}")
+
+
+@dataclass(frozen=True)
+class _LinearBeta:
+    """β(t) = β_min + (β_max − β_min)·t, t in (0, 1], summed up to B(t) = ∫β."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    steps: int = 1000
+    """T: the network is told (T − 1)·t, as if it were a discrete one of that many steps."""
+
+    def __post_init__(self) -> None:
+        _rising("beta_min", self.beta_min, "beta_max", self.beta_max)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last time."""
+        return FIRST, 1.0
+
+    def beta(self, time: Tensor | float) -> Tensor:
+        """β(t)."""
+        return self.beta_min + (self.beta_max - self.beta_min) * doubles(time)
+
+    def total(self, time: Tensor | float) -> Tensor:
+        """B(t) = ∫β from 0 to t."""
+        return (self.beta_min + self.beta(time)) / 2 * time
+
+    def alpha(self, time: Tensor | float) -> Tensor:
+        """e^(−B/2)."""
+        return (-self.total(time) / 2).exp()
+
+    def f(self, time: Tensor | float) -> Tensor:
+        """−β/2."""
+        return -self.beta(time) / 2
+
+    def _when(self, total: Tensor) -> Tensor:
+        """The inverse of `total`: the positive root of (β_max − β_min)/2·t² + β_min·t = B."""
+        rise = self.beta_max - self.beta_min
+        # 2B/(β_min + √…) and not (√… − β_min)/rise, which loses the digits of a small t.
+        return 2 * total / (self.beta_min + (self.beta_min**2 + 2 * rise * total).sqrt())
+
+
+@process("vp")
+@dataclass(frozen=True)
+class ContinuousVP(_LinearBeta, Process):
+    """The limit of infinitely many steps of "linear": α² + s² = 1 (Song et al. 2021b, eq. 11)."""
+
+    def deviation(self, time: Tensor | float) -> Tensor:
+        """√(1 − e^(−B))."""
+        return (-(-self.total(time)).expm1()).sqrt()
+
+    def g(self, time: Tensor | float) -> Tensor:
+        """√β."""
+        return self.beta(time).sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """From B = log(1 + σ²)."""
+        return self._when((sigma.double() ** 2).log1p())
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """(T − 1)·t."""
+        return (self.steps - 1) * self.time(sigma)
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """1/√(1 + σ²)."""
+        return (1 + sigma**2).rsqrt()
+
+
+@process("sub-vp")
+@dataclass(frozen=True)
+class SubVP(_LinearBeta, Process):
+    """As VP, with less noise on the way: s = 1 − α² (Song et al. 2021b, eq. 12)."""
+
+    def deviation(self, time: Tensor | float) -> Tensor:
+        """1 − e^(−B)."""
+        return -(-self.total(time)).expm1()
+
+    def g(self, time: Tensor | float) -> Tensor:
+        """√(β·(1 − e^(−2B)))."""
+        return (self.beta(time) * -(-2 * self.total(time)).expm1()).sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """From σ = e^(B/2) − e^(−B/2) = 2·sinh(B/2)."""
+        return self._when(2 * (sigma.double() / 2).asinh())
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """(T − 1)·t."""
+        return (self.steps - 1) * self.time(sigma)
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """e^(−B/2): the network sees x_t itself, whose variance is at most 1."""
+        return (-(sigma / 2).asinh()).exp()
+
+
+@process("ve")
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance exploding: α = 1, and log σ grows evenly (Song et al. 2021b, eq. 9)."""
+
+    lowest: float = 0.01
+    highest: float = 50.0
+
+    def __post_init__(self) -> None:
+        _rising("lowest", self.lowest, "highest", self.highest)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last time."""
+        return 0.0, 1.0
+
+    @property
+    def _ratio(self) -> float:
+        return math.log(self.highest / self.lowest)
+
+    def alpha(self, time: Tensor | float) -> Tensor:
+        """1."""
+        return torch.ones_like(doubles(time))
+
+    def deviation(self, time: Tensor | float) -> Tensor:
+        """σ = lowest·(highest/lowest)^t."""
+        return self.lowest * (self._ratio * doubles(time)).exp()
+
+    def f(self, time: Tensor | float) -> Tensor:
+        """0."""
+        return torch.zeros_like(doubles(time))
+
+    def g(self, time: Tensor | float) -> Tensor:
+        """σ·√(2·log(highest/lowest))."""
+        return self.deviation(time) * math.sqrt(2 * self._ratio)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """log(σ/lowest)/log(highest/lowest)."""
+        return (sigma.double() / self.lowest).log() / self._ratio
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """σ itself."""
+        return sigma.double()
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """1: the network sees x itself."""
+        return torch.ones_like(sigma)
+
+
+@process("edm")
+@dataclass(frozen=True)
+class EDM(Process):
+    """Time is σ, and inputs are scaled to variance 1 (Karras et al. 2022, table 1, last column).
+
+    sigma_data: the standard deviation of the pictures; it goes with the prediction of the same one.
+    """
+
+    lowest: float = 0.002
+    highest: float = 80.0
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        _rising("lowest", self.lowest, "highest", self.highest)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last time."""
+        return self.lowest, self.highest
+
+    def alpha(self, time: Tensor | float) -> Tensor:
+        """1."""
+        return torch.ones_like(doubles(time))
+
+    def deviation(self, time: Tensor | float) -> Tensor:
+        """σ = t."""
+        return doubles(time)
+
+    def f(self, time: Tensor | float) -> Tensor:
+        """0."""
+        return torch.zeros_like(doubles(time))
+
+    def g(self, time: Tensor | float) -> Tensor:
+        """√(2t)."""
+        return (2 * doubles(time)).sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """σ."""
+        return sigma.double()
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """c_noise = ¼·log σ."""
+        return sigma.double().log() / 4
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """c_in = 1/√(σ² + σ_data²): variance 1."""
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
+    def start(self, noise: Tensor, sigma: Tensor | float) -> Tensor:
+        """As strong as x0 of deviation σ_data + σ·n, so that the network sees `noise`."""
+        return noise * (torch.as_tensor(sigma).double() ** 2 + self.sigma_data**2).sqrt().to(noise)
+
+
+@process("flow")
+@dataclass(frozen=True)
+class Flow(Process):
+    """Rectified flow: x_t = (1 − τ)·x0 + τ·n (Liu et al. 2023, eq. 1; Esser et al. 2024, eq. 13).
+
+    τ = shift·t/(1 + (shift − 1)·t) (Esser et al. 2024, eq. 23), so σ = τ/(1 − τ) = shift·t/(1 − t):
+    a shift is a factor of σ, and moves even times towards the noise. It changes nothing at a given
+    σ; the network is told T·τ. The last σ, infinite at t = 1, is ENDLESS.
+    """
+
+    shift: float = 1.0
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise UndustError(f"shift: {self.shift} is not a factor above 0; 1 shifts nothing")
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """1/T and, but for ENDLESS, 1."""
+        return 1 / self.steps, ENDLESS / (ENDLESS + self.shift)
+
+    def _spread(self, time: Tensor | float) -> Tensor:
+        return 1 + (self.shift - 1) * doubles(time)
+
+    def alpha(self, time: Tensor | float) -> Tensor:
+        """1 − τ."""
+        return (1 - doubles(time)) / self._spread(time)
+
+    def deviation(self, time: Tensor | float) -> Tensor:
+        """τ."""
+        return self.shift * doubles(time) / self._spread(time)
+
+    def f(self, time: Tensor | float) -> Tensor:
+        """−dτ/dt/(1 − τ); −1/(1 − t) without a shift."""
+        return -self.shift / ((1 - doubles(time)) * self._spread(time))
+
+    def g(self, time: Tensor | float) -> Tensor:
+        """g² = 2τ·dτ/dt/(1 − τ) = −2τ·f; 2t/(1 − t) without a shift."""
+        return (-2 * self.deviation(time) * self.f(time)).sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """σ/(σ + shift)."""
+        sigma = sigma.double()
+        return sigma / (sigma + self.shift)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """T·τ = T·σ/(1 + σ)."""
+        sigma = sigma.double()
+        return snap(self.steps * sigma / (1 + sigma))
+
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """1/(1 + σ): the network sees x_t itself."""
+        return 1 / (1 + sigma)
