@@ -22,7 +22,9 @@ WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key from round to round
 
 Counter = tuple[int, int, int] | Tensor
 
-START, STEP = 0, 1  # first counter word of a picture: what its noise is for
+START, STEP, PATH = 0, 1, 2  # first counter word of a picture: what its noise is for
+DEPTH = 12  # a Brownian path's cells are 2⁻¹² of the way from one σ to half of it
+OCTAVES = 2**31  # the octave from 1 to ½ in the second counter word; those before it are below
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
@@ -96,3 +98,77 @@ class PictureNoise:
 
     def _draw(self, purpose: int, index: int) -> Tensor:
         return torch.stack([normal(seed, (purpose, index, 0), self.shape) for seed in self.seeds])
+
+
+class BrownianPath(PictureNoise):
+    """The noise of a batch along one Brownian path W a picture, whatever the steps taken along it.
+
+    W runs in the clock 1/σ², in which the reverse equation dx = 2(x − x0)/σ dσ + √2σ dw adds noise
+    evenly: steps over (a, b) and (b, c) add what one step over (a, c) adds. It is cut into octaves,
+    σ = 2⁻ᵏ … 2⁻ᵏ⁻¹, of one independent increment each, and an octave is halved in log σ by Brownian
+    bridges (Lévy's construction; as a tree never stored: Li et al. 2020, §4, algorithm 3) down to
+    cells of 2⁻¹² of it. At any one place, and between places in different cells, the path has
+    exactly the law of W; two places in one cell (σ closer than 2 in 10⁴) share its last number.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:
+        super().__init__(seeds, shape)
+        self._known: dict[float, Tensor] = {}
+
+    def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """The path's increment from σ to σ_next, unit normal [B, *shape]; the same when repeated.
+
+        Raises UndustError for levels that are not above 0 or are one and the same.
+        """
+        begin, end = float(sigma), float(sigma_next)
+        if not (0 < end < math.inf and 0 < begin < math.inf and begin != end):
+            raise UndustError(f"noise: there is no Brownian path from σ = {begin} to {end}")
+        return (self.increment(begin, end) / math.sqrt(abs(end**-2 - begin**-2))).float()
+
+    def increment(self, begin: float, end: float) -> Tensor:
+        """W(end) − W(begin) of two σ, float64 [B, *shape], of variance |1/end² − 1/begin²|."""
+        if begin < end:
+            return -self.increment(end, begin)
+        first, last = math.floor(-math.log2(begin)), math.floor(-math.log2(end))
+        # The ends of the last two queries are kept: a step begins where one before it ended.
+        known = {place: self._known.get(place) for place in (begin, end)}
+        start, stop = (self._within(p) if w is None else w for p, w in known.items())
+        self._known = {begin: start, end: stop}
+        return sum((self._octave(k) for k in range(first, last)), stop) - start
+
+    def _octave(self, octave: int) -> Tensor:
+        """The increment from σ = 2⁻ᵏ to 2⁻ᵏ⁻¹, over which the clock 4ᵏ … 4ᵏ⁺¹ runs."""
+        return math.sqrt(_elapsed(0, 1)) * 2.0**octave * self._draws_at(octave, [0])[0]
+
+    def _within(self, sigma: float) -> Tensor:
+        """W at σ less W where its octave begins, by halving down to its cell and a last bridge."""
+        octave = math.floor(-math.log2(sigma))
+        place = -math.log2(sigma) - octave
+        cell = int(place * 2**DEPTH)
+        # Node 1 is the middle of the octave, nodes 2n and 2n + 1 those of the halves of node n's.
+        nodes = [(2**DEPTH + cell) >> (DEPTH - level) for level in range(DEPTH + 1)]
+        whole, *draws = self._draws_at(octave, [0, *nodes])
+        low, high = 0.0, 1.0
+        begin, end = torch.zeros_like(whole), math.sqrt(_elapsed(0, 1)) * 2.0**octave * whole
+        for node, draw in zip([*nodes[1:], None], draws, strict=True):
+            middle = place if node is None else (low + high) / 2
+            share = _elapsed(low, middle) / _elapsed(low, high)
+            spread = math.sqrt(share * _elapsed(middle, high)) * 2.0**octave
+            value = torch.lerp(begin, end, share) + spread * draw
+            if node is None:
+                return value
+            if node % 2:
+                low, begin = middle, value
+            else:
+                high, end = middle, value
+        raise AssertionError("the last bridge returns")
+
+    def _draws_at(self, octave: int, nodes: Sequence[int]) -> Tensor:
+        """Unit normal numbers of some nodes of an octave's tree, float64 [nodes, B, *shape]."""
+        counters = torch.tensor([[PATH, OCTAVES + octave, node] for node in nodes])
+        return torch.stack([normal(s, counters, self.shape) for s in self.seeds], 1).double()
+
+
+def _elapsed(begin: float, end: float) -> float:
+    """How long the clock 4ᵖ runs between two places p of the octave from σ = 1 to ½."""
+    return 4.0**begin * math.expm1((end - begin) * math.log(4))

@@ -1,6 +1,40 @@
 """The samplers: from pure noise to a picture along a falling list of σ, one family a file."""
 
-from undust.diffusion.samplers import dpmpp, euler, heun
+from undust.diffusion.samplers import (
+    adams,
+    adaptive,
+    churn,
+    consistency,
+    dpm,
+    dpmpp,
+    er_sde,
+    euler,
+    gradient_estimation,
+    heun,
+    lms,
+    pndm,
+    predictor_corrector,
+    sde,
+)
 from undust.diffusion.samplers.registry import SAMPLERS, Sampler, Step, sampler
 
-__all__ = ["SAMPLERS", "Sampler", "Step", "sampler", "dpmpp", "euler", "heun"]
+__all__ = [
+    "SAMPLERS",
+    "Sampler",
+    "Step",
+    "sampler",
+    "adams",
+    "adaptive",
+    "churn",
+    "consistency",
+    "dpm",
+    "dpmpp",
+    "er_sde",
+    "euler",
+    "gradient_estimation",
+    "heun",
+    "lms",
+    "pndm",
+    "predictor_corrector",
+    "sde",
+]

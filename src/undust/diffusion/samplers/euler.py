@@ -18,11 +18,23 @@ from undust.errors import UndustError
 
 Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(σ, σ_next) -> (down, up): the level stepped to, and the strength of the noise added there."""
+Refine = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(denoise, x, x0, σ, down) -> a better estimate for the step from σ down than x0, that at x."""
 
 
 def toward(x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """Euler's step along seed 001, eq. 6: dx = (x − x0)/σ dσ from σ to σ_next; x0 itself at 0."""
-    return x0 + (sigma_next / sigma) * (x - x0)
+    return x0 + each(sigma_next / sigma, x) * (x - x0)
+
+
+def each(number: Tensor, x: Tensor) -> Tensor:
+    """A single number as it is; numbers [B], one a picture, so that they multiply x [B, …]."""
+    return number if number.ndim == 0 else number.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def straight(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+    """The split of a deterministic step: all the way, and no noise."""
+    return sigma_next, 0 * sigma
 
 
 def _posterior(sigma: Tensor, sigma_next: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -41,19 +53,31 @@ def _forward(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
     return down, (beta * (1 + sigma_next**2)).sqrt()
 
 
-def _walk(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, split: Split
+def walk(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    split: Split,
+    refine: Refine | None = None,
 ) -> Iterator[Step]:
+    """Steps to where `split` says, each followed by its noise.
+
+    Where x0 itself is reached there is nothing left to refine: that step is always Euler's.
+    """
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         down, up = split(sigma, sigma_next)
+        if refine is not None and down > 0:
+            x0 = refine(denoise, x, x0, sigma, down)
         x = toward(x, x0, sigma, down)
         if sigma_next > 0 and up > 0:
             x = x + up * noise(sigma, sigma_next)
         yield Step(index, sigma_next, x, x0)
 
 
-def _with_eta(eta: float) -> Split:
+def ancestral(eta: float) -> Split:
+    """The posterior's split with a share of its noise; UndustError for an eta outside 0 … 1."""
     if not 0 <= eta <= 1:
         raise UndustError(f"eta: {eta} is outside 0 (no fresh noise) … 1 (as much as there can be)")
     return partial(_posterior, eta=eta)
@@ -62,7 +86,7 @@ def _with_eta(eta: float) -> Split:
 @sampler("euler", order=1)
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """Euler's method (Karras et al. 2022, algorithm 1 without its second half)."""
-    return _walk(denoise, x, sigmas, noise, _with_eta(0.0))
+    return walk(denoise, x, sigmas, noise, ancestral(0.0))
 
 
 @sampler("ddim", order=1)
@@ -70,18 +94,18 @@ def ddim(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 0.0
 ) -> Iterator[Step]:
     """Euler's method under its first name, with as much noise as eta says (Song et al. 2021a)."""
-    return _walk(denoise, x, sigmas, noise, _with_eta(eta))
+    return walk(denoise, x, sigmas, noise, ancestral(eta))
 
 
-@sampler("euler-ancestral", order=1, stochastic=True)
+@sampler("euler-ancestral", order=1, stochastic=True, strong=1.0)
 def euler_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
     """Euler's method with fresh noise, as k-diffusion names it: ddim with eta 1."""
-    return _walk(denoise, x, sigmas, noise, _with_eta(eta))
+    return walk(denoise, x, sigmas, noise, ancestral(eta))
 
 
-@sampler("ddpm", order=1, stochastic=True)
+@sampler("ddpm", order=1, stochastic=True, strong=1.0)
 def ddpm(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, variance: str = "small"
 ) -> Iterator[Step]:
@@ -89,4 +113,4 @@ def ddpm(
     splits: dict[str, Split] = {"small": _posterior, "large": _forward}
     if variance not in splits:
         raise UndustError(f"variance: '{variance}' is neither 'small' nor 'large'")
-    return _walk(denoise, x, sigmas, noise, splits[variance])
+    return walk(denoise, x, sigmas, noise, splits[variance])

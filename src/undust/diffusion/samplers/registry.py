@@ -32,6 +32,11 @@ class Step:
 
     index: counts from 0; sigma: the level reached, sigmas[index + 1], float64 without dimensions;
     x: the latent at that level [B, …]; x0: the clean estimate that the step was made with [B, …].
+
+    Samplers that take the list for its ends alone (adaptive ones and dpm-fast) stop elsewhere:
+    sigmas[index + 1] is then the last level of the list that was reached or passed, and index −1
+    before the first. With all samplers the step with index len(sigmas) − 2 is the last one. In an
+    adaptive one every picture goes its own way, and sigma is the highest at which one still is.
     """
 
     index: int
@@ -44,14 +49,21 @@ class Step:
 class Sampler:
     """A registered sampler; called with a list of σ it gives an iterator of as many steps less one.
 
-    order: the power of the step size with which the error falls; stochastic: whether it draws noise
-    unless an option says otherwise.
+    order: the power of the step size with which the error falls, where there is noise that of the
+    distribution (weak order), 0 where a distilled model is wanted and more steps do not help;
+    stochastic: whether it draws noise unless an option says otherwise.
+    strong: the power with which a stochastic one nears the path that its noise describes; path:
+    whether it is meant to be driven by a `BrownianPath`; adaptive: whether it chooses its steps by
+    a bound on the error, and order relates that to the number of network calls.
     """
 
     name: str
     order: int
     stochastic: bool
     steps: Callable[..., Iterator[Step]]
+    strong: float | None = None
+    path: bool = False
+    adaptive: bool = False
 
     @cached_property
     def summary(self) -> str:
@@ -86,6 +98,11 @@ class Sampler:
         return self.steps(denoise_batch, x, sigmas, noise_like, **options)
 
 
+def reached(sigmas: Tensor, sigma: Tensor) -> int:
+    """The index of a step to σ, which need not be in the list: of the last level it has passed."""
+    return int((sigmas >= sigma).sum()) - 2
+
+
 def checked(sigmas: Tensor) -> Tensor:
     """The levels as float64 on the CPU, where their arithmetic costs no waiting for a device."""
     sigmas = sigmas.detach().to("cpu", torch.float64)
@@ -102,12 +119,18 @@ SAMPLERS: Registry[Sampler] = Registry("sampler")
 
 
 def sampler(
-    name: str, *, order: int, stochastic: bool = False
+    name: str,
+    *,
+    order: int,
+    stochastic: bool = False,
+    strong: float | None = None,
+    path: bool = False,
+    adaptive: bool = False,
 ) -> Callable[[Callable[..., Iterator[Step]]], Sampler]:
     """Registers a generator function; its keyword-only arguments become the sampler's options."""
 
     def register(steps: Callable[..., Iterator[Step]]) -> Sampler:
-        SAMPLERS[name] = Sampler(name, order, stochastic, steps)
+        SAMPLERS[name] = Sampler(name, order, stochastic, steps, strong, path, adaptive)
         return SAMPLERS[name]
 
     return register

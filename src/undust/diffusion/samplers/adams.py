@@ -1,0 +1,125 @@
+"""Adams' methods: a polynomial through past answers, integrated over the step to come.
+
+In λ = −log σ seed 001, eq. 6 reads dx/dλ = x0 − x, or dx = n dσ with the noise n = (x − x0)/σ. Over
+a step of length h both have the solution "x moves as if the answer stood still at its mean", the
+mean taken under the weight e^{rλ}: r = 1 for x0, r = −1 for n. A polynomial in λ has an exact one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.errors import UndustError
+
+Answer = tuple[float, Tensor]
+"""(λ, what was found there): the clean estimate or the noise [B, …]."""
+
+
+def between(option: str, value: int, low: int, high: int) -> int:
+    """The value itself; raises UndustError for one outside low … high."""
+    if not low <= value <= high:
+        raise UndustError(f"{option}: {value} is outside {low} … {high}")
+    return value
+
+
+def moments(rate: float, count: int) -> list[float]:
+    """The means of 1, s, s², … over 0 ≤ s ≤ 1 under the weight e^{rate·s}; `count` of them.
+
+    With I_j = ∫ s^j e^{rate·(s−1)} ds, integration by parts gives rate·I_j = 1 − j·I_{j−1}. Read
+    upwards it loses digits where the rate is small, read downwards where it is large.
+    """
+    if abs(rate) < 1:
+        integrals = [0.0]  # I_j for a j so high that rate^j/j! has buried what it really is
+        for j in range(24, 0, -1):
+            integrals.insert(0, (1 - rate * integrals[0]) / j)
+    else:
+        integrals = [-math.expm1(-rate) / rate]
+        for j in range(1, count):
+            integrals.append((1 - j * integrals[-1]) / rate)
+    return [integral / integrals[0] for integral in integrals[:count]]
+
+
+def weights(places: Sequence[float], wanted: Sequence[float]) -> list[float]:
+    """How much the answer at each place counts, so that polynomials get the wanted moments.
+
+    places: different ones, in steps from the start of the step; wanted: as many moments.
+    """
+    powers = torch.tensor(places, dtype=torch.float64) ** torch.arange(len(places))[:, None]
+    return torch.linalg.solve(powers, powers.new_tensor(wanted)).tolist()
+
+
+def weighed(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """Σ factor·tensor; of one tensor with factor 1, that tensor to the last bit."""
+    return torch.stack([f * t for f, t in zip(factors, tensors, strict=True)]).sum(0)
+
+
+def mean(
+    answers: Sequence[Answer], start: float, end: float, rate: float, first: float | None = None
+) -> Tensor:
+    """The mean from λ = start to end, under e^{rate·λ}, of the polynomial through the answers.
+
+    first: the first moment to use in place of the exact one where there are two answers.
+    """
+    length = end - start
+    wanted = moments(rate * length, len(answers))
+    if first is not None and len(answers) == 2:
+        wanted[1] = first
+    places = [(place - start) / length for place, _ in answers]
+    return weighed(weights(places, wanted), [answer for _, answer in answers])
+
+
+@sampler("deis", order=2)
+def deis(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 2
+) -> Iterator[Step]:
+    """DEIS: the noise extrapolated through the last 1, 2 or 3 calls (Zhang & Chen 2023, eq. 14).
+
+    The polynomial runs in λ, not in a process's own time as in their tAB: a list of σ has none. The
+    steps that have too little past use what there is, so that the first one is Euler's and the
+    order stays 2 with order 3 as well (its error is smaller); so is the last one, as λ has no end.
+    """
+    del noise
+    between("order", order, 1, 3)
+    levels = (-sigmas.log()).tolist()
+    past: list[Answer] = []
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        slope = (x - x0) / sigma
+        past = [(levels[index], slope), *past][:order]
+        if sigma_next > 0:
+            # x − σ·mean, written so that no digits of x0 are lost where σ is large.
+            x0 = x0 + sigma * (slope - mean(past, *levels[index : index + 2], rate=-1.0))
+        x = toward(x, x0, sigma, sigma_next)
+        yield Step(index, sigma_next, x, x0)
+
+
+@sampler("dpmpp-3m", order=3)
+def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """DPM-Solver++(3M), third order at one network call a step (after Lu et al. 2022).
+
+    The first step calls twice and averages, as one of Euler's would leave an error of second order.
+    Their code, which diffusers carries on, halves the third-order term and so is of second order;
+    here the integral is the exact one.
+    """
+    del noise
+    levels = (-sigmas.log()).tolist()
+    past: list[Answer] = []
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        step = levels[index : index + 2]
+        estimate = denoise(x, sigma)
+        past = [(step[0], estimate), *past][:3]
+        if sigma_next > 0:
+            known = past
+            if len(past) == 1:
+                ahead = denoise(toward(x, estimate, sigma, sigma_next), sigma_next)
+                known = [(step[1], ahead), *past]
+            estimate = mean(known, *step, rate=1.0)
+        x = toward(x, estimate, sigma, sigma_next)
+        yield Step(index, sigma_next, x, estimate)

@@ -1,0 +1,158 @@
+"""Adaptive steps: as long as a bound on the error allows, judged by two orders of one method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.samplers.adams import weighed
+from undust.diffusion.samplers.dpm import aim, second_and_third
+from undust.diffusion.samplers.euler import each, toward
+from undust.diffusion.samplers.registry import Denoise, Noise, Step, reached, sampler
+from undust.errors import UndustError
+
+FIRST = 0.05  # length of the first step in λ = −log σ
+SAFETY = 0.81  # a step is taken if the next one need not be shorter than this share of it
+
+Pair = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+"""(denoise, x, x0, σ, σ_next) -> the x that the lower order leads to, the estimate of the higher
+one, and the answer to be had where that one leads, if the method asked for it.
+
+σ and σ_next are [B]: each picture has its own."""
+
+
+def _control(errors: Tensor, order: int, pid: tuple[float, float, float]) -> Tensor:
+    """How much longer the next step may be: a PID controller with a soft limit (Söderlind 2003).
+
+    errors: [3, B], of this attempt and of the last two steps taken, in units of the bound.
+    """
+    p, i, d = pid
+    exponents = errors.new_tensor([p + i + d, -p - 2 * d, d]) / order
+    longer = (errors + 1e-8).pow(-exponents[:, None]).prod(0)
+    return 1 + (longer - 1).atan()
+
+
+def _walk(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    pair: Pair,
+    order: int,
+    rtol: float,
+    atol: float,
+    pid: tuple[float, float, float] = (0.0, 1.0, 0.0),
+) -> Iterator[Step]:
+    """Every picture in steps of its own, so that those beside it in the batch change nothing.
+
+    A picture that has arrived waits for the others. The bound is atol + rtol·|x|'s larger summand,
+    on the root mean square over the picture.
+    """
+    if not (rtol > 0 and atol > 0):
+        raise UndustError(f"rtol and atol: both have to be above 0, not {rtol} and {atol}")
+    end = sigmas[-1] if sigmas[-1] > 0 else sigmas[-2]
+    level = sigmas[:1].repeat(len(x))
+    length = torch.full_like(level, FIRST)
+    x0 = here = denoise(x, sigmas[0])
+    before, errors = x, None
+    while level.max() > end:
+        ahead = torch.maximum(level * (-length).exp(), end)
+        low, estimate, there = pair(denoise, x, here, level, ahead)
+        high = toward(x, estimate, level, ahead)
+        scale = (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
+        error = ((low - high) / scale).flatten(1).square().mean(1).sqrt().to(level)
+        past = (error, error) if errors is None else errors
+        longer = _control(torch.stack([error, *past]), order, pid)
+        length = length * longer
+        taken = (longer >= SAFETY) & (level > end)
+        errors = torch.where(taken, error, past[0]), torch.where(taken, past[0], past[1])
+        highest = level.max()
+        level = torch.where(taken, ahead, level)
+        took = each(taken, x).bool()
+        x, x0, before = (
+            torch.where(took, new, old) for new, old in [(high, x), (estimate, x0), (low, before)]
+        )
+        if taken.any():
+            here = torch.where(took, denoise(x, level) if there is None else there, here)
+        if level.max() < highest:
+            yield Step(reached(sigmas, level.max()), level.max(), x, x0)
+    if end > sigmas[-1]:
+        yield Step(len(sigmas) - 2, sigmas[-1], here, here)
+
+
+def dpm_solver_23(
+    denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor, None]:
+    """DPM-Solver of order 2 with the call that the one of order 3 makes anyway."""
+    second, third = second_and_third(denoise, x, x0, sigma, down)
+    return toward(x, second, sigma, down), third, None
+
+
+@sampler("dpm-adaptive", order=3, adaptive=True)
+def dpm_adaptive(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    *,
+    rtol: float = 0.05,
+    atol: float = 0.0078,
+    pid: tuple[float, float, float] = (0.0, 1.0, 0.0),
+) -> Iterator[Step]:
+    """DPM-Solver-23: steps in log σ chosen by an error bound (Lu et al. 2022a, appendix C).
+
+    Takes the list of σ for its ends alone. rtol, atol: the bound on a step's error, relative to x
+    and absolute (the paper's); pid: the controller's three coefficients, the paper's by default.
+    """
+    del noise
+    return _walk(denoise, x, sigmas, dpm_solver_23, 3, rtol, atol, pid)
+
+
+# Dormand & Prince 1980, table 2, RK5(4)7M: places, slopes' weights up to each place, and the
+# weights of fifth order (the last row of the former) less those of fourth.
+PLACES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+DIFFERENCE = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+def dormand_prince(
+    denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The slopes as the estimates that they head for: dx/dσ = (x − x0)/σ is linear in x0."""
+    aims, seen, estimate = [x0], x0, x0
+    for place, stage in zip(PLACES, STAGES, strict=True):
+        estimate = weighed([weight / place for weight in stage], aims)
+        seen, aimed = aim(denoise, x, estimate, sigma, torch.lerp(sigma, down, place))
+        aims.append(aimed)
+    off = each(1 - down / sigma, x) * weighed(DIFFERENCE, aims)
+    return toward(x, estimate, sigma, down) - off, estimate, seen
+
+
+@sampler("rk45", order=5, adaptive=True)
+def rk45(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    *,
+    rtol: float = 1e-3,
+    atol: float = 1e-3,
+) -> Iterator[Step]:
+    """Dormand and Prince's pair through the flow in σ, steps chosen by an error bound (1980).
+
+    Takes the list of σ for its ends alone. rtol, atol: the bound on a step's error, relative to x
+    and absolute.
+    """
+    del noise
+    # Aims as far below the bound as it takes for what SAFETY lets pass to be within it.
+    margin = (1 + math.tan(SAFETY - 1)) ** 5
+    return _walk(denoise, x, sigmas, dormand_prince, 5, margin * rtol, margin * atol)

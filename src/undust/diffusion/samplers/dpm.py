@@ -1,0 +1,141 @@
+"""DPM-Solver: the probability flow to second and third order, one step at a time.
+
+In x = x0 + σ·n the methods of Lu et al. 2022a, written there for the noise, blend estimates: the
+slope found at some point is carried back to x as the estimate that it would head for from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.samplers.adams import moments
+from undust.diffusion.samplers.euler import Refine, ancestral, each, straight, toward, walk
+from undust.diffusion.samplers.registry import Denoise, Noise, Step, reached, sampler
+
+
+def aim(
+    denoise: Denoise, x: Tensor, estimate: Tensor, sigma: Tensor, there: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Looks where an estimate leads: the answer at level `there`, and the estimate it is from x.
+
+    The second is that x0 for which the slope (x − x0)/σ is the slope found there.
+    """
+    seen = denoise(toward(x, estimate, sigma, there), there)
+    return seen, toward(seen, estimate, there, sigma)
+
+
+def halfway(sigma: Tensor, down: Tensor) -> Tensor:
+    """The level in the middle of a step in λ = −log σ."""
+    return (sigma * down).sqrt()
+
+
+def centre(length: Tensor) -> Tensor:
+    """Where in a step of that length in λ its way in σ has its mean: 1/h − 1/(eʰ − 1), below ½."""
+    means = [moments(-h, 2)[1] for h in length.flatten().tolist()]
+    return length.new_tensor(means).reshape(length.shape)
+
+
+def _second(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
+    """Lu et al. 2022a, algorithm 1 with r₁ = ½: the slope at the midpoint in λ."""
+    return aim(denoise, x, x0, sigma, halfway(sigma, down))[1]
+
+
+def second_and_third(
+    denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The estimates of both orders from two calls (Lu et al. 2022a, algorithms 1 and 2)."""
+    length = (sigma / down).log()
+    _, first = aim(denoise, x, x0, sigma, sigma * (-length / 3).exp())
+    further = x0 + each(2 * centre(length * 2 / 3), x) * (first - x0)
+    _, further = aim(denoise, x, further, sigma, sigma * (-length * 2 / 3).exp())
+    return x0 + 1.5 * (first - x0), x0 + each(1.5 * centre(length), x) * (further - x0)
+
+
+def _third(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
+    return second_and_third(denoise, x, x0, sigma, down)[1]
+
+
+def _middle(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
+    """DPM-Solver++(2S) with r = ½: the answer found halfway (Lu et al. 2022, algorithm 1)."""
+    return aim(denoise, x, x0, sigma, halfway(sigma, down))[0]
+
+
+@sampler("dpm-solver-1", order=1)
+def dpm_solver_1(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """DPM-Solver-1, which is Euler's method (Lu et al. 2022a, eq. 3.7)."""
+    return walk(denoise, x, sigmas, noise, straight)
+
+
+@sampler("dpm-solver-2", order=2)
+def dpm_solver_2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """DPM-Solver-2, two network calls a step (Lu et al. 2022a, algorithm 1)."""
+    return walk(denoise, x, sigmas, noise, straight, _second)
+
+
+@sampler("dpm-solver-3", order=3)
+def dpm_solver_3(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """DPM-Solver-3, three network calls a step (Lu et al. 2022a, algorithm 2)."""
+    return walk(denoise, x, sigmas, noise, straight, _third)
+
+
+@sampler("dpm2", order=2)
+def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """The midpoint method in log σ, as k-diffusion names it: in x = x0 + σ·n it is dpm-solver-2."""
+    return walk(denoise, x, sigmas, noise, straight, _second)
+
+
+@sampler("dpm2-ancestral", order=2, stochastic=True, strong=1.0, path=True)
+def dpm2_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
+) -> Iterator[Step]:
+    """The midpoint method in log σ with fresh noise, two network calls a step (k-diffusion).
+
+    The flow to a lower level and the noise back up both keep the distribution, so its order is the
+    flow's; the path that the noise describes is followed no better than by euler-ancestral.
+    """
+    return walk(denoise, x, sigmas, noise, ancestral(eta), _second)
+
+
+@sampler("dpmpp-2s-ancestral", order=2, stochastic=True, strong=1.0, path=True)
+def dpmpp_2s_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
+) -> Iterator[Step]:
+    """DPM-Solver++(2S) with fresh noise, two network calls a step (after Lu et al. 2022, alg. 1).
+
+    Orders as for dpm2-ancestral, for the same reason.
+    """
+    return walk(denoise, x, sigmas, noise, ancestral(eta), _middle)
+
+
+@sampler("dpm-fast", order=2)
+def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """DPM-Solver-fast: as many network calls as steps are asked for (Lu et al. 2022a, §3.4).
+
+    Takes the list of σ for its ends and its length; its own steps are even in log σ. They are of
+    third order but for the last one or two, whose first order at the end makes the whole of second;
+    where the calls leave 2 when divided by 3 the whole is of third.
+    """
+    del noise
+    clean = sigmas[-1] == 0  # one call is kept for the step to 0, which has no place in log σ
+    end = sigmas[-2] if clean else sigmas[-1]
+    thirds, left = divmod(len(sigmas) - 1 - int(clean), 3)
+    methods: list[Refine | None] = [_third] * thirds
+    if left:
+        methods.append(_second if left == 2 else None)
+    elif thirds:
+        methods[-1:] = [_second, None]
+    evenly = torch.linspace(0, 1, len(methods) + 1, dtype=sigmas.dtype)
+    levels = sigmas[0] * (end / sigmas[0]) ** evenly
+    levels[-1] = end
+    for sigma, sigma_next, refine in zip(levels, levels[1:], methods, strict=False):
+        x0 = denoise(x, sigma)
+        if refine is not None:
+            x0 = refine(denoise, x, x0, sigma, sigma_next)
+        x = toward(x, x0, sigma, sigma_next)
+        yield Step(reached(sigmas, sigma_next), sigma_next, x, x0)
+    if clean:
+        x0 = denoise(x, end)
+        yield Step(len(sigmas) - 2, sigmas[-1], x0, x0)

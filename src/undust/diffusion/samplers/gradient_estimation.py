@@ -1,0 +1,33 @@
+"""Gradient estimation: Euler's method with its slope corrected by the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+
+
+@sampler("gradient-estimation", order=1)
+def gradient_estimation(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, gamma: float = 2.0
+) -> Iterator[Step]:
+    """Noise γ·n − (γ−1)·n_before instead of n (Permenter & Yuan 2024, algorithm 2, γ = 2).
+
+    It makes an estimate of the distance to the pictures better, not the order: γ = 1 is Euler's
+    method, γ = 1.5 that of Adams and Bashforth and of order 2, γ = 2 as far beyond it as Euler's
+    is short of it.
+    """
+    del noise
+    before: Tensor | None = None
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        slope = (x - x0) / sigma
+        if before is not None and sigma_next > 0:
+            x0 = x0 - sigma * (gamma - 1) * (slope - before)
+        before = slope
+        x = toward(x, x0, sigma, sigma_next)
+        yield Step(index, sigma_next, x, x0)

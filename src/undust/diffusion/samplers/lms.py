@@ -1,0 +1,39 @@
+"""The linear multistep method in σ, the first of k-diffusion's samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+from undust.diffusion.samplers.adams import between, moments, weighed, weights
+from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+
+
+@sampler("lms", order=2)
+def lms(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 4
+) -> Iterator[Step]:
+    """Adams and Bashforth's method in σ at uneven steps: the slopes of the last 1 to 4 calls.
+
+    The polynomial through the slopes is integrated exactly. The first step is Euler's, and its
+    error alone makes the whole of order 2, however many slopes the later ones have. So is the step
+    to 0, which is so much longer than those before it that no polynomial reaches that far.
+    """
+    del noise
+    between("order", order, 1, 4)
+    past: list[Tensor] = []
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        past = [x0, *past][:order]
+        if sigma_next > 0:
+            levels = sigmas[: index + 1].flip(0)[:order]
+            places = ((sigma - levels) / (sigma - sigma_next)).tolist()
+            x0 = weighed(weights(places, moments(0, len(past))), past)
+        x = toward(x, x0, sigma, sigma_next)
+        # A slope is kept as the estimate it heads for from where x is: on the straight line of this
+        # step that estimate moves as x does. Slopes themselves lose digits of x0 where σ is large.
+        past = [toward(estimate, x0, sigma, sigma_next) for estimate in past]
+        yield Step(index, sigma_next, x, x0)

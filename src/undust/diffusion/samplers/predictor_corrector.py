@@ -1,0 +1,130 @@
+"""Predictor and corrector: step on past answers, ask where that led, step again with the answer.
+
+The answer ahead is the next step's first one, so the correction costs no network call. UniPC and
+SA-Solver are one method: Adams' mean of x0 over the step, with or without fresh noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+from undust.diffusion.samplers.adams import Answer, between, mean
+from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.errors import UndustError
+
+First = Callable[[float], float]
+"""Length of a step, under its weight -> the first moment used with two answers, ½ + O(length)."""
+
+
+def _bh1(length: float) -> float:
+    return length / 2 / -math.expm1(-length)
+
+
+def _bh2(_length: float) -> float:
+    return 0.5
+
+
+def _walk(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    *,
+    predictor: int,
+    corrector: int,
+    first: First,
+    tau: float,
+) -> Iterator[Step]:
+    """Steps whose predictor and corrector lay a polynomial through so many answers at most.
+
+    The equation is dx = (1 + τ²)·(x0 − x) dλ + √2·τσ dw (Xue et al. 2023): its linear part takes
+    x down to σ_next·(σ_next/σ)^{τ²}, and noise fills up what is missing to σ_next.
+    """
+    levels = (-sigmas.log()).tolist()
+    rate = 1 + tau**2
+    ahead = denoise(x, sigmas[0])
+    past: list[Answer] = []
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        start, end = levels[index : index + 2]
+        past = [(start, ahead), *past][: max(predictor, corrector - 1)]
+        estimate, fresh = ahead, 0.0
+        down = sigma_next * (sigma_next / sigma) ** tau**2
+        if tau > 0 and sigma_next > 0:
+            fresh = (sigma_next**2 - down**2).sqrt() * noise(sigma, sigma_next)
+        if sigma_next > 0:
+            step = start, end, rate, first(rate * (end - start))
+            estimate = mean(past[:predictor], *step)
+            if index + 2 < len(sigmas):  # after the last one the answer would serve nothing else
+                ahead = denoise(toward(x, estimate, sigma, down) + fresh, sigma_next)
+                estimate = mean([(end, ahead), *past[: corrector - 1]], *step)
+        x = toward(x, estimate, sigma, down) + fresh
+        yield Step(index, sigma_next, x, estimate)
+
+
+@sampler("unipc", order=3)
+def unipc(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    *,
+    order: int = 2,
+    variant: str = "bh2",
+) -> Iterator[Step]:
+    """UniPC: order 1, 2 or 3, corrected to one more at no further call (Zhao et al. 2023, §3).
+
+    variant: their B(h), "bh1" = h or "bh2" = e^h − 1; of all their coefficients only those with two
+    answers depend on it. The first step is of second order whatever the option, so that order 3 is
+    measured as 3 instead of 4; as 4 where that step is at pure noise and makes next to no error.
+    The last step has nothing to be corrected with.
+    """
+    between("order", order, 1, 3)
+    variants: dict[str, First] = {"bh1": _bh1, "bh2": _bh2}
+    if variant not in variants:
+        raise UndustError(f"variant: '{variant}' is neither 'bh1' nor 'bh2'")
+    return _walk(
+        denoise,
+        x,
+        sigmas,
+        noise,
+        predictor=order,
+        corrector=order + 1,
+        first=variants[variant],
+        tau=0.0,
+    )
+
+
+@sampler("sa-solver", order=2, stochastic=True)
+def sa_solver(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    *,
+    tau: float = 1.0,
+    predictor: int = 2,
+    corrector: int = 2,
+) -> Iterator[Step]:
+    """SA-Solver: Adams' predictor and corrector with fresh noise (Xue et al. 2023, algorithm 1).
+
+    tau: strength of the noise, 0 none, 1 that of the reversed forward process; predictor and
+    corrector: how many answers each looks at, the corrector's counting the one ahead. The weak
+    order is 2; a path of the noise is followed with the error of one mean per step, O(τ·h).
+    """
+    if not (tau >= 0 and math.isfinite(tau)):
+        raise UndustError(f"tau: {tau} has to be 0 (no fresh noise) or more, and finite")
+    return _walk(
+        denoise,
+        x,
+        sigmas,
+        noise,
+        predictor=between("predictor", predictor, 1, 3),
+        corrector=between("corrector", corrector, 2, 4),
+        first=_bh1,
+        tau=tau,
+    )
