@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
-from undust.pictures import from_image, grid, to_images
+from undust.errors import UndustError
+from undust.pictures import DATA, from_data, from_image, grey, grid, levels, to_data, to_images
 
 
 def test_bytes_survive_the_way_there_and_back():
@@ -57,3 +60,34 @@ def test_a_grid_is_filled_row_by_row():
     white = (255, 255, 255)
     assert seen == [(255, 0, 0), (0, 255, 0), (0, 0, 255), white, white, white]
     assert grid(images, columns=3, gap=0).size == (6, 3)
+
+
+def test_a_mask_survives_in_a_text(tmp_path: Path):
+    Image.new("RGBA", (8, 6), (255, 255, 255, 51)).save(tmp_path / "mask.png")
+    mask = grey(tmp_path / "mask.png")  # on black
+    text = to_data(mask, (4, 3))
+    assert text.startswith(DATA)
+    assert text.isascii()
+    assert to_data(from_data(text), (4, 3)) == text
+    assert torch.equal(levels(from_data(text)), torch.full((3, 4), 0.2))
+
+
+def test_pixels_of_a_mask_are_averaged():
+    image = Image.new("L", (4, 2))
+    image.putdata([255, 255, 0, 0, 255, 0, 0, 0])
+    assert levels(from_data(to_data(image, (2, 1))))[0].tolist() == pytest.approx(
+        [0.75, 0], abs=0.01
+    )
+
+
+@pytest.mark.parametrize("text", ["", DATA, DATA + "AAAA", "mask.png", DATA + "é"])
+def test_a_text_that_is_no_picture(text: str):
+    with pytest.raises(UndustError, match="the text is no picture"):
+        from_data(text)
+
+
+def test_a_file_that_is_no_picture(tmp_path: Path):
+    (tmp_path / "mask.png").write_text("white")
+    for name in ("mask.png", "none.png"):
+        with pytest.raises(UndustError, match=r"\.png cannot be read as a picture"):
+            grey(tmp_path / name)

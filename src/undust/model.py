@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -34,6 +34,7 @@ from undust.formats.folder import (
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.generation import loop
+from undust.generation.guides import Guide, read_guide
 from undust.generation.loop import Picture, Step
 from undust.generation.recipe import SEEDS, Recipe
 from undust.networks.autoencoder import Autoencoder
@@ -76,6 +77,7 @@ class LatentDiffusion:
         if len(set(widths.values())) > 1:
             stated = " and ".join(f"{name} is {width}" for name, width in widths.items())
             raise UndustError(f"the parts do not fit: {stated}")
+        self._others: dict[str, LatentDiffusion] = {}
         self._denoiser = NetworkDenoiser(self._network, self.process, PREDICTIONS[self.prediction])
 
     @property
@@ -103,6 +105,14 @@ class LatentDiffusion:
         """The clean latents [B, C, h, w] under x = x0 + σ·n, given σ [B]."""
         return self._denoiser(x, sigma, cond)
 
+    def another(self, name_or_path: str, /) -> LatentDiffusion:
+        """Another model in this one's precision and place, loaded once."""
+        if name_or_path not in self._others:
+            self._others[name_or_path] = load(
+                name_or_path, dtype=self._like.dtype, device=self._like.device
+            )
+        return self._others[name_or_path]
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
         config = self.autoencoder.config
@@ -111,7 +121,7 @@ class LatentDiffusion:
 
     def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         like = self._like
-        return self.unet(x.to(like), timestep.to(like.device), cond.text).to(x)
+        return self.unet(x.to(like), timestep.to(like.device), cond.text, cond.perturbed).to(x)
 
     @property
     def _like(self) -> Tensor:
@@ -127,13 +137,15 @@ class LatentDiffusion:
         guidance: float | None = None,
         sampler: str | None = None,
         schedule: str | None = None,
+        guides: Sequence[str | Mapping[str, Any] | Guide] = (),
         seed: int | None = None,
         size: tuple[int, int] | int | None = None,
         count: int = 1,
     ) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
 
-        What is None takes its default: the recipe's, a random seed, the size trained on.
+        What is None takes its default: the recipe's, a random seed, the size trained on. guides:
+        "apg:eta=0,norm=10" or such, see `undust guidances`; their files are read here.
         Raises UndustError for no prompts, and for any value that cannot be.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -144,6 +156,8 @@ class LatentDiffusion:
         seed = random.SystemRandom().randrange(2**32) if seed is None else seed
         width, height = (size, size) if isinstance(size, int) else size or self.size
         self.latent_shape(width, height)
+        guides = [guides] if isinstance(guides, str) else guides
+        settled = [read_guide(guide).settle(self, (width, height)) for guide in guides]
         asked = {
             "steps": steps,
             "guidance": guidance,
@@ -155,6 +169,7 @@ class LatentDiffusion:
             Recipe.read(
                 {
                     **chosen,
+                    "guides": settled,
                     "prompt": prompt,
                     "negative": negative,
                     "seed": (seed + k) % SEEDS if 0 <= seed < SEEDS else seed,
@@ -269,6 +284,7 @@ class Options(TypedDict, total=False):
     guidance: float | None
     sampler: str | None
     schedule: str | None
+    guides: Sequence[str | Mapping[str, Any] | Guide]
     seed: int | None
     size: tuple[int, int] | int | None
     count: int

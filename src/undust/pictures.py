@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from undust.errors import UndustError
+
+DATA = "data:image/png;base64,"  # what a small picture inside a text begins with (RFC 2397)
 
 
 def from_image(image: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -37,3 +44,35 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
         row, column = divmod(place, columns)
         sheet.paste(image, (gap + column * width, gap + row * height))
     return sheet
+
+
+def grey(path: Path) -> Image.Image:
+    """A picture file in shades of grey, on black. Raises UndustError if it is none."""
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGBA")
+    except OSError as error:
+        raise UndustError(f"{path} cannot be read as a picture: {error}") from error
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("L")
+
+
+def to_data(image: Image.Image, size: tuple[int, int]) -> str:
+    """A grey image resized to (width, height), as text: a data URL."""
+    file = io.BytesIO()
+    (image if image.size == size else image.resize(size, Image.Resampling.BOX)).save(file, "PNG")
+    return DATA + base64.b64encode(file.getvalue()).decode()
+
+
+def from_data(text: str) -> Image.Image:
+    """The grey image in a text that `to_data` made. Raises UndustError for another text."""
+    try:
+        content = base64.b64decode(text.removeprefix(DATA), validate=True)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            return image.convert("L")
+    except (OSError, ValueError) as error:
+        raise UndustError("the text is no picture as undust writes them into recipes") from error
+
+
+def levels(image: Image.Image) -> Tensor:
+    """A grey image as [H, W] between 0, black, and 1."""
+    return torch.from_numpy(np.array(image)).float() / 255

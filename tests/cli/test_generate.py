@@ -93,6 +93,49 @@ def test_json_is_one_line_a_picture_and_nothing_else(undust: Run, tiny_model: Pa
     assert files == {Path(row["path"]).name for row in rows} | {"contact-sheet.png"}
 
 
+def test_guides_are_in_the_recipe(undust: Run, tiny_model: Path):
+    common = ("generate", "a cat", "--model", tiny_model, "--steps", 2, "--seed", 1)
+    Image.new("L", (64, 64), 128).save("mask.png")
+    done = undust(
+        *(*common, "--guide", "apg:eta=0.5", "--guide", "pag", "--out", "guided.png"),
+        *("--guide", "region:prompt=a dog, sitting,mask=mask.png"),
+        *("--guide", f"autoguidance:model={tiny_model},scale=0.5"),
+    )
+    assert (done.code, done.out) == (0, "guided.png\n")
+    guides = read_recipe(Path("guided.png"))["guides"]
+    assert [guide["name"] for guide in guides] == ["apg", "pag", "region", "autoguidance"]
+    assert guides[0] == {"name": "apg", "eta": 0.5, "norm": None, "momentum": -0.5}
+    assert guides[2]["prompt"] == "a dog, sitting"
+    Path("mask.png").unlink()
+    undust("rerun", "guided.png", "--model", tiny_model, "--out", "again.png")
+    assert Path("again.png").read_bytes() == Path("guided.png").read_bytes()
+    undust(*common, "--out", "plain.png")
+    assert "guides" not in read_recipe(Path("plain.png"))
+    assert Path("plain.png").read_bytes() != Path("again.png").read_bytes()
+
+
+def test_guides_that_are_none(undust: Run, tiny_model: Path):
+    common = ("generate", "a cat", "--model", tiny_model, "--steps", 1)
+    for guide, said in [
+        ("apgg", "unknown guide 'apgg'; did you mean 'apg'"),
+        ("region:prompt=x,mask=none.png", "none.png cannot be read as a picture"),
+        ("autoguidance:model=none", "unknown model 'none'"),
+    ]:
+        done = undust(*common, "--guide", guide)
+        assert done.code == 2
+        assert said in done.err
+
+
+def test_the_guides_are_listed(undust: Run):
+    from undust.generation.guides import GUIDANCES
+
+    done = undust("guidances")
+    assert done.code == 0
+    for name, kind in GUIDANCES.items():
+        assert f"{name} " in done.out
+        assert kind.summary() in done.out
+
+
 def test_several_pictures_come_with_a_contact_sheet(undust: Run, tiny_model: Path):
     done = undust("generate", "a", "b", "c", "--model", tiny_model, "--steps", 1, "--seed", 0)
     assert done.out.splitlines() == [

@@ -31,3 +31,22 @@ def test_a_perfect_network_is_a_perfect_denoiser(name: str, shape: tuple[int, ..
     torch.testing.assert_close(denoised, x0, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(seen[0], x / (1 + level**2).sqrt())
     assert seen[1].tolist() == [10, 400, 900]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_perfect_network_of_any_process(name: str, prediction: str):
+    """It is shown x as its process scales it, and told σ as its process says it."""
+    process, meaning = PROCESSES[name](), PREDICTIONS[prediction]
+    sigma = torch.tensor([0.1, 1.0, 9.0])
+    level = sigma.reshape(3, 1)
+    x0, noise = normal(0, (0, 0, 0), (3, 5)), normal(1, (0, 0, 0), (3, 5))
+    x = x0 + level * noise
+
+    def network(seen: Tensor, timestep: Tensor, cond: None) -> Tensor:
+        torch.testing.assert_close(seen, x * process.input_scale(level))
+        torch.testing.assert_close(timestep, process.timestep(sigma).float())
+        return meaning.target(x0, noise, level)
+
+    denoised = NetworkDenoiser(network, process, meaning)(x, sigma, None)
+    torch.testing.assert_close(denoised, x0, rtol=1e-4, atol=1e-5)

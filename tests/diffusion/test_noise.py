@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from undust.diffusion.noise import PictureNoise, normal, philox, uniform
+from undust.diffusion.noise import BrownianPath, PictureNoise, normal, philox, uniform
 from undust.errors import UndustError
 
 # The vectors "philox4x32 10" of the file kat_vectors in Random123, the authors' own library
@@ -113,3 +116,48 @@ def test_keys_and_counters_outside_their_words_are_refused():
     for counter in [(-1, 0, 0), (0, 2**32, 0)]:
         with pytest.raises(UndustError, match=r"^counter: "):
             normal(0, counter, (1,))
+
+
+def test_increments_have_their_variance_and_are_independent():
+    """Of any length, within an octave of σ, over many, from near the cells' size on."""
+    count = 20_000
+    levels = [80.0, 14.0, 13.9, 8.0, 7.0, 1.0, 0.999, 0.4, 0.25, 0.002]
+    path = BrownianPath([5], (count,))
+    parts = torch.cat([path(torch.tensor(a), torch.tensor(b)) for a, b in pairwise(levels)])
+    assert parts.dtype == torch.float32
+    assert (parts.mean(1).abs() < 4 / math.sqrt(count)).all()
+    assert ((parts.square().mean(1) - 1).abs() < 4 * math.sqrt(2 / count)).all()
+    correlation = torch.corrcoef(parts) - torch.eye(len(parts))
+    assert correlation.abs().max() < 5 / math.sqrt(count)
+    for a, b in pairwise(levels):
+        spread = path.increment(a, b).square().mean().item()
+        assert spread == pytest.approx(b**-2 - a**-2, rel=4 * math.sqrt(2 / count))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3, unique=True), st.integers(0, 99))
+def test_a_path_is_the_sum_of_its_parts(levels: list[float], seed: int):
+    """W(a, c) = W(a, b) + W(b, c), whatever was asked before, and there and back is nothing."""
+    a, b, c = levels
+    whole = BrownianPath([seed], (5,)).increment(a, c)
+    path = BrownianPath([seed], (5,))
+    torch.testing.assert_close(path.increment(a, b) + path.increment(b, c), whole)
+    assert torch.equal(path.increment(a, c), whole)
+    assert torch.equal(path.increment(c, a), -whole)
+
+
+def test_path_k_of_a_batch_is_path_k_alone():
+    seeds, shape = [7, 2**64 - 1, 0], (4, 9, 7)
+    levels = torch.tensor([14.6, 3.0, 2.9, 0.03], dtype=torch.float64)
+    batch, alone = BrownianPath(seeds, shape), [BrownianPath([seed], shape) for seed in seeds]
+    assert torch.equal(batch.start(), PictureNoise(seeds, shape).start())
+    for a, b in pairwise(levels):
+        together = batch(a, b)
+        for index, one in enumerate(alone):
+            assert torch.equal(together[index], one(a, b)[0])
+
+
+def test_a_path_has_two_ends_in_the_noise():
+    for a, b in [(1.0, 0.0), (1.0, 1.0), (math.inf, 1.0), (-1.0, 2.0), (math.nan, 1.0)]:
+        with pytest.raises(UndustError, match=r"^noise: there is no Brownian path from σ"):
+            BrownianPath([0], (1,))(torch.tensor(a), torch.tensor(b))

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
 from undust.diffusion.noise import normal
-from undust.diffusion.prediction import PREDICTIONS
-from undust.diffusion.weighting import WEIGHTINGS
+from undust.diffusion.prediction import PREDICTIONS, edm
+from undust.diffusion.process.base import ENDLESS
 from undust.errors import UndustError
 
 SIGMA = torch.tensor([0.01, 0.5, 2.0, 80.0], dtype=torch.float64)
@@ -32,33 +33,51 @@ def test_targets_are_the_published_ones():
     )
 
 
+def test_flow_is_the_slope_of_the_straight_line():
+    """d/dτ of (1 − τ)·x0 + τ·n at τ = σ/(1 + σ), and x0 where the line comes to τ = 0."""
+    tau = LEVEL / (1 + LEVEL)
+    velocity = PREDICTIONS["flow"].target(X0, NOISE, LEVEL)
+    on_the_line = X / (1 + LEVEL)
+    torch.testing.assert_close(on_the_line + 0.1 * velocity, (0.9 - tau) * X0 + (tau + 0.1) * NOISE)
+    torch.testing.assert_close(on_the_line - tau * velocity, X0)
+
+
+def test_score_is_the_slope_of_the_log_density():
+    """Of x = x0 + σ·n given x0, by autograd."""
+    x = X.clone().requires_grad_()
+    log_density = -((x - X0) ** 2 / (2 * LEVEL**2)).sum()
+    (slope,) = torch.autograd.grad(log_density, x)
+    torch.testing.assert_close(PREDICTIONS["score"].target(X0, NOISE, LEVEL), slope)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_edm_is_preconditioned_as_published(sigma_data: float):
+    """As diffusers does it; and F has variance 1 where pictures have sigma_data's."""
+    theirs = EDMEulerScheduler(sigma_data=sigma_data)
+    output = normal(2, (0, 0, 0), X0.shape).double()
+    for x, sigma in zip(X, SIGMA, strict=True):
+        expected = theirs.precondition_outputs(x, output, sigma)
+        torch.testing.assert_close(edm(sigma_data).to_x0(output, x, sigma), expected)
+    long = [normal(seed, (0, 0, 0), (100_000,)).double() for seed in (3, 4)]
+    for sigma in SIGMA:
+        target = edm(sigma_data).target(sigma_data * long[0], long[1], sigma)
+        assert target.var().item() == pytest.approx(1, abs=0.02)
+
+
+def test_edm_of_unit_data_is_minus_v():
+    v = PREDICTIONS["v_prediction"].target(X0, NOISE, LEVEL)
+    torch.testing.assert_close(edm(1.0).target(X0, NOISE, LEVEL), -v)
+
+
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_min_snr_weighs_the_error_of_x0(name: str):
-    """weight · ‖output − target‖² = min(SNR, 5) · ‖x0' − x0‖² for any output (Hang et al. 2023)."""
+def test_what_tells_a_picture_from_noise_alone(name: str):
+    """float32 at the σ that stands for ∞: ε and the score drown in it, the others do not."""
+    x0, noise, sigma = X0.float(), NOISE.float(), torch.tensor(ENDLESS)
     prediction = PREDICTIONS[name]
-    target = prediction.target(X0, NOISE, LEVEL)
-    output = target + 0.1 * normal(2, (0, 0, 0), X0.shape)
-    weighed = WEIGHTINGS["min-snr"](SIGMA, prediction) * (output - target).square().mean((1, 2, 3))
-    x0_error = (prediction.to_x0(output, X, LEVEL) - X0).square().mean((1, 2, 3))
-    torch.testing.assert_close(weighed, (1 / SIGMA**2).clamp(max=5) * x0_error)
-
-
-def test_min_snr_is_the_published_formula():
-    snr = 1 / SIGMA**2
-    least = torch.minimum(snr, torch.tensor(5.0))
-    weight = WEIGHTINGS["min-snr"]
-    torch.testing.assert_close(weight(SIGMA, PREDICTIONS["epsilon"]), least / snr)
-    torch.testing.assert_close(weight(SIGMA, PREDICTIONS["v_prediction"]), least / (snr + 1))
-    torch.testing.assert_close(weight(SIGMA, PREDICTIONS["sample"]), least)
-
-
-@pytest.mark.parametrize("name", PREDICTIONS)
-def test_uniform_leaves_the_outputs_error_alone(name: str):
-    assert torch.equal(WEIGHTINGS["uniform"](SIGMA, PREDICTIONS[name]), torch.ones_like(SIGMA))
+    read = prediction.to_x0(prediction.target(x0, noise, sigma), x0 + sigma * noise, sigma)
+    assert ((read - x0).abs().max() < 1e-5) == (name not in ("epsilon", "score"))
 
 
 def test_unknown_names():
     with pytest.raises(UndustError, match="did you mean 'epsilon'"):
         PREDICTIONS["epsillon"]
-    with pytest.raises(UndustError, match="did you mean 'min-snr'"):
-        WEIGHTINGS["min_snr"]

@@ -51,6 +51,13 @@ def generate(
         float | None,
         typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
     ] = None,
+    guide: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,…]",
+            help="Guide in another way; see `undust guidances`. Often.",
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="See `undust samplers`.  [default: dpmpp-2m]"),
@@ -84,6 +91,7 @@ def generate(
     width_and_height = parse_size(size) if size is not None else None
     output = Output.choose(out, len(asked) * count)
     from undust.generation import loop
+    from undust.generation.guides.prompts import Asking
     from undust.model import load
 
     loaded = load(model)
@@ -92,13 +100,15 @@ def generate(
         negative=negative,
         steps=steps,
         guidance=guidance,
+        guides=guide or (),
         sampler=sampler,
         schedule=schedule,
         seed=seed,
         size=width_and_height,
         count=count,
     )
-    _warn_of_overflow(loaded, [*dict.fromkeys(asked), negative])
+    guided = [each.prompt for each in recipes[0].guides if isinstance(each, Asking)]
+    _warn_of_overflow(loaded, [*dict.fromkeys(asked), negative, *guided])
     _paint(loaded, list(loop.batches(recipes, exact=exact)), output, json)
 
 
@@ -203,10 +213,11 @@ def _pictures(
         began = time.monotonic()
         more = f" and {len(batch) - 1} more" if len(batch) > 1 and place is None else ""
         for step in loop.paint(model, batch):
-            done += 1
-            progress.update(done, show.shorten(batch[0].prompt, 30) + more)
+            # An adaptive sampler takes as many steps as it needs; its index says how far it is.
+            progress.update(done + step.index + 1, show.shorten(batch[0].prompt, 30) + more)
             if step.index + 1 < step.total:
                 continue
+            done += step.total
             pictures = loop.finish(batch, step)
             pictures = pictures if place is None else [pictures[place]]
             seconds = (time.monotonic() - began) / len(pictures)

@@ -1,4 +1,4 @@
-"""`undust models`, `undust samplers` and `undust schedules`: what there is to choose from."""
+"""`undust models`, `samplers`, `schedules` and `guidances`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -53,4 +53,14 @@ def schedules() -> None:
             [name, (inspect.getdoc(schedule) or "").partition("\n")[0]]
             for name, schedule in sorted(SCHEDULES.items())
         ],
+    )
+
+
+def guidances() -> None:
+    """List the guides: what `--guide` can ask for beside the guidance scale."""
+    from undust.generation.guides import GUIDANCES
+
+    show.table(
+        ["name", "settings", "what it does"],
+        [[name, kind.settings(), kind.summary()] for name, kind in sorted(GUIDANCES.items())],
     )

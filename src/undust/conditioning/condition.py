@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from undust.networks.attention import Perturbation
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """One entry for each of B pictures; a network takes the fields that it was built for.
 
-    text: [B, T, D], the text encoder's output for each token of each prompt.
+    text: [B, T, D], the text encoder's output for each token of each prompt; perturbed: what
+    replaces the network's self-attention for each of them, if anything, or () for none of them.
     """
 
     text: Tensor
+    perturbed: tuple[Perturbation | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.text)
 
     def __getitem__(self, part: slice) -> Self:
-        return type(self)(self.text[part])
+        return type(self)(self.text[part], self.perturbed[part])
+
+    def perturb(self, how: Perturbation) -> Self:
+        """The same, asked of a network whose self-attention is weakened."""
+        return replace(self, perturbed=(how,) * len(self))
 
     def concat(self, other: Self) -> Self:
         """The entries of both, one after the other."""
-        return type(self)(torch.cat([self.text, other.text]))
+        perturbed: tuple[Perturbation | None, ...] = ()
+        if self.perturbed or other.perturbed:
+            perturbed = tuple(
+                how for part in (self, other) for how in part.perturbed or (None,) * len(part)
+            )
+        return type(self)(torch.cat([self.text, other.text]), perturbed)

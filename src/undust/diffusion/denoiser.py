@@ -9,7 +9,7 @@ from typing import Generic, Protocol, Self, TypeVar
 from torch import Tensor
 
 from undust.diffusion.prediction import Prediction
-from undust.diffusion.process import VP
+from undust.diffusion.process import Process
 
 
 class Condition(Protocol):
@@ -38,11 +38,11 @@ class Denoiser(Protocol[C_contra]):
 class NetworkDenoiser(Generic[C]):
     """A trained network as a denoiser: the μ_t of seed 001, eq. 5, and its score is (μ_t − x)/σ².
 
-    network: (x scaled to variance 1 [B, …], time step [B] float32, cond) -> output like x.
+    network: (x scaled as the process says [B, …], time step [B] float32, cond) -> output like x.
     """
 
     network: Callable[[Tensor, Tensor, C], Tensor]
-    process: VP
+    process: Process
     prediction: Prediction
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: C, /) -> Tensor:

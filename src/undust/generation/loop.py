@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from undust.conditioning.condition import Conditioning
-from undust.diffusion.guidance.classifier_free import ClassifierFree
-from undust.diffusion.noise import PictureNoise
-from undust.diffusion.process import VP
+from undust.diffusion.noise import BrownianPath, PictureNoise
+from undust.diffusion.process import Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.formats.recipe_png import write_picture
 from undust.generation.recipe import Recipe
+from undust.generation.scene import guided
 from undust.pictures import grid, to_images
 
 TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
@@ -29,7 +29,10 @@ TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherw
 class Model(Protocol):
     """What painting needs of a latent diffusion model."""
 
-    process: VP
+    @property
+    def process(self) -> Process:
+        """What the model was trained on."""
+        ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent; UndustError for a size that has none."""
@@ -45,6 +48,15 @@ class Model(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1]."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """What tells its weights from those of all others."""
+        ...
+
+    def another(self, name_or_path: str, /) -> Model:
+        """Another model, to guide away from."""
         ...
 
 
@@ -110,21 +122,17 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
     """
     first = batch[0]
     shape = model.latent_shape(first.width, first.height)
-    drawn = PictureNoise([recipe.seed for recipe in batch], shape)
+    source = BrownianPath if SAMPLERS[first.sampler].path else PictureNoise
+    drawn = source([recipe.seed for recipe in batch], shape)
     start = drawn.start() if noise is None else noise.float().reshape(-1, *noise.shape[-3:])
     if start.shape != (len(batch), *shape):
         raise UndustError(
             f"noise: its shape is {list(start.shape)}; here it has to be {[len(batch), *shape]}"
         )
     sigmas = SCHEDULES[first.schedule](model.process, first.steps)
-    guided = ClassifierFree(
-        model.denoise,
-        model.condition([recipe.prompt for recipe in batch]),
-        model.condition([recipe.negative for recipe in batch]),
-        first.guidance,
-    )
+    denoise = guided(model, batch, sigmas)
     x = model.process.start(start, sigmas[0])
-    for step in SAMPLERS[first.sampler](guided, x, sigmas, drawn):
+    for step in SAMPLERS[first.sampler](denoise, x, sigmas, drawn):
         yield Step(step.index, len(sigmas) - 1, float(step.sigma), step.x, step.x0, model.decode)
 
 

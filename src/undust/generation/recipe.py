@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+)
 
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
+from undust.generation.guides import Guide, checked, read_guide, reason
 
 LARGEST = 4096 * 4096  # pixels painted at once
 SEEDS = 2**63
@@ -36,6 +44,9 @@ class Recipe(BaseModel):
     batch: int = Field(1, ge=1, le=1024)
     place: int = Field(0, ge=0)
     given_noise: bool = False
+    guides: tuple[SerializeAsAny[Guide], ...] = Field(
+        (), max_length=64, exclude_if=lambda guides: not guides
+    )
     model: str = ""
     model_hash: str = ""
     undust: str = ""
@@ -52,16 +63,21 @@ class Recipe(BaseModel):
         SCHEDULES[name]
         return name
 
+    @field_validator("guides", mode="before")
+    @classmethod
+    def _read_guides(cls, given: object) -> object:
+        if isinstance(given, list | tuple):
+            return tuple(read_guide(each) for each in cast("list[object]", given))
+        return given
+
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
         """The recipe in plain values. Raises UndustError naming the field that cannot be."""
         try:
             recipe = cls.model_validate(dict(fields))
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Input should be ")
-            raise UndustError(f"{name}: has to be {message}, not {first['input']!r}") from None
+            raise UndustError(reason(error)) from None
+        checked(recipe.guides, recipe.sampler)
         if recipe.batch * recipe.width * recipe.height > LARGEST:
             together = f" for {recipe.batch} at once" if recipe.batch > 1 else ""
             raise UndustError(
@@ -75,4 +91,12 @@ class Recipe(BaseModel):
     @property
     def settings(self) -> tuple[object, ...]:
         """What pictures painted in one batch have in common."""
-        return (self.steps, self.guidance, self.sampler, self.schedule, self.width, self.height)
+        return (
+            self.steps,
+            self.guidance,
+            self.guides,
+            self.sampler,
+            self.schedule,
+            self.width,
+            self.height,
+        )

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 TRANSFORMER_NORM_EPS = 1e-6
 SHORT = 256  # tokens up to which a CPU trains faster without the fused kernel
+
+
+class Perturbation(Protocol):
+    """What some pictures of a batch get in the place of self-attention."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, shape: tuple[int, int]
+    ) -> Tensor:
+        """As `attend` does it, over the H·W = N pixels of a picture of shape (H, W)."""
+        ...
+
+
+Rows = tuple[Tensor, Callable[..., Tensor]]
+"""Places in a batch [K], and what they get in the place of `attend`."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int, causal: bool = False) -> Tensor:
@@ -51,11 +69,17 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels, channels, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]."""
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, instead: Sequence[Rows] = ()
+    ) -> Tensor:
+        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; `instead` of attending, in some rows."""
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        return self.to_out(attend(q, k, v, heads=self.heads))
+        attended = attend(q, k, v, heads=self.heads)
+        for rows, other in instead:
+            changed = other(q[rows], k[rows], v[rows], heads=self.heads)
+            attended = attended.index_copy(0, rows, changed)
+        return self.to_out(attended)
 
 
 class TokenPooling(nn.Module):
@@ -102,10 +126,12 @@ class PixelAttention(Attention):
         super().__init__(channels, heads=1, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, instead: Sequence[Rows] = ()
+    ) -> Tensor:
         """[B,C,H,W] → [B,C,H,W]."""
         tokens = _tokens(self.group_norm(x))
-        return x + _picture(super().forward(tokens, context), x.shape)
+        return x + _picture(super().forward(tokens, context, instead), x.shape)
 
 
 class GEGLU(nn.Module):
@@ -148,9 +174,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]."""
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, context: Tensor, instead: Sequence[Rows] = ()) -> Tensor:
+        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; `instead` of its self-attention."""
+        x = x + self.attn1(self.norm1(x), None, instead)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -182,16 +208,33 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = _projection(channels, linear)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Picture x [B,C,H,W], context [B,M,D] → [B,C,H,W]."""
+    def forward(
+        self, x: Tensor, context: Tensor, perturbed: Sequence[Perturbation | None] = ()
+    ) -> Tensor:
+        """Picture x [B,C,H,W], context [B,M,D] → [B,C,H,W].
+
+        perturbed: for each of the B pictures, what its self-attention is replaced by, if anything.
+        """
+        instead = [*_rows(perturbed, x)]
         h = self.norm(x)
         # Pictures in `channels_last` become tokens, and tokens pictures, without a copy.
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, context, instead)
         if self.linear:
             return x + _picture(self.proj_out(h), x.shape)
         return x + self.proj_out(_picture(h, x.shape))
+
+
+def _rows(perturbed: Sequence[Perturbation | None], x: Tensor) -> Iterator[Rows]:
+    """The pictures of x that get the same in the place of self-attention, together."""
+    for kind in dict.fromkeys(perturbed):
+        if kind is not None:
+            places = [place for place, other in enumerate(perturbed) if other == kind]
+            yield (
+                torch.tensor(places, device=x.device),
+                partial(kind, shape=(x.shape[2], x.shape[3])),
+            )
 
 
 def _projection(channels: int, linear: bool) -> nn.Module:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from undust.networks.attention import SpatialTransformer, TokenEmbedding
+from undust.errors import UndustError
+from undust.networks.attention import Perturbation, SpatialTransformer, TokenEmbedding
 from undust.networks.config import UNetConfig
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
 
@@ -72,10 +74,16 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
         self.attentions = _transformers(config, len(config.block_out_channels) - 1, 1)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,H,W]."""
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        context: Tensor,
+        perturbed: Sequence[Perturbation | None] = (),
+    ) -> Tensor:
+        """[B,C,H,W] → [B,C,H,W]; `perturbed` as in `SpatialTransformer`."""
         before, after = self.resnets
-        return after(self.attentions[0](before(x, time), context), time)
+        return after(self.attentions[0](before(x, time), context, perturbed), time)
 
 
 class UpBlock(nn.Module):
@@ -139,8 +147,19 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Latents [B,C,H,W] at time steps [B], seeing tokens [B,T,D] → [B,C,H,W]."""
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        perturbed: Sequence[Perturbation | None] = (),
+    ) -> Tensor:
+        """Latents [B,C,H,W] at time steps [B], seeing tokens [B,T,D] → [B,C,H,W].
+
+        perturbed: for each picture, what self-attention in the middle block is replaced by, if
+        anything: the block both papers of `perturbation.py` change in a latent U-Net. Raises
+        UndustError for a U-Net without one.
+        """
         waves = sinusoids(
             timestep,
             self.config.block_out_channels[0],
@@ -158,7 +177,9 @@ class UNet(nn.Module):
             states += block(states[-1], time, context)
         x = states[-1]
         if self.mid_block is not None:
-            x = self.mid_block(x, time, context)
+            x = self.mid_block(x, time, context, perturbed)
+        elif perturbed:
+            raise UndustError("this U-Net has no middle block whose attention could be perturbed")
         for block in self.up_blocks:
             x = block(x, states, time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from undust.diffusion.guidance.base import Asking, Guidance, Moment, Scale, checked_scale, equals
 
-from undust.diffusion.denoiser import Condition, Denoiser
-from undust.errors import UndustError
-
-C = TypeVar("C", bound=Condition)
+if TYPE_CHECKING:
+    from undust.diffusion.samplers.registry import Denoise
 
 
-@dataclass(frozen=True)
-class ClassifierFree(Generic[C]):
+@dataclass(frozen=True, eq=False)
+class ClassifierFree(Guidance):
     """x0 = negative + scale·(positive − negative) (Ho & Salimans 2022, eq. 6, their w + 1 = scale).
 
-    The equation is written for ε; x0 is linear in ε at a given x, so it is the same for x0. Both
-    conditions have one entry for each picture. Raises UndustError for a scale that is not finite.
+    The equation is written for ε; x0 is linear in ε at a given x, so it is the same for x0. Neutral
+    at scale 1. Raises UndustError for a scale that is not finite.
     """
 
-    denoise: Denoiser[C]
-    positive: C
-    negative: C
-    scale: float
+    positive: Denoise
+    negative: Denoise
+    scale: Scale
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise UndustError(f"guidance: {self.scale} is not a finite scale")
-        if len(self.positive) != len(self.negative):
-            raise UndustError(
-                f"guidance: {len(self.positive)} conditions but {len(self.negative)} negative ones"
-            )
+        checked_scale(self.scale)
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The guided estimate [B, …] of what is under x [B, …] at sigma [B]: one network call."""
-        if self.scale == 1:  # nothing to push away from: exactly the conditional model
-            return self.denoise(x, sigma, self.positive)
-        both = self.positive.concat(self.negative)
-        positive, negative = self.denoise(torch.cat([x, x]), sigma.repeat(2), both).chunk(2)
-        return negative + self.scale * (positive - negative)
+    def ask(self, now: Moment) -> Asking:
+        """Both denoisers, or the positive one alone where there is nothing to push away from."""
+        scale = now.scale(self.scale)
+        if equals(scale, 1):
+            return (yield [self.positive])[0]
+        positive, negative = yield [self.positive, self.negative]
+        return negative + scale * (positive - negative)

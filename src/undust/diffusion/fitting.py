@@ -1,0 +1,176 @@
+"""A schedule for one denoiser: where its own flow bends, there the steps are short.
+
+Published schedules place the noise levels by a formula, whatever the model. Here they are chosen. A
+fine grid of levels is walked once, exactly; the error of a single step between any of its levels
+then costs no more network calls, and dynamic programming (Watson et al. 2021, algorithm 1) finds
+the few steps whose errors add up to the least. What adding up leaves out, how one step's error
+changes those after it, a search around that answer with the sampler itself takes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.registry import Denoise, checked
+from undust.errors import UndustError
+
+WIDEST, NARROWEST = 0.3, 0.01  # moves that the search tries, in parts of the mean step of log σ
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A schedule, σ falling to 0, and how far from the true end it leads: see `distance`."""
+
+    sigmas: Tensor
+    error: float
+
+
+def fit(
+    denoise: Denoise,
+    x: Tensor,
+    grid: Tensor,
+    steps: int,
+    *,
+    sampler: str,
+    others: Sequence[Tensor] = (),
+) -> Iterator[Fit]:
+    """Ever better schedules of so many steps, for starts x [B, …] at level grid[0].
+
+    grid: falling levels above 0, some sixty, between whose ends the schedule's lie; others:
+    schedules of as many steps that the search may begin from instead, if one of them is better
+    than what dynamic programming finds. Yields that beginning, and then after every run of the
+    sampler the best until then; the last is the answer.
+    Raises UndustError for a grid with fewer levels than steps, one that falls to 0, and a sampler
+    that draws noise.
+    """
+    grid = checked(grid)
+    if not 1 <= steps <= len(grid) or grid[-1] == 0:
+        raise UndustError(f"grid: {steps} steps need at least as many levels, all of them above 0")
+    states, estimates = _walk(denoise, x, grid)
+
+    def tried(levels: Tensor) -> Fit:
+        sigmas = torch.cat([levels, levels.new_zeros(1)])
+        *_, last = SAMPLERS[sampler](denoise, x, sigmas, _no_noise)
+        return Fit(sigmas, distance(last.x, estimates[-1]))
+
+    chosen = shortest(step_errors(states, estimates, grid), steps)
+    begin = [grid[chosen], *(sigmas[:-1] for sigmas in others if _fits(sigmas, grid, steps))]
+    yield (best := min(map(tried, begin), key=_error))
+    width = WIDEST
+    while width >= NARROWEST:
+        before = best
+        for direction in _directions(steps):
+            levels = best.sigmas[:-1]
+            step = (levels[0] / levels[-1]).log() / steps
+            levels = levels * (width * step * direction).exp()
+            if bool((levels.diff() < 0).all() and levels[-1] >= grid[-1]):
+                best = min(best, tried(levels), key=_error)
+                yield best
+        if best is before:  # nothing near is better: look nearer
+            width /= 2
+
+
+def distance(x: Tensor, end: Tensor) -> float:
+    """Root mean square difference of each picture of x, end [B, …]; the mean over the pictures."""
+    return float((x - end).double().square().flatten(1).mean(1).sqrt().mean())
+
+
+def _error(fit: Fit) -> float:
+    return fit.error
+
+
+def _fits(sigmas: Tensor, grid: Tensor, steps: int) -> bool:
+    """Whether a schedule is one of so many steps from one end of the grid to 0."""
+    same_start = len(sigmas) == steps + 1 and torch.isclose(sigmas[0].to(grid), grid[0])
+    return bool(same_start and sigmas[-2] >= grid[-1])
+
+
+def _directions(steps: int) -> Iterator[Tensor]:
+    """What a move adds to log σ of each level: one of them alone, or all along a sine.
+
+    A sine shifts steps from one part of the way to another; the first level never moves.
+    """
+    places = torch.arange(steps, dtype=torch.float64)
+    for k in range(1, steps):
+        for direction in ((math.pi * k / steps * places).sin(), (places == k).double()):
+            yield direction
+            yield -direction
+
+
+def step_errors(states: Sequence[Tensor], estimates: Sequence[Tensor], grid: Tensor) -> Tensor:
+    """[M, M, M + 1]: the error at level j of a step from level i that came from level h.
+
+    The step is that of DPM-Solver++(2M), whose estimate is extrapolated from h and i; where h is i
+    it is the first one, Euler's; j = M is σ = 0, where the last estimate is the end. Root mean
+    square over the pictures and their numbers, times 1/√(1 + σ_j²): the flow shrinks an error made
+    at σ_j about as it shrinks x itself. Infinite where the levels do not fall.
+    """
+    count = len(grid)
+    goals = torch.stack([*states, estimates[-1]]).double().flatten(1)
+    sigmas = torch.cat([grid, grid.new_zeros(1)]).to(goals)
+    depth = -sigmas[:-1].log()
+    errors = goals.new_full((count, count, count + 1), torch.inf)
+    for i in range(count):
+        x, x0 = states[i].double().flatten(), estimates[i].double().flatten()
+        below = sigmas[i + 1 :, None]
+        for h in range(i + 1):
+            slope = torch.zeros_like(x0)
+            if h < i:
+                slope = (x0 - estimates[h].double().flatten()) / (2 * (depth[i] - depth[h]))
+            length = torch.cat([depth[i + 1 :] - depth[i], depth.new_zeros(1)])[:, None]
+            estimate = x0 + length * slope
+            landed = estimate + below / sigmas[i] * (x - estimate)
+            off = (landed - goals[i + 1 :]).square().mean(1)
+            errors[h, i, i + 1 :] = (off / (1 + sigmas[i + 1 :] ** 2)).sqrt()
+    return errors
+
+
+def shortest(errors: Tensor, steps: int) -> list[int]:
+    """The levels, 0 first, of the path of so many steps to the end with the least sum of errors.
+
+    errors [M, M, M + 1] as `step_errors` gives them.
+    """
+    count = len(errors)
+    # total[i, j]: the least sum of a path whose last step went from i to j.
+    total = torch.full_like(errors[0], torch.inf)
+    total[0] = errors[0, 0]
+    came: list[Tensor] = []
+    for _ in range(steps - 1):
+        through = total[:, :count, None] + errors
+        through.diagonal().fill_(torch.inf)  # h = i is for the first step
+        total, before = through.min(0)
+        came.append(before)
+    place, end = int(total[:, count].argmin()), count
+    path = [place]
+    for before in reversed(came):
+        place, end = int(before[place, end]), place
+        path.append(place)
+    return path[::-1]
+
+
+def _walk(denoise: Denoise, x: Tensor, grid: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The flow at every level of the grid, by Heun's method: x, and the clean estimate there."""
+
+    def estimate(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoise(x, sigma.to(x).expand(len(x)))
+
+    states, estimates = [x], [estimate(x, grid[0])]
+    for sigma, sigma_next in pairwise(grid):
+        x, x0 = states[-1], estimates[-1]
+        ahead = estimate(toward(x, x0, sigma, sigma_next), sigma_next)
+        x = toward(x, x0 + sigma / (2 * sigma_next) * (ahead - x0), sigma, sigma_next)
+        states.append(x)
+        estimates.append(estimate(x, sigma_next))
+    return states, estimates
+
+
+def _no_noise(_sigma: Tensor, _sigma_next: Tensor) -> Tensor:
+    raise UndustError("sampler: a schedule is fitted to the path of one that draws no noise")
