@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from processes import BUILT
 from undust.diffusion.analytic import Mixture
 from undust.diffusion.equations import (
     denoiser_flow,
@@ -19,13 +20,8 @@ from undust.diffusion.equations import (
     reverse_sde,
     score_matching,
 )
-from undust.diffusion.process import DISCRETE, PROCESSES, Flow, Process, zero_terminal_snr
+from undust.diffusion.process import Process
 
-BUILT: dict[str, Process] = {
-    **{name: build() for name, build in PROCESSES.items()},
-    "zero-snr": zero_terminal_snr(DISCRETE["scaled-linear"]()),
-    "flow-shifted": Flow(shift=3.0),
-}
 EVERY = pytest.mark.parametrize("process", [pytest.param(p, id=name) for name, p in BUILT.items()])
 
 

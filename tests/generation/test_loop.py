@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from painter import ColourPainter
 from undust.conditioning.condition import Conditioning
 from undust.diffusion.noise import PictureNoise
 from undust.diffusion.process import PROCESSES, VP
@@ -23,11 +23,9 @@ from undust.formats.recipe_png import read_recipe
 from undust.generation import loop
 from undust.generation.recipe import Recipe
 
-COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -1.0)}
-
 
 @dataclass
-class Painter:
+class Painter(ColourPainter):
     """A model that knows what it is asked for: one colour for each prompt, 1 pixel a latent pixel.
 
     With the exact denoiser of a single picture every sampler ends at that picture.
@@ -35,18 +33,9 @@ class Painter:
 
     process: VP
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return (3, height, width)
-
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning(torch.tensor([[COLOURS[prompt]] for prompt in prompts]))
-
     def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
         assert len(x) == len(sigma) == len(cond)
         return cond.text[:, 0, :, None, None].expand_as(x)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
 
 
 @pytest.fixture

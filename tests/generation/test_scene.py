@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from painter import ColourPainter
 from undust.conditioning.condition import Conditioning
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.samplers import SAMPLERS
@@ -22,11 +23,9 @@ from undust.generation.recipe import Recipe
 from undust.networks.perturbation import IdentityMap
 from undust.pictures import to_data
 
-COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -1.0)}
-
 
 @dataclass
-class Painter:
+class Painter(ColourPainter):
     """Paints the colour of its prompt; half of it where self-attention is the identity, a quarter
     where queries are blurred. `bent`, its answers hang on all they can."""
 
@@ -36,12 +35,6 @@ class Painter:
     process: Process = field(default_factory=PROCESSES["scaled-linear"])
     calls: list[int] = field(default_factory=list[int])
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return (3, height, width)
-
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning(torch.tensor([[COLOURS[prompt]] for prompt in prompts]))
-
     def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
         assert len(x) == len(sigma) == len(cond)
         self.calls.append(len(x))
@@ -50,9 +43,6 @@ class Painter:
         colour = cond.text[:, 0] * torch.tensor(strength)[:, None] * self.faint
         colour = colour[:, :, None, None].expand_as(x)
         return torch.tanh(x + colour) / (1 + sigma.reshape(-1, 1, 1, 1)) if self.bent else colour
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
 
     def another(self, name_or_path: str, /) -> Painter:
         assert name_or_path == "faint"

@@ -8,29 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from processes import BUILT
 from undust.diffusion.noise import normal
 from undust.diffusion.process import (
     DISCRETE,
     EDM,
-    PROCESSES,
     VE,
     VP,
     ContinuousVP,
     Flow,
     Process,
     SubVP,
-    zero_terminal_snr,
 )
 from undust.diffusion.process.base import ENDLESS
 from undust.errors import UndustError
 
-BUILT: dict[str, Process] = {
-    **{name: build() for name, build in PROCESSES.items()},
-    "zero-snr": zero_terminal_snr(DISCRETE["scaled-linear"]()),
-    "flow-shifted": Flow(shift=3.0),
-    "svd": EDM(lowest=0.002, highest=700.0, sigma_data=1.0),
-}
-EVERY = pytest.mark.parametrize("process", [pytest.param(p, id=name) for name, p in BUILT.items()])
+ALL: dict[str, Process] = {**BUILT, "svd": EDM(lowest=0.002, highest=700.0, sigma_data=1.0)}
+EVERY = pytest.mark.parametrize("process", [pytest.param(p, id=name) for name, p in ALL.items()])
 
 
 def times(process: Process, count: int = 41) -> Tensor:
