@@ -150,7 +150,7 @@ class LatentDiffusion:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
-            raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
+            raise UndustError("no prompt: say what to paint, such as 'smiling cat'")
         if count < 1:
             raise UndustError(f"count: has to be at least 1, not {count}")
         seed = random.SystemRandom().randrange(2**32) if seed is None else seed
