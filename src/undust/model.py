@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from undust import __version__
 from undust.conditioning.condition import Conditioning
@@ -22,15 +21,8 @@ from undust.diffusion.process import VP
 from undust.errors import UndustError, unknown
 from undust.formats import tokenizer_files
 from undust.formats.files import atomic_folder
-from undust.formats.folder import (
-    INDEX,
-    load_component_weights,
-    load_into,
-    read_json,
-    read_model_index,
-    save_component,
-    write_json,
-)
+from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
+from undust.formats.networks import load_autoencoder, load_network
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.generation import loop
@@ -38,12 +30,7 @@ from undust.generation.guides import Guide, read_guide
 from undust.generation.loop import Picture, Step
 from undust.generation.recipe import SEEDS, Recipe
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import (
-    AutoencoderConfig,
-    NetworkConfig,
-    TextEncoderConfig,
-    UNetConfig,
-)
+from undust.networks.config import TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
@@ -318,8 +305,8 @@ def load(
             raise UndustError(f"{folder} is not supported: its {name} is {found}, not {kind}")
     dtype = dtype or torch.float32
     autoencoder = load_autoencoder(folder / "vae", dtype)
-    unet = _network(UNet, UNetConfig, folder / "unet", dtype)
-    text_encoder = _network(TextEncoder, TextEncoderConfig, folder / "text_encoder", dtype)
+    unet = load_network(UNet, UNetConfig, folder / "unet", dtype)
+    text_encoder = load_network(TextEncoder, TextEncoderConfig, folder / "text_encoder", dtype)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     process, prediction = read_scheduler(read_json(scheduler), scheduler)
     hashes = "".join(
@@ -340,44 +327,6 @@ def load(
     for network in (autoencoder, unet, text_encoder):
         network.eval().requires_grad_(False).to(device or "cpu")
     return model
-
-
-def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
-    """A first stage alone, ready for use. Raises UndustError for a folder that is not one."""
-    network = _network(Autoencoder, AutoencoderConfig, folder, dtype)
-    return network.eval().requires_grad_(False)
-
-
-N = TypeVar("N", bound=nn.Module)
-K = TypeVar("K", bound=NetworkConfig)
-
-
-def _network(build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype) -> N:
-    """A network with the weights of its folder, without first filling it with random ones."""
-    config = kind.read(read_json(folder / "config.json"))
-    with torch.device("meta"), _Blank():
-        network = build(config)
-    load_into(network, load_component_weights(folder, dtype), folder)
-    return network
-
-
-class _Blank(TorchFunctionMode):
-    """Within it no random weights are drawn: those of the file replace them at once.
-
-    On the meta device drawing them would only cost time, most of it the import of torch's compiler.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Collection[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (nn.init.normal_, Tensor.normal_):
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
 
 
 def _last(steps: Iterator[Step]) -> Step:

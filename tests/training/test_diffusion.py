@@ -16,7 +16,7 @@ from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.folder import save_component
-from undust.model import load_autoencoder
+from undust.formats.networks import load_autoencoder
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.pictures import from_image

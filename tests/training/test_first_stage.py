@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from undust.errors import UndustError
-from undust.model import load_autoencoder
+from undust.formats.networks import load_autoencoder
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.training.data import Purpose

@@ -1,7 +1,7 @@
 """The example data set: every emoji drawn from the system's font, with its names in many languages.
 
 The pictures come from Noto Color Emoji (SIL Open Font License 1.1), the names from the Unicode
-CLDR as the package `emoji` carries them.
+CLDR as the package `emoji` carries them, its keywords from CLDR's own files where they are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, features
 
 from undust.datasets import image_folder
+from undust.datasets.keywords import Keywords
 from undust.errors import UndustError
 
 _FONT = "NotoColorEmoji.ttf"
@@ -149,17 +150,20 @@ class Names:
         self._qualified = {e.replace(_VARIATION, ""): e for e in self._emoji}
         self._looks = {lang: self._all(lang, _LOOKS, _MORE_LOOKS) for lang in self.languages}
         self._people = {lang: self._all(lang, _PEOPLE, _MORE_PEOPLE) for lang in self.languages}
+        self._keywords = {language: Keywords(language) for language in self.languages}
 
     def __iter__(self) -> Iterator[str]:
         """Every fully qualified emoji, in the order of its code points."""
         return iter(self._emoji)
 
     def row(self, text: str) -> dict[str, str]:
-        """The line of metadata.jsonl for one emoji."""
-        captions = {
-            "text" if language == "en" else f"text_{language}": self.caption(text, language)
-            for language in self.languages
-        }
+        """The line of metadata.jsonl for one emoji: its names, and keywords if there are any."""
+        captions: dict[str, str] = {}
+        for language in self.languages:
+            field = "text" if language == "en" else f"text_{language}"
+            captions[field] = self.caption(text, language)
+            if keywords := self._keywords[language](text):
+                captions[f"{field}_keywords"] = ", ".join(keywords)
         return {
             "file_name": "-".join(f"{ord(c):x}" for c in text) + ".png",
             **captions,

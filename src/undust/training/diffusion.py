@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.tokenizer import Tokenizer
 from undust.datasets import image_folder
-from undust.datasets.image_folder import Sample
 from undust.diffusion.prediction import PREDICTIONS
 from undust.diffusion.process import DISCRETE
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import tokenizer_files
+from undust.formats.networks import load_autoencoder
 from undust.formats.safetensors_file import content_hash
 from undust.generation import loop
-from undust.model import LatentDiffusion, load_autoencoder
+from undust.model import LatentDiffusion
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
 from undust.training.data import Batch, Order, Pictures, Purpose, groups
 from undust.training.latents import Latents
 from undust.training.recipes import Captions, DiffusionRecipe
+from undust.training.wording import Wording
 
 
 class DiffusionTask:
@@ -45,8 +46,8 @@ class DiffusionTask:
         samples = image_folder.read(data.folder, split="train", on_error=data.on_error)
         if not samples:
             raise UndustError(f"{data.folder} has no training pictures")
-        texts = [_captions(sample, captions.fields) for sample in samples]
-        tokenizer = _tokenizer(texts, captions, out)
+        self.wording = Wording(captions, [sample.captions for sample in samples])
+        tokenizer = _tokenizer(self.wording, captions, out)
         ends = {
             "vocab_size": len(tokenizer.vocabulary),
             "max_position_embeddings": captions.length,
@@ -72,8 +73,6 @@ class DiffusionTask:
         self.order = Order(groups(samples, data.draw_by), recipe.seed)
         self.prediction = PREDICTIONS[dust.prediction]
         self.weighting = WEIGHTINGS[dust.weighting]
-        self.tokens = [tokenizer(several) for several in texts]
-        self.nothing = tokenizer([""])[0]
         self.latents = Latents(
             self.model.autoencoder,
             Pictures([sample.path for sample in samples], data.size, memory=0),
@@ -116,30 +115,25 @@ class DiffusionTask:
         self.model.save(folder)
 
     def _tokens(self, batch: Batch) -> Tensor:
-        """One of each sample's captions [B, T], or nothing: what guidance later steers away from.
+        """A caption of each sample [B, T], or none: what guidance later steers away from.
 
         (Ho & Salimans 2022, algorithm 1.)
         """
-        which = batch.uniform(Purpose.CAPTION)[:, 0].tolist()
+        chances = batch.uniform(Purpose.CAPTION, self.wording.chances).tolist()
         dropped = (batch.uniform(Purpose.DROP)[:, 0] < self.recipe.captions.drop).tolist()
-        rows = [
-            self.nothing if drop else self.tokens[sample][int(part * len(self.tokens[sample]))]
-            for sample, part, drop in zip(batch.sample, which, dropped, strict=True)
-        ]
-        return torch.stack(rows)
+        return self.model.tokenizer(
+            [
+                "" if drop else self.wording(sample, chance)
+                for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
+            ]
+        )
 
 
-def _tokenizer(texts: Sequence[Sequence[str]], captions: Captions, out: Path) -> Tokenizer:
+def _tokenizer(wording: Wording, captions: Captions, out: Path) -> Tokenizer:
     """Learnt from the captions; a run that goes on keeps the one that its weights learnt with."""
     if any((out / "checkpoints").glob("step-*")):
         return tokenizer_files.load(out / "model" / "tokenizer")
-    every = [text for several in texts for text in several]
-    return tokenizers.train(every, captions.vocabulary, captions.length)
-
-
-def _captions(sample: Sample, fields: Sequence[str]) -> list[str]:
-    """The sample's captions in the asked fields; one empty caption where it has none of them."""
-    return [sample.captions[field] for field in fields if field in sample.captions] or [""]
+    return tokenizers.train(wording.every(), captions.vocabulary, captions.length)
 
 
 def _digest(paths: Iterable[Path]) -> str:

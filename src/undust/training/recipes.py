@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from undust.errors import UndustError
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -80,13 +80,33 @@ class ReconstructionLoss(Table):
     kl: float = Field(default=1e-6, ge=0)
 
 
-class Captions(Table):
-    """Which captions a picture is shown with."""
+Template = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$", description="words around one {}")]
 
-    fields: tuple[str, ...] = ("text",)
+
+class Captions(Table):
+    """Which captions a picture is shown with, and how they are worded: each time by chance."""
+
+    fields: tuple[str, ...] = Field(
+        default=("text",),
+        description="one of these that the picture has; named twice, twice as often",
+    )
+    lists: tuple[str, ...] = Field(
+        default=(), description="those that are words between commas: some of them, in any order"
+    )
+    templates: dict[str, tuple[Template, ...]] = Field(
+        default={}, description="ways to say a field, such as 'a picture of {}'; one of them"
+    )
     drop: float = Field(default=0.1, ge=0, le=1, description="share trained without a caption")
     vocabulary: int = Field(default=4096, ge=600, description="entries of the byte-pair vocabulary")
     length: int = Field(default=32, ge=4, description="tokens, the two ends included")
+
+    @model_validator(mode="after")
+    def _of_these_fields(self) -> Self:
+        for key, named in (("lists", self.lists), ("templates", self.templates)):
+            for field in named:
+                if field not in self.fields:
+                    raise ValueError(f"{key} names {field!r}, which is not among the fields")
+        return self
 
 
 class Dust(Table):

@@ -1,0 +1,52 @@
+"""Networks with the weights of their folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from undust.formats.folder import load_component_weights, load_into, read_json
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig, NetworkConfig
+
+N = TypeVar("N", bound=nn.Module)
+K = TypeVar("K", bound=NetworkConfig)
+
+
+def load_network(build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype) -> N:
+    """A network with the weights of its folder, without first filling it with random ones."""
+    config = kind.read(read_json(folder / "config.json"))
+    with torch.device("meta"), _Blank():
+        network = build(config)
+    load_into(network, load_component_weights(folder, dtype), folder)
+    return network
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """A first stage alone, ready for use. Raises UndustError for a folder that is not one."""
+    network = load_network(Autoencoder, AutoencoderConfig, folder, dtype)
+    return network.eval().requires_grad_(False)
+
+
+class _Blank(TorchFunctionMode):
+    """Within it no random weights are drawn: those of the file replace them at once.
+
+    On the meta device drawing them would only cost time, most of it the import of torch's compiler.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

@@ -1,0 +1,103 @@
+"""How captions are worded: fields, lists and templates, each by chance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from undust.diffusion.noise import uniform
+from undust.errors import UndustError
+from undust.training.recipes import Captions, DiffusionRecipe
+from undust.training.wording import Wording
+
+
+def said(captions: Mapping[str, str], count: int = 600, **table: object) -> Counter[str]:
+    """How often each caption of one picture is said."""
+    wording = Wording(Captions.model_validate(table), [captions])
+    counters = torch.tensor([[k, 0, 0] for k in range(count)])
+    chances: list[list[float]] = uniform(1, counters, (wording.chances,)).tolist()
+    return Counter(wording(0, chance) for chance in chances)
+
+
+def shares(counts: Counter[str], expected: Mapping[str, float]) -> bool:
+    """Whether each is said as often as expected, within four standard deviations."""
+    total = counts.total()
+    return counts.keys() == expected.keys() and all(
+        abs(counts[text] - share * total) <= 4 * (total * share * (1 - share)) ** 0.5
+        for text, share in expected.items()
+    )
+
+
+CAPTIONS = {"text": "red heart", "text_ko": "빨간 하트", "text_tags": "love, red"}
+
+
+def test_a_field_named_twice_is_said_twice_as_often():
+    fields = ["text", "text", "text_ko", "text_de"]  # there is no German
+    assert shares(said(CAPTIONS, fields=fields), {"red heart": 2 / 3, "빨간 하트": 1 / 3})
+
+
+def test_a_template_goes_around_the_captions_of_its_field():
+    counts = said(
+        CAPTIONS, fields=["text", "text_ko"], templates={"text": ["{}", "{}", "a {}", "my {}!"]}
+    )
+    expected = {"red heart": 1 / 4, "a red heart": 1 / 8, "my red heart!": 1 / 8}
+    assert shares(counts, {**expected, "빨간 하트": 1 / 2})
+
+
+def test_of_a_list_some_words_are_said_in_any_order():
+    """One word or both, and both in either order, each as often."""
+    counts = said(CAPTIONS, fields=["text_tags"], lists=["text_tags"])
+    assert shares(counts, {"love": 1 / 4, "red": 1 / 4, "love, red": 1 / 4, "red, love": 1 / 4})
+
+
+def test_what_is_no_list_keeps_its_commas():
+    assert said(CAPTIONS, fields=["text_tags"]) == {"love, red": 600}
+
+
+@pytest.mark.parametrize("tags", [" , ,", ","])
+def test_a_list_of_nothing_is_said_as_it_is(tags: str):
+    assert said({"text": tags}, fields=["text"], lists=["text"]) == {tags: 600}
+
+
+def test_a_picture_without_captions_is_called_nothing():
+    assert said({}, fields=["text"], templates={"text": ["a {}"]}) == {"": 600}
+
+
+def test_braces_in_a_caption_are_left_alone():
+    counts = said({"text": "a {} and {0}"}, fields=["text"], templates={"text": ["the {}"]})
+    assert counts == {"the a {} and {0}": 600}
+
+
+@given(st.lists(st.floats(0, 1, exclude_max=True), min_size=5, max_size=5))
+def test_any_chance_says_something_of_the_list(chance: Sequence[float]):
+    table = Captions(fields=("text",), lists=("text",), templates={"text": ("a {}",)})
+    wording = Wording(table, [{"text": "x, y"}])
+    assert wording.chances == 5
+    assert wording(0, chance) in {"a x", "a y", "a x, y", "a y, x"}
+
+
+def test_the_vocabulary_learns_from_all_that_can_be_said():
+    table = Captions(fields=("text", "text"), templates={"text": ("{}", "a {}")})
+    every = Wording(table, [CAPTIONS, {}]).every()
+    assert " ".join(every).split() == ["red", "heart", "red", "heart", "a"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("captions.templates.text=['a cat']", r"captions\.templates\.text\.0: .* should match"),
+        ("captions.templates.text=['{} and {}']", r"captions\.templates\.text\.0: "),
+        ("captions.templates.text_de=['{}']", "templates names 'text_de', which is not among"),
+        ("captions.lists=['tags']", "lists names 'tags', which is not among the fields"),
+    ],
+)
+def test_wordings_that_cannot_be(
+    change: str, message: str, diffusion_recipe: Callable[[str], DiffusionRecipe]
+):
+    with pytest.raises(UndustError, match=message):
+        diffusion_recipe(change)
