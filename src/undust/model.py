@@ -106,6 +106,12 @@ class LatentDiffusion:
         unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
         return self.autoencoder.decode(unscaled.to(self._like)).float()
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
+        config = self.autoencoder.config
+        mean = self.autoencoder.encode(pictures.to(self._like)).mean.float()
+        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+
     def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         like = self._like
         return self.unet(x.to(like), timestep.to(like.device), cond.text, cond.perturbed).to(x)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from undust import __version__
-from undust.cli import data, evaluate, generate, inspect, show, tables, train
+from undust.cli import backwards, data, evaluate, generate, inspect, schedules, show, tables, train
 from undust.errors import UndustError
 
 WRONG, BUG, STOPPED = 2, 1, 130  # exit codes
@@ -27,10 +27,13 @@ app = typer.Typer(
 )
 app.command()(generate.generate)
 app.command()(generate.rerun)
+app.command()(generate.interpolate)
+app.command()(backwards.invert)
+app.command()(backwards.likelihood)
 app.command()(inspect.inspect)
 app.command()(tables.models)
 app.command()(tables.samplers)
-app.command()(tables.schedules)
+app.add_typer(schedules.app, name="schedules")
 app.command()(tables.guidances)
 app.add_typer(data.app, name="data")
 app.command()(train.train)

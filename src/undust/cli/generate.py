@@ -18,6 +18,7 @@ from undust.errors import UndustError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from undust.generation.loop import Picture
     from undust.generation.recipe import Recipe
@@ -75,6 +76,10 @@ def generate(
     count: Annotated[
         int, typer.Option(metavar="N", max=10_000, help="Pictures a prompt, seeds one apart.")
     ] = 1,
+    noise: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Begin from the noise that `undust invert` found."),
+    ] = None,
     out: Out = None,
     exact: Annotated[
         bool,
@@ -109,7 +114,57 @@ def generate(
     )
     guided = [each.prompt for each in recipes[0].guides if isinstance(each, Asking)]
     _warn_of_overflow(loaded, [*dict.fromkeys(asked), negative, *guided])
-    _paint(loaded, list(loop.batches(recipes, exact=exact)), output, json)
+    batches = list(loop.batches(recipes, exact=exact))
+    if noise is None:
+        _paint(loaded, batches, output, json)
+        return
+    given = _noise(noise)
+    batches = [[each.model_copy(update={"given_noise": True}) for each in b] for b in batches]
+    _paint(loaded, batches, output, json, noise=given)
+
+
+def interpolate(
+    first: Annotated[str, typer.Argument(metavar="FROM", help="The prompt to begin with.")],
+    last: Annotated[
+        str | None,
+        typer.Argument(metavar="TO", help="The prompt to end with.  [default: the same]"),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
+    ] = BUILT_IN,
+    count: Annotated[
+        int, typer.Option(metavar="N", min=2, max=1000, help="Pictures, the two ends included.")
+    ] = 9,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed to begin with; any, unless given.")
+    ] = None,
+    seed_to: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed to end with.  [default: the same]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps from dust to picture.  [default: 20]")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Paint the way from one prompt or seed to another."""
+    if last is None and seed_to is None:
+        raise UndustError("nothing to go to: give a second prompt, or --seed-to N")
+    output = Output.choose(out, count)
+    from undust.generation import loop
+    from undust.generation.recipe import between
+    from undust.model import load
+
+    loaded = load(model)
+    start = loaded.recipes(first, steps=steps, guidance=guidance, seed=seed)[0]
+    seed = start.seed if seed_to is None else seed_to
+    end = loaded.recipes(last or first, steps=steps, guidance=guidance, seed=seed)[0]
+    _warn_of_overflow(loaded, [*dict.fromkeys([start.prompt, end.prompt])])
+    _paint(loaded, list(loop.batches(between(start, end, count))), output, json, columns=count)
 
 
 def rerun(
@@ -160,6 +215,17 @@ def _prompts(given: Iterable[str]) -> Iterator[str]:
             raise UndustError(f"stdin is not text: {error}") from error
 
 
+def _noise(path: Path) -> Tensor:
+    """The noise [C, h, w] in a file that `undust invert` wrote."""
+    from undust.formats import safetensors_file
+
+    tensors = safetensors_file.load(path)
+    noise = tensors.get("noise")
+    if noise is None or noise.ndim != 3 or not noise.is_floating_point():
+        raise UndustError(f"{path} holds no noise [C, h, w], as `undust invert` writes it")
+    return noise
+
+
 def _warn_of_overflow(model: LatentDiffusion, prompts: Iterable[str]) -> None:
     for prompt in prompts:
         if lost := model.tokenizer.overflow(prompt):
@@ -175,14 +241,20 @@ def _paint(
     output: Output,
     json: bool,
     place: int | None = None,
+    noise: Tensor | None = None,
+    columns: int | None = None,
 ) -> None:
-    """Paints the batches and writes each picture, or only that in one place, when it is done."""
+    """Paints the batches and writes each picture, or only that in one place, when it is done.
+
+    noise: unit-variance start [C, h, w] of every picture instead of what their seeds draw; columns:
+    of the contact sheet.
+    """
     total = sum(len(batch) for batch in batches) if place is None else 1
     thumbnails: list[Image.Image] = []
     began = time.monotonic()
     with show.Progress(sum(batch[0].steps for batch in batches), "steps") as progress:
         try:
-            for picture, seconds in _pictures(model, batches, progress, place):
+            for picture, seconds in _pictures(model, batches, progress, place, noise):
                 path = output.save(picture)
                 thumbnails.append(_thumbnail(picture.image, total))
                 progress.line(_json(picture, path, seconds) if json else str(path))
@@ -192,7 +264,7 @@ def _paint(
     if total > 1:
         from undust.pictures import grid
 
-        sheet = output.save_sheet(grid(thumbnails))
+        sheet = output.save_sheet(grid(thumbnails, columns))
         (show.summary if json else show.line)(str(sheet))
     recipe = batches[0][0]
     made = f"{total} pictures" if total > 1 else f"seed {recipe.seed}"
@@ -204,6 +276,7 @@ def _pictures(
     batches: Sequence[Sequence[Recipe]],
     progress: show.Progress,
     place: int | None,
+    noise: Tensor | None,
 ) -> Iterator[tuple[Picture, float]]:
     """Each picture and the seconds that it took; one of a batch takes its share of the batch."""
     from undust.generation import loop
@@ -212,7 +285,8 @@ def _pictures(
     for batch in batches:
         began = time.monotonic()
         more = f" and {len(batch) - 1} more" if len(batch) > 1 and place is None else ""
-        for step in loop.paint(model, batch):
+        start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
+        for step in loop.paint(model, batch, start):
             # An adaptive sampler takes as many steps as it needs; its index says how far it is.
             progress.update(done + step.index + 1, show.shorten(batch[0].prompt, 30) + more)
             if step.index + 1 < step.total:

@@ -1,8 +1,6 @@
-"""`undust models`, `samplers`, `schedules` and `guidances`: what there is to choose from."""
+"""`undust models`, `samplers` and `guidances`: what there is to choose from."""
 
 from __future__ import annotations
-
-import inspect
 
 from undust.cli import show
 
@@ -39,19 +37,6 @@ def samplers() -> None:
         [
             [name, sampler.order, "yes" if sampler.stochastic else "no", sampler.summary]
             for name, sampler in sorted(SAMPLERS.items())
-        ],
-    )
-
-
-def schedules() -> None:
-    """List the schedules: which levels of noise the steps visit."""
-    from undust.diffusion.schedules import SCHEDULES
-
-    show.table(
-        ["name", "what it is"],
-        [
-            [name, (inspect.getdoc(schedule) or "").partition("\n")[0]]
-            for name, schedule in sorted(SCHEDULES.items())
         ],
     )
 

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from undust.diffusion.interpolation import slerp
 from undust.networks.attention import Perturbation
 
 
@@ -31,6 +32,14 @@ class Conditioning:
     def perturb(self, how: Perturbation) -> Self:
         """The same, asked of a network whose self-attention is weakened."""
         return replace(self, perturbed=(how,) * len(self))
+
+    def toward(self, other: Self, part: Tensor) -> Self:
+        """What lies `part` [B] of the way to the other's words, each token along its great arc."""
+        tokens = self.text.shape[1]
+        arc = slerp(
+            self.text.flatten(0, 1), other.text.flatten(0, 1), part.repeat_interleave(tokens)
+        )
+        return replace(self, text=arc.unflatten(0, self.text.shape[:2]))
 
     def concat(self, other: Self) -> Self:
         """The entries of both, one after the other."""

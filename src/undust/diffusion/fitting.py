@@ -58,7 +58,7 @@ def fit(
 
     def tried(levels: Tensor) -> Fit:
         sigmas = torch.cat([levels, levels.new_zeros(1)])
-        *_, last = SAMPLERS[sampler](denoise, x, sigmas, _no_noise)
+        *_, last = SAMPLERS[sampler](denoise, x, sigmas, no_noise)
         return Fit(sigmas, distance(last.x, estimates[-1]))
 
     chosen = shortest(step_errors(states, estimates, grid), steps)
@@ -172,5 +172,6 @@ def _walk(denoise: Denoise, x: Tensor, grid: Tensor) -> tuple[list[Tensor], list
     return states, estimates
 
 
-def _no_noise(_sigma: Tensor, _sigma_next: Tensor) -> Tensor:
+def no_noise(_sigma: Tensor, _sigma_next: Tensor) -> Tensor:
+    """Stands for the noise of a sampler that draws none. Raises UndustError if it does."""
     raise UndustError("sampler: a schedule is fitted to the path of one that draws no noise")

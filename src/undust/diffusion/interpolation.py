@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from undust.diffusion.noise import PictureNoise
+
 PARALLEL = 1e-6  # sine of the angle below which the arc is a straight line
 
 
@@ -26,3 +28,18 @@ def slerp(a: Tensor, b: Tensor, part: float | Tensor) -> Tensor:
     right = torch.where(straight, share, (share * angle).sin() / sine)
     shape = (-1, *[1] * (a.ndim - 1))
     return (left.reshape(shape) * a.double() + right.reshape(shape) * b.double()).to(a)
+
+
+class NoiseBetween:
+    """The noise of pictures that lie `part` [B] of the way from one batch's noise to another's."""
+
+    def __init__(self, first: PictureNoise, last: PictureNoise, part: Tensor) -> None:
+        self.first, self.last, self.part = first, last, part
+
+    def start(self) -> Tensor:
+        """What the pictures begin from, unit normal [B, *shape]."""
+        return slerp(self.first.start(), self.last.start(), self.part)
+
+    def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """The next draw for a stochastic step, unit normal [B, *shape]."""
+        return slerp(self.first(sigma, sigma_next), self.last(sigma, sigma_next), self.part)

@@ -13,14 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from undust.conditioning.condition import Conditioning
+from undust.diffusion.interpolation import NoiseBetween
 from undust.diffusion.noise import BrownianPath, PictureNoise
 from undust.diffusion.process import Process
 from undust.diffusion.samplers import SAMPLERS
-from undust.diffusion.schedules import SCHEDULES
+from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
 from undust.formats.recipe_png import write_picture
 from undust.generation.recipe import Recipe
-from undust.generation.scene import guided
+from undust.generation.scene import guided, parts
 from undust.pictures import grid, to_images
 
 TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
@@ -122,18 +123,17 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
     """
     first = batch[0]
     shape = model.latent_shape(first.width, first.height)
-    source = BrownianPath if SAMPLERS[first.sampler].path else PictureNoise
-    drawn = source([recipe.seed for recipe in batch], shape)
+    drawn = _noise(batch, shape)
     start = drawn.start() if noise is None else noise.float().reshape(-1, *noise.shape[-3:])
     if start.shape != (len(batch), *shape):
         raise UndustError(
             f"noise: its shape is {list(start.shape)}; here it has to be {[len(batch), *shape]}"
         )
-    sigmas = SCHEDULES[first.schedule](model.process, first.steps)
-    denoise = guided(model, batch, sigmas)
-    x = model.process.start(start, sigmas[0])
-    for step in SAMPLERS[first.sampler](denoise, x, sigmas, drawn):
-        yield Step(step.index, len(sigmas) - 1, float(step.sigma), step.x, step.x0, model.decode)
+    levels = sigmas(first.schedule, model.process, first.steps)
+    denoise = guided(model, batch, levels)
+    x = model.process.start(start, levels[0])
+    for step in SAMPLERS[first.sampler](denoise, x, levels, drawn):
+        yield Step(step.index, len(levels) - 1, float(step.sigma), step.x, step.x0, model.decode)
 
 
 @torch.inference_mode()
@@ -144,3 +144,12 @@ def finish(batch: Sequence[Recipe], last: Step) -> list[Picture]:
         Picture(image, recipe, latent)
         for image, recipe, latent in zip(images, batch, last.x, strict=True)
     ]
+
+
+def _noise(batch: Sequence[Recipe], shape: Sequence[int]) -> PictureNoise | NoiseBetween:
+    """What the batch's seeds draw; between two seeds, what lies between their draws."""
+    source = BrownianPath if SAMPLERS[batch[0].sampler].path else PictureNoise
+    seeds = [recipe.seed for recipe in batch]
+    toward = [recipe.toward.seed if recipe.toward else recipe.seed for recipe in batch]
+    drawn = source(seeds, shape)
+    return drawn if toward == seeds else NoiseBetween(drawn, source(toward, shape), parts(batch))

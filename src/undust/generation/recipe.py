@@ -12,15 +12,26 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from undust.diffusion.samplers import SAMPLERS
-from undust.diffusion.schedules import SCHEDULES
+from undust.diffusion.schedules import SCHEDULES, listed
 from undust.errors import UndustError
 from undust.generation.guides import Guide, checked, read_guide, reason
 
 LARGEST = 4096 * 4096  # pixels painted at once
 SEEDS = 2**63
+
+
+class Toward(BaseModel):
+    """Another prompt and seed, and what part of the way to them a picture lies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(max_length=10_000)
+    seed: int = Field(ge=0, lt=SEEDS)
+    part: float = Field(ge=0, le=1)
 
 
 class Recipe(BaseModel):
@@ -37,7 +48,7 @@ class Recipe(BaseModel):
     steps: int = Field(20, ge=1, le=1000)
     guidance: float = Field(4.0, ge=0, le=1000, allow_inf_nan=False)
     sampler: str = "dpmpp-2m"
-    schedule: str = "karras"
+    schedule: str = Field("karras", max_length=20_000)
     seed: int = Field(ge=0, lt=SEEDS)
     width: int = Field(gt=0)
     height: int = Field(gt=0)
@@ -47,6 +58,7 @@ class Recipe(BaseModel):
     guides: tuple[SerializeAsAny[Guide], ...] = Field(
         (), max_length=64, exclude_if=lambda guides: not guides
     )
+    toward: Toward | None = Field(None, exclude_if=lambda toward: toward is None)
     model: str = ""
     model_hash: str = ""
     undust: str = ""
@@ -59,9 +71,22 @@ class Recipe(BaseModel):
 
     @field_validator("schedule")
     @classmethod
-    def _known_schedule(cls, name: str) -> str:
-        SCHEDULES[name]
-        return name
+    def _known_schedule(cls, schedule: str) -> str:
+        if listed(schedule) is None:
+            SCHEDULES[schedule]
+        return schedule
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_as_listed(cls, fields: object) -> object:
+        """A list of σ says how many steps there are."""
+        match fields:
+            case {"steps": _}:
+                return fields
+            case {"schedule": str(schedule)} if (levels := listed(schedule)) is not None:
+                return {**cast("dict[str, object]", fields), "steps": len(levels) - 1}
+            case _:
+                return fields
 
     @field_validator("guides", mode="before")
     @classmethod
@@ -100,3 +125,19 @@ class Recipe(BaseModel):
             self.width,
             self.height,
         )
+
+
+def between(first: Recipe, last: Recipe, count: int) -> list[Recipe]:
+    """`count` recipes, at least 2, from the prompt and seed of one to those of the other.
+
+    Raises UndustError for recipes that differ in anything else.
+    """
+    if first.settings != last.settings or first.negative != last.negative:
+        raise UndustError("interpolation: the ends may differ in prompt and seed alone")
+    if count < 2:
+        raise UndustError(f"count: {count} is too few; the two ends are two")
+    ways = [
+        Toward(prompt=last.prompt, seed=last.seed, part=place / (count - 1))
+        for place in range(count)
+    ]
+    return [first.model_copy(update={"toward": way}) for way in ways]

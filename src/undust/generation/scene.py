@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from undust.diffusion.guidance import Branch, ClassifierFree, Run
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
     from undust.generation.loop import Model
     from undust.generation.recipe import Recipe
 
-Ask = Callable[[Sequence[str]], "Denoise"]
-"""Prompts, one for each picture -> a network asked for them."""
+
+class Ask(Protocol):
+    """Prompts, one for each picture -> a network asked for them."""
+
+    def __call__(self, prompts: Sequence[str], /, toward: Sequence[str] = ()) -> Denoise:
+        """toward: prompts that the batch's pictures are on the way to, if they are."""
+        ...
 
 
 class Scene:
@@ -39,8 +45,10 @@ class Scene:
         """Asks the batch's model or another one, as it is or with its self-attention weakened."""
         network = model or self.model
 
-        def ask(prompts: Sequence[str]) -> Denoise:
+        def ask(prompts: Sequence[str], /, toward: Sequence[str] = ()) -> Denoise:
             cond = network.condition(prompts)
+            if toward:
+                cond = cond.toward(network.condition(toward), parts(self.batch))
             return Branch(network.denoise, cond if perturbed is None else cond.perturb(perturbed))
 
         return ask
@@ -51,10 +59,17 @@ class Scene:
 
     def asked(self, ask: Ask) -> Denoise:
         """All that is asked for: the pictures' prompts, with the guides that change them."""
-        denoise = ask([recipe.prompt for recipe in self.batch])
+        toward = [each.toward.prompt if each.toward else each.prompt for each in self.batch]
+        prompts = [each.prompt for each in self.batch]
+        denoise = ask(prompts, toward=toward if toward != prompts else ())
         for guide in self.batch[0].guides:
             denoise = guide.asked(self, denoise, ask)
         return denoise
+
+
+def parts(batch: Sequence[Recipe]) -> Tensor:
+    """How far each picture [B] is on its way to another one, 0 if it is on none."""
+    return torch.tensor([each.toward.part if each.toward else 0.0 for each in batch])
 
 
 def guided(model: Model, batch: Sequence[Recipe], sigmas: Tensor) -> Run:

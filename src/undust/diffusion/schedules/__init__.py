@@ -6,6 +6,6 @@ how they round to whole time steps.
 """
 
 from undust.diffusion.schedules import levels, published, times
-from undust.diffusion.schedules.registry import SCHEDULES, Schedule, schedule
+from undust.diffusion.schedules.registry import SCHEDULES, Schedule, listed, schedule, sigmas
 
-__all__ = ["SCHEDULES", "Schedule", "schedule", "times", "levels", "published"]
+__all__ = ["SCHEDULES", "Schedule", "levels", "listed", "published", "schedule", "sigmas", "times"]

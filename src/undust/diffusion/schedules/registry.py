@@ -14,6 +14,7 @@ from undust.diffusion.registry import Registry
 from undust.errors import UndustError
 
 Schedule = Callable[..., Tensor]
+LISTED = 1e-5  # as much may a listed σ be off, by having been written with few digits
 
 SCHEDULES: Registry[Schedule] = Registry("schedule")
 """name -> (process, steps) -> σ, float64 [steps + 1], strictly falling, the last one 0."""
@@ -44,6 +45,41 @@ def schedule(name: str) -> Callable[[Schedule], Schedule]:
         return complete
 
     return register
+
+
+def listed(schedule: str) -> Tensor | None:
+    """The σ that a text such as "14.6,3.2,0.8" lists, and a 0 after them; None for a name.
+
+    Raises UndustError for what begins like a list and is not one of falling numbers above 0.
+    """
+    if not schedule[:1].isdigit():
+        return None
+    try:
+        levels = [float(part) for part in schedule.split(",")]
+    except ValueError as error:
+        raise UndustError(f"schedule: {error}; σ are listed as in 14.6,3.2,0.8") from error
+    sigmas = torch.tensor([*levels, 0.0] if levels[-1] else levels, dtype=torch.float64)
+    if len(sigmas) < 2 or not bool((sigmas.diff() < 0).all() and sigmas.isfinite().all()):
+        raise UndustError("schedule: the listed σ have to fall, each below the one before")
+    return sigmas
+
+
+def sigmas(schedule: str, process: Process, steps: int) -> Tensor:
+    """σ [steps + 1] of a schedule by its name, or as they are listed.
+
+    Raises UndustError as the schedule does, for a list of another length, and for listed σ that the
+    process does not reach.
+    """
+    levels = listed(schedule)
+    if levels is None:
+        return SCHEDULES[schedule](process, steps)
+    if len(levels) != steps + 1:
+        raise UndustError(f"schedule: {len(levels) - 1} σ are listed, for {steps} steps")
+    if levels[0] > process.sigma_max * (1 + LISTED):
+        raise UndustError(
+            f"schedule: σ = {levels[0]:g} is above the process's largest, {process.sigma_max:.6g}"
+        )
+    return levels
 
 
 def ramp(steps: int) -> Tensor:

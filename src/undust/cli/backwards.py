@@ -1,0 +1,139 @@
+"""`undust invert` and `undust likelihood`: from pictures back."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from undust.cli import show
+from undust.cli.generate import BUILT_IN
+from undust.cli.output import FOLDER, make, slug, try_writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from undust.model import LatentDiffusion
+
+ModelName = Annotated[
+    str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
+]
+
+
+def invert(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Any picture.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What it shows.")] = "",
+    model: ModelName = BUILT_IN,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Steps from picture to dust.")
+    ] = 20,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="NAME", help="See `undust schedules`.  [default: karras]")
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(metavar="S", help="Above 1 the way back is seldom found.")
+    ] = 1.0,
+    iterations: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=1000, help="The most a step may take; 1 is DDIM's."),
+    ] = 30,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A .safetensors file.  [default: in undust-out]"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a line of JSON.")] = False,
+) -> None:
+    """Find the noise from which a model paints a picture.
+
+    `undust generate --noise` begins from it: with the same prompt it gives the picture back, with
+    another prompt another picture of the same layout.
+    """
+    out = out or FOLDER / f"{slug(picture.stem)}.safetensors"
+    try_writing(out.parent)
+    from undust.evaluation.metrics import psnr
+    from undust.formats import safetensors_file
+    from undust.generation import backwards, loop
+    from undust.model import load
+
+    loaded = load(model)
+    batch = loaded.recipes(
+        prompt, steps=steps, sampler="euler", schedule=schedule, guidance=guidance, seed=0
+    )
+    latents = _latents(loaded, [picture])
+    last = painted = None
+    with show.Progress(2 * steps, "steps") as progress:
+        for last in backwards.invert(loaded, batch, latents, iterations=iterations):
+            progress.update(last.index + 1, "back to noise")
+        assert last is not None
+        noise = backwards.noise(loaded, last)
+        for painted in loop.paint(loaded, batch, noise):
+            progress.update(steps + painted.index + 1, "and forth again")
+    assert painted is not None
+    back = psnr(loaded.decode(painted.x), loaded.decode(latents)).item()
+    make(out.parent)
+    safetensors_file.save(out, {"noise": noise[0]})
+    if json:
+        typer.echo(show.as_json({"path": str(out), "psnr": back, "variance": noise.var().item()}))
+        return
+    show.line(out)
+    show.summary(f"painted from it the picture comes back with {back:.1f} dB:")
+    again = ["generate", prompt, "--noise", out, "--sampler", "euler", "--steps", steps]
+    again += ["--guidance", f"{guidance:g}"]
+    again += ["--schedule", schedule] * (schedule is not None)
+    again += ["--model", model] * (model != BUILT_IN)
+    show.summary("undust " + shlex.join(map(str, again)))
+
+
+def likelihood(
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="Any pictures.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Given that they show this.")] = "",
+    model: ModelName = BUILT_IN,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Four calls of the network each.")
+    ] = 30,
+    probes: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Random vectors for the trace.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of these vectors.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")] = False,
+) -> None:
+    """Tell how likely pictures are to a model: bits for each number of their latents.
+
+    The fewer, the likelier. Differences between pictures, prompts and models are what it is good
+    for: the first stage is not counted.
+    """
+    from undust.generation import backwards
+    from undust.model import load
+
+    loaded = load(model)
+    rows: list[list[object]] = []
+    with show.Progress(len(pictures), "pictures") as progress:
+        for done, picture in enumerate(pictures, 1):
+            bits = backwards.bits_per_dimension(
+                loaded,
+                loaded.recipes(prompt, guidance=1, seed=0),
+                _latents(loaded, [picture]),
+                steps=steps,
+                probes=probes,
+                seed=seed,
+            ).item()
+            if json:
+                progress.line(show.as_json({"path": str(picture), "bits_per_dimension": bits}))
+            rows.append([picture, f"{bits:.4f}"])
+            progress.update(done, show.shorten(picture.name, 30))
+    if not json:
+        show.table(["picture", "bits per dimension>"], rows)
+
+
+def _latents(model: LatentDiffusion, paths: Sequence[Path]) -> Tensor:
+    """The pictures' latents [B, C, h, w], at the size that the model was trained on."""
+    import torch
+
+    from undust.datasets.image_folder import open_picture
+    from undust.pictures import from_image
+
+    bytes_ = torch.stack([from_image(open_picture(path), model.size) for path in paths])
+    return model.encode(bytes_.float() / 127.5 - 1)

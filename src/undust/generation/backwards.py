@@ -1,0 +1,62 @@
+"""From a picture back: to the noise that becomes it, and to how likely it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from undust.diffusion import inversion, likelihood
+from undust.diffusion.schedules import SCHEDULES, sigmas
+from undust.generation.loop import Model, Step
+from undust.generation.recipe import Recipe
+from undust.generation.scene import guided
+
+TOLERANCE = 1e-6  # of σ: a fixed point that moves by less has been reached
+
+
+@torch.inference_mode()
+def invert(
+    model: Model, batch: Sequence[Recipe], latents: Tensor, *, iterations: int = 1
+) -> Iterator[Step]:
+    """Walks Euler's steps of the recipes backwards from latents [B, C, h, w], step by step.
+
+    iterations: the most a step may take; 1 is DDIM inversion, more make it exact while the guidance
+    is weak (see `diffusion.inversion`). The last step's x is what `noise` makes of.
+    """
+    first = batch[0]
+    levels = sigmas(first.schedule, model.process, first.steps)
+    denoise = guided(model, batch, levels)
+    for step in inversion.invert(
+        denoise, latents, levels, iterations=iterations, tolerance=TOLERANCE
+    ):
+        yield Step(step.index, first.steps, float(step.sigma), step.x, step.x0, model.decode)
+
+
+def noise(model: Model, last: Step) -> Tensor:
+    """The unit-variance start [B, C, h, w] of pictures that were inverted up to this step."""
+    return last.x / model.process.start(torch.ones(1), last.sigma)
+
+
+def bits_per_dimension(
+    model: Model, batch: Sequence[Recipe], latents: Tensor, *, steps: int, probes: int, seed: int
+) -> Tensor:
+    """How likely latents [B, C, h, w] are given the recipes' prompts: bits a number [B].
+
+    Of the latents under the process's least noise, by `steps` steps of the classical Runge-Kutta
+    method along the probability flow; `probes` random vectors, which `seed` fixes, estimate its
+    divergence. The fewer bits, the likelier. Raises UndustError as `diffusion.likelihood` does.
+    """
+    process = model.process
+    levels = SCHEDULES["exponential"](process, steps + 1)[:-1]
+    deviation = float(process.start(torch.ones(1), levels[0]))
+    found = likelihood.log_likelihood(
+        guided(model, batch, levels),
+        latents,
+        levels,
+        likelihood.isotropic(deviation),
+        probes=probes,
+        key=seed,
+    )
+    return likelihood.bits_per_dimension(found, latents[0].numel())

@@ -1,0 +1,154 @@
+"""undust invert, undust likelihood, undust interpolate and undust schedules fit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import undust as package
+from undust.evaluation.metrics import psnr
+from undust.formats.recipe_png import read_recipe
+from undust.pictures import from_image
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def picture(undust: Run, tiny_model: Path) -> Path:
+    undust("generate", "a cat", "--model", tiny_model, "--steps", 2, "--seed", 1, "--out", "a.png")
+    return Path("a.png")
+
+
+def test_a_picture_goes_to_noise_and_comes_back(undust: Run):
+    """With a trained model; one with random weights is no contraction, and has no way back."""
+    undust("generate", "red heart", "--steps", 8, "--seed", 1, "--out", "a.png")
+    done = undust("invert", "a.png", "red heart", "--steps", 8, "--schedule", "exponential")
+    assert (done.code, done.out) == (0, "undust-out/a.safetensors\n")
+    name, *arguments = shlex.split(done.err.splitlines()[-1])  # what to type is the last line
+    assert name == "undust"
+    assert undust(*arguments, "--out", "back.png").code == 0
+    assert read_recipe(Path("back.png"))["given_noise"] is True
+    assert undust("rerun", "back.png").code == 2
+
+    model = package.load("emoji")
+    with Image.open("a.png") as image:
+        latents = model.encode(from_image(image, model.size)[None].float() / 127.5 - 1)
+    with Image.open("back.png") as image:
+        back = from_image(image, model.size)[None].float() / 127.5 - 1
+    assert psnr(back, model.decode(latents).clamp(-1, 1)).item() > 40
+
+
+def test_more_iterations_come_nearer(undust: Run):
+    undust("generate", "red heart", "--steps", 8, "--seed", 1, "--out", "a.png")
+    found: list[dict[str, Any]] = []
+    for iterations in (1, 30):
+        options = ["--steps", 5, "--iterations", iterations, "--out", "n.safetensors", "--json"]
+        found.append(json.loads(undust("invert", "a.png", "red heart", *options).out))
+    assert found[0]["psnr"] + 20 < found[1]["psnr"]
+    assert found[1]["psnr"] > 60
+    assert load_file("n.safetensors")["noise"].var().item() == pytest.approx(found[1]["variance"])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [{}, {"noise": torch.zeros(2, 4, 8, 8)}, {"noise": torch.zeros(4, 8, 8, dtype=torch.int64)}],
+)
+def test_files_without_noise(undust: Run, tiny_model: Path, tensors: dict[str, torch.Tensor]):
+    save_file({"other": torch.zeros(1), **tensors}, "x.safetensors")
+    done = undust("generate", "a cat", "--model", tiny_model, "--noise", "x.safetensors")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "undust: x.safetensors holds no noise [C, h, w], as `undust invert` writes it\n"
+    )
+
+
+def test_noise_of_another_size(undust: Run, tiny_model: Path):
+    save_file({"noise": torch.zeros(4, 6, 8)}, "x.safetensors")
+    done = undust("generate", "a cat", "--model", tiny_model, "--noise", "x.safetensors")
+    assert done.code == 2
+    assert "noise: its shape is [1, 4, 6, 8]; here it has to be [1, 4, 8, 8]" in done.err
+
+
+def test_likelihood_of_pictures(undust: Run, tiny_model: Path, picture: Path):
+    options = ["--model", tiny_model, "--steps", 2, "--json"]
+    lines = undust("likelihood", picture, picture, "--prompt", "a cat", *options).out.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert rows[0] == rows[1]
+    assert rows[0]["path"] == "a.png"
+    other = json.loads(undust("likelihood", picture, "--prompt", "a dog", *options).out)
+    assert other["bits_per_dimension"] != rows[0]["bits_per_dimension"]
+    table = undust("likelihood", picture, "--prompt", "a cat", *options[:-1]).out
+    assert f"{rows[0]['bits_per_dimension']:.4f}" in table
+
+
+@pytest.mark.parametrize("command", ["invert", "likelihood"])
+def test_what_is_no_picture(undust: Run, tiny_model: Path, command: str):
+    Path("text.png").write_text("no picture")
+    for path in ("text.png", "absent.png"):
+        done = undust(command, path, "--model", tiny_model)
+        assert (done.code, done.out) == (2, "")
+        assert f"cannot read the picture {path}" in done.err
+
+
+def test_interpolation_from_prompt_to_prompt(undust: Run, tiny_model: Path):
+    options = ["--model", tiny_model, "--steps", 2, "--seed", 1, "--count", 4, "--out", "way"]
+    done = undust("interpolate", "a cat", "a dog", "--seed-to", 2, *options)
+    assert done.code == 0
+    *paths, sheet = done.out.splitlines()
+    towards = [read_recipe(Path(path))["toward"] for path in paths]
+    assert [toward["part"] for toward in towards] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert all(toward["prompt"] == "a dog" and toward["seed"] == 2 for toward in towards)
+    with Image.open(sheet) as image:
+        assert image.width > 4 * 32 > image.height
+    again = undust("rerun", paths[1], "--model", tiny_model, "--out", "again.png")
+    assert again.code == 0
+    assert Path("again.png").read_bytes() == Path(paths[1]).read_bytes()
+
+
+def test_nothing_to_interpolate_to(undust: Run, tiny_model: Path):
+    done = undust("interpolate", "a cat", "--model", tiny_model)
+    assert done.code == 2
+    assert "give a second prompt, or --seed-to N" in done.err
+
+
+def test_a_fitted_schedule_can_be_used(undust: Run, tiny_model: Path):
+    options = ["--steps", 3, "--seconds", 1]
+    done = undust("schedules", "fit", tiny_model, *options)
+    assert done.code == 0
+    levels = [float(level) for level in done.out.split(",")]
+    assert len(levels) == 3
+    assert levels == sorted(levels, reverse=True)
+    assert "fitted" in done.err
+    schedule = done.out.strip()
+    painted = undust(
+        *("generate", "a cat", "--model", tiny_model, "--schedule", schedule, "--out", "a.png")
+    )
+    assert painted.code == 0
+    recipe = read_recipe(Path("a.png"))
+    assert (recipe["schedule"], recipe["steps"]) == (schedule, 3)
+
+
+def test_a_schedule_is_fitted_to_captions(undust: Run, tiny_model: Path, pictures: Path):
+    options = ["--steps", 2, "--seconds", 0, "--data", pictures, "--json"]
+    found = json.loads(undust("schedules", "fit", tiny_model, *options).out)
+    assert len(found["schedule"].split(",")) == 2
+    assert found["errors"].keys() > {"fitted", "karras", "trailing"}
+
+
+def test_what_cannot_be_fitted(undust: Run, tiny_model: Path, here: Path):
+    done = undust("schedules", "fit", tiny_model, "--steps", 2, "--sampler", "ddpm")
+    assert done.code == 2
+    assert "one that draws no noise" in done.err
+    (here / "empty").mkdir()
+    Image.new("RGB", (8, 8)).save(here / "empty/a.png")
+    done = undust("schedules", "fit", tiny_model, "--steps", 2, "--data", "empty")
+    assert done.code == 2
+    assert "empty has too few captions" in done.err
