@@ -67,6 +67,21 @@ def test_a_model_that_paints_the_right_pictures_is_told_so(
     assert evaluate(model, wrong, captions=0, steps=2, seed=7).recall["held-out captions"].top1 == 0
 
 
+def test_captions_are_put_into_a_template(
+    model: LatentDiffusion, tmp_path: Path, draw: Callable[[int], list[Image.Image]]
+):
+    """What the model painted of "a picture of 3, please" is found where "3" is the caption."""
+    own = [model.generate(f"a picture of {k}, please", seed=k, steps=2)[0].image for k in range(3)]
+    rows = [{"text": str(k), "split": "test"} for k in range(3)]
+    rows += [{"text": f"other {k}"} for k in range(20)]
+    data = write(tmp_path / "data", [*own, *draw(20)], rows)
+    report = evaluate(model, data, captions=0, steps=2, template="a picture of {}, please")
+    assert report.recall["held-out captions"].top1 == 1
+    assert report.template == "a picture of {}, please"
+    with pytest.raises(UndustError, match="template: 'a picture' lacks the {}"):
+        evaluate(model, data, template="a picture")
+
+
 def test_training_captions_are_of_different_concepts_and_half_in_korean(
     model: LatentDiffusion, data: Path
 ):

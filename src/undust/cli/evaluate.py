@@ -25,6 +25,9 @@ def evaluate(
         float | None,
         typer.Option(metavar="S", help="How closely to follow the caption.  [default: 4]"),
     ] = None,
+    template: Annotated[
+        str, typer.Option(metavar="TEXT", help="What captions are put into: 'a picture of a {}'.")
+    ] = "{}",
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the first picture.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
@@ -41,6 +44,7 @@ def evaluate(
             steps=steps,
             guidance=guidance,
             seed=seed,
+            template=template,
             observe=observe,
         )
     if json:

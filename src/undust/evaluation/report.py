@@ -57,6 +57,7 @@ class Report(BaseModel):
     sampler: str
     schedule: str
     seed: int
+    template: str
     seconds: float
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -90,19 +91,24 @@ def evaluate(
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
+    template: str = "{}",
     observe: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Paints captions of a picture folder and tells for how many the right picture is nearest.
 
     Asked are `captions` training captions, each of another concept and in turn English and Korean
     where there is Korean, and all captions of the held-out pictures in the fields `held_out`.
+    template: what each of them is put into, such as "a picture of a {}".
     The first stage is measured on the held-out pictures, or on all if none are held out.
     observe: called after each step of a batch with the number of picture-steps done and of all.
-    Raises UndustError for a folder that is no data set or has no captions to ask.
+    Raises UndustError for a folder that is no data set or has no captions to ask, and for a
+    template without its {}.
     """
     began = time.monotonic()
     if captions < 0:
         raise UndustError(f"captions: has to be at least 0, not {captions}")
+    if "{}" not in template:
+        raise UndustError(f"template: {template!r} lacks the {{}} that the caption goes into")
     samples = image_folder.read(data)
     questions = [*_training(samples, captions, seed), *_held_out(samples, held_out)]
     if not questions:
@@ -111,7 +117,10 @@ def evaluate(
         recipe
         for place, question in enumerate(questions)
         for recipe in model.recipes(
-            question.caption, steps=steps, guidance=guidance, seed=seed + place
+            template.replace("{}", question.caption),
+            steps=steps,
+            guidance=guidance,
+            seed=seed + place,
         )
     ]
     gallery = Gallery([sample.path for sample in samples], model.size)
@@ -132,6 +141,7 @@ def evaluate(
         sampler=first.sampler,
         schedule=first.schedule,
         seed=seed,
+        template=template,
         seconds=round(time.monotonic() - began, 1),
     )
 
