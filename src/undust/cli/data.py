@@ -31,9 +31,15 @@ def emoji(
     try_writing(out)
     with show.counted("pictures", "drawing emoji") as observe:
         count = emoji.build(out, size, observe)
-    held_out = len(image_folder.read(out, split="test"))
+    samples = image_folder.read(out)
+    held_out = sum(sample.split == "test" for sample in samples)
+    keywords = sum("text_keywords" in sample.captions for sample in samples)
     show.line(out)
     show.summary(f"{count} pictures of {size}x{size}, {held_out} of them held out from training")
+    if keywords:
+        show.summary(f"{keywords} have keywords beside their names")
+    else:
+        show.note("names alone: CLDR's keywords come with `apt install unicode-cldr-core`")
 
 
 @app.command()
