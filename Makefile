@@ -1,10 +1,10 @@
-# make picture PROMPT="smiling cat"      set everything up and make a picture
+# make picture PROMPT="a smiling cat"      set everything up and make a picture
 # make test                              set everything up and pass the tests
 .DEFAULT_GOAL := help
 .PHONY: help picture test lint types format wheel
 
 # As typed: a $ in the prompt is not make's, and quotes in it are not the shell's.
-PROMPT ?= smiling cat
+PROMPT ?= a smiling cat
 export UNDUST_PROMPT := $(value PROMPT)
 
 help:

@@ -27,12 +27,12 @@ FLOORS = (
     {"adapters"},
     {"generation"},
     {"model"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "lab"},
     {"cli"},
 )
 # Where less is allowed than the floor allows.
 ONLY = {"diffusion": {"errors"}, "pictures": {"errors"}, "datasets": {"errors", "formats"}}
-OPTIONAL = {"accelerate", "diffusers", "emoji", "tensorboard", "transformers"}
+OPTIONAL = {"accelerate", "diffusers", "emoji", "matplotlib", "tensorboard", "transformers"}
 PROBES = {"sys.argv", "torch.cuda", "torch.backends", "torch.accelerator", "torch.set_num_threads"}
 LONGEST = 400  # lines
 

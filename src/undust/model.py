@@ -16,8 +16,8 @@ from undust import __version__
 from undust.conditioning.condition import Conditioning
 from undust.conditioning.tokenizer import Tokenizer
 from undust.diffusion.denoiser import NetworkDenoiser
-from undust.diffusion.prediction import PREDICTIONS
-from undust.diffusion.process import VP
+from undust.diffusion.prediction import prediction_on
+from undust.diffusion.process import Process
 from undust.errors import UndustError, unknown
 from undust.formats import tokenizer_files
 from undust.formats.files import atomic_folder
@@ -51,7 +51,7 @@ class LatentDiffusion:
     unet: UNet
     text_encoder: TextEncoder
     tokenizer: Tokenizer
-    process: VP
+    process: Process
     prediction: str
     name: str = ""
     hash: str = ""
@@ -65,7 +65,9 @@ class LatentDiffusion:
             stated = " and ".join(f"{name} is {width}" for name, width in widths.items())
             raise UndustError(f"the parts do not fit: {stated}")
         self._others: dict[str, LatentDiffusion] = {}
-        self._denoiser = NetworkDenoiser(self._network, self.process, PREDICTIONS[self.prediction])
+        self._denoiser = NetworkDenoiser(
+            self._network, self.process, prediction_on(self.process, self.prediction)
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,13 +139,14 @@ class LatentDiffusion:
     ) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
 
-        What is None takes its default: the recipe's, a random seed, the size trained on. guides:
-        "apg:eta=0,norm=10" or such, see `undust guidances`; their files are read here.
+        What is None takes its default: the recipe's, a random seed, the size trained on, the
+        process's schedule. guides: "apg:eta=0,norm=10" or such, see `undust guidances`; their files
+        are read here.
         Raises UndustError for no prompts, and for any value that cannot be.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
-            raise UndustError("no prompt: say what to paint, such as 'smiling cat'")
+            raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
         if count < 1:
             raise UndustError(f"count: has to be at least 1, not {count}")
         seed = random.SystemRandom().randrange(2**32) if seed is None else seed
@@ -155,7 +158,7 @@ class LatentDiffusion:
             "steps": steps,
             "guidance": guidance,
             "sampler": sampler,
-            "schedule": schedule,
+            "schedule": self.process.default_schedule if schedule is None else schedule,
         }
         chosen = {name: value for name, value in asked.items() if value is not None}
         return [
@@ -245,7 +248,6 @@ class LatentDiffusion:
             "unet": ["diffusers", "UNet2DConditionModel"],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
-            "scheduler": ["diffusers", "DDIMScheduler"],
             "safety_checker": [None, None],
             "feature_extractor": [None, None],
             "requires_safety_checker": False,
@@ -255,10 +257,9 @@ class LatentDiffusion:
                 save_component(building / name, network, kind, dtype)
             tokenizer_files.save(building / "tokenizer", self.tokenizer)
             (building / "scheduler").mkdir()
-            write_json(
-                building / "scheduler" / "scheduler_config.json",
-                scheduler_config(self.process, self.prediction),
-            )
+            scheduler = scheduler_config(self.process, self.prediction)
+            write_json(building / "scheduler" / "scheduler_config.json", scheduler)
+            index["scheduler"] = ["diffusers", scheduler["_class_name"]]
             write_json(building / "model_index.json", index)
 
     def _batch(self, recipes: list[Recipe], noise: Tensor | None) -> list[Recipe]:

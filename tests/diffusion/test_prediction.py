@@ -4,8 +4,10 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
+from processes import BUILT
 from undust.diffusion.noise import normal
-from undust.diffusion.prediction import PREDICTIONS, edm
+from undust.diffusion.prediction import PREDICTIONS, edm, prediction_on
+from undust.diffusion.process import EDM
 from undust.diffusion.process.base import ENDLESS
 from undust.errors import UndustError
 
@@ -78,6 +80,26 @@ def test_what_tells_a_picture_from_noise_alone(name: str):
     assert ((read - x0).abs().max() < 1e-5) == (name not in ("epsilon", "score"))
 
 
+@pytest.mark.parametrize("process", [*BUILT, "svd"])
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_network_is_told_what_its_process_lets_it_mean(name: str, process: str):
+    """Refused where the test above fails; F and v = −F are of EDM's own sigma_data."""
+    forward = {**BUILT, "svd": EDM(highest=700.0, sigma_data=1.0)}[process]
+    if forward.ends_in_noise and name in ("epsilon", "score"):
+        with pytest.raises(UndustError, match=f"prediction: {name} cannot tell a picture"):
+            prediction_on(forward, name)
+    elif not isinstance(forward, EDM):
+        assert prediction_on(forward, name) is PREDICTIONS[name]
+    else:
+        target = prediction_on(forward, name).target(X0, NOISE, LEVEL)
+        edm_target = edm(forward.sigma_data).target(X0, NOISE, LEVEL)
+        expected = {"edm": edm_target, "v_prediction": -edm_target}
+        own = PREDICTIONS[name].target(X0, NOISE, LEVEL)
+        torch.testing.assert_close(target, expected.get(name, own))
+
+
 def test_unknown_names():
+    with pytest.raises(UndustError, match="did you mean 'epsilon'"):
+        prediction_on(EDM(), "epsillon")
     with pytest.raises(UndustError, match="did you mean 'epsilon'"):
         PREDICTIONS["epsillon"]

@@ -78,7 +78,7 @@ def test_captions_are_put_into_a_template(
     report = evaluate(model, data, captions=0, steps=2, template="a picture of {}, please")
     assert report.recall["held-out captions"].top1 == 1
     assert report.template == "a picture of {}, please"
-    with pytest.raises(UndustError, match="template: 'a picture' lacks the {}"):
+    with pytest.raises(UndustError, match="template: 'a picture' lacks"):
         evaluate(model, data, template="a picture")
 
 

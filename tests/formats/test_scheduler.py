@@ -6,13 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undust.diffusion.process import DISCRETE, VP
+from undust.diffusion.process import DISCRETE, VP, zero_terminal_snr
 from undust.errors import UndustError
 from undust.formats.scheduler import BETA_SCHEDULES, CLASSES, read_scheduler, scheduler_config
 
 DDIM = {"_class_name": "DDIMScheduler"}
-# Two of them need packages that are not installed here: their configurations are not tested.
-INSTALLED = sorted({*CLASSES} - {"DPMSolverSDEScheduler", "LMSDiscreteScheduler"})
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -29,7 +27,7 @@ def test_the_process_is_the_one_diffusers_has(schedule: str, prediction: str):
     )
 
 
-@pytest.mark.parametrize("kind", INSTALLED)
+@pytest.mark.parametrize("kind", CLASSES)
 def test_every_scheduler_of_the_same_process_is_understood(kind: str, tmp_path):
     scheduler = getattr(diffusers, kind)(beta_schedule="scaled_linear", beta_end=0.012)
     process, prediction = read_scheduler({"_class_name": kind, **scheduler.config}, "here")
@@ -50,7 +48,9 @@ def test_what_is_written_is_read_back_bit_for_bit(name: str, prediction: str):
 @pytest.mark.parametrize("schedule", BETA_SCHEDULES)
 def test_zero_terminal_snr_is_understood(schedule: str):
     """Both sides end in noise alone; ours is written as its betas, and is the same in diffusers."""
-    theirs = diffusers.DDIMScheduler(beta_schedule=schedule, rescale_betas_zero_snr=True)
+    theirs = diffusers.DDIMScheduler(
+        beta_schedule=schedule, rescale_betas_zero_snr=True, prediction_type="v_prediction"
+    )
     process, _ = read_scheduler({**DDIM, **theirs.config}, "here")
     again = scheduler_config(process, "v_prediction")
     assert torch.equal(read_scheduler(again, "here")[0].betas, process.betas)
@@ -58,6 +58,21 @@ def test_zero_terminal_snr_is_understood(schedule: str):
         torch.testing.assert_close(
             process.alphas_cumprod, scheduler.alphas_cumprod.double(), rtol=1e-3, atol=1e-7
         )
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_noise_says_nothing_where_there_is_nothing_else(prediction: str):
+    """Lin et al. 2024, §3.2: at SNR 0 the noise is all of x, and the picture remains unknown."""
+    process = zero_terminal_snr(DISCRETE["scaled-linear"]())
+    for config in (
+        {**DDIM, "rescale_betas_zero_snr": True, "prediction_type": prediction},
+        scheduler_config(process, prediction),  # its betas one by one
+    ):
+        if prediction == "epsilon":
+            with pytest.raises(UndustError, match="here is not supported: prediction: epsilon"):
+                read_scheduler(config, "here")
+        else:
+            assert read_scheduler(config, "here")[1] == prediction
 
 
 def test_betas_of_no_schedule_are_written_one_by_one():
@@ -84,7 +99,7 @@ def test_what_is_written_is_the_same_process_in_diffusers(name: str):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscrete"),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "FlowMatchLCMScheduler'; possible are DDIM"),
         ({"_class_name": None}, "_class_name = None; possible are DDIMScheduler"),
         ({"_class_name": []}, r"_class_name = \[\]"),
         ({"rescale_betas_zero_snr": 3}, "rescale_betas_zero_snr = 3"),
@@ -101,6 +116,7 @@ def test_what_is_written_is_the_same_process_in_diffusers(name: str):
         ({"beta_start": 0.9, "beta_end": 0.9}, "betas that are too small or too large"),
         ({"num_train_timesteps": 2, "trained_betas": [1e-20, 0.5]}, "betas that are too small"),
         ({"snr_shift_scale": 3.0}, "snr_shift_scale = 3.0"),
+        ({"shift": 3.0}, "shift = 3.0"),
         ({"two\nlines": 1}, r"'two\\nlines' = 1"),
     ],
 )
@@ -139,5 +155,6 @@ def test_any_object_gives_a_process_or_an_error(fields: dict):
     except UndustError as error:
         assert "\n" not in str(error)
     else:
+        assert isinstance(process, VP)
         assert bool((process.sigmas.diff() > 0).all())
         assert prediction in ("epsilon", "sample")

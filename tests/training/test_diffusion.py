@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from PIL import Image
+from scipy.stats import norm
 from torch import Tensor
 
 import undust
@@ -28,37 +34,122 @@ from undust.training.run import train
 Read = Callable[..., DiffusionRecipe]
 
 
+class Seen:
+    """The next batch of a task, what the network is given and what it answers, and the loss."""
+
+    @torch.no_grad()
+    def __init__(self, task: DiffusionTask, count: int = 8) -> None:
+        chance = torch.Generator().manual_seed(2)
+        for parameter in task.modules.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=chance)
+        given: list[tuple[Tensor, Tensor, Tensor]] = []
+        answered: list[Tensor] = []
+        unet = task.model.unet
+        hooks = [
+            unet.register_forward_pre_hook(lambda _, inputs: given.append(inputs)),
+            unet.register_forward_hook(lambda *call: answered.append(call[2])),
+        ]
+        batch = task.order.batch(3, count)
+        self.loss = task.losses(batch)["loss"]
+        for hook in hooks:
+            hook.remove()
+        ((self.x, self.told, _),), (self.output,) = given, answered
+        mean, deviation = task.latents.mean, task.latents.deviation
+        picked, shape = list(batch.sample), mean.shape[1:]
+        self.z = mean[picked] + deviation[picked] * batch.normal(Purpose.POSTERIOR, shape)
+        self.noise = batch.normal(Purpose.NOISE, shape)
+        self.uniform = batch.uniform(Purpose.TIME)[:, 0]
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@torch.no_grad()
 def test_the_loss_is_what_diffusers_scheduler_makes_of_it(
     prediction: str, diffusion_recipe: Read, tmp_path: Path
 ):
     """Its noised latents go into the network; the squared distance to its target is the loss."""
-    task = DiffusionTask(diffusion_recipe(f"dust.prediction={prediction}"), tmp_path)
-    for parameter in task.modules.parameters():
-        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    answered: list[Tensor] = []
-    task.model.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
-    task.model.unet.register_forward_hook(lambda *call: answered.append(call[2]))
-    batch = task.order.batch(3, 8)
-    loss = task.losses(batch)["loss"]
-
+    seen = Seen(DiffusionTask(diffusion_recipe(f"dust.prediction={prediction}"), tmp_path))
     scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear")
-    (x, timestep, _), (output,) = seen[0], answered
-    mean, deviation = task.latents.mean, task.latents.deviation
-    picked = list(batch.sample)
-    z = mean[picked] + deviation[picked] * batch.normal(Purpose.POSTERIOR, mean.shape[1:])
-    noise = batch.normal(Purpose.NOISE, mean.shape[1:])
-    steps = timestep.long()
-    torch.testing.assert_close(x, scheduler.add_noise(z, noise, steps))
+    steps = seen.told.long()
+    torch.testing.assert_close(seen.x, scheduler.add_noise(seen.z, seen.noise, steps))
     targets = {
-        "epsilon": noise,
-        "sample": z,
-        "v_prediction": scheduler.get_velocity(z, noise, steps),
+        "epsilon": seen.noise,
+        "sample": seen.z,
+        "v_prediction": scheduler.get_velocity(seen.z, seen.noise, steps),
     }
-    expected = (output - targets[prediction]).square().mean()
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+    expected = (seen.output - targets[prediction]).square().mean()
+    torch.testing.assert_close(seen.loss, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_learns_the_way_from_picture_to_noise(
+    shift: float, diffusion_recipe: Read, tmp_path: Path
+):
+    """n − z at (1 − τ)·z + τ·n as in diffusers' scripts, at even times between theirs, shifted."""
+    recipe = diffusion_recipe("dust.process=flow", f"dust.shift={shift}")
+    seen = Seen(DiffusionTask(recipe, tmp_path))
+    tau = 0.001 + 0.999 * seen.uniform
+    tau = (shift * tau / (1 + (shift - 1) * tau)).float()
+    theirs = FlowMatchEulerDiscreteScheduler(1000, shift)
+    assert theirs.sigma_min < tau.min() < tau.max() < theirs.sigma_max == 1
+    torch.testing.assert_close(seen.told, 1000 * tau, rtol=1e-5, atol=1e-3)
+    tau = tau[:, None, None, None]
+    torch.testing.assert_close(seen.x, (1 - tau) * seen.z + tau * seen.noise, rtol=1e-4, atol=1e-5)
+    expected = (seen.output - (seen.noise - seen.z)).square().mean()
+    torch.testing.assert_close(seen.loss, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("prediction", ["edm", "v_prediction"])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_edm_learns_what_karras_wrote(
+    sigma_data: float, prediction: str, diffusion_recipe: Read, tmp_path: Path
+):
+    """Karras et al. 2022, eq. 2, 7 and 8: the mean of λ(σ)·‖D(y + n; σ) − y‖²."""
+    recipe = diffusion_recipe(
+        "dust.process=edm",
+        f"dust.sigma_data={sigma_data}",
+        f"dust.prediction={prediction}",
+        "dust.p_mean=-0.5",
+        "dust.p_std=1.5",
+    )
+    seen = Seen(DiffusionTask(recipe, tmp_path))
+    log = -0.5 + 1.5 * torch.from_numpy(norm.ppf(seen.uniform.numpy())).float()
+    torch.testing.assert_close(seen.told, log / 4)
+    sigma = log.exp()[:, None, None, None]
+    noisy, total = seen.z + sigma * seen.noise, sigma**2 + sigma_data**2
+    torch.testing.assert_close(seen.x, noisy / total.sqrt())
+    output = seen.output if prediction == "edm" else -seen.output
+    denoised = sigma_data**2 / total * noisy + sigma * sigma_data / total.sqrt() * output
+    weight = total / (sigma * sigma_data) ** 2
+    expected = (weight * (denoised - seen.z).square()).mean()
+    torch.testing.assert_close(seen.loss, expected, rtol=1e-4, atol=0)
+
+
+def test_with_zero_terminal_snr_the_last_time_step_is_noise(diffusion_recipe: Read, tmp_path: Path):
+    """Lin et al. 2024: there the network sees the noise alone, and v asks it for the picture."""
+    recipe = diffusion_recipe(
+        "dust.zero_terminal_snr=true", "dust.prediction=v_prediction", "dust.steps=4"
+    )
+    seen = Seen(DiffusionTask(recipe, tmp_path), 32)
+    last = seen.told == 3
+    assert 0 < last.sum() < 32
+    torch.testing.assert_close(seen.x[last], seen.noise[last])
+    theirs = DDIMScheduler(
+        4, 0.00085, 0.012, "scaled_linear", rescale_betas_zero_snr=True
+    ).get_velocity(seen.z, seen.noise, seen.told.long())
+    torch.testing.assert_close(theirs[last], -seen.z[last])
+    expected = (seen.output - theirs).square().mean()
+    torch.testing.assert_close(seen.loss, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+@pytest.mark.parametrize("process", ["linear", "scaled-linear", "cosine", "sigmoid"])
+def test_discrete_time_steps_are_whole(
+    process: str, shift: float, diffusion_recipe: Read, tmp_path: Path
+):
+    """The same steps for the same numbers in every version: runs are resumed with a newer one."""
+    recipe = diffusion_recipe(f"dust.process={process}", f"dust.shift={shift}")
+    seen = Seen(DiffusionTask(recipe, tmp_path), 200)
+    shifted = shift * seen.uniform / (1 + (shift - 1) * seen.uniform)
+    assert torch.equal(seen.told, (1000 * shifted).floor().float())
 
 
 @torch.no_grad()
@@ -175,6 +266,50 @@ def test_what_is_published_is_a_model(diffusion_recipe: Read, tmp_path: Path):
     assert model.generate("녹 옆 라일락", seed=1, steps=2)[0].image.size == (16, 16)
 
 
+@pytest.mark.parametrize(
+    ("process", "changes"),
+    [
+        ("flow", []),
+        ("flow", ["dust.shift=3"]),
+        ("edm", []),
+        ("edm", ["dust.sigma_data=1", "dust.prediction=v_prediction"]),
+    ],
+)
+def test_what_is_trained_paints_the_same_in_diffusers(
+    process: str, changes: list[str], diffusion_recipe: Read, tmp_path: Path
+):
+    """Three steps, saved, loaded; Euler's method in both, from the same noise.
+
+    Their scheduler of rectified flow does not say how strong its noise is: 1. EDM's starts as if
+    pictures had deviation 1.
+    """
+    recipe = diffusion_recipe(
+        f"dust.process={process}", *changes, "run.steps=3", "optimizer.learning_rate=0.1"
+    )
+    train(recipe, tmp_path / "out")
+    model = undust.load(tmp_path / "out/model")
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    (ours,) = model.generate("녹 옆 라일락", noise=start, steps=7, sampler="euler")
+
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out/model")
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe.scheduler
+    if process == "flow":
+        theirs.init_noise_sigma = 1.0
+        how: dict[str, Any] = {"sigmas": [1 - k / 7 for k in range(7)]}
+        assert ours.recipe.schedule == "trailing"
+    else:
+        start = start * ((80**2 + theirs.config.sigma_data**2) / (80**2 + 1)) ** 0.5
+        how = {"num_inference_steps": 7}
+        assert ours.recipe.schedule == "karras"
+    latent = pipe(
+        "녹 옆 라일락", latents=start, guidance_scale=4.0, output_type="latent", **how
+    ).images[0]
+    assert (ours.latent - latent).norm() < 1e-4 * latent.norm()
+    (other,) = model.generate("sky over sand", noise=start, steps=7, sampler="euler")
+    assert (other.latent - latent).norm() > 1e-2 * latent.norm()
+
+
 def test_it_learns(diffusion_recipe: Read, tmp_path: Path):
     """Predicting nothing costs 1 on average; after 60 small steps it costs a fifth less."""
     losses: list[float] = []
@@ -203,6 +338,8 @@ def test_a_preview_shows_the_recipes_prompts(diffusion_recipe: Read, tmp_path: P
     [
         ("data.crop=8", r"data\.crop: latents are made of whole pictures"),
         ("data.size=15", "15x15 is not divisible by 2"),
+        ("dust.zero_terminal_snr=true", "prediction: epsilon cannot tell a picture from noise"),
+        ("dust.beta_end=2", "betas: every one has to lie between 0 and 1"),
         ("dust.weighting=min-snrr", "unknown weighting 'min-snrr'; did you mean 'min-snr'"),
         ("text_encoder.hidden_size=12", "the parts do not fit"),
         ("first_stage=pyproject.toml/absent", "pyproject.toml/absent"),

@@ -60,6 +60,48 @@ def test_what_cannot_be_is_named(change: str, said: str, write_recipe: Write):
 
 
 @pytest.mark.parametrize(
+    ("process", "changes"),
+    [
+        ("scaled-linear", ["beta_start=0.001", "zero_terminal_snr=true", "shift=3"]),
+        ("sigmoid", ["beta_end=0.02", "prediction=v_prediction"]),
+        ("cosine", ["steps=50", "prediction=sample"]),
+        ("flow", ["shift=3", "steps=500", "prediction=flow"]),
+        ("edm", ["sigma_data=1", "p_mean=-0.5", "p_std=1", "sigma_min=0.01", "sigma_max=90"]),
+    ],
+)
+def test_every_process_has_its_own_dust(process: str, changes: list[str], write_recipe: Write):
+    path = write_recipe("diffusion")
+    changes = [f"process={process}", *changes]
+    recipe = recipes.read(path, [f"dust.{change}" for change in changes])
+    assert isinstance(recipe, DiffusionRecipe)
+    for change in changes:
+        name, _, value = change.partition("=")
+        assert str(getattr(recipe.dust, name)).lower().removesuffix(".0") == value
+    assert recipes.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["dust.process=flow", "dust.beta_start=1"], "dust.beta_start: extra .* with process flow"),
+        (["dust.process=flow", "dust.prediction=epsilon"], "dust.prediction: .* process flow"),
+        (["dust.process=flow", "dust.shift=0"], "dust.shift: .* process flow"),
+        (["dust.process=edm", "dust.shift=2"], "dust.shift: extra .* with process edm"),
+        (["dust.process=edm", "dust.p_std=0"], "dust.p_std: .* with process edm"),
+        (["dust.process=cosine", "dust.beta_end=1"], "dust.beta_end: .* with process cosine"),
+        (["dust.prediction=flow"], "dust.prediction: .* with process scaled-linear"),
+        (["dust.p_mean=1"], "dust.p_mean: extra .* with process scaled-linear"),
+        (["dust.process=sub-vp"], "dust: .*'sub-vp'.*'linear', 'scaled-linear'.*'flow', 'edm'"),
+        (["dust=3"], "dust: "),
+    ],
+)
+def test_keys_that_a_process_does_not_have(changes: list[str], said: str, write_recipe: Write):
+    with pytest.raises(UndustError, match=said) as error:
+        recipes.read(write_recipe("diffusion"), changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("change", "found"),
     [
         ("run.steps=7", lambda recipe: recipe.run.steps == 7),

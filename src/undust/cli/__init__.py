@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from undust import __version__
-from undust.cli import backwards, data, evaluate, generate, inspect, schedules, show, tables, train
+from undust.cli import (
+    backwards,
+    data,
+    evaluate,
+    generate,
+    inspect,
+    lab,
+    schedules,
+    show,
+    tables,
+    train,
+)
 from undust.errors import UndustError
 
 WRONG, BUG, STOPPED = 2, 1, 130  # exit codes
@@ -38,6 +49,7 @@ app.command()(tables.guidances)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(evaluate.evaluate)
+app.add_typer(lab.app, name="lab")
 
 
 def _version(asked: bool) -> None:

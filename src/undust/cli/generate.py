@@ -92,7 +92,7 @@ def generate(
     """Paint pictures from words."""
     asked = list(_prompts(prompts or []))
     if not asked:
-        raise UndustError("no prompt: say what to paint, such as undust generate 'smiling cat'")
+        raise UndustError("no prompt: say what to paint, such as undust generate 'a smiling cat'")
     width_and_height = parse_size(size) if size is not None else None
     output = Output.choose(out, len(asked) * count)
     from undust.generation import loop

@@ -15,7 +15,7 @@ from undust.cli import show
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from undust.diffusion.process import VP
+    from undust.diffusion.process import Process
 
 SUFFIX = ".safetensors"
 DIGITS = 10  # of a hash, as web UIs show it
@@ -196,12 +196,13 @@ def _checkpoint(path: Path) -> Facts:
     }
 
 
-def _process(process: VP, prediction: str) -> str:
+def _process(process: Process, prediction: str) -> str:
     from undust.formats.scheduler import scheduler_config
 
     config = scheduler_config(process, prediction)
     levels = f"σ {process.sigma_min:.3g} … {process.sigma_max:.3g}"
-    return f"{config.get('beta_schedule', 'own betas')}, {process.steps} steps, {levels}"
+    own = "own betas" if "trained_betas" in config else type(process).__name__
+    return f"{config.get('beta_schedule', own)}, {levels}"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,13 +121,13 @@ def _search(model: LatentDiffusion, batch: Sequence[Recipe], seconds: float) -> 
 
     began = time.monotonic()
     best: Fit | None = None
-    with show.Progress(round(seconds), "s") as progress:
+    with show.Progress(math.ceil(seconds), "s") as progress:
         try:
             for best in fitted.fit_schedule(model, batch):
                 passed = time.monotonic() - began
-                progress.update(min(round(passed), round(seconds)), f"error {best.error:.4g}")
-                if passed > seconds:
+                if passed >= seconds:
                     break
+                progress.update(int(passed), f"error {best.error:.4g}")
         except KeyboardInterrupt:
             if best is None:
                 raise

@@ -69,7 +69,7 @@ def train(
     model = out / "model"
     show.line(model)
     show.summary(
-        f"paint with it: undust generate 'smiling cat' --model {shlex.quote(str(model))}"
+        f"paint with it: undust generate 'a smiling cat' --model {shlex.quote(str(model))}"
         if read.kind == "diffusion"
         else f'train on its latents: a diffusion recipe with first_stage = "{model}"'
     )

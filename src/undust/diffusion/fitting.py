@@ -2,7 +2,7 @@
 
 Published schedules place the noise levels by a formula, whatever the model. Here they are chosen. A
 fine grid of levels is walked once, exactly; the error of a single step between any of its levels
-then costs no more network calls, and dynamic programming (Watson et al. 2021, algorithm 1) finds
+then costs no more network calls, and dynamic programming (Watson et al. 2021) finds
 the few steps whose errors add up to the least. What adding up leaves out, how one step's error
 changes those after it, a search around that answer with the sampler itself takes in.
 """

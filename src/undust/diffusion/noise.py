@@ -103,10 +103,10 @@ class PictureNoise:
 class BrownianPath(PictureNoise):
     """The noise of a batch along one Brownian path W a picture, whatever the steps taken along it.
 
-    W runs in the clock 1/σ², in which the reverse equation dx = 2(x − x0)/σ dσ + √2σ dw adds noise
+    W runs in the clock 1/σ², where the reverse equation dx = 2(x − x0)/σ dσ + √(2σ) dw adds noise
     evenly: steps over (a, b) and (b, c) add what one step over (a, c) adds. It is cut into octaves,
     σ = 2⁻ᵏ … 2⁻ᵏ⁻¹, of one independent increment each, and an octave is halved in log σ by Brownian
-    bridges (Lévy's construction; as a tree never stored: Li et al. 2020, §4, algorithm 3) down to
+    bridges (Lévy's construction; as a tree never stored: Li et al. 2020) down to
     cells of 2⁻¹² of it. At any one place, and between places in different cells, the path has
     exactly the law of W; two places in one cell (σ closer than 2 in 10⁴) share its last number.
     """

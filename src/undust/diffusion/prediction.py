@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from undust.diffusion.process import EDM, Process
 from undust.diffusion.registry import Registry
+from undust.errors import UndustError
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,30 @@ def edm(sigma_data: float = 0.5) -> Prediction:
 
 
 PREDICTIONS["edm"] = edm()
+
+
+def _negative(prediction: Prediction) -> Prediction:
+    return Prediction(
+        skip=prediction.skip,
+        scale=lambda sigma: -prediction.scale(sigma),
+        target=lambda x0, noise, sigma: -prediction.target(x0, noise, sigma),
+    )
+
+
+def prediction_on(process: Process, name: str) -> Prediction:
+    """The prediction of that name, as a network for this process means it.
+
+    F and v, which is −F, are of pictures of some deviation: 1, but EDM's process has its own.
+    Raises UndustError for an unknown name, and for one that cannot tell the picture where the
+    process ends in noise alone (Lin et al. 2024, §3.2).
+    """
+    prediction = PREDICTIONS[name]
+    if process.ends_in_noise and name in ("epsilon", "score"):
+        raise UndustError(
+            f"prediction: {name} cannot tell a picture from noise alone, in which the process ends "
+            "(zero terminal SNR); v_prediction, sample and flow can"
+        )
+    if isinstance(process, EDM):
+        whole = edm(process.sigma_data)
+        return {"edm": whole, "v_prediction": _negative(whole)}.get(name, prediction)
+    return prediction

@@ -57,7 +57,7 @@ def min_snr(sigma: Tensor, prediction: Prediction) -> Tensor:
 
 @weighting("soft-min-snr")
 def soft_min_snr(sigma: Tensor, prediction: Prediction) -> Tensor:
-    """The error of x0 times 1/(σ² + 1/5), min-snr without its corner (Crowson et al. 2024)."""
+    """The error of x0 times 1/(σ² + 1/5), min-snr without a corner (after Crowson et al. 2024)."""
     return prediction.scale(sigma) ** 2 / (sigma**2 + 1 / GAMMA)
 
 

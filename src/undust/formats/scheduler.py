@@ -7,13 +7,15 @@ is refused.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from undust.diffusion.process import DISCRETE, VP, zero_terminal_snr
+from undust.diffusion.prediction import prediction_on
+from undust.diffusion.process import DISCRETE, EDM, VP, Flow, Process, zero_terminal_snr
 from undust.errors import UndustError
 from undust.formats.files import shown
 
@@ -22,32 +24,47 @@ BETA_SCHEDULES = {  # diffusers' name -> ours
     "scaled_linear": "scaled-linear",
     "squaredcos_cap_v2": "cosine",
 }
-# The classes for which the fields below mean the discrete variance-preserving process.
+# The classes that stand for the discrete variance-preserving process.
 CLASSES = tuple(
     f"{name}Scheduler"
     for name in """DDIM DDPM PNDM DEISMultistep DPMSolverMultistep DPMSolverSDE DPMSolverSinglestep
     EulerAncestralDiscrete EulerDiscrete HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete
     LMSDiscrete UniPCMultistep""".split()  # noqa: SIM905
 )
-# Their fields that say how to sample, not what was trained.
+# Those for rectified flow, and those for EDM. The first of each is the one that is written.
+FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+# Fields that say how to sample, unless they are those of a process below.
 SAMPLING = frozenset(
-    """algorithm_type clip_sample clip_sample_range disable_corrector dynamic_thresholding_ratio
-    euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
-    lower_order_final noise_sampler_seed predict_x0 sample_max_value set_alpha_to_one
-    shift_terminal sigma_max sigma_min skip_prk_steps solver_order solver_p solver_type
-    steps_offset thresholding time_shift_type timestep_spacing use_beta_sigmas
+    """algorithm_type base_image_seq_len base_shift clip_sample clip_sample_range disable_corrector
+    dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type
+    lambda_min_clipped lower_order_final max_image_seq_len max_shift noise_sampler_seed
+    num_train_timesteps predict_x0 rho sample_max_value set_alpha_to_one shift_terminal sigma_max
+    sigma_min sigma_schedule skip_prk_steps solver_order solver_p solver_type steps_offset
+    stochastic_sampling thresholding time_shift_type timestep_spacing use_beta_sigmas
     use_exponential_sigmas use_karras_sigmas use_lu_lambdas variance_type""".split()  # noqa: SIM905
 )
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # named alike there and here
+# What diffusers' EDM calls ε is F; v is −F of pictures scaled to deviation 1.
+EDM_PREDICTIONS = {"edm": "epsilon", "v_prediction": "v_prediction"}  # ours -> theirs
+Steps = Annotated[int, Field(ge=2, le=100_000)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
+Sigma = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _SchedulerConfig(BaseModel):
+class _Config(BaseModel):
     """The fields that say what was trained; the defaults are diffusers'."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    @abstractmethod
+    def read(self) -> tuple[Process, str]:
+        """The process and the prediction's name; UndustError if they cannot be represented."""
+        ...
+
+
+class _Discrete(_Config):
+    num_train_timesteps: Steps = 1000
     beta_schedule: str = "linear"
     beta_start: Beta = 1e-4
     beta_end: Beta = 0.02
@@ -59,69 +76,137 @@ class _SchedulerConfig(BaseModel):
     use_flow_sigmas: Literal[False] = False
     use_dynamic_shifting: Literal[False] = False
 
+    def read(self) -> tuple[Process, str]:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise _unsupported("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        if self.trained_betas is not None:
+            if len(self.trained_betas) != self.num_train_timesteps:
+                raise UndustError(
+                    f"it has {len(self.trained_betas)} trained_betas for "
+                    f"{self.num_train_timesteps} num_train_timesteps"
+                )
+            process = VP(torch.tensor(self.trained_betas, dtype=torch.float64))
+        elif self.beta_schedule in BETA_SCHEDULES:
+            build = DISCRETE[BETA_SCHEDULES[self.beta_schedule]]
+            process = build(self.num_train_timesteps, self.beta_start, self.beta_end)
+        else:
+            raise _unsupported("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        if self.rescale_betas_zero_snr:
+            process = zero_terminal_snr(process)
+        sigmas = process.sigmas
+        rising = (sigmas.diff(prepend=sigmas.new_zeros(1)) > 0).all() and sigmas.isfinite().all()
+        if not bool(rising):
+            raise UndustError("it has betas that are too small or too large to tell steps apart")
+        return process, self.prediction_type
 
-def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[VP, str]:
+
+class _Flow(_Config):
+    num_train_timesteps: Steps = 1000
+    shift: Annotated[float, Field(ge=Flow.LEAST, le=Flow.MOST)] = 1.0
+    # As above: a shift that follows the size of the picture, and a network of reversed time.
+    use_dynamic_shifting: Literal[False] = False
+    invert_sigmas: Literal[False] = False
+
+    def read(self) -> tuple[Process, str]:
+        return Flow(self.shift, self.num_train_timesteps), "flow"
+
+
+class _EDM(_Config):
+    sigma_min: Sigma = 0.002
+    sigma_max: Sigma = 80.0
+    sigma_data: Sigma = 0.5
+    prediction_type: str = "epsilon"
+
+    def read(self) -> tuple[Process, str]:
+        ours = {theirs: name for name, theirs in EDM_PREDICTIONS.items()}
+        if self.prediction_type not in ours:
+            raise _unsupported("prediction_type", self.prediction_type, ours)
+        if self.sigma_min >= self.sigma_max:
+            raise UndustError(f"sigma_min = {self.sigma_min} is not below {self.sigma_max}")
+        process = EDM(self.sigma_min, self.sigma_max, self.sigma_data)
+        return process, ours[self.prediction_type]
+
+
+KINDS: dict[str, type[_Config]] = {
+    **dict.fromkeys(CLASSES, _Discrete),
+    **dict.fromkeys(FLOW_CLASSES, _Flow),
+    **dict.fromkeys(EDM_CLASSES, _EDM),
+}
+
+
+def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, str]:
     """The process, and the prediction's name, in a parsed scheduler_config.json of `where`.
 
-    Raises UndustError, naming the field, for what cannot be represented.
+    Raises UndustError, naming the field, for what cannot be represented, and for a prediction that
+    the process leaves without meaning.
     """
-    if fields.get("_class_name") not in CLASSES:
-        raise _unsupported(where, "_class_name", fields.get("_class_name"), CLASSES)
-    known = {
-        name: value
-        for name, value in fields.items()
-        if not name.startswith("_") and name not in SAMPLING
-    }
+    name = fields.get("_class_name")
+    kind = KINDS.get(name) if isinstance(name, str) else None
     try:
-        config = _SchedulerConfig.model_validate(known)
+        if kind is None:
+            raise _unsupported("_class_name", name, KINDS)
+        known = {
+            key: value
+            for key, value in fields.items()
+            if key in kind.model_fields or not (key in SAMPLING or key.startswith("_"))
+        }
+        process, prediction = kind.model_validate(known).read()
+        prediction_on(process, prediction)
     except ValidationError as error:
         fault = error.errors()[0]
         raise UndustError(
-            f"{where} ({fields['_class_name']}) is not supported: "
+            f"{where} ({name}) is not supported: "
             f"{shown(fault['loc'][0])} = {fault['input']!r:.40}: {fault['msg']}"
         ) from error
-    if config.prediction_type not in PREDICTION_TYPES:
-        raise _unsupported(where, "prediction_type", config.prediction_type, PREDICTION_TYPES)
-    if config.trained_betas is not None:
-        if len(config.trained_betas) != config.num_train_timesteps:
-            raise UndustError(
-                f"{where} has {len(config.trained_betas)} trained_betas for "
-                f"{config.num_train_timesteps} num_train_timesteps"
-            )
-        process = VP(torch.tensor(config.trained_betas, dtype=torch.float64))
-    elif config.beta_schedule in BETA_SCHEDULES:
-        build = DISCRETE[BETA_SCHEDULES[config.beta_schedule]]
-        process = build(config.num_train_timesteps, config.beta_start, config.beta_end)
-    else:
-        raise _unsupported(where, "beta_schedule", config.beta_schedule, BETA_SCHEDULES)
-    if config.rescale_betas_zero_snr:
-        process = zero_terminal_snr(process)
-    sigmas = process.sigmas
-    if not bool((sigmas.diff(prepend=sigmas.new_zeros(1)) > 0).all() and sigmas.isfinite().all()):
-        raise UndustError(f"{where} has betas that are too small or too large to tell steps apart")
-    return process, config.prediction_type
+    except UndustError as error:
+        raise UndustError(f"{where} is not supported: {error}") from error
+    return process, prediction
 
 
-def scheduler_config(process: VP, prediction: str) -> dict[str, Any]:
-    """The scheduler_config.json with which diffusers' DDIM samples the model as `leading` + `ddim`.
+def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
+    """The scheduler_config.json of a model.
 
-    Betas that no schedule gives are written one by one. Raises UndustError for a prediction that
-    diffusers does not know.
+    A discrete process is diffusers' DDIM, which then samples as `leading` + `ddim` do; betas that
+    no schedule gives are written one by one. Raises UndustError for what diffusers does not know.
     """
-    if prediction not in PREDICTION_TYPES:  # an error here, not at the one who loads the file
-        raise _unsupported("scheduler_config.json", "prediction_type", prediction, PREDICTION_TYPES)
-    return {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": process.steps,
-        **_betas(process),
-        "prediction_type": prediction,
-        "rescale_betas_zero_snr": False,
-        "clip_sample": False,
-        "thresholding": False,
-        "set_alpha_to_one": True,  # the last step ends at σ = 0
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-    }
+    # What is wrong is said here, not to the one who loads the file.
+    if isinstance(process, VP):
+        if prediction not in PREDICTION_TYPES:
+            raise _unsupported("prediction_type", prediction, PREDICTION_TYPES)
+        return {
+            "_class_name": "DDIMScheduler",
+            "num_train_timesteps": process.steps,
+            **_betas(process),
+            "prediction_type": prediction,
+            "rescale_betas_zero_snr": False,
+            "clip_sample": False,
+            "thresholding": False,
+            "set_alpha_to_one": True,  # the last step ends at σ = 0
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+        }
+    if isinstance(process, Flow):
+        if prediction != "flow":
+            raise _unsupported("prediction", prediction, ["flow"])
+        return {
+            "_class_name": FLOW_CLASSES[0],
+            "num_train_timesteps": process.steps,
+            "shift": process.shift,
+        }
+    if isinstance(process, EDM):
+        if prediction not in EDM_PREDICTIONS:
+            raise _unsupported("prediction", prediction, EDM_PREDICTIONS)
+        return {
+            "_class_name": EDM_CLASSES[0],
+            "sigma_min": process.lowest,
+            "sigma_max": process.highest,
+            "sigma_data": process.sigma_data,
+            "prediction_type": EDM_PREDICTIONS[prediction],
+        }
+    raise UndustError(
+        f"the process {type(process).__name__} cannot be saved: diffusers has no scheduler for it; "
+        "it has them for those told by a table of β, for Flow and for EDM"
+    )
 
 
 def _betas(process: VP) -> dict[str, Any]:
@@ -139,7 +224,5 @@ def _betas(process: VP) -> dict[str, Any]:
     return {"trained_betas": process.betas.tolist()}
 
 
-def _unsupported(where: object, field: str, value: object, known: Iterable[str]) -> UndustError:
-    return UndustError(
-        f"{where} is not supported: {field} = {value!r}; possible are {', '.join(known)}"
-    )
+def _unsupported(field: str, value: object, known: Iterable[str]) -> UndustError:
+    return UndustError(f"{field} = {value!r}; possible are {', '.join(known)}")

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.tokenizer import Tokenizer
 from undust.datasets import image_folder
-from undust.diffusion.prediction import PREDICTIONS
-from undust.diffusion.process import DISCRETE
+from undust.diffusion.prediction import prediction_on
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import tokenizer_files
@@ -26,6 +25,7 @@ from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
 from undust.training.data import Batch, Order, Pictures, Purpose, groups
+from undust.training.dust import forward
 from undust.training.latents import Latents
 from undust.training.recipes import Captions, DiffusionRecipe
 from undust.training.wording import Wording
@@ -43,6 +43,9 @@ class DiffusionTask:
         data, captions, dust = recipe.data, recipe.captions, recipe.dust
         if data.crop is not None:
             raise UndustError("data.crop: latents are made of whole pictures; leave it out")
+        process, self.levels = forward(dust)
+        self.prediction = prediction_on(process, dust.prediction)
+        self.weighting = WEIGHTINGS[dust.weighting]
         samples = image_folder.read(data.folder, split="train", on_error=data.on_error)
         if not samples:
             raise UndustError(f"{data.folder} has no training pictures")
@@ -63,7 +66,7 @@ class DiffusionTask:
             unet,
             TextEncoder(recipe.text_encoder.model_copy(update=ends)),
             tokenizer,
-            DISCRETE[dust.process](dust.steps, dust.beta_start, dust.beta_end),
+            process,
             dust.prediction,
         )
         self.model.latent_shape(data.size, data.size)
@@ -71,8 +74,6 @@ class DiffusionTask:
             {"unet": self.model.unet, "text_encoder": self.model.text_encoder}
         )
         self.order = Order(groups(samples, data.draw_by), recipe.seed)
-        self.prediction = PREDICTIONS[dust.prediction]
-        self.weighting = WEIGHTINGS[dust.weighting]
         self.latents = Latents(
             self.model.autoencoder,
             Pictures([sample.path for sample in samples], data.size, memory=0),
@@ -86,19 +87,16 @@ class DiffusionTask:
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted squared error of the network's output, a mean over the batch."""
-        shape, shift = self.latents.shape, self.recipe.dust.shift
+        shape, process = self.latents.shape, self.model.process
         z = self.latents.sample(batch.sample, batch.normal(Purpose.POSTERIOR, shape))
         noise = batch.normal(Purpose.NOISE, shape)
-        process = self.model.process
-        u = batch.uniform(Purpose.TIME)[:, 0]
-        # Esser et al. 2024, eq. 23: what words decide is decided under thick dust.
-        shifted = shift * u / (1 + (shift - 1) * u)
-        timestep = (shifted * process.steps).long()
-        sigma = process.sigmas[timestep].float()
+        exact = self.levels(batch.uniform(Purpose.TIME)[:, 0])
+        timestep = process.timestep(exact).float()
+        sigma = exact.float()
         level = sigma[:, None, None, None]
         x = (z + level * noise) * process.input_scale(level)
         text = self.model.text_encoder(self._tokens(batch))
-        output = self.model.unet(x, timestep.float(), text).float()
+        output = self.model.unet(x, timestep, text).float()
         target = self.prediction.target(z, noise, level)
         error = (output - target).square().mean((1, 2, 3))
         return {"loss": (self.weighting(sigma, self.prediction) * error).mean()}

@@ -10,8 +10,8 @@ def edges(x: Tensor, y: Tensor, scales: int) -> Tensor:
     """Mean absolute difference of the pictures' gradients, summed over halved sizes.
 
     A blurred edge costs little in L1 but has the wrong gradient along its whole length, and the
-    halved sizes make a misplaced shape cost as well: the multi-scale form of the gradient
-    difference loss (Mathieu, Couprie & LeCun 2016, eq. 6). Needs no downloaded weights.
+    halved sizes make a misplaced shape cost as well: after the gradient difference loss
+    (Mathieu, Couprie & LeCun 2016, who compare sizes alone). Needs no downloaded weights.
     Pictures [B, 3, H, W]; a scale smaller than 2 pixels is left out.
     """
     error = x - y

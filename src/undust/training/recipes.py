@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from undust.errors import UndustError
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -109,18 +117,80 @@ class Captions(Table):
         return self
 
 
-class Dust(Table):
-    """The process, what the network predicts, and what a mistake costs."""
+Shift = Annotated[float, Field(ge=1e-3, le=1e3)]
 
-    process: Literal["linear", "scaled-linear", "cosine"] = "scaled-linear"
+
+class _Dust(Table):
+    """What a mistake costs, by how much dust there was."""
+
+    weighting: str = "uniform"
+
+
+class _Discrete(_Dust):
     steps: int = Field(default=1000, gt=1)
+    zero_terminal_snr: bool = Field(
+        default=False, description="stretch the process to end in noise alone"
+    )
+    prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    shift: Shift = Field(default=1.0, description="above 1, noisier levels are trained more often")
+
+
+class BetaDust(_Discrete):
+    """A discrete process by how its β grows."""
+
+    process: Literal["linear", "scaled-linear", "sigmoid"] = "scaled-linear"
     beta_start: float = Field(default=0.00085, gt=0)
     beta_end: float = Field(default=0.012, gt=0)
-    prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    weighting: str = "uniform"
-    shift: float = Field(
-        default=1.0, gt=0, description="above 1, noisier levels are trained more often"
+
+
+class CosineDust(_Discrete):
+    """The discrete process whose ᾱ falls as a squared cosine, which has no ends to set."""
+
+    process: Literal["cosine"]
+
+
+class FlowDust(_Dust):
+    """Rectified flow, trained at even times (Liu et al. 2023)."""
+
+    process: Literal["flow"]
+    steps: int = Field(default=1000, gt=1, description="what the network is told at the last time")
+    prediction: Literal["flow"] = "flow"
+    shift: Shift = Field(
+        default=1.0, description="above 1, noisier levels are trained, and visited, more often"
     )
+
+
+class EDMDust(_Dust):
+    """EDM: log σ drawn from a normal distribution (Karras et al. 2022, table 1).
+
+    The defaults are theirs, for pictures. Latents that are scaled to deviation 1 are twice as
+    strong: sigma_data is 1 then, and the same levels are p_mean −0.5, sigma_min 0.004 and
+    sigma_max 160. The weighting "uniform", of F, is their λ(σ) for any sigma_data (eq. 8).
+    """
+
+    process: Literal["edm"]
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0, allow_inf_nan=False)
+    sigma_data: float = Field(
+        default=0.5, gt=0, allow_inf_nan=False, description="deviation of the latents"
+    )
+    p_mean: float = Field(default=-1.2, allow_inf_nan=False)
+    p_std: float = Field(default=1.2, gt=0, allow_inf_nan=False)
+    prediction: Literal["edm", "v_prediction"] = Field(
+        default="edm", description="the network's output F, or −F"
+    )
+
+
+def _usual_process(dust: object) -> object:
+    return {"process": "scaled-linear", **dust} if isinstance(dust, dict) else dust
+
+
+Dust = Annotated[
+    BetaDust | CosineDust | FlowDust | EDMDust,
+    Field(discriminator="process"),
+    BeforeValidator(_usual_process),
+]
+"""The process, what the network predicts, and what a mistake costs."""
 
 
 class FirstStageRecipe(Table):
@@ -143,7 +213,7 @@ class DiffusionRecipe(Table):
     first_stage: Path = Field(description="folder of the trained autoencoder")
     data: Data
     captions: Captions = Captions()
-    dust: Dust = Dust()
+    dust: Dust = BetaDust()
     unet: UNetConfig
     text_encoder: TextEncoderConfig
     optimizer: Optimizer
@@ -176,8 +246,11 @@ def parse(tree: object, where: str) -> FirstStageRecipe | DiffusionRecipe:
         return TypeAdapter[FirstStageRecipe | DiffusionRecipe](TrainingRecipe).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][1:]) or "kind"
-        said = f"{where}: {key}: {first['msg'].lower()}"
+        place = [str(part) for part in first["loc"][1:]]
+        said = first["msg"].lower()
+        if place[:1] == ["dust"] and len(place) > 2:  # the kind of dust stands in between
+            said += f", with process {place.pop(1)}"
+        said = f"{where}: {'.'.join(place) or 'kind'}: {said}"
         raise UndustError(" ".join(said.split())) from error  # a key can hold line breaks
 
 

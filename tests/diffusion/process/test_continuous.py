@@ -21,6 +21,7 @@ from undust.diffusion.process import (
     SubVP,
 )
 from undust.diffusion.process.base import ENDLESS
+from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 
 ALL: dict[str, Process] = {**BUILT, "svd": EDM(lowest=0.002, highest=700.0, sigma_data=1.0)}
@@ -151,6 +152,29 @@ def test_a_shift_is_a_factor_of_sigma_that_the_network_does_not_notice():
     assert torch.equal(shifted.input_scale(sigma), plain.input_scale(sigma))
 
 
+@pytest.mark.parametrize("shift", [Flow.LEAST, Flow.MOST])
+def test_every_shift_allowed_reaches_noise_alone(shift: float):
+    """To a few digits: the last time is that near to 1."""
+    assert Flow(shift=shift).sigma_max == pytest.approx(ENDLESS, rel=1e-5)
+
+
+@EVERY
+def test_which_processes_end_in_noise_alone(process: Process):
+    """In float32 the picture is lost from x = x0 + σ·n; sampling begins at that very level.
+
+    One step down an even spacing of times has left it, where a spacing of σ has only begun to.
+    """
+    last = torch.tensor(process.sigma_max)
+    assert process.ends_in_noise == bool(last + 0.4 == last)
+    sigmas = SCHEDULES[process.default_schedule](process, 20)
+    assert sigmas[0].item() == pytest.approx(process.sigma_max)
+    if process.ends_in_noise:
+        assert sigmas[1] < 100
+        assert (SCHEDULES["karras"](process, 20) > 100).sum() > 15
+    else:
+        assert process.default_schedule == "karras"
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -159,7 +183,8 @@ def test_a_shift_is_a_factor_of_sigma_that_the_network_does_not_notice():
         (lambda: EDM(highest=math.inf), "lowest: 0 < lowest < highest"),
         (lambda: ContinuousVP(beta_min=-1.0), "beta_min: 0 < beta_min < beta_max"),
         (lambda: SubVP(beta_max=math.nan), "beta_min: 0 < beta_min < beta_max"),
-        (lambda: Flow(shift=0.0), "shift: 0.0 is not a factor above 0"),
+        (lambda: Flow(shift=0.0), "shift: 0.0 is not a factor from 0.001 to 1000"),
+        (lambda: Flow(shift=1e-9), "shift: 1e-09 is not"),
         (lambda: Flow(shift=math.nan), "shift: nan is not"),
     ],
 )

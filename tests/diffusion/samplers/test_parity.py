@@ -1,4 +1,4 @@
-"""The multistep, consistency and predictor-corrector samplers against diffusers' schedulers.
+"""The multistep, singlestep, consistency and predictor-corrector samplers against diffusers'.
 
 Theirs are given our levels, in float64, so that what is compared is the method alone: how a
 schedule chooses levels and time steps is held against theirs in tests/diffusion/test_parity.py.
@@ -13,21 +13,31 @@ from typing import Any
 import pytest
 import torch
 from diffusers.schedulers.scheduling_deis_multistep import DEISMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from diffusers.schedulers.scheduling_ipndm import IPNDMScheduler
+from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import (
+    KDPM2AncestralDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_sasolver import SASolverScheduler
 from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from orders import doubles
+from orders import doubles, fitted
 from undust.diffusion.noise import normal
 from undust.diffusion.prediction import PREDICTIONS
 from undust.diffusion.samplers import SAMPLERS
 
-# numpy complains of how the schedulers turn their tables into arrays.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    # numpy complains of how the schedulers turn their tables into arrays.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`algorithm_types=dpmsolver` is deprecated:FutureWarning"),
+]
 
 NOISE = normal(1, (0, 0, 0), (2, 4, 5, 5))
 STEPS = [1, 2, 3, 10]
@@ -70,19 +80,18 @@ def run_ours(
     return last.x / scale(last.sigma)
 
 
-def run_theirs(scheduler: Any, sigmas: Tensor, **options: Any) -> Tensor:
+def run_theirs(scheduler: Any, sigmas: Tensor, x: Tensor = NOISE, **options: Any) -> Tensor:
     """With their σ table replaced by ours; its time steps are counters that tell where they are."""
     steps = len(sigmas) - 1
     scheduler.set_timesteps(steps)
     scheduler.sigmas, scheduler.timesteps = sigmas, torch.arange(steps, 0, -1)
-    x = NOISE
     for index, t in enumerate(scheduler.timesteps):
         x = scheduler.step(network(x, sigmas[index]), t, x, **options).prev_sample
     return x
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.dtype == torch.float32
+    assert ours.dtype == theirs.dtype
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
@@ -203,3 +212,166 @@ def test_tcd(gamma: float, prediction: str):
             "tcd", prediction, sigmas, x, gamma=float(1 - down / sigmas[1]), noise=noise
         )
     assert difference(ours, theirs) < 1e-5
+
+
+def run_dpm2(kind: Any, prediction: str, sigmas: Tensor, middles: Tensor, **options: Any) -> Tensor:
+    """At unit variance. Theirs gets our levels as if they were its karras', and halves each step.
+
+    middles: where it has to ask in between, one fewer than there are steps.
+    """
+    steps = len(sigmas) - 1
+    scheduler = kind(prediction_type=prediction, use_karras_sigmas=True)
+    scheduler._convert_to_karras = lambda **_: sigmas[:-1].numpy()
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = torch.arange(2 * steps - 1, 0, -1)  # theirs repeat when rounded
+    asked = torch.cat([torch.stack([sigmas[:-2], middles], 1).flatten(), sigmas[-2:-1]])
+    x = NOISE * scale(sigmas[0]).float()
+    for t, sigma in zip(scheduler.timesteps, asked, strict=True):
+        x = scheduler.step(network(x / scale(sigma), sigma), t, x, **options).prev_sample
+    return x
+
+
+DPM2 = [(s, p) for s in (1, 2, 3, 10, 300) for p in ("epsilon", "v_prediction")]  # theirs' two
+
+
+@pytest.mark.parametrize(("steps", "prediction"), DPM2)
+def test_dpm2(steps: int, prediction: str):
+    """The middle of a step is that of log σ."""
+    sigmas = levels(steps, to_zero=True).float().double()  # their table's precision
+    middles = (sigmas[:-2] * sigmas[1:-1]).sqrt()
+    theirs = run_dpm2(KDPM2DiscreteScheduler, prediction, sigmas, middles)
+    assert difference(run_ours("dpm2", prediction, sigmas), theirs) < 1e-5
+
+
+@pytest.mark.parametrize(("steps", "prediction"), DPM2)
+def test_dpm2_ancestral(steps: int, prediction: str):
+    """A step goes down to σ'²/σ, so that its middle in log σ is σ' itself."""
+    sigmas = levels(steps, to_zero=True).float().double()
+    generator = torch.Generator().manual_seed(7)
+    theirs = run_dpm2(
+        KDPM2AncestralDiscreteScheduler, prediction, sigmas, sigmas[1:-1], generator=generator
+    )
+    assert difference(run_ours("dpm2-ancestral", prediction, sigmas), theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("order", "steps", "prediction"),
+    [*product([1, 2, 3, 4], STEPS, PREDICTED), (4, 200, "epsilon")],
+)
+def test_lms(order: int, steps: int, prediction: str):
+    """Down to a level above 0; how theirs arrives at 0 is in test_parity_faults.py."""
+    for sigmas in [levels(steps, to_zero=False), levels(1, to_zero=True)]:
+        scheduler = LMSDiscreteScheduler(prediction_type=prediction)
+        scheduler.set_timesteps(len(sigmas) - 1)
+        scheduler.sigmas, scheduler.is_scale_input_called = sigmas, True
+        scheduler.timesteps = torch.arange(len(sigmas) - 1, 0, -1)
+        x = NOISE * scale(sigmas[0]).float()
+        for index, t in enumerate(scheduler.timesteps):
+            output = network(x / scale(sigmas[index]), sigmas[index])
+            x = scheduler.step(output, t, x, order=order).prev_sample
+        ours = run_ours("lms", prediction, sigmas, order=order)
+        assert difference(ours, x / scale(sigmas[-1])) < 1e-5
+
+
+def singlestep(
+    order: int, algorithm: str, prediction: str, kind: Any = DPMSolverSinglestepScheduler
+) -> Any:
+    """Theirs, which takes `order` levels to a step."""
+    return kind(
+        solver_order=order,
+        algorithm_type=algorithm,
+        prediction_type=prediction,
+        final_sigmas_type="sigma_min",
+    )
+
+
+@pytest.mark.parametrize("prediction", PREDICTED)
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 150])
+def test_singlestep_of_second_order(steps: int, prediction: str):
+    """What lies within a step is a level of their list: in one even in log σ, the middle."""
+    sigmas = levels(2 * steps, to_zero=False)
+    for ours, algorithm in [
+        ("dpm2", "dpmsolver"),
+        ("dpm-solver-2", "dpmsolver"),
+        ("dpmpp-2s-ancestral", "dpmsolver++"),
+    ]:
+        options = {"eta": 0.0} if ours == "dpmpp-2s-ancestral" else {}
+        scheduler = singlestep(2, algorithm, prediction)
+        theirs = run_theirs(scheduler, sigmas)
+        assert scheduler.order_list == [1, 2] * steps
+        assert difference(run_ours(ours, prediction, sigmas[::2], **options), theirs) < 1e-5
+
+
+@pytest.mark.parametrize("prediction", PREDICTED)
+@pytest.mark.parametrize("steps", [1, 2, 10, 150])
+def test_singlestep_to_no_noise(steps: int, prediction: str):
+    """The last step is Euler's on both sides."""
+    ladder = levels(2 * steps - 2, to_zero=False) if steps > 1 else doubles(14.0)
+    sigmas = torch.cat([ladder, doubles(0.0)])
+    scheduler = DPMSolverSinglestepScheduler(prediction_type=prediction, lower_order_final=True)
+    theirs = run_theirs(scheduler, sigmas)
+    assert scheduler.order_list == [*[1, 2] * (steps - 1), 1]
+    sigmas = torch.cat([ladder[::2], doubles(0.0)])
+    ours = run_ours("dpmpp-2s-ancestral", prediction, sigmas, eta=0.0)
+    assert difference(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 100])
+def test_singlestep_of_first_order(steps: int):
+    sigmas = levels(steps, to_zero=False)
+    for algorithm in ("dpmsolver", "dpmsolver++"):
+        theirs = run_theirs(singlestep(1, algorithm, "epsilon"), sigmas)
+        assert difference(run_ours("dpm-solver-1", "epsilon", sigmas), theirs) < 1e-5
+
+
+class Mixed(DPMSolverSinglestepScheduler):
+    """The call at two thirds of a step as solver type "heun" has it, the step itself "midpoint"."""
+
+    def singlestep_dpm_solver_update(self, *args: Any, order: int, **options: Any) -> Tensor:
+        self.register_to_config(solver_type="heun" if order == 2 else "midpoint")
+        return super().singlestep_dpm_solver_update(*args, order=order, **options)
+
+
+def third_order(kind: Any, steps: int, prediction: str) -> tuple[Tensor, Tensor]:
+    """Ours and theirs, in float64: what theirs makes of x0 loses digits in few long steps."""
+    sigmas, start = levels(3 * steps, to_zero=False), NOISE.double()
+    scheduler = singlestep(3, "dpmsolver", prediction, kind)
+    theirs = run_theirs(scheduler, sigmas, start)
+    assert scheduler.order_list == [1, 2, 3] * steps
+    start = start * scale(sigmas[0])
+    return run_ours("dpm-solver-3", prediction, sigmas[::3], start), theirs
+
+
+@pytest.mark.parametrize("prediction", PREDICTED)
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 100])
+def test_singlestep_of_third_order(steps: int, prediction: str):
+    """Lu et al. 2022a's algorithm 2 is theirs with both of its solver types mixed."""
+    assert difference(*third_order(Mixed, steps, prediction)) < 1e-10
+
+
+def test_singlestep_of_third_order_unmixed():
+    """Another method of the same order: what lies between them falls with steps⁻³."""
+    order = fitted(
+        lambda steps: difference(*third_order(DPMSolverSinglestepScheduler, steps, "epsilon")),
+        (64, 128, 256),
+    )
+    assert order == pytest.approx(3, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "prediction"),
+    [*product(["midpoint", "heun"], STEPS, PREDICTED), ("midpoint", 500, "epsilon")],
+)
+def test_dpmpp_2m_sde(solver: str, steps: int, prediction: str):
+    for to_zero in (False, True):
+        scheduler = DPMSolverMultistepScheduler(
+            algorithm_type="sde-dpmsolver++",
+            solver_type=solver,
+            prediction_type=prediction,
+            final_sigmas_type="zero" if to_zero else "sigma_min",
+            lower_order_final=to_zero,
+        )
+        sigmas = levels(steps, to_zero=to_zero)
+        theirs = run_theirs(scheduler, sigmas, generator=torch.Generator().manual_seed(7))
+        ours = run_ours("dpmpp-2m-sde", prediction, sigmas, solver=solver)
+        assert difference(ours, theirs) < 1e-5, to_zero

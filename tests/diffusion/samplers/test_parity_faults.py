@@ -1,4 +1,5 @@
-"""Where diffusers' multistep schedulers are wrong: what theory says, and that ours keeps it."""
+"""Where diffusers' multi- and singlestep schedulers are wrong, or place what lies within a step
+elsewhere: what theory says, and that ours keeps it."""
 
 from __future__ import annotations
 
@@ -7,17 +8,23 @@ from typing import Any
 import pytest
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from orders import doubles, falling
+from orders import doubles
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
+from undust.lab.convergence import falling
 
-# numpy complains of how the schedulers turn their tables into arrays.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    # numpy complains of how the schedulers turn their tables into arrays.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`algorithm_types=dpmsolver` is deprecated:FutureWarning"),
+]
 
 NOISE = normal(1, (0, 0, 0), (16, 1)).double()
 
@@ -120,3 +127,55 @@ def test_tcd_arrives_at_no_noise():
         gaussian, NOISE * scale(sigma), doubles(sigma.item(), 0.0), torch.zeros_like
     )
     assert torch.equal(ours.x, answer)
+
+
+def test_no_polynomial_is_carried_on_to_zero():
+    """LMS: the step to 0 is as long as σ itself, ten times those before it.
+
+    Over it their polynomial through four slopes magnifies what a network does not know. Euler's
+    step, ours, ends with the network's last answer, wrong by 0.001 as it was.
+    """
+    ladder = 10.0 * 0.001 ** torch.linspace(0, 1, 80, dtype=torch.float64)
+    sigmas = torch.cat([ladder, doubles(0.0)])
+
+    def err(_x: Tensor, sigma: Tensor) -> Tensor:
+        """The picture is 0."""
+        return 1e-3 * torch.sin(1e4 * sigma.reshape(-1, 1))
+
+    scheduler = given(LMSDiscreteScheduler(prediction_type="sample"), sigmas)
+    scheduler.is_scale_input_called = True
+    x = doubles([0.0])
+    for index, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(err(x, sigmas[index]), t, x).prev_sample
+    *_, ours = SAMPLERS["lms"](err, doubles([0.0]), sigmas, torch.zeros_like)
+    assert ours.x.abs() <= 1e-3
+    assert x.abs() > 0.05
+
+
+@pytest.mark.parametrize("middle", [1.0, 0.6, 1.9])
+def test_a_single_step_asks_at_its_middle(middle: float):
+    """DPM-Solver-2 from σ = 2 to 0.5, by the slopes (x − x0)/σ there and on the way.
+
+    In its general form (Lu et al. 2022a, appendix) with r₁ the share of the step in log σ after
+    which it asks, and the change of slope counted 1/(2r₁)-fold. Ours asks at r₁ = ½ (algorithm 1),
+    theirs at whichever level its list has next.
+    """
+    sigmas = doubles(2.0, middle, 0.5)
+    top, end = sigmas[0], sigmas[2]
+
+    def by_theory(asked: Tensor) -> Tensor:
+        first = (NOISE * scale(top) - gaussian(NOISE * scale(top), top)) / top
+        x = NOISE * scale(top) + (asked - top) * first
+        second = (x - gaussian(x, asked)) / asked
+        share = (top / asked).log() / (top / end).log()
+        return NOISE * scale(top) + (end - top) * (first + (second - first) / (2 * share))
+
+    config = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+    scheduler = given(DPMSolverSinglestepScheduler(prediction_type="sample", **config), sigmas)
+    x = NOISE
+    for index, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(gaussian(x * scale(sigmas[index]), sigmas[index]), t, x).prev_sample
+    torch.testing.assert_close(x * scale(end), by_theory(sigmas[1]))
+    *_, ours = SAMPLERS["dpm-solver-2"](gaussian, NOISE * scale(top), sigmas[::2], torch.zeros_like)
+    torch.testing.assert_close(ours.x, by_theory((top * end).sqrt()))
+    assert ((ours.x - x * scale(end)).abs().max() > 1e-3) == (middle != 1.0)

@@ -88,6 +88,20 @@ class Process(Protocol):
         """σ of the last time."""
         return self.sigma(self.span[1]).item()
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing of the picture is left at the last time: its σ stands for ∞."""
+        return self.sigma_max > ENDLESS / 2
+
+    @property
+    def default_schedule(self) -> str:
+        """The schedule to sample with, unless told otherwise: karras, or trailing.
+
+        From an infinite σ down, a spacing of σ spends its steps where nothing can be seen; even
+        times from the very last one are what Lin et al. 2024 ask for (§3.3), and rectified flow's.
+        """
+        return "trailing" if self.ends_in_noise else "karras"
+
     def start(self, noise: Tensor, sigma: Tensor | float) -> Tensor:
         """Noise of variance 1 [B, …] as an x at level σ: as strong as σ·n + x0 of variance 1."""
         return noise * (1 + torch.as_tensor(sigma).double() ** 2).sqrt().to(noise)

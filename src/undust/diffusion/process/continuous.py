@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from undust.diffusion.process.base import ENDLESS, Process, doubles, process, snap
 from undust.errors import UndustError
 
-FIRST = 1e-3  # the first time of VP and sub-VP, below which σ is rounding (Song et al. 2021b, C.1)
+FIRST = 1e-3  # VP's first time, where DDPM's first step is; sub-VP's too (Song et al. 2021b, C)
 
 
 def _rising(low_name: str, low: float, high_name: str, high: float) -> None:
@@ -115,7 +116,7 @@ class SubVP(_LinearBeta, Process):
 @process("ve")
 @dataclass(frozen=True)
 class VE(Process):
-    """Variance exploding: α = 1, and log σ grows evenly (Song et al. 2021b, eq. 9)."""
+    """Variance exploding: α = 1, and log σ grows evenly (Song et al. 2021b, eq. 9 and C)."""
 
     lowest: float = 0.01
     highest: float = 50.0
@@ -224,12 +225,18 @@ class Flow(Process):
     σ; the network is told T·τ. The last σ, infinite at t = 1, is ENDLESS.
     """
 
+    LEAST: ClassVar = 1e-3  # with a shift much smaller the last time is 1 in float64
+    MOST: ClassVar = 1e3
+
     shift: float = 1.0
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        if not 0 < self.shift < math.inf:
-            raise UndustError(f"shift: {self.shift} is not a factor above 0; 1 shifts nothing")
+        if not self.LEAST <= self.shift <= self.MOST:
+            raise UndustError(
+                f"shift: {self.shift} is not a factor from {self.LEAST:g} to {self.MOST:g}; "
+                "1 shifts nothing"
+            )
 
     @property
     def span(self) -> tuple[float, float]:

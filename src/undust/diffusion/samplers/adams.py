@@ -79,7 +79,7 @@ def mean(
 def deis(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 2
 ) -> Iterator[Step]:
-    """DEIS: the noise extrapolated through the last 1, 2 or 3 calls (Zhang & Chen 2023, eq. 14).
+    """DEIS: the noise extrapolated through the last 1, 2 or 3 calls (Zhang & Chen 2023).
 
     The polynomial runs in λ, not in a process's own time as in their tAB: a list of σ has none. The
     steps that have too little past use what there is, so that the first one is Euler's and the
@@ -102,7 +102,7 @@ def deis(
 
 @sampler("dpmpp-3m", order=3)
 def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-    """DPM-Solver++(3M), third order at one network call a step (after Lu et al. 2022).
+    """DPM-Solver++(3M), third order at one network call a step (after Lu et al. 2022b).
 
     The first step calls twice and averages, as one of Euler's would leave an error of second order.
     Their code, which diffusers carries on, halves the third-order term and so is of second order;

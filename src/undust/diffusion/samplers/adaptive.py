@@ -25,8 +25,9 @@ one, and the answer to be had where that one leads, if the method asked for it.
 
 
 def _control(errors: Tensor, order: int, pid: tuple[float, float, float]) -> Tensor:
-    """How much longer the next step may be: a PID controller with a soft limit (Söderlind 2003).
+    """How much longer the next step may be: a PID controller (Söderlind 2003) and a soft limit.
 
+    The limit is that of Söderlind & Wang 2006.
     errors: [3, B], of this attempt and of the last two steps taken, in units of the bound.
     """
     p, i, d = pid
@@ -90,7 +91,7 @@ def dpm_solver_23(
     return toward(x, second, sigma, down), third, None
 
 
-@sampler("dpm-adaptive", order=3, adaptive=True)
+@sampler("dpm-adaptive", order=3, adaptive=True, finite=True)
 def dpm_adaptive(
     denoise: Denoise,
     x: Tensor,
@@ -110,7 +111,7 @@ def dpm_adaptive(
     return _walk(denoise, x, sigmas, dpm_solver_23, 3, rtol, atol, pid)
 
 
-# Dormand & Prince 1980, table 2, RK5(4)7M: places, slopes' weights up to each place, and the
+# Dormand & Prince 1980, RK5(4)7M: places, slopes' weights up to each place, and the
 # weights of fifth order (the last row of the former) less those of fourth.
 PLACES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 STAGES = (
@@ -137,7 +138,7 @@ def dormand_prince(
     return toward(x, estimate, sigma, down) - off, estimate, seen
 
 
-@sampler("rk45", order=5, adaptive=True)
+@sampler("rk45", order=5, adaptive=True, finite=True)
 def rk45(
     denoise: Denoise,
     x: Tensor,

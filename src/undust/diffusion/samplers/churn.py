@@ -27,7 +27,7 @@ def _fall(denoise: Denoise, x: Tensor, sigma: Tensor, down: Tensor) -> tuple[Ten
     return toward(x, x0, sigma, down), x0
 
 
-@sampler("edm", order=2, stochastic=True)
+@sampler("edm", order=2, stochastic=True, finite=True)
 def edm(
     denoise: Denoise,
     x: Tensor,
@@ -58,7 +58,7 @@ def edm(
         yield Step(index, sigma_next, x, x0)
 
 
-@sampler("restart", order=2, stochastic=True)
+@sampler("restart", order=2, stochastic=True, finite=True)
 def restart(
     denoise: Denoise,
     x: Tensor,
@@ -69,7 +69,7 @@ def restart(
     high: float = 2.0,
     times: int = 1,
 ) -> Iterator[Step]:
-    """Heun's method that goes back up to some noise and down again (Xu et al. 2023, algorithm 1).
+    """Heun's method that goes back up to some noise and down again (Xu et al. 2023, algorithm 2).
 
     Of the levels in the list, those in low … high are walked `times` times more, each time with
     fresh noise from the lowest to the highest; all of that is part of the step that reaches the

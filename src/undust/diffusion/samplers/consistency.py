@@ -26,10 +26,10 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[S
 def tcd(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, gamma: float = 0.3
 ) -> Iterator[Step]:
-    """Past the next level and back up with fresh noise, for TCD models (Zheng et al. 2024, §4.2).
+    """Past the next level and back up with fresh noise, for TCD models (Zheng et al. 2024, alg. 4).
 
     gamma: how far past, of the way from σ_next to 0; 0 is Euler's method, 1 is lcm. Their γ counts
-    time steps, which a list of σ does not have; any measure of the way will do in their proof.
+    time steps, which a list of σ does not have; to an exact answer any measure of the way will do.
     """
     if not 0 <= gamma <= 1:
         raise UndustError(f"gamma: {gamma} is outside 0 (no fresh noise) … 1 (all of it fresh)")

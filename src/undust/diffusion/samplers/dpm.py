@@ -39,14 +39,14 @@ def centre(length: Tensor) -> Tensor:
 
 
 def _second(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
-    """Lu et al. 2022a, algorithm 1 with r₁ = ½: the slope at the midpoint in λ."""
+    """Lu et al. 2022a, algorithm 1: the slope at the midpoint in λ."""
     return aim(denoise, x, x0, sigma, halfway(sigma, down))[1]
 
 
 def second_and_third(
     denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The estimates of both orders from two calls (Lu et al. 2022a, algorithms 1 and 2)."""
+    """The estimates of both orders from two calls (Lu et al. 2022a, algorithms 4 and 5, r₁ = ⅓)."""
     length = (sigma / down).log()
     _, first = aim(denoise, x, x0, sigma, sigma * (-length / 3).exp())
     further = x0 + each(2 * centre(length * 2 / 3), x) * (first - x0)
@@ -59,7 +59,7 @@ def _third(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor)
 
 
 def _middle(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
-    """DPM-Solver++(2S) with r = ½: the answer found halfway (Lu et al. 2022, algorithm 1)."""
+    """DPM-Solver++(2S) with r = ½: the answer found halfway (Lu et al. 2022b, algorithm 1)."""
     return aim(denoise, x, x0, sigma, halfway(sigma, down))[0]
 
 
@@ -87,7 +87,7 @@ def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
     return walk(denoise, x, sigmas, noise, straight, _second)
 
 
-@sampler("dpm2-ancestral", order=2, stochastic=True, strong=1.0, path=True)
+@sampler("dpm2-ancestral", order=2, stochastic=True, strong=1.0, path=True, finite=True)
 def dpm2_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
@@ -103,16 +103,16 @@ def dpm2_ancestral(
 def dpmpp_2s_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
-    """DPM-Solver++(2S) with fresh noise, two network calls a step (after Lu et al. 2022, alg. 1).
+    """DPM-Solver++(2S) with fresh noise, two network calls a step (after Lu et al. 2022b, alg. 1).
 
     Orders as for dpm2-ancestral, for the same reason.
     """
     return walk(denoise, x, sigmas, noise, ancestral(eta), _middle)
 
 
-@sampler("dpm-fast", order=2)
+@sampler("dpm-fast", order=2, finite=True)
 def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-    """DPM-Solver-fast: as many network calls as steps are asked for (Lu et al. 2022a, §3.4).
+    """DPM-Solver-fast: as many network calls as steps are asked for (Lu et al. 2022a, §3.3).
 
     Takes the list of σ for its ends and its length; its own steps are even in log σ. They are of
     third order but for the last one or two, whose first order at the end makes the whole of second;

@@ -13,7 +13,7 @@ from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
 @sampler("dpmpp-2m", order=2)
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-    """DPM-Solver++(2M), second order at one network call a step (Lu et al. 2022, algorithm 2)."""
+    """DPM-Solver++(2M), second order at one network call a step (Lu et al. 2022b, algorithm 2)."""
     del noise
     before: tuple[Tensor, Tensor] | None = None  # the last estimate, and the length of its step
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):

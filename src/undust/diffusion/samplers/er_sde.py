@@ -36,7 +36,7 @@ def _gauss(count: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def reach(scale: Scale, sigma: Tensor, sigma_next: Tensor) -> tuple[float, float]:
-    """What the first and the second derivative of x0 by σ add to x (Cui et al. 2023, eq. 18).
+    """What the first and the second derivative of x0 by σ add to x (Cui et al. 2023).
 
     For x0 = (s − σ)^k/k! it is φ(σ_next)·∫ x0 d(1/φ) over the step, here integrated by parts.
     """
@@ -49,7 +49,7 @@ def reach(scale: Scale, sigma: Tensor, sigma_next: Tensor) -> tuple[float, float
     return first.item(), second.item()
 
 
-@sampler("er-sde", order=2, stochastic=True)
+@sampler("er-sde", order=2, stochastic=True, strong=1.0, path=True)
 def er_sde(
     denoise: Denoise,
     x: Tensor,
@@ -59,7 +59,11 @@ def er_sde(
     order: int = 3,
     scale: str = "er-sde",
 ) -> Iterator[Step]:
-    """ER-SDE-Solver 1, 2 or 3: x0 as a Taylor series in σ (Cui et al. 2023, algorithms 1 and 2)."""
+    """ER-SDE-Solver 1, 2 or 3: x0 as a Taylor series in σ (Cui et al. 2023).
+
+    The equation gathers noise in the clock (σ/φ)², a Brownian path runs in 1/σ²: its increments are
+    asked for at the levels φ/σ, so that steps of any length add up to one path.
+    """
     between("order", order, 1, 3)
     phi = SCALES[scale]
     estimates: list[Tensor] = []
@@ -79,6 +83,7 @@ def er_sde(
                 curve = 2 * (slopes[0] - slopes[1]) / (sigma - sigmas[index - 2])
                 estimate = estimate + second / kept * curve
             if scale != "ode":
-                fresh = (sigma_next**2 - down**2).sqrt() * noise(sigma, sigma_next)
+                gathered = noise(phi(sigma) / sigma, phi(sigma_next) / sigma_next)
+                fresh = (sigma_next**2 - down**2).sqrt() * gathered
         x = toward(x, estimate, sigma, down) + fresh
         yield Step(index, sigma_next, x, estimate)

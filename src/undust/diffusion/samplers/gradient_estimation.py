@@ -15,11 +15,11 @@ from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 def gradient_estimation(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, gamma: float = 2.0
 ) -> Iterator[Step]:
-    """Noise γ·n − (γ−1)·n_before instead of n (Permenter & Yuan 2024, algorithm 2, γ = 2).
+    """Noise γ·n − (γ−1)·n_before instead of n (Permenter & Yuan 2024, γ = 2).
 
     It makes an estimate of the distance to the pictures better, not the order: γ = 1 is Euler's
-    method, γ = 1.5 that of Adams and Bashforth and of order 2, γ = 2 as far beyond it as Euler's
-    is short of it.
+    method, γ = 1.5 that of Adams and Bashforth for even σ and of order 2, γ = 2 as far beyond it as
+    Euler's is short of it.
     """
     del noise
     before: Tensor | None = None

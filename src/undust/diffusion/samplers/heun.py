@@ -19,7 +19,7 @@ def both(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -
     return x0 + sigma / (2 * down) * (ahead - x0)
 
 
-@sampler("heun", order=2)
+@sampler("heun", order=2, finite=True)
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """Heun's method, two network calls a step (Karras et al. 2022, algorithm 1)."""
     return walk(denoise, x, sigmas, noise, straight, both)

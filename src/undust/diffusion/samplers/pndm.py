@@ -2,7 +2,7 @@
 
 The slopes are averaged as if the list of σ were even in some time; the mean then goes the way of
 Euler's step, so that a constant slope is followed exactly whatever the list (Liu et al. 2022,
-§3.3). The weights fit the time but not σ, which curves in it: all of these are of second order.
+eq. 9). The weights fit the time but not σ, which curves in it: all of these are of second order.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, start: Start, starts: int
         yield Step(index, sigma_next, x, x0)
 
 
-@sampler("pndm", order=2)
+@sampler("pndm", order=2, finite=True)
 def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """Four past slopes, after three steps of Runge-Kutta's (Liu et al. 2022, algorithm 2, F-PNDM).
 
@@ -71,7 +71,7 @@ def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
     return _walk(denoise, x, sigmas, _runge_kutta, 3)
 
 
-@sampler("plms", order=2)
+@sampler("plms", order=2, finite=True)
 def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """Four past slopes, after one step of Heun's (as in Rombach et al. 2022, after Liu et al.).
 

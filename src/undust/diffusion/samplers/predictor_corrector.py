@@ -99,7 +99,7 @@ def unipc(
     )
 
 
-@sampler("sa-solver", order=2, stochastic=True)
+@sampler("sa-solver", order=2, stochastic=True, strong=1.0, path=True)
 def sa_solver(
     denoise: Denoise,
     x: Tensor,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from undust.diffusion.process.base import ENDLESS
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, unknown
 
@@ -54,7 +55,8 @@ class Sampler:
     stochastic: whether it draws noise unless an option says otherwise.
     strong: the power with which a stochastic one nears the path that its noise describes; path:
     whether it is meant to be driven by a `BrownianPath`; adaptive: whether it chooses its steps by
-    a bound on the error, and order relates that to the number of network calls.
+    a bound on the error, and order relates that to the number of network calls; finite: whether it
+    steps in σ itself, which leads nowhere from σ = ENDLESS: Euler's step then comes before it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Sampler:
     strong: float | None = None
     path: bool = False
     adaptive: bool = False
+    finite: bool = False
 
     @cached_property
     def summary(self) -> str:
@@ -95,7 +98,19 @@ class Sampler:
         def noise_like(sigma: Tensor, sigma_next: Tensor) -> Tensor:
             return noise(sigma, sigma_next).to(x)
 
+        if self.finite and len(sigmas) > 2 and sigmas[0] > ENDLESS / 2:
+            return self._after_euler(denoise_batch, x, sigmas, noise_like, **options)
         return self.steps(denoise_batch, x, sigmas, noise_like, **options)
+
+    def _after_euler(
+        self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
+    ) -> Iterator[Step]:
+        """Euler's step out of the endless noise, and then this sampler."""
+        x0 = denoise(x, sigmas[0])
+        x = x0 + (sigmas[1] / sigmas[0]).to(x) * (x - x0)
+        yield Step(0, sigmas[1], x, x0)
+        for step in self.steps(denoise, x, sigmas[1:], noise, **options):
+            yield replace(step, index=step.index + 1)
 
 
 def reached(sigmas: Tensor, sigma: Tensor) -> int:
@@ -126,11 +141,12 @@ def sampler(
     strong: float | None = None,
     path: bool = False,
     adaptive: bool = False,
+    finite: bool = False,
 ) -> Callable[[Callable[..., Iterator[Step]]], Sampler]:
     """Registers a generator function; its keyword-only arguments become the sampler's options."""
 
     def register(steps: Callable[..., Iterator[Step]]) -> Sampler:
-        SAMPLERS[name] = Sampler(name, order, stochastic, steps, strong, path, adaptive)
+        SAMPLERS[name] = Sampler(name, order, stochastic, steps, strong, path, adaptive, finite)
         return SAMPLERS[name]
 
     return register

@@ -56,7 +56,7 @@ def dpmpp_2m_sde(
     eta: float = 1.0,
     solver: str = "midpoint",
 ) -> Iterator[Step]:
-    """SDE-DPM-Solver++(2M), one network call a step (Lu et al. 2022, §5).
+    """SDE-DPM-Solver++(2M), one network call a step (Lu et al. 2022b, §5).
 
     solver: "midpoint", the paper's, puts the estimate's change halfway through the step, "heun"
     where the integral has it. eta: how much noise, 1 as in the paper, 0 none (dpmpp-2m).
@@ -82,7 +82,7 @@ def dpmpp_3m_sde(
 def dpmpp_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
-    """DPM-Solver++ with noise, two network calls a step (k-diffusion, after Lu et al. 2022).
+    """DPM-Solver++ with noise, two network calls a step (k-diffusion, after Lu et al. 2022b).
 
     The estimate of a step is the one halfway along the path itself, for which noise is drawn twice,
     over half of the step and over all of it. Of second order if the two are of one Brownian path;

@@ -46,7 +46,7 @@ def polyexponential(process: Process, steps: int, *, rho: float = 1.0) -> Tensor
 
 @schedule("kl-optimal")
 def kl_optimal(process: Process, steps: int) -> Tensor:
-    """Even in arctan σ, the angle between noise and picture (Sabour et al. 2024, for a Gaussian).
+    """Even in arctan σ, the angle between noise and picture (Sabour et al. 2024, theorem 3.1).
 
     Of pictures with variance 1, Euler's method keeps Π cos(step in the angle) of the deviation they
     should have, and that is nearest to 1 for even steps.

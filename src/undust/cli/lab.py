@@ -1,0 +1,107 @@
+"""`undust lab order` and `undust lab samplers`: what is said of the samplers, measured."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undust.cli import show
+from undust.cli.output import make, try_writing
+
+app = typer.Typer(help="Measure what is said of the samplers.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the tables in that folder.")]
+
+
+@app.command()
+def order(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH", help="A model to measure on too, beside the closed forms."
+        ),
+    ] = None,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Fit the order of convergence of every sampler."""
+    from undust.lab import page
+    from undust.lab.order import measure
+    from undust.model import load
+
+    if out:
+        try_writing(out)
+    loaded = load(model) if model else None
+    with show.counted("samplers", "fitting orders") as observe:
+        found = measure(loaded, observe=observe)
+    if json:
+        typer.echo(show.as_json(found.model_dump(mode="json"), indent=2))
+    else:
+        show.table(found.columns(), found.rows())
+        show.summary(found.note)
+    if out:
+        make(out)
+        page.write(
+            out / "order.md",
+            "Orders of convergence",
+            _command("order", model=model, out=out),
+            [page.table(found.columns(), found.rows()), found.note],
+        )
+        show.summary(str(out / "order.md"))
+
+
+@app.command()
+def samplers(
+    model: Annotated[
+        str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
+    ] = "emoji",
+    schedule: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Schedule of all samplers, instead of the model's."),
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option(metavar="N", help="Pictures to measure on, each of another prompt.")
+    ] = 8,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Compare samplers, and schedules, by their error after so many network calls."""
+    from undust.lab import page
+    from undust.lab.samplers import compare
+    from undust.model import load
+
+    if out:
+        try_writing(out)
+        page.require_matplotlib()
+    loaded = load(model)
+    with show.counted("curves", "measuring errors") as observe:
+        found = compare(loaded, schedule=schedule, pictures=prompts, observe=observe)
+    tables = {
+        f"Samplers, with the schedule {found.schedule}": ("sampler", found.samplers),
+        f"Schedules, with the sampler {found.sampler}": ("schedule", found.schedules),
+    }
+    if json:
+        typer.echo(show.as_json(found.model_dump(mode="json"), indent=2))
+    else:
+        for what, curves in tables.values():
+            show.table(found.columns(what), found.rows(curves))
+        show.summary(found.note)
+    if out:
+        make(out)
+        page.plot(found, out / "samplers.png")
+        parts = [found.note, "![error against network calls](samplers.png)"]
+        for title, (what, curves) in tables.items():
+            parts += [f"## {title}", page.table(found.columns(what), found.rows(curves))]
+        command = _command("samplers", model=model, schedule=schedule, prompts=prompts, out=out)
+        page.write(out / "samplers.md", "Error against network calls", command, parts)
+        show.summary(f"{out / 'samplers.md'}, {out / 'samplers.png'}")
+
+
+def _command(name: str, **options: object) -> str:
+    """The command line again, with every option that has a value."""
+    given = [(f"--{option}", str(value)) for option, value in options.items() if value is not None]
+    return shlex.join(["undust", "lab", name, *(part for pair in given for part in pair)])

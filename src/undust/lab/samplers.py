@@ -1,0 +1,215 @@
+"""What a sampler's network calls buy: its error on a model against how often that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.schedules import SCHEDULES
+from undust.errors import UndustError
+from undust.lab.convergence import distance, end_of
+from undust.lab.subject import REFERENCE, Counted, Subject
+from undust.model import LatentDiffusion
+
+BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network calls
+FLOW_STEPS = 1000  # of the run whose end is taken for the flow's
+PATH_STEPS = 500  # of the run whose end is taken for the path's
+BOUNDS = tuple(2.0**-k for k in range(1, 30))  # that adaptive samplers are given, one after another
+
+Levels = Callable[[int], Tensor]
+"""Number of steps -> σ, as a schedule places them on the model's process."""
+
+
+class Run(BaseModel):
+    """One run: how often the denoiser was asked, in how many steps, and its error.
+
+    steps: None for an adaptive sampler, which chooses them; error: root mean square over the latent
+    of a picture, the mean over the pictures.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    calls: int
+    steps: int | None
+    error: float
+
+
+class Curve(BaseModel):
+    """The runs of a sampler or a schedule, from short to long.
+
+    against: what the error is the distance to, the end of the "flow" or, of a sampler whose noise
+    is a Brownian path, its own end on that "path". None: it has no one end, and so no error.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    against: Literal["flow", "path"] | None
+    runs: tuple[Run, ...] = ()
+
+    def within(self, calls: int) -> Run | None:
+        """The longest run of no more calls."""
+        fitting = [run for run in self.runs if run.calls <= calls]
+        return max(fitting, key=lambda run: run.calls) if fitting else None
+
+
+class Comparison(BaseModel):
+    """All samplers on one schedule, one sampler on all schedules, and what that depends on.
+
+    size: root mean square of the latents at the flow's end, for errors to be held against.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    model_hash: str
+    pictures: int
+    guidance: float
+    size: float
+    schedule: str
+    sampler: str
+    samplers: tuple[Curve, ...]
+    schedules: tuple[Curve, ...]
+
+    @property
+    def note(self) -> str:
+        """What the tables do not say of themselves."""
+        endless = ", ".join(curve.name for curve in self.samplers if curve.against is None)
+        return (
+            f"Root mean square error of the latent, whose own size is {self.size:.2g}: the mean "
+            f"over {self.pictures} pictures of {self.model} {self.model_hash}, guidance "
+            f"{self.guidance:g}, after the longest run that asks the denoiser no more often. The "
+            f"end of the flow is that of {FLOW_STEPS} steps of {REFERENCE}; the end of a path that "
+            f"of {PATH_STEPS} steps of the sampler itself on the same Brownian path. What fresh "
+            f"noise of {endless} leads to is not one end."
+        )
+
+    def columns(self, what: str) -> list[str]:
+        """Of the table of the "sampler"s or the "schedule"s."""
+        return [what, "error to the end of", *(f"{budget} calls>" for budget in BUDGETS)]
+
+    def rows(self, curves: tuple[Curve, ...]) -> list[list[str]]:
+        """A row for each curve, the best at 20 calls first; who has no error comes last."""
+
+        def place(curve: Curve) -> tuple[bool, float, str]:
+            run = curve.within(20)
+            return curve.against is None, run.error if run else torch.inf, curve.name
+
+        ends = {"flow": "the flow", "path": "its path", None: "no one end"}
+        return [
+            [
+                curve.name,
+                ends[curve.against],
+                *(f"{run.error:.2g}" if (run := curve.within(b)) else "" for b in BUDGETS),
+            ]
+            for curve in sorted(curves, key=place)
+        ]
+
+
+def compare(
+    model: LatentDiffusion,
+    *,
+    schedule: str | None = None,
+    pictures: int = 8,
+    observe: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Runs every sampler, and the recipe's own with every schedule, within budgets of calls.
+
+    schedule: of all the samplers, the recipe's own unless told. pictures: see `Subject`; observe:
+    called with the number of curves drawn and of all. Raises UndustError for an unknown schedule.
+    """
+    subject = Subject(model, pictures)
+    recipe = subject.recipes[0]
+    schedule = schedule or recipe.schedule
+    spaced = {name: partial(levels, model.process) for name, levels in SCHEDULES.items()}
+    chosen = partial(SCHEDULES[schedule], model.process)
+    end, _ = subject.run(REFERENCE, subject.levels(FLOW_STEPS))
+    drawn = chain(
+        (sampler_curve(subject, name, chosen, end) for name in sorted(SAMPLERS)),
+        (flow_curve(subject, recipe.sampler, spaced[name], end, name) for name in sorted(spaced)),
+    )
+    curves: list[Curve] = []
+    for curve in drawn:
+        curves.append(curve)
+        if observe:
+            observe(len(curves), len(SAMPLERS) + len(SCHEDULES))
+    return Comparison(
+        **subject.settings,
+        size=end.double().square().mean().sqrt().item(),
+        schedule=schedule,
+        sampler=recipe.sampler,
+        samplers=tuple(curves[: len(SAMPLERS)]),
+        schedules=tuple(curves[len(SAMPLERS) :]),
+    )
+
+
+def sampler_curve(subject: Subject, name: str, levels: Levels, end: Tensor) -> Curve:
+    """A sampler's errors against `end`, the flow's, or against the end of its own path."""
+    sampler = SAMPLERS[name]
+    if sampler.adaptive:
+        return Curve(name=name, against="flow", runs=_bounded(subject, name, levels, end))
+    if not sampler.stochastic:
+        return flow_curve(subject, name, levels, end, name)
+    if sampler.strong is None:
+        return Curve(name=name, against=None)
+    end, _ = subject.run(name, subject.levels(PATH_STEPS))
+    return Curve(name=name, against="path", runs=_within_budgets(subject, name, levels, end))
+
+
+def flow_curve(subject: Subject, sampler: str, levels: Levels, end: Tensor, name: str) -> Curve:
+    """The errors of a sampler without noise against the flow's end; the name is the curve's."""
+    return Curve(name=name, against="flow", runs=_within_budgets(subject, sampler, levels, end))
+
+
+def _within_budgets(subject: Subject, sampler: str, levels: Levels, end: Tensor) -> tuple[Run, ...]:
+    """The longest run within each budget."""
+    longest: dict[int, tuple[int, Tensor]] = {}
+    for steps, sigmas in _lists(levels):
+        asked = calls(sampler, sigmas)
+        longest |= {budget: (steps, sigmas) for budget in BUDGETS if asked <= budget}
+    runs: list[Run] = []
+    for steps, sigmas in dict(longest.values()).items():
+        x, asked = subject.run(sampler, sigmas)
+        runs.append(Run(calls=asked, steps=steps, error=distance(x, end)))
+    return tuple(sorted(runs, key=lambda run: run.calls))
+
+
+def _bounded(subject: Subject, sampler: str, levels: Levels, end: Tensor) -> tuple[Run, ...]:
+    """Runs of an adaptive sampler with ever lower bounds, until the largest budget is spent."""
+    sigmas = levels(max(BUDGETS))
+    runs: dict[int, Run] = {}
+    for bound in BOUNDS:
+        x, asked = subject.run(sampler, sigmas, rtol=bound, atol=bound)
+        if asked > max(BUDGETS):
+            break
+        runs[asked] = Run(calls=asked, steps=None, error=distance(x, end))
+    return tuple(runs.values())
+
+
+def _lists(levels: Levels) -> Iterator[tuple[int, Tensor]]:
+    """A schedule's lists of up to as many steps as the largest budget has calls."""
+    for steps in range(1, max(BUDGETS) + 1):
+        try:
+            yield steps, levels(steps)
+        except UndustError:
+            continue  # not every schedule has room for every number of steps
+
+
+def calls(sampler: str, sigmas: Tensor) -> int:
+    """How often a sampler that is not adaptive asks along sigmas: what it finds does not matter."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+
+    def like(x: Tensor, sigma: Tensor) -> Tensor:
+        del x, sigma
+        return one
+
+    counted = Counted(like)
+    end_of(sampler, counted, one, sigmas, like)
+    return counted.calls

@@ -1,0 +1,100 @@
+"""A model to measure samplers on: asked for a few fixed pictures, from fixed noise."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undust.diffusion.noise import BrownianPath
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.samplers.registry import Denoise, Noise
+from undust.diffusion.schedules import SCHEDULES
+from undust.errors import UndustError
+from undust.generation.scene import guided
+from undust.lab.convergence import end_of, no_noise
+from undust.model import LatentDiffusion
+
+PROMPTS = (
+    "red heart",
+    "rocket",
+    "a smiling cat",
+    "pizza",
+    "sunflower",
+    "guitar",
+    "lion",
+    "mermaid",
+)
+REFERENCE = "dpmpp-3m"  # of third order, at one network call a step
+
+
+class Counted:
+    """A denoiser that counts how often it is asked."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise, self.calls = denoise, 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The denoiser's own answer."""
+        self.calls += 1
+        return self.denoise(x, sigma)
+
+
+class Subject:
+    """Picture k is of prompt k (in a circle) with seed k; all else as the recipe has it.
+
+    pictures: how many. Raises UndustError for less than one.
+    """
+
+    def __init__(self, model: LatentDiffusion, pictures: int) -> None:
+        if pictures < 1:
+            raise UndustError(f"prompts: at least 1 is needed, not {pictures}")
+        asked = [(PROMPTS[seed % len(PROMPTS)], seed) for seed in range(pictures)]
+        self.model = model
+        self.recipes = [model.recipes(prompt, seed=seed)[0] for prompt, seed in asked]
+        first = self.recipes[0]
+        seeds = range(pictures)
+        self.path = BrownianPath(seeds, model.latent_shape(first.width, first.height))
+
+    def noise(self, sampler: str) -> Noise:
+        """What a sampler draws: the increments of one path for each picture, or nothing."""
+        return self.path if SAMPLERS[sampler].stochastic else no_noise
+
+    def denoiser(self, sigmas: Tensor) -> Counted:
+        """The guided denoiser for one run along sigmas."""
+        return Counted(guided(self.model, self.recipes, sigmas))
+
+    @torch.inference_mode()
+    def run(self, sampler: str, sigmas: Tensor, **options: Any) -> tuple[Tensor, int]:
+        """The latents [B, C, h, w] at the end, and how often the denoiser was asked."""
+        denoise = self.denoiser(sigmas)
+        x = self.model.process.start(self._start, sigmas[0])
+        return end_of(sampler, denoise, x, sigmas, self.noise(sampler), **options), denoise.calls
+
+    def levels(self, steps: int) -> Tensor:
+        """From the process's largest σ down to 0, as it is sampled by default."""
+        process = self.model.process
+        return SCHEDULES[process.default_schedule](process, steps)
+
+    @cached_property
+    def _start(self) -> Tensor:
+        return self.path.start()
+
+    def state(self, sigma: float, steps: int = 50) -> Tensor:
+        """Latents [B, C, h, w] on their way at level σ, as samplers meet them."""
+        levels = self.levels(steps)
+        above = levels[levels > sigma]
+        return self.run(REFERENCE, torch.cat([above, above.new_tensor([sigma])]))[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What figures measured on it depend on."""
+        first = self.recipes[0]
+        return {
+            "model": first.model,
+            "model_hash": first.model_hash,
+            "pictures": len(self.recipes),
+            "guidance": first.guidance,
+        }
