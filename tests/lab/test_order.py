@@ -63,7 +63,6 @@ def test_a_miss_is_said():
 def test_on_a_model(gaussian: LatentDiffusion, monkeypatch: pytest.MonkeyPatch):
     """The same slopes there as on a Gaussian, as far as float32 shows them."""
     monkeypatch.setattr(order, "REFERENCE_STEPS", 150)
-    monkeypatch.setattr(order, "MODEL_FINEST", 384)
     cases = [("euler", {}), ("heun", {}), ("ddpm", {}), ("rk45", {})]
     found = measure(gaussian, cases=cases, pictures=2)
     assert found.rounding is not None and 0 < found.rounding < 1e-5

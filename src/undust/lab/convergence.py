@@ -9,7 +9,7 @@ order. On a Gaussian both of these are measured without a single random number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -96,18 +96,20 @@ def flow_errors(
     start: Tensor,
     end: Tensor,
     steps: Sequence[int] | None = None,
+    *,
+    top: float = TOP,
     **options: Any,
 ) -> list[Point]:
     """Of a sampler without noise: its distance to `end`, where the flow from `start` is at BOTTOM.
 
-    start, end: [B, …] at σ = TOP and BOTTOM. The steps are even in σ^(1/7), so that their lengths
+    start, end: [B, …] at σ = top and BOTTOM. The steps are even in σ^(1/7), so that their lengths
     differ in all of the variables that samplers step in; those of a pair are even in σ.
     """
 
     def reached(count: int) -> Tensor:
         if name in PAIRS:
-            return _walk(PAIRS[name], denoise, start, linear(TOP, BOTTOM, count))
-        return end_of(name, denoise, start, falling(TOP, BOTTOM, count), no_noise, **options)
+            return _walk(PAIRS[name], denoise, start, linear(top, BOTTOM, count))
+        return end_of(name, denoise, start, falling(top, BOTTOM, count), no_noise, **options)
 
     steps = steps or (PAIR_STEPS if name in PAIRS else STEPS)
     return [(count, distance(reached(count), end)) for count in steps]
@@ -163,22 +165,31 @@ def path_errors(
     name: str,
     denoise: Denoise,
     start: Tensor,
-    noise: Noise,
     *,
     steps: Sequence[int] = STRONG_STEPS,
     finest: int = FINEST,
+    top: float = TOP,
     **options: Any,
 ) -> list[Point]:
     """Of a sampler with noise: its distance at BOTTOM to its own finest run on the same path.
 
-    start: [B, …] at σ = TOP; noise: the increments of one Brownian path.
+    start: [B, …] at σ = top; finest: steps of that run, divisible by all of the steps.
     """
+    # Twice as fine as the finest run: some draw noise over half a step too.
+    cuts = even(top, BOTTOM, 2 * finest)
+    units = _units((2 * finest, *start.shape))
+    noise = along(path_levels(cuts, noise_scale(name, **options)), units)
 
     def end(count: int) -> Tensor:
-        return end_of(name, denoise, start, even(TOP, BOTTOM, count), noise, **options)
+        return end_of(name, denoise, start, even(top, BOTTOM, count), noise, **options)
 
     true = end(finest)
     return [(count, distance(end(count), true)) for count in steps]
+
+
+@cache
+def _units(shape: tuple[int, ...]) -> Tensor:
+    return normal(3, (0, 0, 0), shape).double()
 
 
 class World:
@@ -202,16 +213,8 @@ class World:
 
     def path_errors(self, name: str, **options: Any) -> list[Point]:
         """Of a sampler with noise, against its own finest run on the same paths."""
-        start, cuts, units = self._paths
-        noise = along(path_levels(cuts, noise_scale(name, **options)), units)
-        return path_errors(name, self.mixture, start, noise, **options)
-
-    @cached_property
-    def _paths(self) -> tuple[Tensor, Tensor, Tensor]:
-        # Cut up twice as fine as the finest run: some draw noise over half a step too.
         start = TOP * normal(2, (0, 0, 0), (500, self.size)).double()
-        units = normal(3, (0, 0, 0), (2 * FINEST, 500, self.size)).double()
-        return start, even(TOP, BOTTOM, 2 * FINEST), units
+        return path_errors(name, self.mixture, start, **options)
 
 
 def impulses(

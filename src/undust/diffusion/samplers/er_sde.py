@@ -62,7 +62,8 @@ def er_sde(
     """ER-SDE-Solver 1, 2 or 3: x0 as a Taylor series in σ (Cui et al. 2023).
 
     The equation gathers noise in the clock (σ/φ)², a Brownian path runs in 1/σ²: its increments are
-    asked for at the levels φ/σ, so that steps of any length add up to one path.
+    asked for at the levels φ/σ, so that steps of any length add up to one path. With the scale
+    "er-sde" these lie so close that from some 500 steps on a path has no numbers in between.
     """
     between("order", order, 1, 3)
     phi = SCALES[scale]
