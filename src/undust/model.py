@@ -23,6 +23,7 @@ from undust.formats import tokenizer_files
 from undust.formats.files import atomic_folder
 from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
 from undust.formats.networks import load_autoencoder, load_network
+from undust.formats.original.model import load as load_single_file
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.generation import loop
@@ -295,22 +296,44 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentDiffusion:
-    """A built-in model by name, or the diffusers folder at a path.
+    """A built-in model by name, or the diffusers folder or single-file checkpoint at a path.
 
     dtype: of the weights in memory, float32 unless told; device: the CPU unless told.
-    Raises UndustError for a name that is not known and a folder that is no whole model.
+    Raises UndustError for a name that is not known and for what is no whole model.
     """
     folder = Path(name_or_path)
     if str(name_or_path) in built_in():
         folder = BUILT_IN / str(name_or_path)
     elif not folder.exists():
         raise unknown("model", str(name_or_path), built_in())
+    dtype = dtype or torch.float32
+    model = _from_file(folder, dtype) if folder.is_file() else _from_folder(folder, dtype)
+    for network in (model.autoencoder, model.unet, model.text_encoder):
+        network.eval().requires_grad_(False).to(device or "cpu")
+    return model
+
+
+def _from_file(path: Path, dtype: torch.dtype) -> LatentDiffusion:
+    """The model in a checkpoint of the original layout."""
+    parts = load_single_file(path, dtype)
+    return LatentDiffusion(
+        parts.autoencoder,
+        parts.unet,
+        parts.text_encoder,
+        parts.tokenizer,
+        parts.variant.process(),
+        parts.variant.prediction,
+        name=path.stem,
+        hash=content_hash(path)[:10],
+    )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
     parts = read_model_index(folder)
     for name, kind in PARTS.items():
         if parts.get(name, ("", ""))[1] != kind:
             found = parts.get(name, ("", "none"))[1]
             raise UndustError(f"{folder} is not supported: its {name} is {found}, not {kind}")
-    dtype = dtype or torch.float32
     autoencoder = load_autoencoder(folder / "vae", dtype)
     unet = load_network(UNet, UNetConfig, folder / "unet", dtype)
     text_encoder = load_network(TextEncoder, TextEncoderConfig, folder / "text_encoder", dtype)
@@ -321,7 +344,7 @@ def load(
         for name in ("text_encoder", "unet", "vae")
         for path in sorted((folder / name).glob("*.safetensors"))
     )
-    model = LatentDiffusion(
+    return LatentDiffusion(
         autoencoder,
         unet,
         text_encoder,
@@ -331,9 +354,6 @@ def load(
         name=folder.resolve().name,
         hash=hashlib.sha256(hashes.encode()).hexdigest()[:10],
     )
-    for network in (autoencoder, unet, text_encoder):
-        network.eval().requires_grad_(False).to(device or "cpu")
-    return model
 
 
 def _last(steps: Iterator[Step]) -> Step:

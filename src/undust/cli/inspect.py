@@ -16,6 +16,7 @@ from undust.errors import UndustError
 
 if TYPE_CHECKING:
     from undust.diffusion.process import Process
+    from undust.formats.original.checkpoint import Checkpoint
 
 SUFFIX = ".safetensors"
 DIGITS = 10  # of a hash, as web UIs show it
@@ -103,14 +104,54 @@ def _picture(path: Path) -> Facts:
 
 
 def _weights(path: Path) -> Facts:
+    from undust.formats.original.checkpoint import survey
     from undust.formats.safetensors_file import content_hash, header
 
+    facts: Facts = {"path": str(path), "kind": "weights"}
+    try:
+        facts |= _single_file(survey(path))
+    except UndustError as error:
+        facts["not a whole model"] = str(error).removeprefix(f"{path}: ")
     return {
-        "path": str(path),
-        "kind": "weights",
+        **facts,
         **_numbers([path]),
         "sha256": content_hash(path),
         "metadata": header(path).metadata,
+    }
+
+
+def _single_file(checkpoint: Checkpoint) -> Facts:
+    """What a checkpoint in one file is, and the tensors that tell it."""
+    variant = checkpoint.variant
+    facts: Facts = {"kind": "checkpoint", "variant": "first stage"}
+    texts: list[Facts] = []
+    if variant:
+        facts |= {
+            "variant": variant.name,
+            "name": variant.title,
+            "pixels": f"{variant.size}x{variant.size}",
+            "process": _process(variant.process(), variant.prediction),
+            "prediction": variant.prediction,
+            "latent scale": variant.scaling_factor,
+        }
+        texts = [
+            {
+                "text": text.part,
+                "seen": "last layer but one" if text.penultimate else "last layer and norm",
+                "pooled": "yes" if text.pooled else "no",
+                "padding": text.padding,
+            }
+            for text in variant.texts
+        ]
+    return {
+        **facts,
+        "evidence": [fact._asdict() for fact in checkpoint.evidence],
+        "parts": [
+            {"part": name, "class": type(part.network).__name__, "parameters": part.parameters}
+            for name, part in checkpoint.parts.items()
+        ],
+        "texts": texts,
+        "beside": checkpoint.spare,
     }
 
 

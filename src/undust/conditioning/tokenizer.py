@@ -28,18 +28,20 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 class Tokenizer:
     """A vocabulary and its merges, in order; every prompt becomes `length` tokens.
 
-    vocabulary: piece → number, with the two ends; merges: pairs, the earliest learnt first.
-    Raises UndustError when the ends are missing or a merge makes a piece that has no number.
+    vocabulary: piece → number, with the two ends; merges: pairs, the earliest learnt first;
+    padding: the piece that stands after the end. Raises UndustError when the ends or the padding
+    are missing or a merge makes a piece that has no number.
     """
 
     vocabulary: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     length: int = 77
+    padding: str = END
 
     def __post_init__(self) -> None:
-        for end in (START, END):
-            if end not in self.vocabulary:
-                raise UndustError(f"the tokenizer's vocabulary lacks {end}")
+        for needed in (START, END, self.padding):
+            if needed not in self.vocabulary:
+                raise UndustError(f"the tokenizer's vocabulary lacks {needed}")
         for left, right in self.merges:
             if not {left, right, left + right} <= self.vocabulary.keys():
                 raise UndustError(f"the tokenizer merges '{left} {right}' outside its vocabulary")
@@ -64,15 +66,15 @@ class Tokenizer:
         return self._engine.encode(prompt).tokens
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Token numbers [B, length]: start, the prompt, end, and the end again as padding.
+        """Token numbers [B, length]: start, the prompt, end, and the padding.
 
         A prompt that is too long loses its last tokens; `overflow` tells which.
         """
-        start, end = self.vocabulary[START], self.vocabulary[END]
+        start, end, pad = (self.vocabulary[piece] for piece in (START, END, self.padding))
         rows: list[list[int]] = []
         for encoding in self._engine.encode_batch(list(prompts)):
-            ids = [start, *encoding.ids[: self.length - 2]]
-            rows.append(ids + [end] * (self.length - len(ids)))
+            ids = [start, *encoding.ids[: self.length - 2], end]
+            rows.append(ids + [pad] * (self.length - len(ids)))
         return torch.tensor(rows, dtype=torch.long)
 
     def overflow(self, prompt: str) -> str:
@@ -88,11 +90,11 @@ def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
     language has tokens.
     """
     engine = _engine(BPE(end_of_word_suffix=WORD_END, continuing_subword_prefix=""))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ends = [letter + WORD_END for letter in alphabet]
+    letters = alphabet()
+    ends = [letter + WORD_END for letter in letters]
     trainer = BpeTrainer(
         vocab_size=size - 2,
-        initial_alphabet=alphabet,
+        initial_alphabet=letters,
         # Named first, they have the same numbers every time; the trainer would number them in the
         # order in which it meets them, which is by chance, and settles ties by these numbers.
         special_tokens=ends,
@@ -104,8 +106,13 @@ def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
     learnt = engine.get_vocab()
     pieces = sorted(learnt, key=learnt.__getitem__)
     merged = _merges(engine)
-    ordered = [*alphabet, *ends, *(p for p in pieces if p not in {*alphabet, *ends}), START, END]
+    ordered = [*letters, *ends, *(p for p in pieces if p not in {*letters, *ends}), START, END]
     return Tokenizer({piece: number for number, piece in enumerate(ordered)}, merged, length)
+
+
+def alphabet() -> list[str]:
+    """A letter for each of the 256 bytes, in CLIP's order: those that can be printed first."""
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _engine(model: BPE) -> Engine:

@@ -105,9 +105,9 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | st
         if name in own or not name.endswith("position_ids")
     }
     faults = [
-        *_named("missing", own.keys() - given.keys()),
-        *_named("unknown", given.keys() - own.keys()),
-        *_named(
+        *named("missing", own.keys() - given.keys()),
+        *named("unknown", given.keys() - own.keys()),
+        *named(
             "of another shape",
             (
                 f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
@@ -155,8 +155,8 @@ def _load_parts(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
         part = safetensors_file.load(index.with_name(file), dtype)
         promised = {name for name, place in places.items() if place == file}
         faults = [
-            *_named("missing", promised - part.keys()),
-            *_named("unknown", part.keys() - promised),
+            *named("missing", promised - part.keys()),
+            *named("unknown", part.keys() - promised),
         ]
         if faults:
             raise UndustError(f"{index.with_name(file)} is not as {index.name}: {faults[0]}")
@@ -177,7 +177,7 @@ def _published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _named(what: str, names: Iterable[str], first: int = 3) -> list[str]:
+def named(what: str, names: Iterable[str], first: int = 3) -> list[str]:
     """Such as ["2 missing: a, b"], the first few by name; [] if there are none."""
     found = [shown(name) for name in sorted(names)]
     more = f" and {len(found) - first} more" if len(found) > first else ""

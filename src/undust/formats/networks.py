@@ -20,11 +20,15 @@ K = TypeVar("K", bound=NetworkConfig)
 
 def load_network(build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype) -> N:
     """A network with the weights of its folder, without first filling it with random ones."""
-    config = kind.read(read_json(folder / "config.json"))
-    with torch.device("meta"), _Blank():
-        network = build(config)
+    network = blank(build, kind.read(read_json(folder / "config.json")))
     load_into(network, load_component_weights(folder, dtype), folder)
     return network
+
+
+def blank(build: Callable[[K], N], config: K) -> N:
+    """A network without weights: its parameters have names and shapes, and no memory."""
+    with torch.device("meta"), _Blank():
+        return build(config)
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:

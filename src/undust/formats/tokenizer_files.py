@@ -17,7 +17,7 @@ def save(folder: Path, tokenizer: Tokenizer) -> None:
     write_json(folder / "vocab.json", tokenizer.vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
     atomic_write(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
-    ends = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    ends = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.padding}
     write_json(folder / "special_tokens_map.json", ends)
     write_json(
         folder / "tokenizer_config.json",
@@ -40,7 +40,20 @@ def load(folder: Path) -> Tokenizer:
     length = settings.get("model_max_length", 77)
     if not isinstance(length, int) or not 3 <= length <= 4096:
         raise UndustError(f"{folder / 'tokenizer_config.json'}: model_max_length is {length!r}")
-    return Tokenizer(vocabulary, merges, length)
+    return Tokenizer(vocabulary, merges, length, _padding(folder, settings))
+
+
+def _padding(folder: Path, settings: dict[str, Any]) -> str:
+    """The token after the end; the older of the two files that may name it has the last word."""
+    older = folder / "special_tokens_map.json"
+    named: dict[str, Any] = {**settings, **(read_json(older) if older.is_file() else {})}
+    match named.get("pad_token"):
+        case str(token) | {"content": str(token)}:
+            return token
+        case None:
+            return END
+        case other:
+            raise UndustError(f"{folder}: pad_token is {other!r:.40}, not a token")
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:

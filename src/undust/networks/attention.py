@@ -163,12 +163,20 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each normalised first and beside a skip."""
+    """Self-attention, cross-attention, feed-forward, each normalised first and beside a skip.
 
-    def __init__(self, channels: int, *, heads: int, context_channels: int) -> None:
+    With `only_cross` the first attention too is to the context.
+    """
+
+    def __init__(
+        self, channels: int, *, heads: int, context_channels: int, only_cross: bool = False
+    ) -> None:
         super().__init__()
+        self.only_cross = only_cross
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads=heads)
+        self.attn1 = Attention(
+            channels, heads=heads, context_channels=context_channels if only_cross else None
+        )
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads=heads, context_channels=context_channels)
         self.norm3 = nn.LayerNorm(channels)
@@ -176,7 +184,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, instead: Sequence[Rows] = ()) -> Tensor:
         """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; `instead` of its self-attention."""
-        x = x + self.attn1(self.norm1(x), None, instead)
+        x = x + self.attn1(self.norm1(x), context if self.only_cross else None, instead)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -197,13 +205,16 @@ class SpatialTransformer(nn.Module):
         context_channels: int,
         groups: int,
         linear: bool,
+        only_cross: bool = False,
     ) -> None:
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, TRANSFORMER_NORM_EPS)
         self.proj_in = _projection(channels, linear)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, heads=heads, context_channels=context_channels)
+            TransformerBlock(
+                channels, heads=heads, context_channels=context_channels, only_cross=only_cross
+            )
             for _ in range(depth)
         )
         self.proj_out = _projection(channels, linear)

@@ -138,15 +138,22 @@ class UNetConfig(NetworkConfig):
     attention_head_dim: PerLevel = 8
     use_linear_projection: bool = False
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
-    addition_embed_type: Literal["text"] | None = None
+    # What is added to the time embedding: all words as one vector (Imagen), or a vector of the text
+    # and sinusoids of sizes (SDXL), of `addition_time_embed_dim` channels for each number.
+    addition_embed_type: Literal["text", "text_time"] | None = None
     addition_embed_type_num_heads: PositiveInt = 64
+    addition_time_embed_dim: PositiveInt | None = None
+    projection_class_embeddings_input_dim: PositiveInt | None = None
+    # A table of vectors that are added to it: one for each class.
+    num_class_embeds: PositiveInt | None = None
+    # Levels whose transformers see the text alone, in the place of their own pixels too.
+    only_cross_attention: Literal[False] | tuple[bool, ...] = False
     # The fused attention already sums in float32, which is all that this one asks for.
     upcast_attention: bool = False
 
     # Options of other models, here with the one value that leaves this network as it is.
     act_fn: Literal["silu"] = "silu"
     center_input_sample: Literal[False] = False
-    only_cross_attention: Literal[False] = False
     downsample_padding: Literal[1] = 1
     mid_block_scale_factor: float = Field(1.0, ge=1, le=1)
     dropout: float = Field(0.0, ge=0, le=0)
@@ -156,8 +163,6 @@ class UNetConfig(NetworkConfig):
     num_attention_heads: None = None
     dual_cross_attention: Literal[False] = False
     class_embed_type: None = None
-    addition_time_embed_dim: None = None
-    num_class_embeds: None = None
     resnet_skip_time_act: Literal[False] = False
     resnet_out_scale_factor: float = Field(1.0, ge=1, le=1)
     time_embedding_type: Literal["positional"] = "positional"
@@ -167,7 +172,6 @@ class UNetConfig(NetworkConfig):
     time_cond_proj_dim: None = None
     conv_in_kernel: Literal[3] = 3
     conv_out_kernel: Literal[3] = 3
-    projection_class_embeddings_input_dim: None = None
     attention_type: Literal["default"] = "default"
     class_embeddings_concat: Literal[False] = False
     mid_block_only_cross_attention: Literal[False] | None = None
@@ -176,7 +180,8 @@ class UNetConfig(NetworkConfig):
     @model_validator(mode="after")
     def _check(self) -> UNetConfig:
         widths = self.block_out_channels
-        for name in ("down_block_types", "up_block_types", *get_args(PerLevelField)):
+        lists = ("down_block_types", "up_block_types", "only_cross_attention")
+        for name in (*lists, *get_args(PerLevelField)):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(cast("tuple[object]", value)) != len(widths):
                 raise ValueError(f"{name} needs one entry for each of block_out_channels")
@@ -188,6 +193,13 @@ class UNetConfig(NetworkConfig):
                 raise ValueError(
                     "addition_embed_type = 'text' needs one cross_attention_dim that "
                     "addition_embed_type_num_heads divides"
+                )
+        if self.addition_embed_type == "text_time":
+            each, whole = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
+            if each is None or whole is None or whole <= each:
+                raise ValueError(
+                    "addition_embed_type = 'text_time' needs addition_time_embed_dim and a larger "
+                    "projection_class_embeddings_input_dim"
                 )
         for i, kinds in enumerate(
             zip(self.down_block_types, self.up_block_types[::-1], strict=True)
@@ -204,6 +216,10 @@ class UNetConfig(NetworkConfig):
         """The value of a field, given once or for each level, at a level (0 is the finest)."""
         value: PerLevel = getattr(self, field)
         return value if isinstance(value, int) else value[level]
+
+    def crosses_only(self, level: int) -> bool:
+        """Whether the transformers of a level see the text in the place of their own pixels."""
+        return bool(self.only_cross_attention) and self.only_cross_attention[level]
 
 
 class TextEncoderConfig(NetworkConfig):

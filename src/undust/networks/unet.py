@@ -26,7 +26,9 @@ def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBl
     )
 
 
-def _transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
+def _transformers(
+    config: UNetConfig, level: int, count: int, *, only_cross: bool = False
+) -> nn.ModuleList:
     return nn.ModuleList(
         SpatialTransformer(
             config.block_out_channels[level],
@@ -35,9 +37,22 @@ def _transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
             context_channels=config.at("cross_attention_dim", level),
             groups=config.norm_num_groups,
             linear=config.use_linear_projection,
+            only_cross=only_cross,
         )
         for _ in range(count)
     )
+
+
+def _added(config: UNetConfig) -> TokenEmbedding | TimestepEmbedding | None:
+    """What turns more than the time step into a part of the time embedding."""
+    channels = 4 * config.block_out_channels[0]
+    if config.addition_embed_type == "text":
+        heads = config.addition_embed_type_num_heads
+        return TokenEmbedding(config.at("cross_attention_dim", 0), channels, heads)
+    width = config.projection_class_embeddings_input_dim
+    if config.addition_embed_type == "text_time" and width is not None:
+        return TimestepEmbedding(width, channels)
+    return None
 
 
 class DownBlock(nn.Module):
@@ -49,7 +64,9 @@ class DownBlock(nn.Module):
         inputs = [in_channels] + [width] * (layers - 1)
         self.resnets = nn.ModuleList(_resnet(config, channels, width) for channels in inputs)
         crossed = config.down_block_types[level] == "CrossAttnDownBlock2D"
-        self.attentions = _transformers(config, level, layers if crossed else 0)
+        self.attentions = _transformers(
+            config, level, layers if crossed else 0, only_cross=config.crosses_only(level)
+        )
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, padding=1)])
 
@@ -101,7 +118,9 @@ class UpBlock(nn.Module):
             for channels, skip in zip(inputs, skips, strict=True)
         )
         crossed = config.up_block_types[::-1][level] == "CrossAttnUpBlock2D"
-        self.attentions = _transformers(config, level, layers if crossed else 0)
+        self.attentions = _transformers(
+            config, level, layers if crossed else 0, only_cross=config.crosses_only(level)
+        )
         self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
 
     def forward(self, x: Tensor, states: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
@@ -124,13 +143,9 @@ class UNet(nn.Module):
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
-        self.add_embedding = None
-        if config.addition_embed_type == "text":
-            self.add_embedding = TokenEmbedding(
-                config.at("cross_attention_dim", 0),
-                4 * widths[0],
-                config.addition_embed_type_num_heads,
-            )
+        self.add_embedding = _added(config)
+        classes = config.num_class_embeds
+        self.class_embedding = nn.Embedding(classes, 4 * widths[0]) if classes else None
         self.down_blocks = nn.ModuleList()
         skips = [widths[0]]
         for level, width in enumerate(widths):
@@ -153,12 +168,19 @@ class UNet(nn.Module):
         timestep: Tensor,
         context: Tensor,
         perturbed: Sequence[Perturbation | None] = (),
+        *,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Latents [B,C,H,W] at time steps [B], seeing tokens [B,T,D] → [B,C,H,W].
 
         perturbed: for each picture, what self-attention in the middle block is replaced by, if
-        anything: the block both papers of `perturbation.py` change in a latent U-Net. Raises
-        UndustError for a U-Net without one.
+        anything: the block both papers of `perturbation.py` change in a latent U-Net; pooled: the
+        text as one vector [B,P], and sizes: numbers [B,N] (Podell et al. 2023, section 2.2), for a
+        U-Net of addition_embed_type "text_time"; label: classes [B], for one of num_class_embeds.
+        Raises UndustError for a U-Net without a middle block, and for what it needs and is not
+        given.
         """
         waves = sinusoids(
             timestep,
@@ -167,8 +189,14 @@ class UNet(nn.Module):
             freq_shift=self.config.freq_shift,
         )
         time = self.time_embedding(waves.to(x.dtype))
-        if self.add_embedding is not None:
+        if isinstance(self.add_embedding, TokenEmbedding):
             time = time + self.add_embedding(context)
+        elif self.add_embedding is not None:
+            time = time + self.add_embedding(self._beside(pooled, sizes).to(x.dtype))
+        if self.class_embedding is not None:
+            if label is None:
+                raise UndustError("this U-Net needs a class for each picture")
+            time = time + self.class_embedding(label)
         # Every block activates the embedding before its own projection: once is enough.
         time = F.silu(time)
         x = self.conv_in(x)
@@ -183,6 +211,23 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             x = block(x, states, time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _beside(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
+        """The text's vector [B,P] and the sinusoids of the sizes [B,N] → [B,P+N·channels]."""
+        channels = self.config.addition_time_embed_dim or 0
+        width = self.config.projection_class_embeddings_input_dim
+        if pooled is None or sizes is None or pooled.shape[1] + sizes.shape[1] * channels != width:
+            raise UndustError(
+                f"this U-Net needs a vector of the text and sizes that come to {width} channels, "
+                f"{channels} for each size"
+            )
+        waves = sinusoids(
+            sizes.flatten(),
+            channels,
+            cos_first=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+        return torch.cat([pooled, waves.reshape(len(sizes), -1).to(pooled)], dim=1)
 
     def start_at_zero(self) -> None:
         """Before training: every residual branch, and the output, begin as exact zeros.

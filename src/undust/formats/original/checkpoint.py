@@ -1,0 +1,254 @@
+"""A checkpoint in one file: what is in it, its networks, and the way back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.formats.folder import load_into
+from undust.formats.networks import blank
+from undust.formats.original import infer, keys, places
+from undust.formats.original.infer import Shapes
+from undust.formats.original.places import Place, Places, Shape
+from undust.formats.original.variants import (
+    FIRST_STAGE,
+    UNET,
+    V_MARK,
+    ZERO_SNR_MARK,
+    Evidence,
+    Text,
+    Variant,
+    detect,
+    loose_first_stage,
+)
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig, NetworkConfig, TextEncoderConfig, UNetConfig
+from undust.networks.text_encoder import TextEncoder
+from undust.networks.unet import UNet
+
+K = TypeVar("K", bound=NetworkConfig)
+
+AVERAGES = "moving averages of the weights"
+# What files hold beside the networks: what it is, and its names.
+SPARE = {
+    AVERAGES: r"(first_stage_model\.)?model_ema\..+",
+    "noise schedule": (
+        r"(low_scale_model\.|denoiser\.)?((sqrt_|log_)?(one_minus_|recip_|recipm1_)?"
+        r"(betas|alphas_cumprod(_prev)?|sigmas)|posterior_\w+|lvlb_weights|logvar|scale_factor)"
+    ),
+    "training of the first stage": r"(first_stage_model\.)?loss\..+",
+    "constants": r"(\S+\.)?(position_ids|attn_mask)",
+    "training of CLIP": r"(\S+\.)?logit_scale",
+    "training of words": r"embedding_manager\..+",
+    "marks": f"{V_MARK}|{ZERO_SNR_MARK}",
+}
+UNUSED = "unused parts of the text encoder"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network, as yet without weights, and where in the file they are."""
+
+    network: nn.Module
+    places: Places
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers there are in all of its weights."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shape of each of the places' tensors, in our form."""
+        own = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
+        config = self.network.config
+        if keys.PROJECTION in self.places and isinstance(config, TextEncoderConfig):
+            own[keys.PROJECTION] = (config.projection_dim or config.hidden_size, config.hidden_size)
+        return own
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is in a file: known from its header, and held against what has to be there.
+
+    variant: None for a first stage alone; parts: under the names that they have in a model folder;
+    spare: what else there is → how many tensors.
+    """
+
+    path: Path
+    variant: Variant | None
+    evidence: list[Evidence]
+    parts: dict[str, Part]
+    spare: dict[str, int]
+
+    def load(self, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+        """The networks, with their weights from the file, by the parts' names.
+
+        Raises UndustError for a file that cannot be read any more, and for a part that there is no
+        network for yet.
+        """
+        tensors = safetensors_file.load(self.path)
+        for part in self.parts.values():
+            found = places.read(tensors, part.places)
+            weights = {name: tensor.to(dtype) for name, tensor in found.items()}
+            load_into(part.network, weights, self.path)
+        return {name: part.network for name, part in self.parts.items()}
+
+
+def survey(path: Path, *, ema: bool = False) -> Checkpoint:
+    """What a checkpoint in one file is.
+
+    ema: take the moving averages of the U-Net's weights, not the last ones. Raises UndustError for
+    a file that is damaged, of no known model, or whose tensors are not those of such a model: what
+    is missing, what is unknown, what is of another shape.
+    """
+    entries = safetensors_file.header(path).tensors
+    shapes = {key: entry.shape for key, entry in entries.items()}
+    try:
+        variant, facts, parts = _known(path, shapes)
+        if ema and "unet" in parts:
+            parts["unet"] = _averaged(parts["unet"], shapes)
+        ours = {f"{at}/{name}": shape for at in parts for name, shape in parts[at].shapes.items()}
+        where = {f"{at}/{name}": place for at in parts for name, place in parts[at].places.items()}
+        wanted = {place.key for place in where.values()}
+        beside = {key: _spare(key, variant, ema=ema) for key in shapes.keys() - wanted}
+        found = {key: shape for key, shape in shapes.items() if not beside.get(key)}
+        places.check(found, ours, where, variant.title if variant else "a first stage")
+        for key in sorted(wanted):
+            if not entries[key].dtype.is_floating_point:
+                raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
+    except UndustError as error:
+        raise UndustError(f"{path}: {error}") from error
+    return Checkpoint(path, variant, facts, parts, dict(Counter(sorted(beside.values()))))
+
+
+def original(
+    variant: Variant | None, parts: Mapping[str, tuple[NetworkConfig, Mapping[str, Tensor]]]
+) -> dict[str, Tensor]:
+    """The tensors of a model's parts as the original code names and forms them.
+
+    variant: None for a first stage alone; parts: by the names of a model folder's, each with our
+    names and forms. What is written so, `survey` finds again, and `load` loads again to the bit.
+    Raises UndustError for a tensor or a part that the original layout has no name for.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, (config, own) in parts.items():
+        tensors |= places.write(own, _places(variant, name, config, own))
+    return tensors
+
+
+def _known(path: Path, shapes: Shapes) -> tuple[Variant | None, list[Evidence], dict[str, Part]]:
+    """Which variant a file is of, why, and its parts."""
+    prefix = loose_first_stage(shapes)
+    if prefix is not None:
+        shown_by = Evidence("first stage alone", f"{prefix}decoder.mid.block_1.norm1.weight")
+        return None, [shown_by], {"vae": _vae(prefix, _config(shapes, prefix, infer.first_stage))}
+    variant, facts = detect(shapes, lambda key: safetensors_file.load(path)[key])
+    told = {"scaling_factor": variant.scaling_factor, "sample_size": variant.size}
+    first_stage = _config(shapes, FIRST_STAGE, partial(infer.first_stage, **told))
+    vae = _vae(FIRST_STAGE, first_stage)
+    latent = variant.size >> (len(first_stage.block_out_channels) - 1)
+    build = partial(infer.unet, heads=variant.heads, sample_size=latent)
+    config = _config(shapes, UNET, build)
+    network = blank(UNet, config)
+    unet = Part(network, _places(variant, "unet", config, network.state_dict()))
+    texts = {text.part: _text(shapes, text) for text in variant.texts}
+    return variant, facts, {**texts, "unet": unet, "vae": vae}
+
+
+def _vae(prefix: str, config: AutoencoderConfig) -> Part:
+    network = blank(Autoencoder, config)
+    return Part(network, _under(prefix, keys.first_stage(network.state_dict(), config)))
+
+
+def _text(shapes: Shapes, text: Text) -> Part:
+    short = text.kind == "clip" and text.short in shapes
+    config = _config(
+        shapes,
+        text.prefix,
+        partial(
+            infer.text_encoder,
+            kind=text.kind,
+            activation=text.activation,
+            layers=text.layers,
+            projected=text.pooled,
+            short=short,
+        ),
+    )
+    network = blank(TextEncoder, config)
+    names = [*network.state_dict(), *([keys.PROJECTION] if text.pooled else [])]
+    return Part(network, _text_places(text, config, names, short=short))
+
+
+def _places(
+    variant: Variant | None, part: str, config: NetworkConfig, names: Iterable[str]
+) -> Places:
+    """Where the tensors of a part of these names stand in a file of a variant."""
+    texts = {text.part: text for text in variant.texts} if variant else {}
+    match config:
+        case UNetConfig():
+            return _under(UNET, keys.unet(names, config))
+        case AutoencoderConfig():
+            return _under(FIRST_STAGE if variant else "", keys.first_stage(names, config))
+        case TextEncoderConfig() if part in texts:
+            return _text_places(texts[part], config, names)
+        case _:
+            raise UndustError(f"the original layout has no place for {part}")
+
+
+def _text_places(
+    text: Text, config: TextEncoderConfig, names: Iterable[str], *, short: bool = False
+) -> Places:
+    if text.kind == "clip":
+        return _under(text.prefix, keys.clip(names, short=short))
+    return _under(text.prefix, keys.open_clip(names, config))
+
+
+def _averaged(part: Part, shapes: Shapes) -> Part:
+    """The same network, its weights from their moving averages."""
+    averages = {
+        name: place._replace(key=keys.ema(place.key)) for name, place in part.places.items()
+    }
+    if not any(place.key in shapes for place in averages.values()):
+        raise UndustError("it holds no moving averages of the U-Net's weights")
+    return Part(part.network, averages)
+
+
+def _spare(key: str, variant: Variant | None, *, ema: bool) -> str:
+    """What a tensor is that no network needs; "" if that is not known."""
+    if ema and key.startswith(UNET):
+        return "last weights of the U-Net"
+    texts = variant.texts if variant else ()
+    for text in (text for text in texts if key.startswith(text.prefix)):
+        inside = key.removeprefix(text.prefix)
+        projection = re.fullmatch(r"text_projection(\.weight)?", inside)
+        block = re.match(r"transformer\.resblocks\.(\d{1,9})\.", inside)
+        if projection and not text.pooled:
+            return UNUSED
+        if block and text.layers and int(block[1]) >= text.layers:
+            return UNUSED
+    return next((what for what, names in SPARE.items() if re.fullmatch(names, key)), "")
+
+
+def _config(shapes: Shapes, prefix: str, infer: Callable[[Shapes], K]) -> K:
+    """The configuration of the part below a prefix, which an error names."""
+    inside = {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
+    try:
+        return infer(inside)
+    except UndustError as error:
+        raise UndustError(f"{prefix}…: {error}") from error
+
+
+def _under(prefix: str, found: Places) -> Places:
+    return {name: Place(prefix + place.key, place.form) for name, place in found.items()}

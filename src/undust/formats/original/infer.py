@@ -1,0 +1,231 @@
+"""The networks' configurations, from the shapes of their tensors in an original file.
+
+What a configuration leaves without a trace in the shapes (the number of attention heads, the
+activation, the latents' scale) is the caller's to say. That the tensors fit the configuration is
+not certain from this alone: `places.check` holds them against it afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import Any, Literal, TypeVar
+
+from undust.errors import UndustError
+from undust.formats.original.places import Shape
+from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+
+Shapes = Mapping[str, Shape]
+Kind = Literal["clip", "open_clip"]
+T = TypeVar("T")
+
+LARGEST = 2**20  # of any length: what a damaged file claims is not built
+SIZE_CHANNELS = 256  # of the sinusoid of each of SDXL's sizes
+HEAD_WIDTH = 64  # of every CLIP text encoder
+PROJECTION = "text_projection"  # of OpenCLIP; other CLIPs' is not used
+CLIP_NAMES = {
+    "clip": {
+        "tokens": "text_model.embeddings.token_embedding.weight",
+        "positions": "text_model.embeddings.position_embedding.weight",
+        "layer": "text_model.encoder.layers.{}.layer_norm1.weight",
+        "hidden": "text_model.encoder.layers.0.mlp.fc1.weight",
+    },
+    "open_clip": {
+        "tokens": "token_embedding.weight",
+        "positions": "positional_embedding",
+        "layer": "transformer.resblocks.{}.ln_1.weight",
+        "hidden": "transformer.resblocks.0.mlp.c_fc.weight",
+    },
+}
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One resolution of a U-Net; depth and context are 0 without transformers."""
+
+    width: int
+    layers: int
+    depth: int
+    context: int
+    only_cross: bool
+
+
+def unet(
+    shapes: Shapes, *, heads: Callable[[int], int], sample_size: int | None = None
+) -> UNetConfig:
+    """The configuration of the U-Net whose tensors have these shapes, below its prefix.
+
+    heads: a level's width → its attention heads. Raises UndustError for tensors of no such network.
+    """
+    levels = _levels(shapes)
+    middle = _depth(shapes, "middle_block.1")
+    depths = [level.depth or 1 for level in levels]
+    contexts = [level.context for level in levels]
+    if middle:
+        depths[-1] = middle
+        contexts[-1] = _length(shapes, _keys("middle_block.1", 2), 1)
+    # Where there is no attention, any width of the text will do.
+    contexts = [context or max(contexts) or 1 for context in contexts]
+    only_cross = [level.only_cross for level in levels]
+    projections = [shape for key, shape in shapes.items() if key.endswith(".1.proj_in.weight")]
+    added: dict[str, Any] = {}
+    if "label_emb.0.0.weight" in shapes:
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_CHANNELS,
+            "projection_class_embeddings_input_dim": _length(shapes, "label_emb.0.0.weight", 1),
+        }
+    elif "label_emb.weight" in shapes:
+        added = {"num_class_embeds": _length(shapes, "label_emb.weight", 0)}
+    return UNetConfig.read(
+        {
+            "sample_size": sample_size,
+            "in_channels": _length(shapes, "input_blocks.0.0.weight", 1),
+            "out_channels": _length(shapes, "out.2.weight", 0),
+            "block_out_channels": [level.width for level in levels],
+            "down_block_types": [
+                "CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels
+            ],
+            "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
+            "up_block_types": [
+                "CrossAttnUpBlock2D" if _depth(shapes, f"{block}.1") else "UpBlock2D"
+                for block in _up_blocks(levels)
+            ],
+            "layers_per_block": _shared([level.layers for level in levels]),
+            "cross_attention_dim": _shared(contexts),
+            "transformer_layers_per_block": _shared(depths),
+            "attention_head_dim": _shared([max(1, heads(level.width)) for level in levels]),
+            "only_cross_attention": only_cross if any(only_cross) else False,
+            "use_linear_projection": any(len(shape) == 2 for shape in projections),
+            **added,
+        }
+    )
+
+
+def first_stage(
+    shapes: Shapes, *, scaling_factor: float = 0.18215, sample_size: int = 512
+) -> AutoencoderConfig:
+    """The configuration of the autoencoder whose tensors have these shapes, below its prefix.
+
+    Raises UndustError for tensors of no such network.
+    """
+    levels = _there(shapes, "encoder.down.{}.block.0.conv1.weight")
+    if not levels:
+        raise UndustError("the first stage has no encoder.down.0.block.0.conv1.weight")
+    return AutoencoderConfig.read(
+        {
+            "in_channels": _length(shapes, "encoder.conv_in.weight", 1),
+            "out_channels": _length(shapes, "decoder.conv_out.weight", 0),
+            "block_out_channels": [_length(shapes, level, 0) for level in levels],
+            "layers_per_block": len(_there(shapes, "encoder.down.0.block.{}.conv1.weight")),
+            "latent_channels": _length(shapes, "decoder.conv_in.weight", 1),
+            "sample_size": sample_size,
+            "scaling_factor": scaling_factor,
+            "use_quant_conv": "quant_conv.weight" in shapes,
+            "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+            "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in shapes,
+        }
+    )
+
+
+def text_encoder(
+    shapes: Shapes,
+    kind: Kind,
+    *,
+    activation: str,
+    layers: int | None = None,
+    projected: bool = False,
+    short: bool = False,
+) -> TextEncoderConfig:
+    """The configuration of the text encoder whose tensors have these shapes, below its prefix.
+
+    layers: as many are used at most, though there be more; projected: whether its projection is;
+    short: without `text_model.` before every name. Raises UndustError for tensors of no such
+    network.
+    """
+    names = {
+        part: name.removeprefix("text_model.") if short else name
+        for part, name in CLIP_NAMES[kind].items()
+    }
+    width = _length(shapes, names["tokens"], 1)
+    return TextEncoderConfig.read(
+        {
+            "vocab_size": _length(shapes, names["tokens"], 0),
+            "hidden_size": width,
+            "intermediate_size": _length(shapes, names["hidden"], 0),
+            "num_hidden_layers": len(_there(shapes, names["layer"])[:layers]),
+            "num_attention_heads": max(1, width // HEAD_WIDTH),
+            "max_position_embeddings": _length(shapes, names["positions"], 0),
+            "hidden_act": activation,
+            "projection_dim": _length(shapes, PROJECTION, 1) if projected else width,
+        }
+    )
+
+
+def _levels(shapes: Shapes) -> list[_Level]:
+    """The way down: residual blocks, with or without a transformer, parted by strided layers."""
+    levels: list[_Level] = []
+    blocks: list[str] = []
+    for number in count(1):
+        block = f"input_blocks.{number}"
+        if f"{block}.0.in_layers.2.weight" in shapes:
+            blocks.append(block)
+            continue
+        if not blocks:
+            raise UndustError(f"the U-Net has no {block}.0.in_layers.2.weight")
+        levels.append(_level(shapes, blocks))
+        blocks = []
+        if f"{block}.0.op.weight" not in shapes:
+            break
+    return levels
+
+
+def _level(shapes: Shapes, blocks: list[str]) -> _Level:
+    first = f"{blocks[0]}.1"
+    width = _length(shapes, f"{blocks[0]}.0.out_layers.3.weight", 0)
+    depth = _depth(shapes, first)
+    return _Level(
+        width=width,
+        layers=len(blocks),
+        depth=depth,
+        context=_length(shapes, _keys(first, 2), 1) if depth else 0,
+        only_cross=bool(depth) and _length(shapes, _keys(first, 1), 1) != width,
+    )
+
+
+def _up_blocks(levels: list[_Level]) -> list[str]:
+    """The first block of each level of the way up, the coarsest level first."""
+    number, blocks = 0, list[str]()
+    for level in reversed(levels):
+        blocks.append(f"output_blocks.{number}")
+        number += level.layers + 1
+    return blocks
+
+
+def _depth(shapes: Shapes, transformer: str) -> int:
+    return len(_there(shapes, f"{transformer}.transformer_blocks.{{}}.norm1.weight"))
+
+
+def _keys(transformer: str, attention: int) -> str:
+    """The projection to keys, whose second length is the width of what is attended to."""
+    return f"{transformer}.transformer_blocks.0.attn{attention}.to_k.weight"
+
+
+def _there(shapes: Shapes, name: str) -> list[str]:
+    """The names with 0, 1, … in the place of {}, as far as there are tensors of that name."""
+    return list(takewhile(shapes.__contains__, (name.format(number) for number in count())))
+
+
+def _length(shapes: Shapes, key: str, axis: int) -> int:
+    if key not in shapes:
+        raise UndustError(f"there is no {key}")
+    shape = shapes[key]
+    if len(shape) <= axis or not all(0 < length <= LARGEST for length in shape):
+        raise UndustError(f"{key} has the shape {list(shape)}, which no network here has")
+    return shape[axis]
+
+
+def _shared(values: list[T]) -> T | list[T]:
+    """One value for all levels where they agree, as configurations are written."""
+    return values[0] if len(set(values)) == 1 else values

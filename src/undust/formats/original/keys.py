@@ -1,0 +1,188 @@
+"""What the original code calls the tensors of each network.
+
+CompVis' and Stability's `openaimodel.UNetModel`, `model.Encoder` and `model.Decoder`, and
+OpenCLIP's text transformer. For every network: a table of its modules, from a walk over its
+configuration, and a table of what is called otherwise inside a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+
+from undust.errors import UndustError
+from undust.formats.original.places import Form, Place
+from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+
+Modules = dict[str, str]
+"""A module or tensor of ours → its name in the original."""
+
+UNET = {  # inside a residual block
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+FIRST_STAGE = {"conv_shortcut": "nin_shortcut"}
+PIXEL_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+OPEN_CLIP_STACK = {"q_proj": Form.QUERY, "k_proj": Form.KEY, "v_proj": Form.VALUE}
+PROJECTION = "text_projection.weight"  # of the end's state, in our CLIPs that have one
+
+
+def unet(names: Iterable[str], config: UNetConfig) -> dict[str, Place]:
+    """The places of a U-Net's tensors, below `model.diffusion_model.`."""
+    modules = _unet_modules(config)
+    return {name: Place(_renamed(name, modules, UNET)) for name in names}
+
+
+def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, Place]:
+    """The places of an autoencoder's tensors, below `first_stage_model.`."""
+    modules = _first_stage_modules(config)
+    matrices = tuple(f".{name}.weight" for name in PIXEL_ATTENTION if name != "group_norm")
+    return {
+        name: Place(
+            _renamed(name, modules, FIRST_STAGE),
+            Form.PIXEL if ".attentions." in name and name.endswith(matrices) else Form.SAME,
+        )
+        for name in names
+    }
+
+
+def clip(names: Iterable[str], *, short: bool = False) -> dict[str, Place]:
+    """The places of a CLIP of transformers: the original code took it as it is.
+
+    short: without `text_model.` before every name, as some files have it.
+    """
+    return {name: Place(name.removeprefix("text_model.") if short else name) for name in names}
+
+
+def open_clip(names: Iterable[str], config: TextEncoderConfig) -> dict[str, Place]:
+    """The places of an OpenCLIP's tensors: queries, keys and values are one there."""
+    modules = _open_clip_modules(config)
+    places: dict[str, Place] = {}
+    for name in names:
+        layer, _, inside = name.partition(".self_attn.")
+        projection, _, kind = inside.partition(".")
+        if projection in OPEN_CLIP_STACK:
+            block = _renamed(layer, modules, {})
+            places[name] = Place(f"{block}.attn.in_proj_{kind}", OPEN_CLIP_STACK[projection])
+        else:
+            form = Form.TRANSPOSED if name == PROJECTION else Form.SAME
+            places[name] = Place(_renamed(name, modules, {}), form)
+    return places
+
+
+def ema(key: str) -> str:
+    """Where the moving average of `model.…` stands: under the same name without its dots."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def _renamed(name: str, modules: Modules, inside: Mapping[str, str]) -> str:
+    """The original's name: of the innermost module that `modules` knows, and what is inside it."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        module = modules.get(".".join(parts[:cut]))
+        if module is not None:
+            rest = parts[cut:]
+            return ".".join([module, *(inside.get(part, part) for part in rest[:1]), *rest[1:]])
+    raise UndustError(f"the original layout has no name for {name}")
+
+
+def _unet_modules(config: UNetConfig) -> Modules:
+    levels = len(config.block_out_channels)
+    modules = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "class_embedding": "label_emb",
+        "conv_in": "input_blocks.0.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    blocks = (f"input_blocks.{number}" for number in count(1))
+    for level in range(levels):
+        ours = f"down_blocks.{level}"
+        for layer in range(config.at("layers_per_block", level)):
+            modules |= _layer(ours, layer, next(blocks))
+        if level < levels - 1:
+            modules[f"{ours}.downsamplers.0.conv"] = f"{next(blocks)}.0.op"
+    blocks = (f"output_blocks.{number}" for number in count())
+    for step, kind in enumerate(config.up_block_types):
+        ours, block = f"up_blocks.{step}", ""
+        level = levels - 1 - step
+        for layer in range(config.at("layers_per_block", level) + 1):
+            block = next(blocks)
+            modules |= _layer(ours, layer, block)
+        if level:
+            after = 2 if kind.startswith("CrossAttn") else 1
+            modules[f"{ours}.upsamplers.0.conv"] = f"{block}.{after}.conv"
+    return modules
+
+
+def _layer(ours: str, layer: int, block: str) -> Modules:
+    """A residual block and the transformer that may follow it."""
+    return {f"{ours}.resnets.{layer}": f"{block}.0", f"{ours}.attentions.{layer}": f"{block}.1"}
+
+
+def _first_stage_modules(config: AutoencoderConfig) -> Modules:
+    levels = len(config.block_out_channels)
+    modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    for half in ("encoder", "decoder"):
+        modules |= {
+            f"{half}.conv_in": f"{half}.conv_in",
+            f"{half}.mid_block.resnets.0": f"{half}.mid.block_1",
+            f"{half}.mid_block.resnets.1": f"{half}.mid.block_2",
+            f"{half}.conv_norm_out": f"{half}.norm_out",
+            f"{half}.conv_out": f"{half}.conv_out",
+        }
+        modules |= {
+            f"{half}.mid_block.attentions.0.{ours}": f"{half}.mid.attn_1.{theirs}"
+            for ours, theirs in PIXEL_ATTENTION.items()
+        }
+    for level in range(levels):
+        # The original numbers the way up by resolution, as the way down.
+        for ours, theirs, way, layers in (
+            (f"encoder.down_blocks.{level}", f"encoder.down.{level}", "down", 0),
+            (f"decoder.up_blocks.{levels - 1 - level}", f"decoder.up.{level}", "up", 1),
+        ):
+            for layer in range(config.layers_per_block + layers):
+                modules[f"{ours}.resnets.{layer}"] = f"{theirs}.block.{layer}"
+            modules[f"{ours}.{way}samplers.0.conv"] = f"{theirs}.{way}sample.conv"
+    return modules
+
+
+def _open_clip_modules(config: TextEncoderConfig) -> Modules:
+    return {
+        "text_model.embeddings.token_embedding": "token_embedding",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "text_model.final_layer_norm": "ln_final",
+        PROJECTION: "text_projection",
+        **dict(_open_clip_layers(config.num_hidden_layers)),
+    }
+
+
+def _open_clip_layers(layers: int) -> Iterator[tuple[str, str]]:
+    for number in range(layers):
+        ours, theirs = f"text_model.encoder.layers.{number}", f"transformer.resblocks.{number}"
+        yield ours, theirs
+        for mine, other in OPEN_CLIP_LAYER.items():
+            yield f"{ours}.{mine}", f"{theirs}.{other}"

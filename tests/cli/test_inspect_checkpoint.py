@@ -1,0 +1,83 @@
+"""undust inspect, of a checkpoint in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from undust.formats import safetensors_file
+from undust.formats.original.checkpoint import original
+from undust.formats.original.variants import VARIANTS
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.text_encoder import TextEncoder
+from undust.networks.unet import UNet
+
+Run = Callable[..., Any]
+
+
+def write(path: Path, **extra: torch.Tensor) -> None:
+    text = TextEncoderConfig(
+        vocab_size=20, hidden_size=64, intermediate_size=64, num_attention_heads=1
+    )
+    networks = {
+        "unet": UNet(
+            UNetConfig(
+                block_out_channels=(64,),
+                down_block_types=("CrossAttnDownBlock2D",),
+                up_block_types=("CrossAttnUpBlock2D",),
+                layers_per_block=1,
+                cross_attention_dim=64,
+                attention_head_dim=1,
+                use_linear_projection=True,
+            )
+        ),
+        "vae": Autoencoder(AutoencoderConfig(block_out_channels=(32, 32))),
+        "text_encoder": TextEncoder(text),
+    }
+    parts = {name: (network.config, network.state_dict()) for name, network in networks.items()}
+    safetensors_file.save(path, {**original(VARIANTS["sd2"], parts), **extra})
+
+
+def test_a_checkpoint_is_known_and_says_by_what(undust: Run, here: Path):
+    write(here / "any-name.safetensors", betas=torch.zeros(1000))
+    facts = json.loads(undust("inspect", "any-name.safetensors", "--json").out)
+    assert (facts["kind"], facts["variant"], facts["prediction"]) == (
+        "checkpoint",
+        "sd2",
+        "epsilon",
+    )
+    assert facts["latent scale"] == 0.18215
+    assert facts["beside"] == {"noise schedule": 1}
+    assert facts["texts"] == [
+        {"text": "text_encoder", "seen": "last layer and norm", "pooled": "no", "padding": "!"}
+    ]
+    held = sum(part["parameters"] for part in facts["parts"])
+    assert held == facts["parameters"] - 1000
+    where = " ".join(fact["where"] for fact in facts["evidence"])
+    assert "input_blocks.0.0.weight [64, 4, 3, 3]" in where
+    assert "output_blocks.1.1.transformer_blocks.0.norm1.bias" in where
+    shown = undust("inspect", "any-name.safetensors")
+    assert shown.code == 0
+    assert "Stable Diffusion 2" in shown.out
+    assert "text width 64" in shown.out
+
+
+def test_what_is_no_checkpoint_is_still_described(undust: Run, here: Path):
+    write(here / "whole.safetensors", stranger=torch.zeros(3))
+    facts = json.loads(undust("inspect", "whole.safetensors", "--json").out)
+    assert facts["kind"] == "weights"
+    assert facts["not a whole model"].endswith("1 unknown: stranger")
+    assert "sha256" in facts
+
+
+def test_painting_with_what_cannot_be_is_one_line(undust: Run, here: Path):
+    (here / "broken.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    done = undust("generate", "a cat", "--model", "broken.safetensors")
+    assert done.code == 2
+    assert "Git LFS pointer" in done.err
+    assert len(done.err.strip().splitlines()) == 1

@@ -1,0 +1,197 @@
+"""Our names ↔ the original's: of published files, against diffusers' converter, and both ways."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from undust.errors import UndustError
+from undust.formats.networks import blank
+from undust.formats.original import infer, keys, places
+from undust.formats.original.places import Form, Place
+from undust.formats.original.variants import FIRST_STAGE, UNET, VARIANTS
+from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.unet import UNet
+
+PUBLISHED = ("sd1", "sd2", "sdxl", "sdxl-refiner", "x4-upscaler")
+# What the published configurations say; a level without attention says nothing of it here.
+UNETS = {
+    "sd1": UNetConfig(cross_attention_dim=768),
+    "sd2": UNetConfig(
+        cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+    ),
+}
+
+
+def below(shapes, prefix):
+    return {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("variant", UNETS)
+def test_configurations_are_those_published(variant, published):
+    shapes = below(published(variant), UNET)
+    assert infer.unet(shapes, heads=VARIANTS[variant].heads) == UNETS[variant]
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_averages_have_names_of_their_own(variant, published):
+    names = [key for key in published(variant) if key.startswith(UNET)]
+    averages = {keys.ema(name) for name in names}
+    assert len(averages) == len(names)
+    assert not any("." in name.removeprefix("model_ema.") for name in averages)
+    assert keys.ema(f"{UNET}input_blocks.0.0.weight") == (
+        "model_ema.diffusion_modelinput_blocks00weight"
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_diffusers_converts_our_unet_to_its_own(variant, tiny):
+    config, _ = tiny(variant).parts["unet"]
+    theirs = UNet2DConditionModel.from_config(config.model_dump(mode="json"))
+    own = theirs.state_dict()
+    file = places.write(own, keys.unet(own, config))
+    converted = convert_ldm_unet_checkpoint(
+        {UNET + key: tensor for key, tensor in file.items()}, dict(theirs.config)
+    )
+    assert converted.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
+    back = places.read(file, keys.unet(own, config))
+    assert back.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block_out_channels": (32, 64, 32, 96), "layers_per_block": 2},
+        {"block_out_channels": (32,), "layers_per_block": 1, "latent_channels": 3},
+        {"block_out_channels": (64, 32), "layers_per_block": 3},
+    ],
+    ids=["four levels", "one level", "three layers"],
+)
+def test_diffusers_converts_our_first_stage_to_its_own(fields):
+    config = AutoencoderConfig(**fields)
+    theirs = AutoencoderKL.from_config(config.model_dump(mode="json"))
+    own = theirs.state_dict()
+    where = keys.first_stage(own, config)
+    file = places.write(own, where)
+    assert file["encoder.mid.attn_1.q.weight"].ndim == 4
+    assert file["encoder.mid.attn_1.norm.weight"].ndim == 1
+    prefixed = {FIRST_STAGE + key: tensor for key, tensor in file.items()}
+    converted = convert_ldm_vae_checkpoint(prefixed, dict(theirs.config))
+    assert converted.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
+    back = places.read(file, where)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
+
+
+def test_diffusers_converts_our_open_clip_to_its_own():
+    config = TextEncoderConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=9, projection_dim=24, hidden_act="gelu",
+    )  # fmt: skip
+    theirs = CLIPTextModelWithProjection(CLIPTextConfig(**config.model_dump(mode="json")))
+    own = theirs.state_dict()
+    file = places.write(own, keys.open_clip(own, config))
+    assert file["transformer.resblocks.2.attn.in_proj_weight"].shape == (72, 24)
+    assert torch.equal(file["text_projection"].T, own["text_projection.weight"])
+    prefix = "conditioner.embedders.1.model."
+    converted = convert_open_clip_checkpoint(
+        theirs, {prefix + key: tensor for key, tensor in file.items()}, prefix=prefix
+    )
+    assert converted.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
+    back = places.read(file, keys.open_clip(own, config))
+    assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_diffusers_converts_our_clip_to_its_own(short, tiny):
+    _, own = tiny("sd1").parts["text_encoder"]
+    where = keys.clip(own, short=short)
+    prefix = VARIANTS["sd1"].texts[0].prefix
+    file = {prefix + key: tensor for key, tensor in places.write(own, where).items()}
+    converted = convert_ldm_clip_checkpoint(file)
+    expected = {name.removeprefix("text_model.") if short else name for name in own}
+    assert converted.keys() == expected
+
+
+def test_a_place_has_one_tensor(tiny):
+    for variant in VARIANTS:
+        for config, own in tiny(variant).parts.values():
+            if isinstance(config, UNetConfig):
+                found = keys.unet(own, config)
+            elif isinstance(config, AutoencoderConfig):
+                found = keys.first_stage(own, config)
+            else:
+                found = keys.open_clip(own, config)
+            assert len(set(found.values())) == len(own)
+
+
+def test_what_the_original_has_no_name_for_is_named():
+    config = UNetConfig(addition_embed_type="text", cross_attention_dim=64)
+    with pytest.raises(UndustError, match=r"no name for add_embedding\.norm1"):
+        keys.unet(blank(UNet, config).state_dict(), config)
+
+
+def test_queries_keys_and_values_belong_together():
+    where = {"q": Place("S", Form.QUERY), "k": Place("S", Form.KEY)}
+    with pytest.raises(UndustError, match="S cannot be written without value"):
+        places.write({"q": torch.zeros(2, 3), "k": torch.zeros(2, 3)}, where)
+
+
+def test_shapes_are_those_that_are_written():
+    where = {
+        "a": Place("A", Form.PIXEL),
+        "b": Place("B", Form.TRANSPOSED),
+        "q": Place("S", Form.QUERY),
+        "k": Place("S", Form.KEY),
+        "v": Place("S", Form.VALUE),
+        "same": Place("same"),
+    }
+    own = {name: torch.randn(2, 3) for name in where}
+    written = places.write(own, where)
+    ours = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    assert places.shapes(ours, where) == {key: tuple(t.shape) for key, t in written.items()}
+    back = places.read(written, where)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
+    assert places.faults(places.shapes(ours, where), ours, where) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "fits"),
+    [
+        (Form.PIXEL, (2, 3, 1, 1), True),
+        (Form.PIXEL, (2, 3, 1), True),
+        (Form.PIXEL, (2, 3), True),
+        (Form.PIXEL, (2, 3, 1, 1, 1), False),
+        (Form.PIXEL, (3, 2, 1, 1), False),
+        (Form.PIXEL, (2, 3, 3, 3), False),
+        (Form.SAME, (2, 3, 1), False),
+        (Form.TRANSPOSED, (3, 2), True),
+        (Form.TRANSPOSED, (2, 3), False),
+        (Form.QUERY, (6, 3), True),
+        (Form.QUERY, (2, 3), False),
+    ],
+)
+def test_only_forms_that_can_be_read_fit(form, shape, fits):
+    where = {"ours": Place("theirs", form)}
+    found = places.faults({"theirs": shape}, {"ours": (2, 3)}, where)
+    assert found == (
+        []
+        if fits
+        else [
+            f"1 of another shape: theirs {list(shape)} instead of "
+            f"{list(places.shapes({'ours': (2, 3)}, where)['theirs'])}"
+        ]
+    )
+    if fits and form is not Form.QUERY:
+        assert places.read({"theirs": torch.zeros(shape)}, where)["ours"].shape == (2, 3)

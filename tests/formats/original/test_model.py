@@ -1,0 +1,147 @@
+"""A single file is painted with, offline, and gives the picture that diffusers gives."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import undust
+from undust.conditioning.clip import clip
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.formats.original.checkpoint import original
+from undust.formats.original.variants import VARIANTS
+from undust.networks.text_encoder import TextEncoder
+
+PAINTED = ("sd1", "sd2", "sd2-v")
+PROMPT = "a cat, (oil) painting"  # without "!", which is no word for transformers where it pads
+
+
+@pytest.fixture(scope="module", params=PAINTED)
+def file(request, tiny, tmp_path_factory) -> Path:
+    return write(request.param, tiny, tmp_path_factory.mktemp("files"))
+
+
+def write(variant: str, tiny, folder: Path, **changes: int) -> Path:
+    """A file of a tiny model that reads CLIP's words."""
+    parts = dict(tiny(variant).parts)
+    for text in VARIANTS[variant].texts:
+        config, _ = parts[text.part]
+        words = {"vocab_size": 49408, "max_position_embeddings": 77, **changes}
+        config = config.model_copy(update=words)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            parts[text.part] = (config, TextEncoder(config).state_dict())
+    for part in ("unet", "vae"):  # random, but no larger than weights are
+        config, own = parts[part]
+        parts[part] = (
+            config,
+            {k: t / 10 + ("norm" in k and "weight" in k) for k, t in own.items()},
+        )
+    path = folder / f"{variant}.safetensors"
+    safetensors_file.save(path, original(VARIANTS[variant], parts))
+    return path
+
+
+def test_the_picture_is_that_of_diffusers(file: Path, tmp_path: Path):
+    model = undust.load(file)
+    model.save(tmp_path / "folder")  # the configurations, which diffusers does not find in a file
+    theirs = StableDiffusionPipeline.from_single_file(
+        file, config=str(tmp_path / "folder"), local_files_only=True, safety_checker=None
+    )
+    theirs.set_progress_bar_config(disable=True)
+    for name in ("unet", "vae", "text_encoder"):
+        own = getattr(theirs, name).state_dict()
+        ours = {"vae": model.autoencoder}.get(name) or getattr(model, name)
+        found = {key.removeprefix("text_model."): t for key, t in ours.state_dict().items()}
+        assert found.keys() == {key.removeprefix("text_model.") for key in own}
+        assert all(torch.equal(t, found[key.removeprefix("text_model.")]) for key, t in own.items())
+    noise = torch.randn(1, *model.latent_shape(64, 64), generator=torch.manual_seed(0))
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    expected = theirs(PROMPT, latents=noise, height=64, width=64, **options).images
+    (got,) = model.generate(
+        PROMPT, noise=noise, size=64, steps=4, guidance=3.0, sampler="ddim", schedule="leading"
+    )
+    assert got.latent.shape == expected[0].shape
+    assert (got.latent - expected[0]).norm() < 1e-4 * expected.norm()
+    assert expected.isfinite().all()
+    (other,) = model.generate(
+        "a dog", noise=noise, size=64, steps=4, guidance=3.0, sampler="ddim", schedule="leading"
+    )
+    assert (other.latent - got.latent).norm() > 1e-3 * expected.norm()
+
+
+def test_the_folder_of_a_file_is_the_same_model(file: Path, tmp_path: Path):
+    model = undust.load(file)
+    assert model.name == file.stem
+    assert model.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    assert model.prediction == VARIANTS[file.stem].prediction
+    assert model.size == (VARIANTS[file.stem].size,) * 2
+    model.save(tmp_path / "folder")
+    again = undust.load(tmp_path / "folder")
+    assert again.tokenizer == model.tokenizer
+    assert again.prediction == model.prediction
+    assert again.unet.config == model.unet.config
+    for name in ("unet", "autoencoder", "text_encoder"):
+        state = getattr(again, name).state_dict()
+        own = getattr(model, name).state_dict()
+        assert state.keys() == own.keys()
+        assert all(torch.equal(state[key], tensor) for key, tensor in own.items())
+
+
+def test_precision(file: Path):
+    model = undust.load(file, dtype=torch.bfloat16)
+    for network in (model.unet, model.autoencoder, model.text_encoder):
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+        assert not network.training
+
+
+def test_no_network_is_asked(tiny, tmp_path: Path):
+    """Painting from a file with every socket refused."""
+    path = write("sd1", tiny, tmp_path)
+    code = f"""
+import sys
+def refuse(event, arguments):
+    if event.startswith("socket."):
+        raise AssertionError(event)
+sys.addaudithook(refuse)
+import undust
+undust.load({str(path)!r}).generate("a cat", size=64, steps=1)
+print("painted")
+import socket
+socket.getaddrinfo("localhost", 80)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "painted\n", done.stderr
+    assert "AssertionError: socket.getaddrinfo" in done.stderr  # the refusal itself works
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in PAINTED])
+def test_what_cannot_be_painted_with_yet_says_so(variant, tiny, save):
+    with pytest.raises(UndustError, match=f"is a {VARIANTS[variant].title}; undust inspect knows"):
+        undust.load(save(tiny(variant).original()))
+
+
+def test_a_first_stage_is_no_model(tiny, save):
+    with pytest.raises(UndustError, match="is a first stage alone"):
+        undust.load(save(original(None, {"vae": tiny("sd1").parts["vae"]})))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": 49409}, {"vocab_size": 500}, {"max_position_embeddings": 76}]
+)
+def test_other_words_than_clips_are_refused(changes, tiny, tmp_path):
+    with pytest.raises(UndustError, match=r"CLIP's has 49408 and 77"):
+        undust.load(write("sd1", tiny, tmp_path, **changes))
+
+
+def test_what_fills_up_a_prompt_is_the_variants():
+    assert clip(VARIANTS["sd1"].texts[0].padding)(["cat"])[0, -1] == 49407
+    assert clip(VARIANTS["sd2"].texts[0].padding)(["cat"])[0, 2:5].tolist() == [49407, 0, 0]

@@ -1,0 +1,132 @@
+"""Which model a file is, by what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from undust.errors import UndustError
+from undust.formats.original.checkpoint import survey
+from undust.formats.original.variants import UNET, VARIANTS, detect
+
+
+def nothing(key: str) -> torch.Tensor:
+    raise AssertionError(f"{key} need not be read")
+
+
+def test_names_are_those_of_the_registry_and_no_two_look_alike_but_those_that_v_parts():
+    assert all(name == variant.name for name, variant in VARIANTS.items())
+    looks: dict[object, list[str]] = {}
+    for name, variant in VARIANTS.items():
+        texts = frozenset(text.prefix for text in variant.texts)
+        looks.setdefault((variant.channels, variant.added, texts), []).append(name)
+    assert [names for names in looks.values() if len(names) > 1] == [["sd2", "sd2-v"]]
+    assert {VARIANTS[name].prediction for name in ("sd2", "sd2-v")} == {"epsilon", "v_prediction"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "sigma_max"),
+    [("sd1", 14.6146), ("sdxl", 14.6146), ("x4-upscaler", 45.0)],
+)
+def test_processes_end_where_the_published_ones_do(variant, sigma_max):
+    """14.6146 is the σ that every tool knows; the other is √(1/ᾱ − 1) of β from 1e-4 to 0.02."""
+    betas = torch.linspace(1e-4**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
+    if variant == "x4-upscaler":
+        left = (1 - betas).prod()
+        sigma_max = ((1 - left) / left).sqrt().item()
+    assert VARIANTS[variant].process().sigma_max == pytest.approx(sigma_max, rel=1e-5)
+
+
+@pytest.mark.parametrize(("deviation", "variant"), [(0.085, "sd2"), (0.095, "sd2-v")])
+def test_stable_diffusion_2_is_told_by_its_last_bias(deviation, variant, published):
+    shapes = published("sd2")
+    read: list[str] = []
+
+    def tensor(key: str) -> torch.Tensor:
+        read.append(key)
+        signs = torch.ones(shapes[key]).cumsum(0) % 2 * 2 - 1
+        return (deviation * signs).half()
+
+    found, evidence = detect(shapes, tensor)
+    assert found == VARIANTS[variant]
+    assert read == [f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"]
+    assert evidence[-1].where == read[0]
+
+
+@pytest.mark.parametrize("variant", ["sd1", "sdxl", "sdxl-refiner", "x4-upscaler"])
+def test_no_tensor_is_read_where_none_needs_to_be(variant, published):
+    found, evidence = detect(published(variant), nothing)
+    assert found == VARIANTS[variant]
+    assert len({fact.where for fact in evidence}) == len(evidence) >= 4
+
+
+@pytest.mark.parametrize("variant", ["sd1", "sd2", "sdxl"])
+def test_nine_channels_are_inpainting(variant, published):
+    shapes = published(variant)
+    first = f"{UNET}input_blocks.0.0.weight"
+    shapes[first] = (shapes[first][0], 9, 3, 3)
+    found, evidence = detect(shapes, nothing)
+    assert found == VARIANTS[f"{variant}-inpainting"]
+    assert evidence[0].says == "U-Net of 9 input channels"
+
+
+def test_marks_change_what_was_trained(published):
+    found, evidence = detect({**published("sdxl"), "v_pred": (0,), "ztsnr": (0,)}, nothing)
+    assert found == replace(VARIANTS["sdxl"], prediction="v_prediction", zero_snr=True)
+    assert [fact.where for fact in evidence[-2:]] == ["v_pred", "ztsnr"]
+    assert found.process().ends_in_noise
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["control_model.time_embed.0.weight"], "a ControlNet"),
+        (["lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"], "a LoRA"),
+        (["down_blocks.0.resnets.0.conv1.weight"], "a part of a model folder"),
+        (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
+        (["double_blocks.0.img_attn.norm.key_norm.scale"], "Flux"),
+        (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
+        (["a.b", "a.c", "d"], r"found a \(2 tensors\), d \(1 tensors\); known are sd1"),
+        ([], "found no tensors"),
+    ],
+)
+def test_a_file_that_is_no_model_is_told_what_it_is(names, said, hollow):
+    with pytest.raises(UndustError, match=said) as error:
+        survey(hollow(dict.fromkeys(names, (1,))))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 8, 12])
+def test_other_channels_are_no_known_model(channels, published, hollow):
+    shapes = published("sd1")
+    first = f"{UNET}input_blocks.0.0.weight"
+    shapes[first] = (320, channels, 3, 3)
+    with pytest.raises(UndustError, match=f"found U-Net of {channels} input channels, text width"):
+        survey(hollow(shapes))
+
+
+@pytest.mark.parametrize(
+    ("variant", "prefix", "said"),
+    [
+        (
+            "sd1",
+            "cond_stage_model.",
+            "found U-Net of 4 input channels, text width 768, first stage",
+        ),
+        ("sdxl", "conditioner.embedders.0.", "text encoder of OpenCLIP, first stage; known are"),
+        ("sd1", "first_stage_model.", r"the first stage has no encoder\.down\.0"),
+        ("sd1", UNET, "a first stage does not fit: 19[67] unknown: cond_stage_model"),
+    ],
+)
+def test_a_model_without_one_of_its_parts(variant, prefix, said, published, hollow):
+    shapes = {key: s for key, s in published(variant).items() if not key.startswith(prefix)}
+    with pytest.raises(UndustError, match=said):
+        survey(hollow(shapes))
+
+
+def test_other_processes_are_refused_by_their_marks(published, hollow):
+    marked = {**published("sdxl"), "edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}
+    with pytest.raises(UndustError, match="2 unknown: edm_mean, edm_std"):
+        survey(hollow(marked))
