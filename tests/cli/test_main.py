@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
 COMMANDS = (
     *("generate", "rerun", "inspect", "models", "samplers", "schedules"),
-    *("data", "train", "evaluate", "guidances", "interpolate", "invert", "likelihood"),
+    *("data", "train", "evaluate", "guidances", "interpolate", "invert", "likelihood", "lab"),
 )
 
 
