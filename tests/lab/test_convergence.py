@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orders import doubles, mixture
+from undust.diffusion.fitting import distance, no_noise
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.er_sde import SCALES
 from undust.errors import UndustError
@@ -21,13 +22,11 @@ from undust.lab.convergence import (
     TOP,
     World,
     along,
-    distance,
     even,
     falling,
     fitted,
     impulses,
     linear,
-    no_noise,
     solution,
 )
 
@@ -126,5 +125,5 @@ def test_steps_along_a_path_add_up():
 
 
 def test_no_noise_for_a_sampler_that_asks_for_some():
-    with pytest.raises(UndustError, match="none is to be drawn"):
+    with pytest.raises(UndustError, match="one that draws no noise is wanted"):
         no_noise(doubles(1.0), doubles(0.5))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from undust.cli import show
-from undust.cli.generate import BUILT_IN
+from undust.cli.options import BUILT_IN, ModelOption, Schedule
 from undust.cli.output import FOLDER, make, slug, try_writing
 
 if TYPE_CHECKING:
@@ -18,21 +18,15 @@ if TYPE_CHECKING:
 
     from undust.model import LatentDiffusion
 
-ModelName = Annotated[
-    str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
-]
-
 
 def invert(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Any picture.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What it shows.")] = "",
-    model: ModelName = BUILT_IN,
+    model: ModelOption = BUILT_IN,
     steps: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Steps from picture to dust.")
     ] = 20,
-    schedule: Annotated[
-        str | None, typer.Option(metavar="NAME", help="See `undust schedules`.  [default: karras]")
-    ] = None,
+    schedule: Schedule = None,
     guidance: Annotated[
         float, typer.Option(metavar="S", help="Above 1 the way back is seldom found.")
     ] = 1.0,
@@ -90,7 +84,7 @@ def invert(
 def likelihood(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="Any pictures.")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="Given that they show this.")] = "",
-    model: ModelName = BUILT_IN,
+    model: ModelOption = BUILT_IN,
     steps: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Four calls of the network each.")
     ] = 30,

@@ -8,23 +8,17 @@ from typing import Annotated
 import typer
 
 from undust.cli import show
+from undust.cli.options import Guidance, Model, Steps
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A built-in model, or a diffusers folder.")
-    ],
+    model: Model,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A data set to measure it on.")],
     captions: Annotated[
         int, typer.Option(metavar="N", help="Training captions to paint; held-out ones all are.")
     ] = 200,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps for each picture.  [default: 20]")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="How closely to follow the caption.  [default: 4]"),
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     template: Annotated[
         str, typer.Option(metavar="TEXT", help="What captions are put into: 'a picture of a {}'.")
     ] = "{}",

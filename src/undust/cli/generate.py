@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from undust.cli import show
+from undust.cli.options import BUILT_IN, Guidance, Json, ModelOption, Out, Sampler, Schedule, Steps
 from undust.cli.output import Output
 from undust.errors import UndustError
 
@@ -24,14 +25,7 @@ if TYPE_CHECKING:
     from undust.generation.recipe import Recipe
     from undust.model import LatentDiffusion
 
-BUILT_IN = "emoji"
 SHEET = 4096  # pixels, the longest side of a contact sheet
-
-Out = Annotated[
-    Path | None,
-    typer.Option(metavar="PATH|DIR", help="A .png file, or a folder.  [default: undust-out]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each picture.")]
 
 
 def generate(
@@ -39,19 +33,12 @@ def generate(
         list[str] | None,
         typer.Argument(metavar="PROMPT", help="What to paint; `-` reads lines from stdin."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
-    ] = BUILT_IN,
+    model: ModelOption = BUILT_IN,
     negative: Annotated[
         str, typer.Option(metavar="TEXT", help="What the picture should stay away from.")
     ] = "",
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps from dust to picture.  [default: 20]")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     guide: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,13 +46,8 @@ def generate(
             help="Guide in another way; see `undust guidances`. Often.",
         ),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="See `undust samplers`.  [default: dpmpp-2m]"),
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(metavar="NAME", help="See `undust schedules`.  [default: karras]")
-    ] = None,
+    sampler: Sampler = None,
+    schedule: Schedule = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Which dust; any, unless given.")
     ] = None,
@@ -129,9 +111,7 @@ def interpolate(
         str | None,
         typer.Argument(metavar="TO", help="The prompt to end with.  [default: the same]"),
     ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
-    ] = BUILT_IN,
+    model: ModelOption = BUILT_IN,
     count: Annotated[
         int, typer.Option(metavar="N", min=2, max=1000, help="Pictures, the two ends included.")
     ] = 9,
@@ -141,13 +121,8 @@ def interpolate(
     seed_to: Annotated[
         int | None, typer.Option(metavar="N", help="Seed to end with.  [default: the same]")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps from dust to picture.  [default: 20]")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     out: Out = None,
     json: Json = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from undust.cli import show
+from undust.cli.options import ModelOption
 from undust.cli.output import make, try_writing
 
 app = typer.Typer(help="Measure what is said of the samplers.")
@@ -56,9 +57,7 @@ def order(
 
 @app.command()
 def samplers(
-    model: Annotated[
-        str, typer.Option(metavar="NAME|PATH", help="A built-in model, or a diffusers folder.")
-    ] = "emoji",
+    model: ModelOption = "emoji",
     schedule: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Schedule of all samplers, instead of the model's."),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from undust.cli import show
+from undust.cli.options import Guidance, Model, Sampler
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
@@ -48,22 +49,14 @@ def schedules(context: typer.Context) -> None:
 
 @app.command()
 def fit(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A built-in model, or a diffusers folder.")
-    ],
+    model: Model,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="How many steps.")],
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A data set, whose captions are better than our words."),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="See `undust samplers`.  [default: dpmpp-2m]"),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
-    ] = None,
+    sampler: Sampler = None,
+    guidance: Guidance = None,
     seconds: Annotated[
         float, typer.Option(metavar="S", min=0, help="How long to search; Ctrl-C ends it too.")
     ] = 60,

@@ -174,4 +174,4 @@ def _walk(denoise: Denoise, x: Tensor, grid: Tensor) -> tuple[list[Tensor], list
 
 def no_noise(_sigma: Tensor, _sigma_next: Tensor) -> Tensor:
     """Stands for the noise of a sampler that draws none. Raises UndustError if it does."""
-    raise UndustError("sampler: a schedule is fitted to the path of one that draws no noise")
+    raise UndustError("sampler: one that draws no noise is wanted here, and this one does")

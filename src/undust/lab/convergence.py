@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.analytic import Mixture, flow
+from undust.diffusion.fitting import distance, no_noise
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.adaptive import Pair, dormand_prince, dpm_solver_23
@@ -70,16 +71,6 @@ def fitted(points: Iterable[Point]) -> float:
     x, y = _doubles(*points).log().T
     x, y = x - x.mean(), y - y.mean()
     return -((x * y).sum() / (x * x).sum()).item()
-
-
-def distance(x: Tensor, end: Tensor) -> float:
-    """Root mean square difference of each picture of x, end [B, …]; the mean over the pictures."""
-    return (x - end).double().square().flatten(1).mean(1).sqrt().mean().item()
-
-
-def no_noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """The noise for samplers that draw none."""
-    raise UndustError(f"noise: none is to be drawn, but was from σ = {sigma} to {sigma_next}")
 
 
 def end_of(

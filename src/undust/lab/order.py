@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from undust.diffusion.fitting import distance, no_noise
 from undust.diffusion.samplers import SAMPLERS
 from undust.lab.convergence import (
     BOTTOM,
@@ -16,12 +17,10 @@ from undust.lab.convergence import (
     MIXTURE,
     TOP,
     World,
-    distance,
     end_of,
     falling,
     fitted,
     flow_errors,
-    no_noise,
     path_errors,
     strong_errors,
     weak_errors,

@@ -11,10 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from undust.diffusion.fitting import distance
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
-from undust.lab.convergence import distance, end_of
+from undust.lab.convergence import end_of
 from undust.lab.subject import REFERENCE, Counted, Subject
 from undust.model import LatentDiffusion
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undust.diffusion.fitting import no_noise
 from undust.diffusion.noise import BrownianPath
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.registry import Denoise, Noise
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.generation.scene import guided
-from undust.lab.convergence import end_of, no_noise
+from undust.lab.convergence import end_of
 from undust.model import LatentDiffusion
 
 PROMPTS = (

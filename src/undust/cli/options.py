@@ -1,0 +1,37 @@
+"""The options that several commands take, each said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BUILT_IN = "emoji"
+
+_WHAT = "A built-in model, a diffusers folder, or a checkpoint of Stable Diffusion 1 or 2."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_WHAT)]
+ModelOption = Annotated[str, typer.Option(metavar="NAME|PATH", help=_WHAT)]
+Steps = Annotated[
+    int | None, typer.Option(metavar="N", help="Steps from dust to picture.  [default: 20]")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
+]
+Sampler = Annotated[
+    str | None, typer.Option(metavar="NAME", help="See `undust samplers`.  [default: dpmpp-2m]")
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|σ,…",
+        help="See `undust schedules`.  [default: karras; trailing from noise alone]",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH|DIR", help="A .png file, or a folder.  [default: undust-out]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each picture.")]
