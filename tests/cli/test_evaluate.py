@@ -27,7 +27,7 @@ def test_the_table_shows_every_figure(undust: Run, tiny_model: Path, pictures: P
     assert done.code == 0, done.err
     for name in ("right picture nearest", "among the nearest 5", "PSNR", "SSIM"):
         assert name in done.out
-    assert "1 step of dpmpp-2m (karras), guidance 4, model tiny" in done.err
+    assert "1 step of deis (karras), guidance 4, model tiny" in done.err
 
 
 def test_what_cannot_be_measured(undust: Run, tiny_model: Path, here: Path):

@@ -41,7 +41,7 @@ def test_one_picture_goes_to_the_default_folder(undust: Run, tiny_model: Path):
     done = undust("generate", "a smiling cat", "--model", tiny_model, "--steps", 2, "--seed", 7)
     assert done.code == 0
     assert done.out == "undust-out/a-smiling-cat-7.png\n"
-    assert "2 steps of dpmpp-2m (karras), guidance 4, model tiny" in done.err
+    assert "2 steps of deis (karras), guidance 4, model tiny" in done.err
     with Image.open("undust-out/a-smiling-cat-7.png") as image:
         assert image.size == (32, 32)
 
@@ -86,7 +86,7 @@ def test_json_is_one_line_a_picture_and_nothing_else(undust: Run, tiny_model: Pa
     for row in rows:
         recipe = read_recipe(Path(row["path"]))
         assert row["steps"] == recipe["steps"] == 2
-        assert row["sampler"] == "dpmpp-2m"
+        assert row["sampler"] == "deis"
         assert row["model_hash"] == recipe["model_hash"]
         assert row["seconds"] > 0
     files = {path.name for path in Path("new/folder").iterdir()}

@@ -29,7 +29,7 @@ def test_a_picture(undust: Run, tiny_model: Path):
     assert (facts["recipe"]["prompt"], facts["recipe"]["seed"]) == ("a cat", 9)
     shown = undust("inspect", "c.png").out
     assert "a cat" in shown
-    assert "dpmpp-2m" in shown
+    assert "deis" in shown
 
 
 def test_a_model(undust: Run, tiny_model: Path):

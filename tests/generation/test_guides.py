@@ -110,7 +110,7 @@ def test_recipes_with_other_guides_are_not_painted_together():
         (["threshold:percentile=2"], "guide threshold: percentile"),
         (["apg", "perp-neg"], "guides: apg and perp-neg exclude one another"),
         (["scales:values=1", "cfg++"], r"guides: scales and cfg\+\+ exclude one another"),
-        (["cfg++"], r"guide cfg\+\+: it is for the samplers ddim and euler, not dpmpp-2m"),
+        (["cfg++"], r"guide cfg\+\+: it is for the samplers ddim and euler, not deis"),
         ("apg", "guides: "),
         (["pag"] * 65, "guides: .*at most 64"),
     ],

@@ -103,7 +103,7 @@ def test_all_samplers_and_schedules_are_compared(gaussian: LatentDiffusion):
     assert seen == [(k + 1, total) for k in range(total)]
     assert {curve.name for curve in found.samplers} == SAMPLERS.keys()
     assert {curve.name for curve in found.schedules} == SCHEDULES.keys()
-    assert (found.schedule, found.sampler) == ("trailing", "dpmpp-2m")
+    assert (found.schedule, found.sampler) == ("trailing", "deis")
     for curve in found.samplers:
         sampler = SAMPLERS[curve.name]
         path = "path" if sampler.strong is not None else None

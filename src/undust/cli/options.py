@@ -21,7 +21,7 @@ Guidance = Annotated[
     typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
 ]
 Sampler = Annotated[
-    str | None, typer.Option(metavar="NAME", help="See `undust samplers`.  [default: dpmpp-2m]")
+    str | None, typer.Option(metavar="NAME", help="See `undust samplers`.  [default: deis]")
 ]
 Schedule = Annotated[
     str | None,

@@ -47,7 +47,7 @@ class Recipe(BaseModel):
     negative: str = Field("", max_length=10_000)
     steps: int = Field(20, ge=1, le=1000)
     guidance: float = Field(4.0, ge=0, le=1000, allow_inf_nan=False)
-    sampler: str = "dpmpp-2m"
+    sampler: str = "deis"
     schedule: str = Field("karras", max_length=20_000)
     seed: int = Field(ge=0, lt=SEEDS)
     width: int = Field(gt=0)
