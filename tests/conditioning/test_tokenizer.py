@@ -106,27 +106,6 @@ def test_rows_begin_and_end_as_they_should(ours: Tokenizer):
     assert (start, end) == (len(ours.vocabulary) - 2, len(ours.vocabulary) - 1)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "rest"),
-    [
-        ("face " * 14, ""),
-        ("face " * 15 + "cat", "face cat"),
-        ("face " * 14 + "고양이와 개", "고양이와 개"),
-        ("", ""),
-    ],
-)
-def test_what_does_not_fit_is_told(ours: Tokenizer, prompt: str, rest: str):
-    """Fourteen tokens fit between the two ends."""
-    assert ours.overflow(prompt).strip() == rest
-
-
-@given(st.text(max_size=60))
-def test_what_is_told_is_the_end_of_the_prompt(ours: Tokenizer, text: str):
-    rest = ours.overflow(text)
-    assert text.endswith(rest)
-    assert bool(rest) == (len(ours.pieces(text)) > 14)
-
-
 def test_training_is_a_function_of_the_captions(ours: Tokenizer):
     again = train(CAPTIONS, size=700, length=16)
     assert (again.vocabulary, again.merges) == (ours.vocabulary, ours.merges)

@@ -65,22 +65,28 @@ class Tokenizer:
         """The prompt's tokens as text, without the two ends."""
         return self._engine.encode(prompt).tokens
 
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt fit between the two ends."""
+        return self.length - 2
+
+    def ids(self, text: str) -> list[int]:
+        """The numbers of the text's tokens, all of them, without the two ends."""
+        return self._engine.encode(text).ids
+
+    def row(self, ids: Sequence[int]) -> list[int]:
+        """`length` numbers: start, what there is `room` for of the given ones, end, and padding."""
+        start, end, pad = (self.vocabulary[piece] for piece in (START, END, self.padding))
+        filled = [start, *ids[: self.room], end]
+        return filled + [pad] * (self.length - len(filled))
+
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Token numbers [B, length]: start, the prompt, end, and the padding.
 
-        A prompt that is too long loses its last tokens; `overflow` tells which.
+        A prompt that is too long loses its last tokens; `Words` reads it in parts.
         """
-        start, end, pad = (self.vocabulary[piece] for piece in (START, END, self.padding))
-        rows: list[list[int]] = []
-        for encoding in self._engine.encode_batch(list(prompts)):
-            ids = [start, *encoding.ids[: self.length - 2], end]
-            rows.append(ids + [pad] * (self.length - len(ids)))
+        rows = [self.row(encoding.ids) for encoding in self._engine.encode_batch(list(prompts))]
         return torch.tensor(rows, dtype=torch.long)
-
-    def overflow(self, prompt: str) -> str:
-        """The end of the prompt that does not fit in `length` tokens; empty when all of it does."""
-        offsets = self._engine.encode(prompt).offsets[self.length - 2 :]
-        return prompt[offsets[0][0] :] if offsets else ""
 
 
 def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:

@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from undust.errors import UndustError
@@ -149,7 +159,7 @@ class UNetConfig(NetworkConfig):
     # Levels whose transformers see the text alone, in the place of their own pixels too.
     only_cross_attention: Literal[False] | tuple[bool, ...] = False
     # The fused attention already sums in float32, which is all that this one asks for.
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False
 
     # Options of other models, here with the one value that leaves this network as it is.
     act_fn: Literal["silu"] = "silu"
@@ -223,7 +233,10 @@ class UNetConfig(NetworkConfig):
 
 
 class TextEncoderConfig(NetworkConfig):
-    """The fields of transformers' CLIPTextConfig, and its defaults."""
+    """The fields of transformers' CLIPTextConfig, and its defaults.
+
+    `architectures` says whether the end's state is projected to CLIP's shared space.
+    """
 
     # What transformers writes into every configuration and no text encoder depends on.
     housekeeping = frozenset(
@@ -234,7 +247,9 @@ class TextEncoderConfig(NetworkConfig):
         }
     )
 
-    architectures: tuple[Literal["CLIPTextModel"], ...] | None = ("CLIPTextModel",)
+    architectures: tuple[Literal["CLIPTextModel", "CLIPTextModelWithProjection"], ...] | None = (
+        "CLIPTextModel",
+    )
     model_type: Literal["clip_text_model"] = "clip_text_model"
     vocab_size: PositiveInt = 49408
     hidden_size: PositiveInt = 512
@@ -248,7 +263,7 @@ class TextEncoderConfig(NetworkConfig):
     initializer_factor: float = 1.0
     attention_dropout: float = Field(0.0, ge=0, le=0)
     dropout: float = Field(0.0, ge=0, le=0)
-    # The width of CLIP's shared space, which the tokens' states are not projected to here.
+    # The width of CLIP's shared space, in which pictures and texts are compared.
     projection_dim: int | None = 512
     pad_token_id: int | None = 1
     bos_token_id: int | None = 49406
@@ -258,4 +273,56 @@ class TextEncoderConfig(NetworkConfig):
     def _check(self) -> TextEncoderConfig:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError("num_attention_heads must divide hidden_size")
+        if self.projects:
+            if self.projection_dim is None or self.projection_dim < 1:
+                raise ValueError("CLIPTextModelWithProjection needs a projection_dim above 0")
+            if not isinstance(self.eos_token_id, int):
+                raise ValueError("CLIPTextModelWithProjection needs one eos_token_id")
         return self
+
+    @property
+    def projects(self) -> bool:
+        """Whether there is a `text_projection`, which gives the text as one vector."""
+        return "CLIPTextModelWithProjection" in (self.architectures or ())
+
+
+class ControlNetConfig(UNetConfig):
+    """The fields of diffusers' ControlNetModel: the U-Net whose half it repeats, and what it sees.
+
+    `conditioning_embedding_out_channels`: each but the first halves the hint once more.
+    """
+
+    # What a U-Net's other half needs, and ControlNetModel's configuration has no field for.
+    unets: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("sample_size", "out_channels", "up_block_types", "center_input_sample", "dropout"),
+            *("reverse_transformer_layers_per_block", "dual_cross_attention", "attention_type"),
+            *("resnet_skip_time_act", "resnet_out_scale_factor", "time_embedding_type"),
+            *("time_embedding_dim", "time_embedding_act_fn", "timestep_post_act"),
+            *("time_cond_proj_dim", "conv_in_kernel", "conv_out_kernel"),
+            *("class_embeddings_concat", "mid_block_only_cross_attention", "cross_attention_norm"),
+        }
+    )
+
+    up_block_types: tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...] = Field(
+        default_factory=lambda data: tuple(
+            kind.replace("Down", "Up") for kind in data["down_block_types"][::-1]
+        )
+    )
+    # 0 leaves nothing between a transformer's projections, as in SDXL's smaller ControlNets.
+    transformer_layers_per_block: NonNegativeInt | tuple[NonNegativeInt, ...] = 1
+    conditioning_channels: Literal[3] = 3
+    conditioning_embedding_out_channels: tuple[PositiveInt, ...] = Field(
+        (16, 32, 96, 256), min_length=1
+    )
+    controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
+    global_pool_conditions: Literal[False] = False
+
+    @model_serializer(mode="wrap")
+    def _published(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in self.unets}
+
+    @classmethod
+    def of(cls, unet: UNetConfig) -> Self:
+        """That of a ControlNet for a U-Net."""
+        return cls.model_validate(unet.model_dump(exclude=set(cls.unets)))

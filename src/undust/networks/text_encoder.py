@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,15 @@ from torch import Tensor, nn
 from undust.errors import UndustError
 from undust.networks.attention import attend
 from undust.networks.config import TextEncoderConfig
+
+LEGACY_END = 2  # what older configurations call an end that has the vocabulary's largest number
+
+
+class Read(NamedTuple):
+    """What a text encoder makes of tokens: `states` [B,T,D], and `pooled` [B,P] if it projects."""
+
+    states: Tensor
+    pooled: Tensor | None
 
 
 class QuickGELU(nn.Module):
@@ -29,14 +39,26 @@ class Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """[B,T] → [B,T,D]; UndustError if there are more tokens than positions."""
+    def forward(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[B,T] → [B,T,D]; UndustError if there are more tokens than positions.
+
+        rows: the embeddings [N,D] of further tokens, numbered from the vocabulary's size on.
+        """
         positions = self.position_embedding.weight
         if ids.shape[1] > len(positions):
             raise UndustError(
                 f"{ids.shape[1]} tokens are too many: this text encoder takes {len(positions)}"
             )
-        return self.token_embedding(ids) + positions[: ids.shape[1]]
+        return self._tokens(ids, rows) + positions[: ids.shape[1]]
+
+    def _tokens(self, ids: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return self.token_embedding(ids)
+        # The table is not extended by them: it can be a hundred thousand times as large.
+        size = len(self.token_embedding.weight)
+        known = self.token_embedding(ids.clamp(max=size - 1))
+        further = ids >= size
+        return known.index_put((further,), rows.to(known)[ids[further] - size])
 
 
 class CausalAttention(nn.Module):
@@ -78,7 +100,10 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to the states of every token; keys as in published `CLIPTextModel` files."""
+    """Token ids to the states of every token; keys as in published `CLIPTextModel` files.
+
+    With `text_projection`, where the configuration is that of a `CLIPTextModelWithProjection`.
+    """
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -89,11 +114,47 @@ class TextEncoder(nn.Module):
             encoder=_named(layers=layers),
             final_layer_norm=nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
         )
+        self.text_projection = (
+            nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+            if config.projects and config.projection_dim
+            else None
+        )
         self.apply(self._initialise)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [B,T] → states after the final norm [B,T,D]; UndustError if too long."""
         return self.text_model(ids)
+
+    def read(
+        self, ids: Tensor, *, skip: int = 0, norm: bool = True, rows: Tensor | None = None
+    ) -> Read:
+        """Token ids [B,T] → the states after all layers but the last `skip`, and the pooled one.
+
+        norm: whether the final norm is applied to the states, as Stable Diffusion 1 and 2 do it and
+        XL does not; rows: embeddings [N,D] of the ids from `vocab_size` on. Pooled is the end's
+        state, after all layers and the norm, through `text_projection`: an encoder that has none
+        gives None. Raises UndustError for more layers left out than there are, and as `forward`.
+        """
+        embeddings, encoder, final_norm = self.text_model
+        layers = cast(nn.Sequential, cast(nn.Sequential, encoder)[0])
+        if not 0 <= skip <= len(layers):
+            raise UndustError(
+                f"clip skip: {skip} layers cannot be left out; this text encoder has {len(layers)}"
+            )
+        kept = len(layers) - skip
+        x = layers[:kept](embeddings(ids, rows))
+        states = final_norm(x) if norm else x
+        if self.text_projection is None:
+            return Read(states, None)
+        last = final_norm(layers[kept:](x))
+        batch = torch.arange(len(ids), device=ids.device)
+        return Read(states, self.text_projection(last[batch, self._end(ids)]))
+
+    def _end(self, ids: Tensor) -> Tensor:
+        """Where the first end of each row stands [B]."""
+        known = ids.where(ids < self.config.vocab_size, 0)
+        end = cast(int, self.config.eos_token_id)  # where there is a projection it is one
+        return (known if end == LEGACY_END else (known == end).int()).argmax(1)
 
     def _initialise(self, module: nn.Module) -> None:
         """CLIP's own starting weights: what is added to the residual stream shrinks with depth."""
@@ -104,14 +165,14 @@ class TextEncoder(nn.Module):
             "token_embedding": config.initializer_range,
             "position_embedding": config.initializer_range,
             **dict.fromkeys(("q_proj", "k_proj", "v_proj", "fc2"), branch),
-            "out_proj": width,
+            **dict.fromkeys(("out_proj", "text_projection"), width),
             "fc1": width / math.sqrt(2),
         }
         for name, child in module.named_children():
             if name in deviations and isinstance(child, nn.Embedding | nn.Linear):
                 nn.init.normal_(child.weight, std=config.initializer_factor * deviations[name])
-                if isinstance(child, nn.Linear):
-                    nn.init.zeros_(child.bias)
+                for bias in (own for kind, own in child.named_parameters() if kind == "bias"):
+                    nn.init.zeros_(bias)
 
 
 def _named(**parts: nn.Module) -> nn.Sequential:

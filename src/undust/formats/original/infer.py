@@ -14,10 +14,16 @@ from typing import Any, Literal, TypeVar
 
 from undust.errors import UndustError
 from undust.formats.original.places import Shape
-from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.config import (
+    AutoencoderConfig,
+    ControlNetConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
 
 Shapes = Mapping[str, Shape]
 Kind = Literal["clip", "open_clip"]
+Heads = Callable[[int], int]
 T = TypeVar("T")
 
 LARGEST = 2**20  # of any length: what a damaged file claims is not built
@@ -42,63 +48,59 @@ CLIP_NAMES = {
 
 @dataclass(frozen=True)
 class _Level:
-    """One resolution of a U-Net; depth and context are 0 without transformers."""
+    """One resolution of a U-Net; context is 0 where no transformer sees the text."""
 
     width: int
     layers: int
+    crossed: bool
     depth: int
     context: int
     only_cross: bool
 
 
-def unet(
-    shapes: Shapes, *, heads: Callable[[int], int], sample_size: int | None = None
-) -> UNetConfig:
+def unet(shapes: Shapes, *, heads: Heads, sample_size: int | None = None) -> UNetConfig:
     """The configuration of the U-Net whose tensors have these shapes, below its prefix.
 
     heads: a level's width → its attention heads. Raises UndustError for tensors of no such network.
     """
     levels = _levels(shapes)
-    middle = _depth(shapes, "middle_block.1")
-    depths = [level.depth or 1 for level in levels]
-    contexts = [level.context for level in levels]
-    if middle:
-        depths[-1] = middle
-        contexts[-1] = _length(shapes, _keys("middle_block.1", 2), 1)
-    # Where there is no attention, any width of the text will do.
-    contexts = [context or max(contexts) or 1 for context in contexts]
-    only_cross = [level.only_cross for level in levels]
-    projections = [shape for key, shape in shapes.items() if key.endswith(".1.proj_in.weight")]
-    added: dict[str, Any] = {}
-    if "label_emb.0.0.weight" in shapes:
-        added = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": SIZE_CHANNELS,
-            "projection_class_embeddings_input_dim": _length(shapes, "label_emb.0.0.weight", 1),
-        }
-    elif "label_emb.weight" in shapes:
-        added = {"num_class_embeds": _length(shapes, "label_emb.weight", 0)}
     return UNetConfig.read(
         {
+            **_encoder(shapes, levels, heads),
             "sample_size": sample_size,
-            "in_channels": _length(shapes, "input_blocks.0.0.weight", 1),
             "out_channels": _length(shapes, "out.2.weight", 0),
-            "block_out_channels": [level.width for level in levels],
-            "down_block_types": [
-                "CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels
-            ],
-            "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
             "up_block_types": [
                 "CrossAttnUpBlock2D" if _depth(shapes, f"{block}.1") else "UpBlock2D"
                 for block in _up_blocks(levels)
             ],
-            "layers_per_block": _shared([level.layers for level in levels]),
-            "cross_attention_dim": _shared(contexts),
-            "transformer_layers_per_block": _shared(depths),
-            "attention_head_dim": _shared([max(1, heads(level.width)) for level in levels]),
-            "only_cross_attention": only_cross if any(only_cross) else False,
-            "use_linear_projection": any(len(shape) == 2 for shape in projections),
-            **added,
+        }
+    )
+
+
+def controlnet(shapes: Shapes, *, heads: Mapping[int, Heads]) -> ControlNetConfig:
+    """The configuration of the ControlNet whose tensors have these shapes, below its prefix.
+
+    heads: the width of the text → a level's width → its attention heads. Raises UndustError for
+    tensors of no such network, and for texts of other widths.
+    """
+    levels = _levels(shapes)
+    context = max(_contexts(shapes, levels))
+    if context and context not in heads:
+        known = ", ".join(map(str, heads))
+        raise UndustError(
+            f"it sees a text of {context} channels, and how many attention heads that takes is "
+            f"known for {known} alone; a config.json beside it would say"
+        )
+    # Two convolutions for each width, an activation after each, and a last one, out.
+    hint = "input_hint_block.{}.weight"
+    places = [place for place in range(2 * len(shapes)) if hint.format(place) in shapes]
+    return ControlNetConfig.read(
+        {
+            **_encoder(shapes, levels, heads.get(context, lambda _: 1), least=0),
+            "conditioning_channels": _length(shapes, hint.format(0), 1),
+            "conditioning_embedding_out_channels": [
+                _length(shapes, hint.format(place), 0) for place in range(0, max(places), 4)
+            ],
         }
     )
 
@@ -151,6 +153,7 @@ def text_encoder(
     width = _length(shapes, names["tokens"], 1)
     return TextEncoderConfig.read(
         {
+            "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
             "vocab_size": _length(shapes, names["tokens"], 0),
             "hidden_size": width,
             "intermediate_size": _length(shapes, names["hidden"], 0),
@@ -161,6 +164,51 @@ def text_encoder(
             "projection_dim": _length(shapes, PROJECTION, 1) if projected else width,
         }
     )
+
+
+def _encoder(
+    shapes: Shapes, levels: list[_Level], heads: Heads, *, least: int = 1
+) -> dict[str, Any]:
+    """The fields that tell of the way down, and of the middle; least: blocks of a transformer."""
+    crossed = [level.crossed and level.depth >= least for level in levels]
+    depths = [level.depth if here else 1 for level, here in zip(levels, crossed, strict=True)]
+    contexts = _contexts(shapes, levels)
+    depth = _depth(shapes, "middle_block.1")
+    if middle := _crossed(shapes, "middle_block.1") and depth >= least:
+        depths[-1] = depth
+    only_cross = [level.only_cross for level in levels]
+    projections = [shape for key, shape in shapes.items() if key.endswith(".1.proj_in.weight")]
+    added: dict[str, Any] = {}
+    if "label_emb.0.0.weight" in shapes:
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_CHANNELS,
+            "projection_class_embeddings_input_dim": _length(shapes, "label_emb.0.0.weight", 1),
+        }
+    elif "label_emb.weight" in shapes:
+        added = {"num_class_embeds": _length(shapes, "label_emb.weight", 0)}
+    return {
+        "in_channels": _length(shapes, "input_blocks.0.0.weight", 1),
+        "block_out_channels": [level.width for level in levels],
+        "down_block_types": ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in crossed],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
+        "layers_per_block": _shared([level.layers for level in levels]),
+        # Where there is no attention, any width of the text will do.
+        "cross_attention_dim": _shared([context or max(contexts) or 1 for context in contexts]),
+        "transformer_layers_per_block": _shared(depths),
+        "attention_head_dim": _shared([max(1, heads(level.width)) for level in levels]),
+        "only_cross_attention": only_cross if any(only_cross) else False,
+        "use_linear_projection": any(len(shape) == 2 for shape in projections),
+        **added,
+    }
+
+
+def _contexts(shapes: Shapes, levels: list[_Level]) -> list[int]:
+    """The width of the text that each level sees, 0 for none; the middle is of the last one."""
+    contexts = [level.context for level in levels]
+    if _depth(shapes, "middle_block.1"):
+        contexts[-1] = _length(shapes, _keys("middle_block.1", 2), 1)
+    return contexts
 
 
 def _levels(shapes: Shapes) -> list[_Level]:
@@ -188,6 +236,7 @@ def _level(shapes: Shapes, blocks: list[str]) -> _Level:
     return _Level(
         width=width,
         layers=len(blocks),
+        crossed=_crossed(shapes, first),
         depth=depth,
         context=_length(shapes, _keys(first, 2), 1) if depth else 0,
         only_cross=bool(depth) and _length(shapes, _keys(first, 1), 1) != width,
@@ -201,6 +250,10 @@ def _up_blocks(levels: list[_Level]) -> list[str]:
         blocks.append(f"output_blocks.{number}")
         number += level.layers + 1
     return blocks
+
+
+def _crossed(shapes: Shapes, transformer: str) -> bool:
+    return f"{transformer}.proj_in.weight" in shapes or _depth(shapes, transformer) > 0
 
 
 def _depth(shapes: Shapes, transformer: str) -> int:

@@ -1,0 +1,106 @@
+"""A prompt as people write it: what it says, and how strongly it means each part of it.
+
+AUTOMATIC1111's syntax, which prompts on picture sites are written in: (x) counts 1.1 times, ((x))
+1.21 times, [x] 1 / 1.1 times, (x:1.3) 1.3 times; the word BREAK begins a new part. After a
+backslash a bracket, a backslash and BREAK are what they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from undust.errors import UndustError
+
+FACTORS = {"(": 1.1, "[": 1 / 1.1}
+OPENING = {")": "(", "]": "["}
+LARGEST = 1e30  # of a weight: what a state times it is, float32 still holds
+
+# Possessive wherever something repeats, so that no text takes quadratic time.
+_MARK = re.compile(
+    r"\\(?P<literal>[()\[\]\\]|BREAK\b)"
+    r"|(?P<open>[(\[])"
+    r"|:\s*+(?P<weight>[+-]?(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++))\s*+\)"
+    r"|(?P<close>[)\]])"
+    r"|(?P<cut>\bBREAK\b)"
+)
+_LITERAL = re.compile(r"[()\[\]\\]|\bBREAK\b")
+
+
+class Fragment(NamedTuple):
+    """Text of one weight; 1 is what text without any syntax has."""
+
+    text: str
+    weight: float
+
+
+def parse(prompt: str) -> list[list[Fragment]]:
+    """The parts between BREAKs, each as fragments whose neighbours weigh something else.
+
+    Brackets multiply. One that is never closed counts to the end; a closing one that closes nothing
+    is text, and so is a backslash before anything else. An empty part has no fragments. Raises
+    UndustError for weights beyond 1e30, which take hundreds of brackets or a weight of 30 digits.
+    """
+    marks = list(_MARK.finditer(prompt))
+    factors, closing = _match(marks)
+    parts: list[list[Fragment]] = [[]]
+    # What the open brackets of a kind come to together, the innermost last. The two kinds are
+    # apart because they may cross: each is closed by its own.
+    products = {"(": [1.0], "[": [1.0]}
+
+    def say(text: str) -> None:
+        if text:
+            parts[-1].append(Fragment(text, _finite(products["("][-1] * products["["][-1], text)))
+
+    end = 0
+    for number, mark in enumerate(marks):
+        say(prompt[end : mark.start()])
+        end = mark.end()
+        if number in factors:
+            products[mark[0]].append(products[mark[0]][-1] * factors[number])
+        elif number in closing:
+            products[OPENING[mark[0][-1]]].pop()
+        elif mark["cut"]:
+            parts.append([])
+        else:
+            say(mark["literal"] or mark[0])
+    say(prompt[end:])
+    return [_joined(part) for part in parts]
+
+
+def escape(text: str) -> str:
+    """The prompt that says just this text, at weight 1: what `parse` undoes."""
+    return _LITERAL.sub(r"\\\g<0>", text)
+
+
+def _match(marks: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
+    """The factor of each opening bracket among the marks, and which marks close one."""
+    factors: dict[int, float] = {}
+    closing: set[int] = set()
+    waiting: dict[str, list[int]] = {"(": [], "[": []}
+    for number, mark in enumerate(marks):
+        if kind := mark["open"]:
+            factors[number] = FACTORS[kind]
+            waiting[kind].append(number)
+        elif (mark["weight"] or mark["close"]) and (opened := waiting[OPENING[mark[0][-1]]]):
+            closing.add(number)
+            last = opened.pop()
+            factors[last] = float(mark["weight"] or factors[last])
+    return factors, closing
+
+
+def _joined(part: list[Fragment]) -> list[Fragment]:
+    """Neighbours of one weight become one fragment: a bracket that changes nothing cuts nothing."""
+    return [
+        Fragment("".join(fragment.text for fragment in alike), weight)
+        for weight, alike in groupby(part, key=lambda fragment: fragment.weight)
+    ]
+
+
+def _finite(weight: float, text: str) -> float:
+    if not abs(weight) <= LARGEST:
+        short = text.strip() if len(text) < 40 else text[:40].strip() + "…"
+        raise UndustError(f"prompt: the weight of {short!r} is {weight:.3g}; about 1 is usual")
+    return weight

@@ -1,0 +1,171 @@
+"""Weights of prompts: the syntax as it is documented, and properties of any text."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from undust.conditioning.prompt import Fragment, escape, parse
+from undust.errors import UndustError
+
+SYNTAX = st.text(alphabet="ab ()[]\\:1.-+K") | st.lists(
+    st.sampled_from(["BREAK", "(", ")", "[", "]", ":1.3)", ":2 )", "\\", " ", "a", "한", "\n"])
+).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a cat", [("a cat", 1)]),
+        ("", []),
+        ("a (red) cat", [("a ", 1), ("red", 1.1), (" cat", 1)]),
+        ("((red))", [("red", 1.1**2)]),
+        ("[red]", [("red", 1 / 1.1)]),
+        ("[[red]]", [("red", 1.1**-2)]),
+        ("[(red)]", [("red", 1)]),
+        ("(red:1.3)", [("red", 1.3)]),
+        ("(red: 0.5 )", [("red", 0.5)]),
+        ("(red:.5)(blue:2.)(green:3)", [("red", 0.5), ("blue", 2), ("green", 3)]),
+        ("(red:-1)(blue:+1)", [("red", -1), ("blue", 1)]),
+        ("(a (red:1.5) cat:2)", [("a ", 2), ("red", 3), (" cat", 2)]),
+        ("((red:1.5))", [("red", 1.1 * 1.5)]),
+        ("([red:1.5)", [("red", 1.5 / 1.1)]),  # a number is of the round bracket
+        # Each kind of bracket is closed by its own.
+        ("(a [b) c] d", [("a ", 1.1), ("b", 1), (" c", 1 / 1.1), (" d", 1)]),
+        # What is never closed counts to the end; what closes nothing is text.
+        ("a (b c", [("a ", 1), ("b c", 1.1)]),
+        ("a [b (c", [("a ", 1), ("b ", 1 / 1.1), ("c", 1)]),
+        ("a) b] c:1.3)", [("a) b] c:1.3)", 1)]),
+        ("(a]) b", [("a]", 1.1), (" b", 1)]),
+        # What is no number is text.
+        ("(a:b)", [("a:b", 1.1)]),
+        ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
+        ("(a:1e3)", [("a:1e3", 1.1)]),
+        ("(a:)", [("a:", 1.1)]),
+        ("a: 1.5, b", [("a: 1.5, b", 1)]),
+        (r"a \(b\) \[c\] \\d", [(r"a (b) [c] \d", 1)]),
+        (r"(a\):1.3)", [("a)", 1.3)]),
+        (r"(\(a:1.3\))", [("(a:1.3)", 1.1)]),
+        ("\\a \\", [("\\a \\", 1)]),
+        (r"\BREAK \BREAKS", [(r"BREAK \BREAKS", 1)]),
+        ("BREAKFAST breakage break _BREAK", [("BREAKFAST breakage break _BREAK", 1)]),
+        # A bracket that changes nothing cuts nothing.
+        ("un(dust:1.0)ed", [("undusted", 1)]),
+        ("(a)(b)", [("ab", 1.1)]),
+        ("()", []),
+    ],
+)
+def test_what_a_prompt_says(prompt, said):
+    (part,) = parse(prompt)
+    assert [text for text, _ in part] == [text for text, _ in said]
+    assert [weight for _, weight in part] == pytest.approx([weight for _, weight in said])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a BREAK b", [[("a ", 1)], [(" b", 1)]]),
+        ("a\nBREAK, b", [[("a\n", 1)], [(", b", 1)]]),
+        ("BREAK", [[], []]),
+        ("a BREAK BREAK b", [[("a ", 1)], [(" ", 1)], [(" b", 1)]]),
+        ("(a BREAK b:2) c", [[("a ", 2)], [(" b", 2), (" c", 1)]]),
+    ],
+)
+def test_break_begins_a_part(prompt, parts):
+    assert parse(prompt) == parts
+
+
+@given(st.text())
+@example("(a:1.3)")
+@example("a BREAK b")
+@example("\\BREAK \\\\( BREAKs")
+@example("\\")
+def test_what_is_escaped_is_what_it_is(text):
+    assert parse(escape(text)) == [[Fragment(text, 1)] if text else []]
+
+
+@given(st.text() | SYNTAX)
+def test_any_text_parses(text):
+    for part in parse(text):
+        assert all(math.isfinite(weight) and said for said, weight in part)
+        assert all(one.weight != other.weight for one, other in pairwise(part))
+
+
+@given(SYNTAX)
+def test_nothing_is_lost(text):
+    """What is no sign of the syntax is said, in order."""
+    syntax = r"\bBREAK\b|[\\()\[\]:0-9.+\s-]"
+    said = "".join(fragment.text for part in parse(text) for fragment in part)
+    assert re.sub(r"BREAK", "", re.sub(syntax, "", said)) == re.sub(r"BREAK|" + syntax, "", text)
+
+
+@given(st.text().filter(lambda text: not re.search(r"[()\[\]\\]|\bBREAK\b", text)))
+def test_text_without_syntax_is_one_fragment(text):
+    assert parse(text) == [[Fragment(text, 1)] if text else []]
+
+
+LEAF = st.text(alphabet="abc ,", min_size=1, max_size=5)
+TREE = st.recursive(
+    LEAF,
+    lambda inner: st.tuples(
+        st.sampled_from(["()", "[]"]) | st.floats(-9, 9).map(lambda w: round(w, 3)),
+        st.lists(inner, min_size=1, max_size=3),
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(TREE, max_size=5))
+def test_weights_multiply(trees):
+    def write(tree) -> str:
+        if isinstance(tree, str):
+            return tree
+        how, inner = tree
+        text = "".join(map(write, inner))
+        return how[0] + text + how[1] if isinstance(how, str) else f"({text}:{how:f})"
+
+    def weigh(tree, weight: float) -> list[tuple[str, float]]:
+        if isinstance(tree, str):
+            return [(letter, weight) for letter in tree]
+        how, inner = tree
+        factor = {"()": 1.1, "[]": 1 / 1.1}.get(how, how)
+        return [pair for each in inner for pair in weigh(each, weight * factor)]
+
+    expected = [pair for tree in trees for pair in weigh(tree, 1.0)]
+    (part,) = parse("".join(map(write, trees)))
+    found = [(letter, weight) for text, weight in part for letter in text]
+    assert [letter for letter, _ in found] == [letter for letter, _ in expected]
+    assert [w for _, w in found] == pytest.approx([w for _, w in expected], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(" * 800 + "a", f"(a:{'9' * 31})", f"(a:{'9' * 5000})", "((a:0):" + "9" * 400 + ")"]
+)
+def test_a_weight_stays_finite(prompt):
+    with pytest.raises(UndustError, match="the weight of 'a' is ") as error:
+        parse(prompt)
+    assert len(str(error.value)) < 100
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "(" * 10**5,
+        "(a)" * 20_000,
+        "[(a])" * 20_000,
+        "(" * 10**5 + "[" * 10**5 + ")" * 10**5,
+        ":" + "1" * 10**6,
+        ":1." + " " * 10**6,
+        "BREAK " * 20_000,
+        "\\" * 10**5,
+        " " * 10**6,
+    ],
+    ids=lambda prompt: prompt[:6],
+)
+def test_no_prompt_takes_quadratic_time(prompt):
+    parse(prompt)
