@@ -134,8 +134,8 @@ class UpBlock(nn.Module):
         return x
 
 
-class UNet(nn.Module):
-    """Noisy latents, time steps and tokens to a prediction; keys as UNet2DConditionModel's."""
+class Encoder(nn.Module):
+    """The way down and the middle: what a U-Net and the ControlNets made for it have in common."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -146,13 +146,85 @@ class UNet(nn.Module):
         self.add_embedding = _added(config)
         classes = config.num_class_embeds
         self.class_embedding = nn.Embedding(classes, 4 * widths[0]) if classes else None
-        self.down_blocks = nn.ModuleList()
+        self.down_blocks = nn.ModuleList(
+            DownBlock(config, level, widths[max(level - 1, 0)]) for level in range(len(widths))
+        )
+        self.mid_block = MidBlock(config) if config.mid_block_type else None
+
+    @property
+    def skips(self) -> list[int]:
+        """The channels of each state that `down` gives."""
+        widths = self.config.block_out_channels
         skips = [widths[0]]
         for level, width in enumerate(widths):
-            self.down_blocks.append(DownBlock(config, level, skips[-1]))
-            steps = config.at("layers_per_block", level) + (level < len(widths) - 1)
+            steps = self.config.at("layers_per_block", level) + (level < len(widths) - 1)
             skips += [width] * steps
-        self.mid_block = MidBlock(config) if config.mid_block_type else None
+        return skips
+
+    def told(
+        self,
+        timestep: Tensor,
+        context: Tensor,
+        pooled: Tensor | None,
+        sizes: Tensor | None,
+        label: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """What every block is told: [B,4C] of the dtype; the rest as `UNet.forward`."""
+        waves = sinusoids(
+            timestep,
+            self.config.block_out_channels[0],
+            cos_first=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+        time = self.time_embedding(waves.to(dtype))
+        if isinstance(self.add_embedding, TokenEmbedding):
+            time = time + self.add_embedding(context)
+        elif self.add_embedding is not None:
+            time = time + self.add_embedding(self._beside(pooled, sizes).to(dtype))
+        if self.class_embedding is not None:
+            if label is None:
+                raise UndustError("this network needs a class for each picture")
+            if not bool(((label >= 0) & (label < self.class_embedding.num_embeddings)).all()):
+                raise UndustError(
+                    f"this network has {self.class_embedding.num_embeddings} classes, and none "
+                    f"of the number {label.max().item()}"
+                )
+            time = time + self.class_embedding(label)
+        # Every block activates the embedding before its own projection: once is enough.
+        return F.silu(time)
+
+    def down(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
+        """What `conv_in` gave [B,C,H,W] → it and every state that the way up will want."""
+        states = [x]
+        for block in self.down_blocks:
+            states += block(states[-1], time, context)
+        return states
+
+    def _beside(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
+        """The text's vector [B,P] and the sinusoids of the sizes [B,N] → [B,P+N·channels]."""
+        channels = self.config.addition_time_embed_dim or 0
+        width = self.config.projection_class_embeddings_input_dim
+        if pooled is None or sizes is None or pooled.shape[1] + sizes.shape[1] * channels != width:
+            raise UndustError(
+                f"this network needs a vector of the text and sizes that come to {width} channels, "
+                f"{channels} for each size"
+            )
+        waves = sinusoids(
+            sizes.flatten(),
+            channels,
+            cos_first=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+        return torch.cat([pooled, waves.reshape(len(sizes), -1).to(pooled)], dim=1)
+
+
+class UNet(Encoder):
+    """Noisy latents, time steps and tokens to a prediction; keys as UNet2DConditionModel's."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths, skips = config.block_out_channels, self.skips
         self.up_blocks = nn.ModuleList()
         channels = widths[-1]
         for level in reversed(range(len(widths))):
@@ -172,62 +244,30 @@ class UNet(nn.Module):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         label: Tensor | None = None,
+        control: Sequence[Tensor] = (),
     ) -> Tensor:
         """Latents [B,C,H,W] at time steps [B], seeing tokens [B,T,D] → [B,C,H,W].
 
         perturbed: for each picture, what self-attention in the middle block is replaced by, if
         anything: the block both papers of `perturbation.py` change in a latent U-Net; pooled: the
         text as one vector [B,P], and sizes: numbers [B,N] (Podell et al. 2023, section 2.2), for a
-        U-Net of addition_embed_type "text_time"; label: classes [B], for one of num_class_embeds.
-        Raises UndustError for a U-Net without a middle block, and for what it needs and is not
-        given.
+        U-Net of addition_embed_type "text_time"; label: classes [B], for one of num_class_embeds;
+        control: what is added to each state that the way up gets, and last to the middle's (Zhang
+        et al. 2023, fig. 3), or () for nothing. Raises UndustError for a U-Net without a middle
+        block, for what it needs and is not given, and for a control of other shapes.
         """
-        waves = sinusoids(
-            timestep,
-            self.config.block_out_channels[0],
-            cos_first=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
-        )
-        time = self.time_embedding(waves.to(x.dtype))
-        if isinstance(self.add_embedding, TokenEmbedding):
-            time = time + self.add_embedding(context)
-        elif self.add_embedding is not None:
-            time = time + self.add_embedding(self._beside(pooled, sizes).to(x.dtype))
-        if self.class_embedding is not None:
-            if label is None:
-                raise UndustError("this U-Net needs a class for each picture")
-            time = time + self.class_embedding(label)
-        # Every block activates the embedding before its own projection: once is enough.
-        time = F.silu(time)
-        x = self.conv_in(x)
-        states = [x]
-        for block in self.down_blocks:
-            states += block(states[-1], time, context)
+        time = self.told(timestep, context, pooled, sizes, label, x.dtype)
+        states = self.down(self.conv_in(x), time, context)
         x = states[-1]
         if self.mid_block is not None:
             x = self.mid_block(x, time, context, perturbed)
         elif perturbed:
             raise UndustError("this U-Net has no middle block whose attention could be perturbed")
+        if control:
+            *states, x = _controlled([*states, x], control)
         for block in self.up_blocks:
             x = block(x, states, time, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-    def _beside(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
-        """The text's vector [B,P] and the sinusoids of the sizes [B,N] → [B,P+N·channels]."""
-        channels = self.config.addition_time_embed_dim or 0
-        width = self.config.projection_class_embeddings_input_dim
-        if pooled is None or sizes is None or pooled.shape[1] + sizes.shape[1] * channels != width:
-            raise UndustError(
-                f"this U-Net needs a vector of the text and sizes that come to {width} channels, "
-                f"{channels} for each size"
-            )
-        waves = sinusoids(
-            sizes.flatten(),
-            channels,
-            cos_first=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
-        )
-        return torch.cat([pooled, waves.reshape(len(sizes), -1).to(pooled)], dim=1)
 
     def start_at_zero(self) -> None:
         """Before training: every residual branch, and the output, begin as exact zeros.
@@ -238,3 +278,18 @@ class UNet(nn.Module):
             for name in ("conv2", "proj_out", "conv_out"):
                 for parameter in getattr(module, name, nn.Identity()).parameters():
                     nn.init.zeros_(parameter)
+
+
+def _controlled(states: list[Tensor], control: Sequence[Tensor]) -> list[Tensor]:
+    """The states, each with its part of the control added."""
+    if len(control) != len(states):
+        raise UndustError(
+            f"a control of {len(control)} tensors was given; this U-Net takes {len(states)}"
+        )
+    for number, (state, part) in enumerate(zip(states, control, strict=True)):
+        if part.shape != state.shape:
+            raise UndustError(
+                f"tensor {number} of the control has the shape {list(part.shape)}; "
+                f"this U-Net takes {list(state.shape)}"
+            )
+    return [state + part for state, part in zip(states, control, strict=True)]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from undust.formats import safetensors_file
-from undust.formats.original import keys
 from undust.formats.original.checkpoint import original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
@@ -105,8 +104,9 @@ def unet_config(variant: str) -> UNetConfig:
     )
 
 
-def text_config(kind: str, width: int) -> TextEncoderConfig:
+def text_config(kind: str, width: int, *, projects: bool) -> TextEncoderConfig:
     return TextEncoderConfig(
+        architectures=["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
         vocab_size=99,
         hidden_size=width,
         intermediate_size=48,
@@ -140,11 +140,8 @@ def build(variant: str) -> Tiny:
     }
     for text in VARIANTS[variant].texts:
         width = {"clip": 32, "open_clip": 96 if variant == "x4-upscaler" else 64}[text.kind]
-        config = text_config(text.kind, width)
-        tensors = weights(TextEncoder(config))
-        if text.pooled:
-            tensors[keys.PROJECTION] = torch.randn(config.hidden_size, config.hidden_size)
-        parts[text.part] = (config, tensors)
+        config = text_config(text.kind, width, projects=text.pooled)
+        parts[text.part] = (config, weights(TextEncoder(config)))
     # The one number that says which of the two kinds of Stable Diffusion 2 it is.
     for key, tensor in parts["unet"][1].items():
         if key.endswith("transformer_blocks.0.norm1.bias"):

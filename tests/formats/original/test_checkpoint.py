@@ -77,13 +77,15 @@ def test_there_and_back_is_the_same_to_the_bit(variant, tiny, save):
     assert all(torch.equal(again[key], file[key]) for key in file)
 
 
+@pytest.mark.parametrize("variant", ["sd2", "sdxl", "sdxl-refiner"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-def test_networks_get_the_weights_of_the_file(dtype, tiny, save):
-    model = tiny("sd2")
+def test_networks_get_the_weights_of_the_file(dtype, variant, tiny, save):
+    model = tiny(variant)
     path = save({key: tensor.to(dtype) for key, tensor in model.original().items()})
     networks = survey(path).load(dtype)
     for name, (_, own) in model.parts.items():
         state = networks[name].state_dict()
+        assert state.keys() == own.keys()
         assert all(torch.equal(state[key], tensor.to(dtype)) for key, tensor in own.items())
 
 

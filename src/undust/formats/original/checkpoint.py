@@ -20,7 +20,7 @@ from undust.formats.folder import load_into
 from undust.formats.networks import blank
 from undust.formats.original import infer, keys, places
 from undust.formats.original.infer import Shapes
-from undust.formats.original.places import Place, Places, Shape
+from undust.formats.original.places import Places, Shape
 from undust.formats.original.variants import (
     FIRST_STAGE,
     UNET,
@@ -71,11 +71,7 @@ class Part:
     @property
     def shapes(self) -> dict[str, Shape]:
         """The shape of each of the places' tensors, in our form."""
-        own = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
-        config = self.network.config
-        if keys.PROJECTION in self.places and isinstance(config, TextEncoderConfig):
-            own[keys.PROJECTION] = (config.projection_dim or config.hidden_size, config.hidden_size)
-        return own
+        return {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
 
 
 @dataclass(frozen=True)
@@ -92,17 +88,17 @@ class Checkpoint:
     parts: dict[str, Part]
     spare: dict[str, int]
 
-    def load(self, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    def load(self, dtype: torch.dtype | None = torch.float32) -> dict[str, nn.Module]:
         """The networks, with their weights from the file, by the parts' names.
 
-        Raises UndustError for a file that cannot be read any more, and for a part that there is no
-        network for yet.
+        dtype: of the weights, None for what each is in the file; nothing else than they is read,
+        in the way of `safetensors_file.load`. Raises UndustError for a file that cannot be read any
+        more.
         """
-        tensors = safetensors_file.load(self.path)
         for part in self.parts.values():
-            found = places.read(tensors, part.places)
-            weights = {name: tensor.to(dtype) for name, tensor in found.items()}
-            load_into(part.network, weights, self.path)
+            wanted = {place.key for place in part.places.values()}
+            tensors = safetensors_file.load(self.path, dtype, wanted)
+            load_into(part.network, places.read(tensors, part.places), self.path)
         return {name: part.network for name, part in self.parts.items()}
 
 
@@ -169,7 +165,7 @@ def _known(path: Path, shapes: Shapes) -> tuple[Variant | None, list[Evidence], 
 
 def _vae(prefix: str, config: AutoencoderConfig) -> Part:
     network = blank(Autoencoder, config)
-    return Part(network, _under(prefix, keys.first_stage(network.state_dict(), config)))
+    return Part(network, places.under(prefix, keys.first_stage(network.state_dict(), config)))
 
 
 def _text(shapes: Shapes, text: Text) -> Part:
@@ -187,8 +183,7 @@ def _text(shapes: Shapes, text: Text) -> Part:
         ),
     )
     network = blank(TextEncoder, config)
-    names = [*network.state_dict(), *([keys.PROJECTION] if text.pooled else [])]
-    return Part(network, _text_places(text, config, names, short=short))
+    return Part(network, _text_places(text, config, network.state_dict(), short=short))
 
 
 def _places(
@@ -198,9 +193,9 @@ def _places(
     texts = {text.part: text for text in variant.texts} if variant else {}
     match config:
         case UNetConfig():
-            return _under(UNET, keys.unet(names, config))
+            return places.under(UNET, keys.unet(names, config))
         case AutoencoderConfig():
-            return _under(FIRST_STAGE if variant else "", keys.first_stage(names, config))
+            return places.under(FIRST_STAGE if variant else "", keys.first_stage(names, config))
         case TextEncoderConfig() if part in texts:
             return _text_places(texts[part], config, names)
         case _:
@@ -211,8 +206,8 @@ def _text_places(
     text: Text, config: TextEncoderConfig, names: Iterable[str], *, short: bool = False
 ) -> Places:
     if text.kind == "clip":
-        return _under(text.prefix, keys.clip(names, short=short))
-    return _under(text.prefix, keys.open_clip(names, config))
+        return places.under(text.prefix, keys.clip(names, short=short))
+    return places.under(text.prefix, keys.open_clip(names, config))
 
 
 def _averaged(part: Part, shapes: Shapes) -> Part:
@@ -248,7 +243,3 @@ def _config(shapes: Shapes, prefix: str, infer: Callable[[Shapes], K]) -> K:
         return infer(inside)
     except UndustError as error:
         raise UndustError(f"{prefix}…: {error}") from error
-
-
-def _under(prefix: str, found: Places) -> Places:
-    return {name: Place(prefix + place.key, place.form) for name, place in found.items()}

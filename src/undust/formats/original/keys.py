@@ -1,13 +1,14 @@
 """What the original code calls the tensors of each network.
 
-CompVis' and Stability's `openaimodel.UNetModel`, `model.Encoder` and `model.Decoder`, and
-OpenCLIP's text transformer. For every network: a table of its modules, from a walk over its
-configuration, and a table of what is called otherwise inside a module.
+CompVis' and Stability's `openaimodel.UNetModel`, `model.Encoder` and `model.Decoder`, OpenCLIP's
+text transformer, and `cldm.ControlNet` of Zhang et al. 2023. For every network: a table of its
+modules, from a walk over its configuration or its names, and a table of what is called otherwise
+inside a module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 
 from undust.errors import UndustError
@@ -48,6 +49,16 @@ def unet(names: Iterable[str], config: UNetConfig) -> dict[str, Place]:
     """The places of a U-Net's tensors, below `model.diffusion_model.`."""
     modules = _unet_modules(config)
     return {name: Place(_renamed(name, modules, UNET)) for name in names}
+
+
+def controlnet(names: Collection[str]) -> dict[str, Place]:
+    """The places of a ControlNet's tensors: how many layers there are is seen from their names.
+
+    What is none of a ControlNet's has no place.
+    """
+    modules = _controlnet_modules(names)
+    known = (name for name in names if _module(name, modules))
+    return {name: Place(_renamed(name, modules, UNET)) for name in known}
 
 
 def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, Place]:
@@ -94,37 +105,30 @@ def ema(key: str) -> str:
 
 def _renamed(name: str, modules: Modules, inside: Mapping[str, str]) -> str:
     """The original's name: of the innermost module that `modules` knows, and what is inside it."""
+    found = _module(name, modules)
+    if found is None:
+        raise UndustError(f"the original layout has no name for {name}")
+    module, rest = found
+    return ".".join([module, *(inside.get(part, part) for part in rest[:1]), *rest[1:]])
+
+
+def _module(name: str, modules: Modules) -> tuple[str, list[str]] | None:
+    """The original's name of the innermost module that is known, and what follows in ours."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         module = modules.get(".".join(parts[:cut]))
         if module is not None:
-            rest = parts[cut:]
-            return ".".join([module, *(inside.get(part, part) for part in rest[:1]), *rest[1:]])
-    raise UndustError(f"the original layout has no name for {name}")
+            return module, parts[cut:]
+    return None
 
 
 def _unet_modules(config: UNetConfig) -> Modules:
     levels = len(config.block_out_channels)
     modules = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "add_embedding.linear_1": "label_emb.0.0",
-        "add_embedding.linear_2": "label_emb.0.2",
-        "class_embedding": "label_emb",
-        "conv_in": "input_blocks.0.0",
-        "mid_block.resnets.0": "middle_block.0",
-        "mid_block.attentions.0": "middle_block.1",
-        "mid_block.resnets.1": "middle_block.2",
+        **_encoder_modules([config.at("layers_per_block", level) for level in range(levels)]),
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }
-    blocks = (f"input_blocks.{number}" for number in count(1))
-    for level in range(levels):
-        ours = f"down_blocks.{level}"
-        for layer in range(config.at("layers_per_block", level)):
-            modules |= _layer(ours, layer, next(blocks))
-        if level < levels - 1:
-            modules[f"{ours}.downsamplers.0.conv"] = f"{next(blocks)}.0.op"
     blocks = (f"output_blocks.{number}" for number in count())
     for step, kind in enumerate(config.up_block_types):
         ours, block = f"up_blocks.{step}", ""
@@ -136,6 +140,50 @@ def _unet_modules(config: UNetConfig) -> Modules:
             after = 2 if kind.startswith("CrossAttn") else 1
             modules[f"{ours}.upsamplers.0.conv"] = f"{block}.{after}.conv"
     return modules
+
+
+def _encoder_modules(layers: Sequence[int]) -> Modules:
+    """The way down, of so many layers at each level, and the middle."""
+    modules = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "class_embedding": "label_emb",
+        "conv_in": "input_blocks.0.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
+    blocks = (f"input_blocks.{number}" for number in count(1))
+    for level, amount in enumerate(layers):
+        ours = f"down_blocks.{level}"
+        for layer in range(amount):
+            modules |= _layer(ours, layer, next(blocks))
+        if level < len(layers) - 1:
+            modules[f"{ours}.downsamplers.0.conv"] = f"{next(blocks)}.0.op"
+    return modules
+
+
+def _controlnet_modules(names: Collection[str]) -> Modules:
+    seen = set(names)
+
+    def amount(name: str) -> int:
+        return next(number for number in count() if name.format(number) not in seen)
+
+    levels = range(amount("down_blocks.{}.resnets.0.conv1.weight"))
+    layers = [amount(f"down_blocks.{level}.resnets.{{}}.conv1.weight") for level in levels]
+    modules = _encoder_modules(layers)
+    hint, theirs = "controlnet_cond_embedding", "input_hint_block"
+    blocks = amount(f"{hint}.blocks.{{}}.weight")
+    # An activation stands after each convolution there, and is counted.
+    modules |= {f"{hint}.conv_in": f"{theirs}.0", f"{hint}.conv_out": f"{theirs}.{2 * blocks + 2}"}
+    modules |= {f"{hint}.blocks.{block}": f"{theirs}.{2 * block + 2}" for block in range(blocks)}
+    modules |= {
+        f"controlnet_down_blocks.{block}": f"zero_convs.{block}.0"
+        for block in range(amount("controlnet_down_blocks.{}.weight"))
+    }
+    return {**modules, "controlnet_mid_block": "middle_block_out.0"}
 
 
 def _layer(ours: str, layer: int, block: str) -> Modules:

@@ -42,6 +42,11 @@ Places = Mapping[str, Place]
 """Our key → its place; no two of ours have the same place."""
 
 
+def under(prefix: str, found: Places) -> Places:
+    """The same places in a file that has a prefix before every key."""
+    return {name: Place(prefix + place.key, place.form) for name, place in found.items()}
+
+
 def read(tensors: Mapping[str, Tensor], places: Places) -> dict[str, Tensor]:
     """The original file's tensors under our names, in our forms; views of them, not copies.
 

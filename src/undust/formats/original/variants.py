@@ -74,7 +74,8 @@ class Variant:
 
     channels: of the U-Net's input; added: the tensor that tells of what is added to the time
     embedding, if anything; heads: a width → the attention heads of a level that wide; size: of the
-    pictures trained on, pixels.
+    pictures trained on, pixels; zeros_for_nothing: whether no prompt is shown as zeros; enlarges:
+    whether it sees a small picture, under dust, that it makes large.
     """
 
     name: str
@@ -88,6 +89,12 @@ class Variant:
     prediction: str = "epsilon"
     beta: tuple[float, float] = (0.00085, 0.012)
     zero_snr: bool = False
+    zeros_for_nothing: bool = False
+    enlarges: bool = False
+
+    def low_resolution(self) -> VP | None:
+        """The process that the dust on the small picture is of, if it sees one."""
+        return DISCRETE["scaled-linear"](1000, 1e-4, 0.02) if self.enlarges else None
 
     def process(self) -> VP:
         """The process that it was trained with."""
@@ -136,12 +143,14 @@ SDXL = Variant(
     1024,
     0.13025,
     added=ADDED[0],
+    zeros_for_nothing=True,
 )
 REFINER = replace(
     SDXL,
     name="sdxl-refiner",
     title="Stable Diffusion XL refiner",
     texts=(replace(XL_BIG_G, prefix="conditioner.embedders.0.model."),),
+    zeros_for_nothing=False,
 )
 UPSCALER = replace(
     SD2,
@@ -153,6 +162,7 @@ UPSCALER = replace(
     added=ADDED[1],
     prediction=V_PREDICTION,
     beta=(1e-4, 0.02),
+    enlarges=True,
 )
 
 

@@ -1,0 +1,110 @@
+"""ControlNets: from a folder or from one file, of diffusers' names or of the original's."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.formats.files import shown
+from undust.formats.folder import load_into, read_json
+from undust.formats.networks import blank, load_network
+from undust.formats.original import infer, keys, places
+from undust.formats.original.checkpoint import SPARE
+from undust.formats.original.infer import Shapes
+from undust.formats.original.places import Place, Places
+from undust.formats.original.variants import SD1, SD2, SDXL
+from undust.networks.config import ControlNetConfig
+from undust.networks.controlnet import ControlNet
+
+KIND = "ControlNetModel"  # in diffusers
+PREFIX = "control_model."  # in the original, where some files leave it out
+OURS, THEIRS = "controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"
+LORA = "lora_controlnet"  # marks a Control-LoRA
+# The width of the text that a model sees → its attention heads, which no shape tells.
+HEADS = {768: SD1.heads, 1024: SD2.heads, 2048: SDXL.heads}
+# What stands beside it in a file of all that it was trained with.
+OTHERS = r"(model|model_ema|first_stage_model|cond_stage_model)\..+"
+
+
+def load(path: Path, dtype: torch.dtype | None = torch.float32) -> ControlNet:
+    """A ControlNet, ready for use: a folder of diffusers, or one file of either layout.
+
+    Where there is no config.json, the configuration is seen from the tensors; `dtype` as
+    `safetensors_file.load`. Raises UndustError for a path that holds none, and names what is
+    missing, unknown or of another shape in it.
+    """
+    if path.is_dir():
+        network = load_network(ControlNet, ControlNetConfig, path, dtype)
+    else:
+        network = _from_file(path, dtype)
+    return network.eval().requires_grad_(False)
+
+
+def original(network: ControlNet) -> dict[str, Tensor]:
+    """Its tensors as the original code names them: what is written so, `load` loads to the bit."""
+    tensors = network.state_dict()
+    return places.write(tensors, places.under(PREFIX, keys.controlnet(tensors.keys())))
+
+
+def _from_file(path: Path, dtype: torch.dtype | None) -> ControlNet:
+    entries = safetensors_file.header(path).tensors
+    shapes = {key: entry.shape for key, entry in entries.items()}
+    if LORA in shapes:
+        raise UndustError(f"{path} is a Control-LoRA, which is not supported; a ControlNet is")
+    try:
+        network, where = _known(path, shapes)
+        own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        wanted = {place.key for place in where.values()}
+        found = {key: shapes[key] for key in shapes if key in wanted or not _spare(key)}
+        places.check(found, own, where, "the ControlNet")
+        for key in sorted(wanted):
+            if not entries[key].dtype.is_floating_point:
+                raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
+    except UndustError as error:
+        raise UndustError(f"{path}: {error}") from error
+    load_into(network, places.read(safetensors_file.load(path, dtype), where), path)
+    return network
+
+
+def _known(path: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
+    """The ControlNet of a file, as yet without weights, and where in the file they are."""
+    if OURS in shapes:
+        network = blank(ControlNet, _config_beside(path) or _config(shapes))
+        return network, {name: Place(name) for name in network.state_dict()}
+    prefix = PREFIX if PREFIX + THEIRS in shapes else ""
+    if prefix + THEIRS not in shapes:
+        groups = Counter(key.split(".")[0] for key in shapes).most_common(4)
+        held = ", ".join(f"{shown(group)} ({amount} tensors)" for group, amount in groups)
+        raise UndustError(
+            f"it is no ControlNet: neither {OURS} nor {THEIRS} is in it, but {held or 'nothing'}"
+        )
+    inside = {key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}
+    network = blank(ControlNet, infer.controlnet(inside, heads=HEADS))
+    return network, places.under(prefix, keys.controlnet(network.state_dict().keys()))
+
+
+def _config(shapes: Shapes) -> ControlNetConfig:
+    """The configuration of a file of diffusers' names, seen through the original's."""
+    theirs = {place.key: shapes[name] for name, place in keys.controlnet(shapes.keys()).items()}
+    try:
+        return infer.controlnet(theirs, heads=HEADS)
+    except UndustError as error:
+        raise UndustError(f"in the names of the original, {error}") from error
+
+
+def _config_beside(path: Path) -> ControlNetConfig | None:
+    """What a file's folder says of it, unless that is said of something else."""
+    beside = path.with_name("config.json")
+    fields = read_json(beside) if beside.is_file() else {}
+    return ControlNetConfig.read(fields) if fields.get("_class_name") == KIND else None
+
+
+def _spare(key: str) -> bool:
+    """Whether a tensor is of the model that the ControlNet was trained with."""
+    return any(re.fullmatch(names, key) for names in (OTHERS, *SPARE.values()))
