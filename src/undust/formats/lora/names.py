@@ -1,0 +1,119 @@
+"""What the keys of LoRA files mean: which module of the model, and which factor of its change.
+
+A key never leads back to a module's name: where "." became "_" the two cannot be told apart. All
+the names that a module may have are made from its own instead, and looked up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+from undust.errors import UndustError
+from undust.formats.original import keys
+from undust.networks.unet import UNet
+
+# Modules that are linear in their weight and bias, and so can be worn live as well as merged.
+CHANGED = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)
+PEFT = "base_model.model."
+# Before a module's name with its dots (diffusers, PEFT), and with all of them "_" (kohya, LyCORIS).
+DOTTED = {
+    "unet": ("", "unet.", "diffusion_model."),
+    "text_encoder": ("", "text_encoder."),
+    "text_encoder_2": ("", "text_encoder_2."),
+}
+FLAT = {
+    "unet": ("lora_unet_",),
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+}
+ALONE = "lora_te_"  # the only text encoder, also where it is the second of its family
+OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+ROLES = {
+    "lora_up": r"(?:\.lora_up|[._]lora\.up|\.lora_linear_layer\.up|\.lora_B(?:\.[^.]+)?)\.weight",
+    "lora_down": (
+        r"(?:\.lora_down|[._]lora\.down|\.lora_linear_layer\.down|\.lora_A(?:\.[^.]+)?)\.weight"
+    ),
+    "lora_mid": r"\.lora_mid\.weight",
+    **{
+        role: rf"\.{role}"
+        for role in (
+            *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+            *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+        )
+    },
+    "diff": r"\.(?:diff|w_norm)",
+    "bias": r"\.(?:diff_b|b_norm)",
+    "alpha": r"\.alpha",
+    "dora_scale": r"\.dora_scale",
+    # PEFT's, and what diffusers makes of it for other programs.
+    "magnitude": r"\.lora_magnitude_vector(?:\.[^.]+){0,2}|\.dora_scale\.weight",
+}
+ROLE = re.compile(rf"(?:{'|'.join(f'(?P<{role}>{text})' for role, text in ROLES.items())})\Z")
+
+
+class Target(NamedTuple):
+    """A module of a model: its part, by the name of its folder, and its own name in that."""
+
+    part: str
+    module: str
+
+
+def split(key: str) -> tuple[str, str]:
+    """A key's module, as the file names it, and its factor's role; ("", "") if it has none."""
+    found = ROLE.search(key)
+    if found is None or found.lastgroup is None:
+        return "", ""
+    return key[: found.start()].removeprefix(PEFT), found.lastgroup
+
+
+def lookup(networks: Mapping[str, nn.Module]) -> dict[str, set[Target]]:
+    """Every name that a file may give a module of these parts → the modules it may mean.
+
+    networks: "unet", "text_encoder", "text_encoder_2", as far as the model has them.
+    """
+    known: defaultdict[str, set[Target]] = defaultdict(set)
+    alone = "" if "text_encoder" in networks else "text_encoder_2"
+    for part, network in networks.items():
+        flat = FLAT[part] if part != alone else (*FLAT[part], ALONE)
+        original = _original_names(network)
+        for module, layer in network.named_modules():
+            if not isinstance(layer, CHANGED):
+                continue
+            for name in {*_spellings(module), original.get(module, module)}:
+                for prefix in DOTTED[part]:
+                    known[prefix + name].add(Target(part, module))
+                for prefix in flat:
+                    known[prefix + name.replace(".", "_")].add(Target(part, module))
+    return dict(known)
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """A module's name, as diffusers and transformers have written it over the years."""
+    yield name
+    yield name.removeprefix("text_model.")  # transformers 5 leaves it off
+    block, attention, inside = name.rpartition(".self_attn.")
+    if inside in OLD_TEXT:
+        yield f"{block}{attention}{OLD_TEXT[inside]}"
+    attention, _, inside = name.rpartition(".to_")
+    if attention:
+        short = inside.removesuffix(".0")
+        yield f"{attention}.to_{short}"
+        yield f"{attention}.processor.to_{inside}"
+        yield f"{attention}.processor.to_{short}"
+
+
+def _original_names(network: nn.Module) -> dict[str, str]:
+    """The names of a U-Net's modules in the original code, after which kohya names SDXL's."""
+    if not isinstance(network, UNet):
+        return {}
+    modules = [name for name, layer in network.named_modules() if isinstance(layer, CHANGED)]
+    try:
+        places = keys.unet((f"{name}.weight" for name in modules), network.config)
+    except UndustError:
+        return {}  # a kind of U-Net that the original code never had
+    return {name: places[f"{name}.weight"].key.removesuffix(".weight") for name in modules}
