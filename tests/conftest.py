@@ -22,6 +22,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from undust.conditioning import tokenizer as tokenizers
+    from undust.conditioning.words import Words
     from undust.diffusion.process import PROCESSES
     from undust.model import LatentDiffusion
     from undust.networks.autoencoder import Autoencoder
@@ -50,20 +51,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     norm_num_groups=4,
                 )
             ),
-            TextEncoder(
-                TextEncoderConfig(
-                    vocab_size=len(tokenizer.vocabulary),
-                    hidden_size=16,
-                    intermediate_size=32,
-                    num_hidden_layers=1,
-                    num_attention_heads=2,
-                    max_position_embeddings=tokenizer.length,
-                    bos_token_id=tokenizer.vocabulary[tokenizers.START],
-                    eos_token_id=end,
-                    pad_token_id=end,
-                )
+            (
+                Words(
+                    tokenizer,
+                    TextEncoder(
+                        TextEncoderConfig(
+                            vocab_size=len(tokenizer.vocabulary),
+                            hidden_size=16,
+                            intermediate_size=32,
+                            num_hidden_layers=1,
+                            num_attention_heads=2,
+                            max_position_embeddings=tokenizer.length,
+                            bos_token_id=tokenizer.vocabulary[tokenizers.START],
+                            eos_token_id=end,
+                            pad_token_id=end,
+                        )
+                    ),
+                ),
             ),
-            tokenizer,
             PROCESSES["scaled-linear"](),
             "epsilon",
         ).save(folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from undust.conditioning.condition import Conditioning
+from undust.generation.recipe import Recipe
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -1.0)}
 
@@ -15,11 +17,30 @@ COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -
 class ColourPainter:
     """Prompts to colours, and latents that are pixels; a subclass says what it sees under dust."""
 
+    factor = 1
+    beside = 0
+    low_resolution = None
+    size = (8, 8)
+    name = hash = "painter"
+    precision = "float32"
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (3, height, width)
 
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning(torch.tensor([[COLOURS[prompt]] for prompt in prompts]))
+    def condition(
+        self, prompts: Sequence[str | None], recipe: Recipe, *, negative: bool = False
+    ) -> Conditioning:
+        del recipe, negative
+        return Conditioning(torch.tensor([[COLOURS[prompt or ""]] for prompt in prompts]))
+
+    def length(self, prompt: str | None) -> int:
+        return 1
+
+    def wearing(self, recipe: Recipe, /) -> Self:
+        return self
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return pictures

@@ -32,7 +32,10 @@ FLOORS = (
 )
 # Where less is allowed than the floor allows.
 ONLY = {"diffusion": {"errors"}, "pictures": {"errors"}, "datasets": {"errors", "formats"}}
-OPTIONAL = {"accelerate", "diffusers", "emoji", "matplotlib", "tensorboard", "transformers"}
+OPTIONAL = {
+    *("accelerate", "diffusers", "emoji", "huggingface_hub", "matplotlib"),
+    *("peft", "tensorboard", "transformers"),
+}
 PROBES = {"sys.argv", "torch.cuda", "torch.backends", "torch.accelerator", "torch.set_num_threads"}
 LONGEST = 400  # lines
 

@@ -1,85 +1,82 @@
-"""A latent diffusion model: first stage, denoiser and text encoder, loaded, used and saved."""
+"""A latent diffusion model: first stage, denoiser and text encoders, loaded, used and saved."""
 
 from __future__ import annotations
 
-import hashlib
-import random
+import copy
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from undust import __version__
+from undust.adapters.control import summed
+from undust.adapters.worn import Live, Merged, Outfit, Worn
 from undust.conditioning.condition import Conditioning
-from undust.conditioning.tokenizer import Tokenizer
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
-from undust.diffusion.process import Process
 from undust.errors import UndustError, unknown
-from undust.formats import tokenizer_files
-from undust.formats.files import atomic_folder
-from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
-from undust.formats.networks import load_autoencoder, load_network
+from undust.formats import hub, model_folder, pickles, textual_inversion
+from undust.formats.controlnet import load as load_controlnet
+from undust.formats.folder import INDEX
+from undust.formats.lora.file import Lora
+from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
+from undust.formats.parts import Parts
 from undust.formats.safetensors_file import content_hash
-from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.generation import loop
-from undust.generation.guides import Guide, read_guide
+from undust.generation.asked import Framing
+from undust.generation.asking import Options, recipes
+from undust.generation.given import GivenWeights
 from undust.generation.loop import Picture, Step
-from undust.generation.recipe import SEEDS, Recipe
-from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import TextEncoderConfig, UNetConfig
-from undust.networks.text_encoder import TextEncoder
-from undust.networks.unet import UNet
+from undust.generation.recipe import Recipe
+from undust.networks.controlnet import ControlNet, check_fits
 
 BUILT_IN = Path(__file__).parent / "models"
-PARTS = {
-    "vae": "AutoencoderKL",
-    "unet": "UNet2DConditionModel",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
-}
 
 
-@dataclass
-class LatentDiffusion:
-    """The parts of a model that go together; what `undust.load` gives."""
+@dataclass(eq=False)
+class LatentDiffusion(Parts):
+    """The parts of a model that go together; what `undust.load` gives.
 
-    autoencoder: Autoencoder
-    unet: UNet
-    text_encoder: TextEncoder
-    tokenizer: Tokenizer
-    process: Process
-    prediction: str
+    hash: what tells its weights from all others; live: run LoRAs beside the weights, so that how
+    much of them is worn can be changed at no cost, instead of merging them into the weights.
+    """
+
     name: str = ""
     hash: str = ""
+    live: bool = False
 
     def __post_init__(self) -> None:
-        widths = {
-            "the text encoder's hidden_size": self.text_encoder.config.hidden_size,
-            "the U-Net's cross_attention_dim": self.unet.config.cross_attention_dim,
-        }
-        if len(set(widths.values())) > 1:
-            stated = " and ".join(f"{name} is {width}" for name, width in widths.items())
-            raise UndustError(f"the parts do not fit: {stated}")
+        super().__post_init__()
         self._others: dict[str, LatentDiffusion] = {}
-        self._denoiser = NetworkDenoiser(
-            self._network, self.process, prediction_on(self.process, self.prediction)
-        )
+        self._controls: dict[GivenWeights, ControlNet] = {}
+        self._loras: dict[str, Lora] = {}
+        self._worn: Worn = (Live if self.live else Merged)(self.networks)
+        self._outfit: Outfit = ()
+        self._denoiser = self._bound()
+
+    def _bound(self) -> NetworkDenoiser[Conditioning]:
+        prediction = prediction_on(self.process, self.prediction)
+        return NetworkDenoiser(self._network, self.process, prediction)
+
+    @property
+    def precision(self) -> str:
+        """What its weights are kept in, such as "float32"."""
+        return str(self._like.dtype).removeprefix("torch.")
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the pictures that the model was trained on, pixels."""
         sample = self.unet.config.sample_size or 64
         height, width = (sample, sample) if isinstance(sample, int) else sample
-        return width * self.autoencoder.factor, height * self.autoencoder.factor
+        return width * self.factor, height * self.factor
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a picture; UndustError if the size is not divisible."""
-        factor = self.autoencoder.factor
+        factor = self.factor
         if width % factor or height % factor or min(width, height) < factor:
             fits = "x".join(str(max(1, round(side / factor)) * factor) for side in (width, height))
             raise UndustError(
@@ -87,13 +84,88 @@ class LatentDiffusion:
             )
         return (self.autoencoder.config.latent_channels, height // factor, width // factor)
 
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """The prompts, tokenized and encoded: text [B, T, D]."""
-        return Conditioning(self.text_encoder(self.tokenizer(prompts).to(self._like.device)))
+    def length(self, prompt: str | None) -> int:
+        """How many tokens a prompt comes to."""
+        return self.texts[0].length(prompt or "")
+
+    def condition(
+        self,
+        prompts: Sequence[str | None],
+        recipe: Recipe | None = None,
+        *,
+        negative: bool = False,
+    ) -> Conditioning:
+        """The prompts, tokenized and encoded: text [B, T, D]; None is no words at all.
+
+        recipe: for what else the model is told, such as the picture's size; negative: whether the
+        prompts are what to stay away from.
+        """
+        self._worn.wear(self._outfit)
+        skip = (recipe.clip_skip or 0) if recipe else 0
+        read = [words([prompt or "" for prompt in prompts], skip) for words in self.texts]
+        text = torch.cat([states for states, _ in read], -1)
+        pooled = read[-1][1]
+        if self.zeros_for_nothing:
+            said = torch.tensor([prompt is not None for prompt in prompts], device=text.device)
+            text = torch.where(said[:, None, None], text, 0)
+            pooled = None if pooled is None else torch.where(said[:, None], pooled, 0)
+        return Conditioning(text, pooled, self._told(len(prompts), recipe, negative=negative))
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
         """The clean latents [B, C, h, w] under x = x0 + σ·n, given σ [B]."""
-        return self._denoiser(x, sigma, cond)
+        self._worn.wear(self._outfit)
+        return self._denoiser(x, sigma, cond.at(sigma))
+
+    def wearing(self, recipe: Recipe, /) -> LatentDiffusion:
+        """The model with what a recipe changes of its weights and words.
+
+        It shares all weights with this one; each puts on its own LoRAs before it is asked. Raises
+        UndustError for files that are not what they were, or not for this model.
+        """
+        outfit = tuple((self._lora(each), each.weight) for each in recipe.loras)
+        if outfit == self._outfit and not recipe.embeddings:
+            return self
+        other = copy.copy(self)
+        other._outfit = outfit
+        learnt = [
+            (each.word, textual_inversion.load(Path(each.settle().path)))
+            for each in recipe.embeddings
+        ]
+        other.texts = tuple(
+            replace(
+                words, embeddings={word: self._fitting(word, found, name) for word, found in learnt}
+            )
+            for name, words in zip(self.text_names, self.texts, strict=True)
+        )
+        other._denoiser = other._bound()
+        return other
+
+    def control(self, given: GivenWeights, /) -> ControlNet:
+        """A ControlNet in this model's precision and place, loaded once.
+
+        Raises UndustError for a file that is not what it was, or not for this model.
+        """
+        known = GivenWeights(path=given.path, hash=given.hash)
+        if known not in self._controls:
+            network = load_controlnet(Path(known.settle().path), self._like.dtype)
+            check_fits(network, self.unet)
+            self._controls[known] = network.eval().requires_grad_(False).to(self._like.device)
+        return self._controls[known]
+
+    def _lora(self, given: GivenWeights) -> Lora:
+        settled = given.settle()
+        if settled.hash not in self._loras:
+            networks = {name: net for name, net in self.networks.items() if name != "vae"}
+            self._loras[settled.hash] = load_lora(Path(settled.path), networks)
+        return self._loras[settled.hash]
+
+    def _fitting(self, word: str, found: Mapping[str, Tensor], name: str) -> Tensor:
+        """The vectors of a learnt word that are for one of the text encoders."""
+        encoder = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[name]
+        vectors = found.get(encoder if encoder in found else "")
+        if vectors is None:
+            raise UndustError(f"the embedding '{word}' has no vectors for the model's {name}")
+        return vectors
 
     def another(self, name_or_path: str, /) -> LatentDiffusion:
         """Another model in this one's precision and place, loaded once."""
@@ -117,69 +189,51 @@ class LatentDiffusion:
 
     def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         like = self._like
-        return self.unet(x.to(like), timestep.to(like.device), cond.text, cond.perturbed).to(x)
+        context = cond.text.to(like)
+        pooled, sizes, label = cond.pooled, cond.sizes, cond.label
+        added = summed([*control(x, timestep, context, pooled, sizes)] for control in cond.control)
+        seen = x if cond.beside is None else torch.cat([x, cond.beside.to(x)], 1)
+        return self.unet(
+            seen.to(like),
+            timestep.to(like.device),
+            context,
+            cond.perturbed,
+            pooled=pooled,
+            sizes=sizes,
+            label=label,
+            control=added,
+        ).to(x)
+
+    def _told(self, count: int, recipe: Recipe | None, *, negative: bool) -> Tensor | None:
+        """The numbers [B, 6 or 5] about the picture that Stable Diffusion XL is told.
+
+        Heights stand before widths. Its refiner is told, instead of the size that the picture is to
+        have, how much people like it: 6, or 2.5 of what to stay away from, as diffusers has it.
+        """
+        if not self.sizes:
+            return None
+        width, height = (recipe.width, recipe.height) if recipe else self.size
+        framing = (recipe.framing if recipe else None) or Framing()
+        original, target = framing.original or (width, height), framing.target or (width, height)
+        numbers = [*original[::-1], *framing.crop[::-1]]
+        numbers += [2.5 if negative else 6.0] if self.sizes == 5 else target[::-1]
+        if len(numbers) != self.sizes:
+            raise UndustError(
+                f"the U-Net is told {self.sizes} numbers; Stable Diffusion XL's are 6 or 5"
+            )
+        return torch.tensor([numbers] * count, device=self._like.device)
 
     @property
     def _like(self) -> Tensor:
         """A weight whose precision and device the networks' inputs take."""
         return self.unet.conv_in.weight
 
-    def recipes(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        negative: str = "",
-        steps: int | None = None,
-        guidance: float | None = None,
-        sampler: str | None = None,
-        schedule: str | None = None,
-        guides: Sequence[str | Mapping[str, Any] | Guide] = (),
-        seed: int | None = None,
-        size: tuple[int, int] | int | None = None,
-        count: int = 1,
-    ) -> list[Recipe]:
+    def recipes(self, prompts: str | Sequence[str], **options: Unpack[Options]) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
 
-        What is None takes its default: the recipe's, a random seed, the size trained on, the
-        process's schedule. guides: "apg:eta=0,norm=10" or such, see `undust guidances`; their files
-        are read here.
         Raises UndustError for no prompts, and for any value that cannot be.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
-        if count < 1:
-            raise UndustError(f"count: has to be at least 1, not {count}")
-        seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-        width, height = (size, size) if isinstance(size, int) else size or self.size
-        self.latent_shape(width, height)
-        guides = [guides] if isinstance(guides, str) else guides
-        settled = [read_guide(guide).settle(self, (width, height)) for guide in guides]
-        asked = {
-            "steps": steps,
-            "guidance": guidance,
-            "sampler": sampler,
-            "schedule": self.process.default_schedule if schedule is None else schedule,
-        }
-        chosen = {name: value for name, value in asked.items() if value is not None}
-        return [
-            Recipe.read(
-                {
-                    **chosen,
-                    "guides": settled,
-                    "prompt": prompt,
-                    "negative": negative,
-                    "seed": (seed + k) % SEEDS if 0 <= seed < SEEDS else seed,
-                    "width": width,
-                    "height": height,
-                    "model": self.name,
-                    "model_hash": self.hash,
-                    "undust": __version__,
-                }
-            )
-            for prompt in prompts
-            for k in range(count)
-        ]
+        return recipes(self, prompts, options)
 
     def steps(
         self,
@@ -205,13 +259,13 @@ class LatentDiffusion:
         exact: paint every picture by itself, to the byte as it would be alone.
         Raises UndustError for what cannot be painted.
         """
-        recipes = self.recipes(prompts, **options)
+        asked = self.recipes(prompts, **options)
         if noise is not None:
-            batch = self._batch(recipes, noise)
+            batch = self._batch(asked, noise)
             return loop.finish(batch, _last(loop.paint(self, batch, noise)))
         return [
             picture
-            for batch in loop.batches(recipes, exact=exact)
+            for batch in loop.batches(self, asked, exact=exact)
             for picture in loop.finish(batch, _last(loop.paint(self, batch)))
         ]
 
@@ -228,6 +282,10 @@ class LatentDiffusion:
                 f"the picture was made with another model: {recipe.model} ({recipe.model_hash}), "
                 f"not {self.name} ({self.hash})"
             )
+        if recipe.precision != self.precision:
+            raise UndustError(
+                f"the picture was made in {recipe.precision}; the model is in {self.precision}"
+            )
         return batch
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
@@ -236,53 +294,13 @@ class LatentDiffusion:
         dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
         the folder alone, if it holds anything but a model.
         """
-        folder = Path(folder)
-        model_there = (folder / INDEX).is_file()
-        networks = {
-            "vae": (self.autoencoder, "AutoencoderKL"),
-            "unet": (self.unet, "UNet2DConditionModel"),
-            "text_encoder": (self.text_encoder, "CLIPTextModel"),
-        }
-        index = {
-            "_class_name": "StableDiffusionPipeline",
-            "vae": ["diffusers", "AutoencoderKL"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "safety_checker": [None, None],
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-        }
-        with atomic_folder(folder, replace=model_there) as building:
-            for name, (network, kind) in networks.items():
-                save_component(building / name, network, kind, dtype)
-            tokenizer_files.save(building / "tokenizer", self.tokenizer)
-            (building / "scheduler").mkdir()
-            scheduler = scheduler_config(self.process, self.prediction)
-            write_json(building / "scheduler" / "scheduler_config.json", scheduler)
-            index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-            write_json(building / "model_index.json", index)
+        model_folder.write(self, Path(folder), dtype)
 
     def _batch(self, recipes: list[Recipe], noise: Tensor | None) -> list[Recipe]:
         given = {"batch": len(recipes), "given_noise": noise is not None}
         return [
-            Recipe.read({**recipe.model_dump(), **given, "place": k})
-            for k, recipe in enumerate(recipes)
+            Recipe.read({**dict(recipe), **given, "place": k}) for k, recipe in enumerate(recipes)
         ]
-
-
-class Options(TypedDict, total=False):
-    """What can be asked for beside the prompt; `LatentDiffusion.recipes` says what each means."""
-
-    negative: str
-    steps: int | None
-    guidance: float | None
-    sampler: str | None
-    schedule: str | None
-    guides: Sequence[str | Mapping[str, Any] | Guide]
-    seed: int | None
-    size: tuple[int, int] | int | None
-    count: int
 
 
 def built_in() -> list[str]:
@@ -295,65 +313,50 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    live: bool = False,
 ) -> LatentDiffusion:
     """A built-in model by name, or the diffusers folder or single-file checkpoint at a path.
 
-    dtype: of the weights in memory, float32 unless told; device: the CPU unless told.
+    Or, with the extra `hub`, org/name or org/name@revision on the Hugging Face hub: what is cached
+    first, and after that always the same commit.
+
+    dtype: of the weights in memory, float32 unless told; device: the CPU unless told; live: as
+    `LatentDiffusion` has it.
     Raises UndustError for a name that is not known and for what is no whole model.
     """
+    given, _, revision = str(name_or_path).partition("@")
     folder = Path(name_or_path)
     if str(name_or_path) in built_in():
         folder = BUILT_IN / str(name_or_path)
+    elif hub.is_name(given) and not folder.exists():
+        folder = hub.fetch(given, revision or None)
     elif not folder.exists():
         raise unknown("model", str(name_or_path), built_in())
-    dtype = dtype or torch.float32
-    model = _from_file(folder, dtype) if folder.is_file() else _from_folder(folder, dtype)
-    for network in (model.autoencoder, model.unet, model.text_encoder):
-        network.eval().requires_grad_(False).to(device or "cpu")
-    return model
+    dtype, place = dtype or torch.float32, _device(device)
+    if folder.is_file():
+        if pickles.is_pickle(folder):
+            raise UndustError(
+                f"{folder} is a pickle, which can run code; make a model of it that cannot: "
+                f"undust convert {shlex.quote(str(folder))} {shlex.quote(folder.stem)} --to folder"
+            )
+        parts, name = load_single_file(folder, dtype), folder.stem
+        found = content_hash(folder)[:10]
+    else:
+        parts, name = model_folder.read(folder, dtype), folder.resolve().name
+        found = model_folder.weights_hash(folder)
+    for network in (parts.autoencoder, parts.unet, *(words.encoder for words in parts.texts)):
+        network.eval().requires_grad_(False).to(place)
+    return LatentDiffusion(**vars(parts), name=name, hash=found, live=live)
 
 
-def _from_file(path: Path, dtype: torch.dtype) -> LatentDiffusion:
-    """The model in a checkpoint of the original layout."""
-    parts = load_single_file(path, dtype)
-    return LatentDiffusion(
-        parts.autoencoder,
-        parts.unet,
-        parts.text_encoder,
-        parts.tokenizer,
-        parts.variant.process(),
-        parts.variant.prediction,
-        name=path.stem,
-        hash=content_hash(path)[:10],
-    )
-
-
-def _from_folder(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
-    parts = read_model_index(folder)
-    for name, kind in PARTS.items():
-        if parts.get(name, ("", ""))[1] != kind:
-            found = parts.get(name, ("", "none"))[1]
-            raise UndustError(f"{folder} is not supported: its {name} is {found}, not {kind}")
-    autoencoder = load_autoencoder(folder / "vae", dtype)
-    unet = load_network(UNet, UNetConfig, folder / "unet", dtype)
-    text_encoder = load_network(TextEncoder, TextEncoderConfig, folder / "text_encoder", dtype)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    process, prediction = read_scheduler(read_json(scheduler), scheduler)
-    hashes = "".join(
-        content_hash(path)
-        for name in ("text_encoder", "unet", "vae")
-        for path in sorted((folder / name).glob("*.safetensors"))
-    )
-    return LatentDiffusion(
-        autoencoder,
-        unet,
-        text_encoder,
-        tokenizer_files.load(folder / "tokenizer"),
-        process,
-        prediction,
-        name=folder.resolve().name,
-        hash=hashlib.sha256(hashes.encode()).hexdigest()[:10],
-    )
+def _device(device: torch.device | str | None) -> torch.device:
+    try:
+        place = torch.device(device or "cpu")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UndustError(f"device: {device} cannot be used here: {reason}") from error
+    return place
 
 
 def _last(steps: Iterator[Step]) -> Step:

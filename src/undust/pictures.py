@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from undust.errors import UndustError
 
+LARGEST = 4096 * 4096  # pixels of a picture
+# Of files; other kinds that Pillow knows run programs (PostScript) or hold no pictures that are
+# painted over.
+KINDS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 DATA = "data:image/png;base64,"  # what a small picture inside a text begins with (RFC 2397)
 
 
@@ -33,6 +38,12 @@ def to_images(x: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in bytes_]
 
 
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures [B, 3, H, W] in [-1, 1] at another (width, height), as Pillow's Lanczos does it."""
+    bigger = [image.resize(size, Image.Resampling.LANCZOS) for image in to_images(x)]
+    return torch.stack([from_image(image, size) for image in bigger]).float() / 127.5 - 1
+
+
 def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
     """The images side by side on white, row by row; as square as can be unless told."""
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -46,13 +57,51 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     return sheet
 
 
-def grey(path: Path) -> Image.Image:
-    """A picture file in shades of grey, on black. Raises UndustError if it is none."""
+def read_image(path: Path) -> Image.Image:
+    """A picture file, as `upright` has it; of one that moves, how it begins.
+
+    Raises UndustError if it is none, too large, or of no kind that is read.
+    """
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them is an error here
+            with Image.open(path) as image:
+                if image.width * image.height > LARGEST:
+                    raise UndustError(
+                        f"{path} is too large: {image.width}x{image.height}; "
+                        "4096x4096 pixels at most"
+                    )
+                if image.format not in KINDS:
+                    raise UndustError(
+                        f"{path} is a picture of the kind {image.format}; "
+                        f"those that are read are {', '.join(KINDS)}"
+                    )
+                return upright(image)
+    except Image.DecompressionBombError as error:
+        raise UndustError(f"{path} is too large; 4096x4096 pixels at most") from error
     except OSError as error:
         raise UndustError(f"{path} cannot be read as a picture: {error}") from error
+    except (ValueError, SyntaxError, EOFError, RuntimeError) as error:
+        raise UndustError(f"{path} is a damaged picture: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as RGBA of 8 bits, turned as its camera noted; of 16 bits the upper ones are kept.
+
+    Raises UndustError for pixels that are no colours but numbers of any size.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would make white of all that is above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F", "La"):
+        raise UndustError(f"a picture of mode {image.mode} has no colours; make it RGB or grey")
+    # Through RGB, for in one step from the likes of LAB the alpha would be anything.
+    return (image if image.has_transparency_data else image.convert("RGB")).convert("RGBA")
+
+
+def grey(picture: Image.Image) -> Image.Image:
+    """A picture in shades of grey, on black."""
+    picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("L")
 
 

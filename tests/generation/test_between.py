@@ -54,7 +54,7 @@ def test_a_recipe_tells_where_it_lies(model: LatentDiffusion):
 
 def test_a_picture_on_the_way_is_made_again(model: LatentDiffusion):
     first, last = model.recipes("a cat", seed=1, steps=3, count=2)
-    batch = next(iter(loop.batches(between(first, last, 3))))
+    batch = next(iter(loop.batches(model, between(first, last, 3))))
     *_, step = loop.paint(model, batch)
     pictures = loop.finish(batch, step)
     again = model.rerun(pictures[1].recipe)

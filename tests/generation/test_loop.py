@@ -144,6 +144,7 @@ def test_noise_can_be_given_for_one_picture_or_several(painter: Painter):
             steps(painter, recipe(), noise=torch.zeros(shape))
 
 
+PAINTER = Painter(PROCESSES["scaled-linear"]())
 RECIPES = st.lists(
     st.builds(
         lambda prompt, size, steps, seed: recipe(
@@ -160,7 +161,7 @@ RECIPES = st.lists(
 
 @given(RECIPES)
 def test_batches_are_the_recipes_in_order_told_their_place(recipes: list[Recipe]):
-    parts = list(loop.batches(recipes))
+    parts = list(loop.batches(PAINTER, recipes))
     plain = {"batch": 1, "place": 0}
     assert [told.model_copy(update=plain) for part in parts for told in part] == recipes
     for part in parts:
@@ -173,8 +174,8 @@ def test_batches_are_the_recipes_in_order_told_their_place(recipes: list[Recipe]
 
 def test_exact_pictures_are_painted_one_by_one():
     recipes = [recipe(seed=seed) for seed in range(3)]
-    assert list(loop.batches(recipes, exact=True)) == [[each] for each in recipes]
-    assert [len(part) for part in loop.batches(recipes)] == [3]
+    assert list(loop.batches(PAINTER, recipes, exact=True)) == [[each] for each in recipes]
+    assert [len(part) for part in loop.batches(PAINTER, recipes)] == [3]
 
 
 def test_to_paint_again_takes_the_whole_batch():

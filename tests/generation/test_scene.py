@@ -185,7 +185,9 @@ def test_without_guides_it_is_classifier_free_guidance_by_hand_to_the_bit():
     painter = Painter(bent=True)
     asked = [recipe("red", seed=1), recipe("grey", seed=2)]
     ours = list(loop.paint(painter, asked))
-    cond = painter.condition(["red", "grey"]).concat(painter.condition(["", ""]))
+    cond = painter.condition(["red", "grey"], asked[0]).concat(
+        painter.condition(["", ""], asked[0])
+    )
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         answer = painter.denoise(torch.cat([x, x]), sigma.repeat(2), cond)

@@ -193,12 +193,12 @@ def test_time_steps_are_drawn_evenly_or_as_the_shift_says(diffusion_recipe: Read
 def captions(task: DiffusionTask, count: int) -> list[tuple[int, str]]:
     """The samples of a batch and the words that the text encoder was given for them."""
     seen: list[tuple[Tensor]] = []
-    hook = task.model.text_encoder.register_forward_pre_hook(lambda _, ids: seen.append(ids))
+    hook = task.words.encoder.register_forward_pre_hook(lambda _, ids: seen.append(ids))
     batch = task.order.batch(0, count)
     with torch.no_grad():
         task.losses(batch)
     hook.remove()
-    tokenizer = task.model.tokenizer
+    tokenizer = task.words.tokenizer
     samples = image_folder.read(task.recipe.data.folder)
     known = ["", *(caption for sample in samples for caption in sample.captions.values())]
     told = {tuple(tokenizer([caption])[0].tolist()): caption for caption in known}
@@ -263,7 +263,7 @@ def test_what_is_published_is_a_model(diffusion_recipe: Read, tmp_path: Path):
     train(diffusion_recipe("run.steps=2"), tmp_path / "out")
     model = undust.load(tmp_path / "out/model")
     assert model.size == (16, 16)
-    assert model.generate("녹 옆 라일락", seed=1, steps=2)[0].image.size == (16, 16)
+    assert model.generate("녹", seed=1, steps=2)[0].image.size == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_what_is_trained_paints_the_same_in_diffusers(
     train(recipe, tmp_path / "out")
     model = undust.load(tmp_path / "out/model")
     start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    (ours,) = model.generate("녹 옆 라일락", noise=start, steps=7, sampler="euler")
+    (ours,) = model.generate("녹", noise=start, steps=7, sampler="euler")
 
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out/model")
     pipe.set_progress_bar_config(disable=True)
@@ -303,7 +303,7 @@ def test_what_is_trained_paints_the_same_in_diffusers(
         how = {"num_inference_steps": 7}
         assert ours.recipe.schedule == "karras"
     latent = pipe(
-        "녹 옆 라일락", latents=start, guidance_scale=4.0, output_type="latent", **how
+        "녹", latents=start, guidance_scale=4.0, output_type="latent", **how
     ).images[0]
     assert (ours.latent - latent).norm() < 1e-4 * latent.norm()
     (other,) = model.generate("sky over sand", noise=start, steps=7, sampler="euler")

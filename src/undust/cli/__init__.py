@@ -16,6 +16,7 @@ import typer
 from undust import __version__
 from undust.cli import (
     backwards,
+    convert,
     data,
     evaluate,
     generate,
@@ -42,6 +43,7 @@ app.command()(generate.interpolate)
 app.command()(backwards.invert)
 app.command()(backwards.likelihood)
 app.command()(inspect.inspect)
+app.command()(convert.convert)
 app.command()(tables.models)
 app.command()(tables.samplers)
 app.add_typer(schedules.app, name="schedules")

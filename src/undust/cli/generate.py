@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undust.cli import show
-from undust.cli.options import BUILT_IN, Guidance, Json, ModelOption, Out, Sampler, Schedule, Steps
+from undust.cli.options import (
+    BUILT_IN,
+    PRECISIONS,
+    Device,
+    Guidance,
+    Json,
+    ModelOption,
+    Out,
+    Precision,
+    Sampler,
+    Schedule,
+    Steps,
+)
 from undust.cli.output import Output
+from undust.cli.painting import paint
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
-    from undust.generation.loop import Picture
-    from undust.generation.recipe import Recipe
-    from undust.model import LatentDiffusion
 
-SHEET = 4096  # pixels, the longest side of a contact sheet
+OVER, MORE = "A picture to begin from", "What goes into the model"  # groups of options
 
 
 def generate(
@@ -35,8 +41,8 @@ def generate(
     ] = None,
     model: ModelOption = BUILT_IN,
     negative: Annotated[
-        str, typer.Option(metavar="TEXT", help="What the picture should stay away from.")
-    ] = "",
+        str | None, typer.Option(metavar="TEXT", help="What the picture should stay away from.")
+    ] = None,
     steps: Steps = None,
     guidance: Guidance = None,
     guide: Annotated[
@@ -53,7 +59,10 @@ def generate(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Pixels, such as 64x64.  [default: as trained]"),
+        typer.Option(
+            metavar="WxH",
+            help="Pixels, such as 64x64.  [default: the picture's begun from, or as trained]",
+        ),
     ] = None,
     count: Annotated[
         int, typer.Option(metavar="N", max=10_000, help="Pictures a prompt, seeds one apart.")
@@ -62,6 +71,96 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="Begin from the noise that `undust invert` found."),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="PICTURE", help="Begin from a picture.", rich_help_panel=OVER),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="How much is painted over, 0 to 1.  [default: 0.75; 1 with a mask]",
+            rich_help_panel=OVER,
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="As large as it; what is white is painted anew, what is black stays.",
+            rich_help_panel=OVER,
+        ),
+    ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L,T,R,B",
+            help="Pixels to paint around it: left, top, right, bottom.",
+            rich_help_panel=OVER,
+        ),
+    ] = None,
+    upscale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F[@STRENGTH]",
+            help="Then a second pass, F times as large.  [default strength: 0.5]",
+            rich_help_panel=OVER,
+        ),
+    ] = None,
+    noise_level: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Dust on a picture that an upscaling model enlarges.  [default: 20]",
+            rich_help_panel=OVER,
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="Put a LoRA in. Often.", rich_help_panel=MORE),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH=PICTURE[@WEIGHT][:START-END]",
+            help="Show a map to a ControlNet; of canny:PICTURE it sees the edges. Often.",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[=WORD]",
+            help="A word that was learnt by textual inversion. Often.",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Last layers of the text encoder to leave out; A1111 counts one more.",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH[@SHARE]",
+            help="A model for the last steps, after that share.  [default share: 0.8]",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    framing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="original=WxH,crop=LxT,target=WxH",
+            help="What Stable Diffusion XL is told of sizes.  [default: the picture's]",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    dtype: Precision = None,
+    device: Device = None,
     out: Out = None,
     exact: Annotated[
         bool,
@@ -77,11 +176,12 @@ def generate(
         raise UndustError("no prompt: say what to paint, such as undust generate 'a smiling cat'")
     width_and_height = parse_size(size) if size is not None else None
     output = Output.choose(out, len(asked) * count)
+    import torch
+
     from undust.generation import loop
-    from undust.generation.guides.prompts import Asking
     from undust.model import load
 
-    loaded = load(model)
+    loaded = load(model, dtype=getattr(torch, PRECISIONS[dtype or "fp32"]), device=device)
     recipes = loaded.recipes(
         asked,
         negative=negative,
@@ -93,16 +193,26 @@ def generate(
         seed=seed,
         size=width_and_height,
         count=count,
+        init=init,
+        strength=strength,
+        mask=mask,
+        extend=extend,
+        upscale=upscale,
+        noise_level=noise_level,
+        loras=lora or (),
+        controls=control or (),
+        embeddings=embedding or (),
+        clip_skip=clip_skip,
+        refiner=refiner,
+        framing=framing,
     )
-    guided = [each.prompt for each in recipes[0].guides if isinstance(each, Asking)]
-    _warn_of_overflow(loaded, [*dict.fromkeys(asked), negative, *guided])
-    batches = list(loop.batches(recipes, exact=exact))
+    batches = list(loop.batches(loaded, recipes, exact=exact))
     if noise is None:
-        _paint(loaded, batches, output, json)
+        paint(loaded, batches, output, json)
         return
     given = _noise(noise)
     batches = [[each.model_copy(update={"given_noise": True}) for each in b] for b in batches]
-    _paint(loaded, batches, output, json, noise=given)
+    paint(loaded, batches, output, json, noise=given)
 
 
 def interpolate(
@@ -138,8 +248,8 @@ def interpolate(
     start = loaded.recipes(first, steps=steps, guidance=guidance, seed=seed)[0]
     seed = start.seed if seed_to is None else seed_to
     end = loaded.recipes(last or first, steps=steps, guidance=guidance, seed=seed)[0]
-    _warn_of_overflow(loaded, [*dict.fromkeys([start.prompt, end.prompt])])
-    _paint(loaded, list(loop.batches(between(start, end, count))), output, json, columns=count)
+    way = between(start, end, count)
+    paint(loaded, list(loop.batches(loaded, way)), output, json, columns=count)
 
 
 def rerun(
@@ -150,10 +260,14 @@ def rerun(
         str | None,
         typer.Option(metavar="NAME|PATH", help="Where its model is, if it is not a built-in one."),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Make a picture again from the recipe in it."""
+    import torch
+
+    from undust.formats.files import shown
     from undust.formats.recipe_png import read_recipe
 
     fields = read_recipe(picture)
@@ -167,8 +281,11 @@ def rerun(
             f"{picture} was made with the model '{recipe.model}' ({recipe.model_hash}), which "
             "does not come with undust; say where it is with --model"
         )
-    loaded = load(model or recipe.model)
-    _paint(loaded, [loaded.rerun_batch(recipe)], output, json, place=recipe.place)
+    precision = getattr(torch, recipe.precision, None)
+    if recipe.precision not in PRECISIONS.values():
+        raise UndustError(f"{picture} was made in {shown(recipe.precision)}, which is none")
+    loaded = load(model or recipe.model, dtype=precision, device=device)
+    paint(loaded, [loaded.rerun_batch(recipe)], output, json, place=recipe.place)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -199,89 +316,3 @@ def _noise(path: Path) -> Tensor:
     if noise is None or noise.ndim != 3 or not noise.is_floating_point():
         raise UndustError(f"{path} holds no noise [C, h, w], as `undust invert` writes it")
     return noise
-
-
-def _warn_of_overflow(model: LatentDiffusion, prompts: Iterable[str]) -> None:
-    for prompt in prompts:
-        if lost := model.tokenizer.overflow(prompt):
-            show.note(
-                f"'{show.shorten(prompt, 30)}' is too long for the model's "
-                f"{model.tokenizer.length} tokens; left out: '{show.shorten(lost, 60)}'"
-            )
-
-
-def _paint(
-    model: LatentDiffusion,
-    batches: Sequence[Sequence[Recipe]],
-    output: Output,
-    json: bool,
-    place: int | None = None,
-    noise: Tensor | None = None,
-    columns: int | None = None,
-) -> None:
-    """Paints the batches and writes each picture, or only that in one place, when it is done.
-
-    noise: unit-variance start [C, h, w] of every picture instead of what their seeds draw; columns:
-    of the contact sheet.
-    """
-    total = sum(len(batch) for batch in batches) if place is None else 1
-    thumbnails: list[Image.Image] = []
-    began = time.monotonic()
-    with show.Progress(sum(batch[0].steps for batch in batches), "steps") as progress:
-        try:
-            for picture, seconds in _pictures(model, batches, progress, place, noise):
-                path = output.save(picture)
-                thumbnails.append(_thumbnail(picture.image, total))
-                progress.line(_json(picture, path, seconds) if json else str(path))
-        except KeyboardInterrupt:
-            made = f"; {len(thumbnails)} of {total} pictures went to {output.folder}"
-            raise KeyboardInterrupt("stopped" + made * bool(thumbnails)) from None
-    if total > 1:
-        from undust.pictures import grid
-
-        sheet = output.save_sheet(grid(thumbnails, columns))
-        (show.summary if json else show.line)(str(sheet))
-    recipe = batches[0][0]
-    made = f"{total} pictures" if total > 1 else f"seed {recipe.seed}"
-    show.summary(f"{made}, {show.seconds(time.monotonic() - began)}: {show.settings(recipe)}")
-
-
-def _pictures(
-    model: LatentDiffusion,
-    batches: Sequence[Sequence[Recipe]],
-    progress: show.Progress,
-    place: int | None,
-    noise: Tensor | None,
-) -> Iterator[tuple[Picture, float]]:
-    """Each picture and the seconds that it took; one of a batch takes its share of the batch."""
-    from undust.generation import loop
-
-    done = 0
-    for batch in batches:
-        began = time.monotonic()
-        more = f" and {len(batch) - 1} more" if len(batch) > 1 and place is None else ""
-        start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
-        for step in loop.paint(model, batch, start):
-            # An adaptive sampler takes as many steps as it needs; its index says how far it is.
-            progress.update(done + step.index + 1, show.shorten(batch[0].prompt, 30) + more)
-            if step.index + 1 < step.total:
-                continue
-            done += step.total
-            pictures = loop.finish(batch, step)
-            pictures = pictures if place is None else [pictures[place]]
-            seconds = (time.monotonic() - began) / len(pictures)
-            for picture in pictures:
-                yield picture, seconds
-
-
-def _thumbnail(image: Image.Image, total: int) -> Image.Image:
-    """The picture, small enough for a contact sheet of that many."""
-    side = SHEET // math.ceil(math.sqrt(total))
-    small = image.copy()
-    small.thumbnail((side, side))
-    return small
-
-
-def _json(picture: Picture, path: Path, seconds: float) -> str:
-    recipe = picture.recipe.model_dump(exclude={"batch", "place", "given_noise", "undust"})
-    return show.as_json({"path": str(path), "seconds": round(seconds, 3), **recipe})

@@ -192,8 +192,8 @@ def _model(path: Path) -> Facts:
             "latent": "x".join(map(str, model.latent_shape(width, height))),
             "process": _process(model.process, model.prediction),
             "prediction": model.prediction,
-            "tokens": model.tokenizer.length,
-            "vocabulary": len(model.tokenizer.vocabulary),
+            "tokens": model.texts[0].tokenizer.length,
+            "vocabulary": len(model.texts[0].tokenizer.vocabulary),
         }
     return {**facts, **_numbers(files), "parts": parts}
 

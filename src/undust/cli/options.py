@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 BUILT_IN = "emoji"
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # ours -> torch's
 
-_WHAT = "A built-in model, a diffusers folder, or a checkpoint of Stable Diffusion 1 or 2."
+_WHAT = "A built-in model, a diffusers folder, a Stable Diffusion checkpoint, or org/name."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_WHAT)]
 ModelOption = Annotated[str, typer.Option(metavar="NAME|PATH", help=_WHAT)]
+Precision = Annotated[
+    Literal["fp32", "fp16", "bf16"] | None,
+    typer.Option(help="Of the weights in memory.  [default: fp32]"),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Where to compute, such as cuda.  [default: cpu]")
+]
 Steps = Annotated[
     int | None, typer.Option(metavar="N", help="Steps from dust to picture.  [default: 20]")
 ]

@@ -95,6 +95,7 @@ def fit(
 
 def _captions(data: Path) -> list[str]:
     """In turn a training caption and a held-out one, or another training one if none are."""
+    from undust.conditioning.prompt import escape
     from undust.datasets import image_folder
 
     samples = [sample for sample in image_folder.read(data) if sample.captions]
@@ -105,7 +106,7 @@ def _captions(data: Path) -> list[str]:
         raise UndustError(f"{data} has too few captions to fit a schedule to; two are needed")
     train, test = train[:: len(train) // count], test[:: len(test) // count]
     chosen = [sample for pair in zip(train, test, strict=False) for sample in pair][: 2 * count]
-    return [next(iter(sample.captions.values())) for sample in chosen]
+    return [escape(next(iter(sample.captions.values()))) for sample in chosen]
 
 
 def _search(model: LatentDiffusion, batch: Sequence[Recipe], seconds: float) -> Fit:

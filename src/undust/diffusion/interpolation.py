@@ -36,9 +36,9 @@ class NoiseBetween:
     def __init__(self, first: PictureNoise, last: PictureNoise, part: Tensor) -> None:
         self.first, self.last, self.part = first, last, part
 
-    def start(self) -> Tensor:
-        """What the pictures begin from, unit normal [B, *shape]."""
-        return slerp(self.first.start(), self.last.start(), self.part)
+    def start(self, which: int = 0) -> Tensor:
+        """What a pass over the pictures begins from, unit normal [B, *shape]; which: 0 or above."""
+        return slerp(self.first.start(which), self.last.start(which), self.part)
 
     def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """The next draw for a stochastic step, unit normal [B, *shape]."""

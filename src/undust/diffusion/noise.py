@@ -22,7 +22,7 @@ WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key from round to round
 
 Counter = tuple[int, int, int] | Tensor
 
-START, STEP, PATH = 0, 1, 2  # first counter word of a picture: what its noise is for
+START, STEP, PATH, BESIDE = 0, 1, 2, 3  # first counter word of a picture: what its noise is for
 DEPTH = 12  # a Brownian path's cells are 2⁻¹² of the way from one σ to half of it
 OCTAVES = 2**31  # the octave from 1 to ½ in the second counter word; those before it are below
 
@@ -86,9 +86,9 @@ class PictureNoise:
         self.shape = tuple(shape)
         self._draws = 0
 
-    def start(self) -> Tensor:
-        """What the pictures begin from, unit normal [B, *shape]."""
-        return self._draw(START, 0)
+    def start(self, which: int = 0) -> Tensor:
+        """What a pass over the pictures begins from, unit normal [B, *shape]; which: 0 or above."""
+        return self._draw(START, which)
 
     def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """The next draw for a stochastic step, unit normal [B, *shape]; no two steps share one."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from undust.conditioning.prompt import escape
 from undust.datasets import image_folder
 from undust.datasets.image_folder import Sample
 from undust.diffusion.noise import uniform
@@ -117,7 +118,7 @@ def evaluate(
         recipe
         for place, question in enumerate(questions)
         for recipe in model.recipes(
-            template.replace("{}", question.caption),
+            template.replace("{}", escape(question.caption)),
             steps=steps,
             guidance=guidance,
             seed=seed + place,
@@ -182,7 +183,7 @@ def _ranks(
 ) -> list[int]:
     """For each recipe's picture, how many of the gallery are nearer to it than the wanted one."""
     ranks: list[int] = []
-    done, total = 0, sum(recipe.steps for recipe in recipes)
+    done, total = 0, sum(recipe.total for recipe in recipes)
 
     def told(step: loop.Step) -> loop.Step:
         nonlocal done
@@ -191,7 +192,7 @@ def _ranks(
             observe(done, total)
         return step
 
-    for batch in loop.batches(recipes):
+    for batch in loop.batches(model, recipes):
         *_, last = map(told, loop.paint(model, batch))
         pictures = loop.finish(batch, last)
         painted = torch.stack([from_image(picture.image, model.size) for picture in pictures])

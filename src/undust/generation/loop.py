@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -20,9 +21,13 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
 from undust.formats.recipe_png import write_picture
+from undust.generation.asked import Control
+from undust.generation.given import GivenPicture
+from undust.generation.ground import Ground, prepared
 from undust.generation.recipe import Recipe
 from undust.generation.scene import guided, parts
-from undust.pictures import grid, to_images
+from undust.networks.controlnet import ControlNet
+from undust.pictures import grid, resized, to_images
 
 TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
 
@@ -35,12 +40,45 @@ class Model(Protocol):
         """What the model was trained on."""
         ...
 
+    @property
+    def factor(self) -> int:
+        """How many pixels, along a side, one of the latent stands for."""
+        ...
+
+    @property
+    def beside(self) -> int:
+        """How many channels the network sees beside the latent's."""
+        ...
+
+    @property
+    def low_resolution(self) -> Process | None:
+        """What dust is on the small pictures that the model makes large, if it does that."""
+        ...
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent; UndustError for a size that has none."""
         ...
 
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """The prompts as the denoiser takes them."""
+    def condition(
+        self, prompts: Sequence[str | None], recipe: Recipe, *, negative: bool = False
+    ) -> Conditioning:
+        """The prompts as the denoiser takes them; None is no words at all.
+
+        recipe: for what else is asked for beside words; negative: whether they are what to stay
+        away from.
+        """
+        ...
+
+    def length(self, prompt: str | None) -> int:
+        """How many tokens a prompt comes to."""
+        ...
+
+    def control(self, given: Control, /) -> ControlNet:
+        """A ControlNet that fits the model."""
+        ...
+
+    def wearing(self, recipe: Recipe, /) -> Model:
+        """The model with what a recipe changes of its weights and words."""
         ...
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
@@ -49,6 +87,25 @@ class Model(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1]."""
+        ...
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] -> latents."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures that it was trained on."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What its weights are kept in, such as "float32"."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
         ...
 
     @property
@@ -91,11 +148,21 @@ class Picture:
         return Path(path)
 
 
-def batches(recipes: Iterable[Recipe], *, exact: bool = False) -> Iterator[list[Recipe]]:
-    """Recipes that can be painted together, in order, each told its batch and place."""
-    for _, alike in groupby(recipes, key=lambda recipe: recipe.settings):
-        waiting = list(alike)
-        pixels = waiting[0].width * waiting[0].height
+def batches(
+    model: Model, recipes: Iterable[Recipe], *, exact: bool = False
+) -> Iterator[list[Recipe]]:
+    """Recipes that can be painted together, in order, each told its batch and place.
+
+    Their prompts come to as many tokens, so that none of them depends on the others' length.
+    """
+
+    def alike(recipe: Recipe) -> tuple[object, ...]:
+        prompts = (recipe.prompt, recipe.negative, recipe.toward and recipe.toward.prompt)
+        return *recipe.settings, *map(model.length, prompts)
+
+    for _, group in groupby(recipes, key=alike):
+        waiting = list(group)
+        pixels = math.prod(waiting[0].final)
         size = 1 if exact else max(1, min(TOGETHER // pixels, 64))
         for start in range(0, len(waiting), size):
             part = waiting[start : start + size]
@@ -122,6 +189,7 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
     Raises UndustError for a size the model cannot paint and for noise of another shape.
     """
     first = batch[0]
+    model = model.wearing(first)
     shape = model.latent_shape(first.width, first.height)
     drawn = _noise(batch, shape)
     start = drawn.start() if noise is None else noise.float().reshape(-1, *noise.shape[-3:])
@@ -129,11 +197,40 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
         raise UndustError(
             f"noise: its shape is {list(start.shape)}; here it has to be {[len(batch), *shape]}"
         )
-    levels = sigmas(first.schedule, model.process, first.steps)
-    denoise = guided(model, batch, levels)
-    x = model.process.start(start, levels[0])
+    step = None
+    for step in _walk(model, batch, start, drawn, prepared(model, batch)):
+        yield step
+    if first.upscale is None or step is None:
+        return
+    larger = enlarged(batch, model)
+    painted = resized(step.decode(step.x0), (larger[0].width, larger[0].height))
+    drawn = _noise(larger, model.latent_shape(larger[0].width, larger[0].height))
+    ground = prepared(model, larger, painted)
+    for again in _walk(model, larger, drawn.start(1), drawn, ground):
+        yield replace(again, index=step.index + 1 + again.index, total=first.total)
+
+
+def _walk(
+    model: Model,
+    batch: Sequence[Recipe],
+    start: Tensor,
+    drawn: PictureNoise | NoiseBetween,
+    ground: Ground,
+) -> Iterator[Step]:
+    """One pass: from unit noise [B, C, h, w], over what there is, to the end."""
+    first = batch[0]
+    levels = sigmas(first.schedule, model.process, first.steps)[-first.taken - 1 :]
+    denoise = guided(model, batch, levels, ground)
+    x = ground.under(start, model.process, levels[0], whole=first.taken == first.steps)
     for step in SAMPLERS[first.sampler](denoise, x, levels, drawn):
-        yield Step(step.index, len(levels) - 1, float(step.sigma), step.x, step.x0, model.decode)
+        yield Step(
+            step.index,
+            first.total,
+            float(step.sigma),
+            step.x,
+            step.x0,
+            lambda latents: ground.finished(model.decode(latents)),
+        )
 
 
 @torch.inference_mode()
@@ -143,6 +240,29 @@ def finish(batch: Sequence[Recipe], last: Step) -> list[Picture]:
     return [
         Picture(image, recipe, latent)
         for image, recipe, latent in zip(images, batch, last.x, strict=True)
+    ]
+
+
+def enlarged(batch: Sequence[Recipe], model: Model) -> list[Recipe]:
+    """The recipes of the second pass, of sides that the model can paint."""
+    upscale = batch[0].upscale
+    if upscale is None:
+        return list(batch)
+    width, height = (-(-side // model.factor) * model.factor for side in batch[0].final)
+    init = GivenPicture(path="")
+    guides = tuple(guide.settle(model, (width, height)) for guide in batch[0].guides)
+    return [
+        recipe.model_copy(
+            update={
+                "width": width,
+                "height": height,
+                "init": init,
+                "guides": guides,
+                "strength": upscale.strength,
+                "upscale": None,
+            }
+        )
+        for recipe in batch
     ]
 
 

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self, cast
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES, listed
 from undust.errors import UndustError
+from undust.generation.asked import (
+    Control,
+    Embedding,
+    Framing,
+    LoRA,
+    Pixels,
+    Refiner,
+    Toward,
+    Upscale,
+)
+from undust.generation.given import Frozen, GivenPicture
 from undust.generation.guides import Guide, checked, read_guide, reason
+from undust.pictures import LARGEST
 
-LARGEST = 4096 * 4096  # pixels painted at once
 SEEDS = 2**63
+# What one picture of a batch does not share with the others.
+OWN = {"prompt", "negative", "seed", "batch", "place", "given_noise", "toward"}
+STRENGTH = 0.75  # of a picture that is only begun from; what a mask marks is painted anew
 
 
-class Toward(BaseModel):
-    """Another prompt and seed, and what part of the way to them a picture lies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: str = Field(max_length=10_000)
-    seed: int = Field(ge=0, lt=SEEDS)
-    part: float = Field(ge=0, le=1)
+def absent(value: object) -> bool:
+    """Whether a field says nothing, and is left out where a recipe is written."""
+    return value is None or value == ()
 
 
-class Recipe(BaseModel):
+class Recipe(Frozen):
     """One picture: the same recipe on the same machine gives the same bytes.
 
     `batch` and `place` say how many pictures were painted together and which of them this one
-    was: a processor may round differently for another batch size, by 1/255 at most.
+    was: a processor may round differently for another batch size, by 1/255 at most. A negative
+    prompt of None is no words at all; "" is words of which there are none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     prompt: str = Field(max_length=10_000)
-    negative: str = Field("", max_length=10_000)
+    negative: str | None = Field(None, max_length=10_000, exclude_if=absent)
     steps: int = Field(20, ge=1, le=1000)
     guidance: float = Field(4.0, ge=0, le=1000, allow_inf_nan=False)
     sampler: str = "deis"
@@ -55,10 +56,21 @@ class Recipe(BaseModel):
     batch: int = Field(1, ge=1, le=1024)
     place: int = Field(0, ge=0)
     given_noise: bool = False
-    guides: tuple[SerializeAsAny[Guide], ...] = Field(
-        (), max_length=64, exclude_if=lambda guides: not guides
-    )
-    toward: Toward | None = Field(None, exclude_if=lambda toward: toward is None)
+    guides: tuple[SerializeAsAny[Guide], ...] = Field((), max_length=64, exclude_if=absent)
+    toward: Toward | None = Field(None, exclude_if=absent)
+    init: GivenPicture | None = Field(None, exclude_if=absent)
+    strength: float | None = Field(None, gt=0, le=1, exclude_if=absent)
+    mask: GivenPicture | None = Field(None, exclude_if=absent)
+    extend: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(None, exclude_if=absent)
+    noise_level: int | None = Field(None, ge=0, le=999, exclude_if=absent)
+    upscale: Upscale | None = Field(None, exclude_if=absent)
+    refiner: Refiner | None = Field(None, exclude_if=absent)
+    framing: Framing | None = Field(None, exclude_if=absent)
+    clip_skip: int | None = Field(None, ge=1, le=64, exclude_if=absent)
+    loras: tuple[LoRA, ...] = Field((), max_length=64, exclude_if=absent)
+    embeddings: tuple[Embedding, ...] = Field((), max_length=256, exclude_if=absent)
+    controls: tuple[Control, ...] = Field((), max_length=16, exclude_if=absent)
+    precision: str = Field("float32", max_length=16, exclude_if=lambda name: name == "float32")
     model: str = ""
     model_hash: str = ""
     undust: str = ""
@@ -103,7 +115,8 @@ class Recipe(BaseModel):
         except ValidationError as error:
             raise UndustError(reason(error)) from None
         checked(recipe.guides, recipe.sampler)
-        if recipe.batch * recipe.width * recipe.height > LARGEST:
+        recipe._check_task()
+        if recipe.batch * recipe.final[0] * recipe.final[1] > LARGEST:
             together = f" for {recipe.batch} at once" if recipe.batch > 1 else ""
             raise UndustError(
                 f"size: {recipe.width}x{recipe.height} is too large{together}; "
@@ -113,18 +126,55 @@ class Recipe(BaseModel):
             raise UndustError(f"place: {recipe.place} is not in a batch of {recipe.batch}")
         return recipe
 
+    def _check_task(self) -> None:
+        for name in ("strength", "mask", "extend", "noise_level"):
+            if getattr(self, name) is not None and self.init is None:
+                raise UndustError(f"{name}: it needs a picture to begin from (init)")
+        for name in ("strength", "mask", "extend", "upscale"):
+            if self.noise_level is not None and getattr(self, name) is not None:
+                raise UndustError(f"{name}: a model that makes pictures larger has no use for it")
+        if self.upscale and (self.mask or self.extend):
+            raise UndustError(
+                "upscale: the second pass would paint over what the mask keeps; upscale the "
+                "finished picture instead (init)"
+            )
+        for control in self.controls:
+            if control.start >= control.end:
+                raise UndustError(f"control: {control.start:g} to {control.end:g} is no interval")
+
     @property
     def settings(self) -> tuple[object, ...]:
         """What pictures painted in one batch have in common."""
-        return (
-            self.steps,
-            self.guidance,
-            self.guides,
-            self.sampler,
-            self.schedule,
-            self.width,
-            self.height,
-        )
+        return tuple(getattr(self, name) for name in type(self).model_fields if name not in OWN)
+
+    @property
+    def final(self) -> tuple[int, int]:
+        """Width and height at the end of the last pass, as asked for."""
+        factor = self.upscale.factor if self.upscale else 1.0
+        # Rounded, for 200 × 1.1 is a little more than 220.
+        width, height = (round(side * factor, 6) for side in (self.width, self.height))
+        return math.ceil(width), math.ceil(height)
+
+    @property
+    def taken(self) -> int:
+        """How many of its steps the first pass takes: only the last where a picture is begun from.
+
+        All of them for what is painted anew, and where the picture is one to be made large.
+        """
+        if self.init is None or self.noise_level is not None:
+            return self.steps
+        anew = self.mask is not None or self.extend is not None
+        return share(self.steps, self.strength or (1.0 if anew else STRENGTH))
+
+    @property
+    def total(self) -> int:
+        """How many steps all passes take."""
+        return self.taken + (share(self.steps, self.upscale.strength) if self.upscale else 0)
+
+
+def share(steps: int, strength: float) -> int:
+    """How many of the steps, the last ones, paint over a picture with that strength."""
+    return max(1, int(steps * strength))
 
 
 def between(first: Recipe, last: Recipe, count: int) -> list[Recipe]:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from undust.diffusion.guidance import Branch, ClassifierFree, Run
+from undust.adapters.control import Control
+from undust.conditioning.condition import Conditioning
+from undust.conditioning.edges import edges
+from undust.diffusion.guidance import (
+    CLOSE,
+    Branch,
+    ClassifierFree,
+    KnownRegion,
+    PromptSchedule,
+    Run,
+)
+from undust.errors import UndustError
+from undust.generation.ground import Ground
 from undust.networks.attention import Perturbation
+from undust.pictures import from_image
 
 if TYPE_CHECKING:
+    from undust.adapters.control import Control
     from undust.diffusion.samplers.registry import Denoise
     from undust.generation.loop import Model
     from undust.generation.recipe import Recipe
@@ -21,34 +37,56 @@ if TYPE_CHECKING:
 class Ask(Protocol):
     """Prompts, one for each picture -> a network asked for them."""
 
-    def __call__(self, prompts: Sequence[str], /, toward: Sequence[str] = ()) -> Denoise:
-        """toward: prompts that the batch's pictures are on the way to, if they are."""
+    def __call__(
+        self,
+        prompts: Sequence[str | None],
+        /,
+        toward: Sequence[str] = (),
+        *,
+        negative: bool = False,
+    ) -> Denoise:
+        """toward: prompts that the batch's pictures are on the way to, if they are.
+
+        negative: whether it is what to stay away from.
+        """
         ...
 
 
 class Scene:
     """What the guides of a batch find: its model, its recipes, its σ, and what it asks for."""
 
-    def __init__(self, model: Model, batch: Sequence[Recipe], sigmas: Tensor) -> None:
-        self.model, self.batch, self.sigmas = model, batch, sigmas
-        self.negative = self.asker()([recipe.negative for recipe in batch])
+    def __init__(
+        self, model: Model, batch: Sequence[Recipe], sigmas: Tensor, ground: Ground
+    ) -> None:
+        self.model, self.batch, self.sigmas, self.ground = model, batch, sigmas, ground
+        self.controls = tuple(controls(model, batch[0], sigmas))
+        self.negative = self.asker()([recipe.negative for recipe in batch], negative=True)
         self.positive = self.asked(self.asker())
 
     @cached_property
     def empty(self) -> Denoise:
-        """No prompt; where the negative prompts are empty it is asked together with them."""
+        """No prompt; where there are no negative prompts it is asked together with them."""
         if not any(recipe.negative for recipe in self.batch):
             return self.negative
-        return self.everywhere(self.asker(), "")
+        return self.asker()([None] * len(self.batch), negative=True)
 
     def asker(self, model: Model | None = None, perturbed: Perturbation | None = None) -> Ask:
         """Asks the batch's model or another one, as it is or with its self-attention weakened."""
         network = model or self.model
+        recipe = self.batch[0]
 
-        def ask(prompts: Sequence[str], /, toward: Sequence[str] = ()) -> Denoise:
-            cond = network.condition(prompts)
+        def ask(
+            prompts: Sequence[str | None],
+            /,
+            toward: Sequence[str] = (),
+            *,
+            negative: bool = False,
+        ) -> Denoise:
+            cond = network.condition(prompts, recipe, negative=negative)
             if toward:
-                cond = cond.toward(network.condition(toward), parts(self.batch))
+                other = network.condition(toward, recipe, negative=negative)
+                cond = cond.toward(other, parts(self.batch))
+            cond = self._surrounded(cond, network)
             return Branch(network.denoise, cond if perturbed is None else cond.perturb(perturbed))
 
         return ask
@@ -66,22 +104,77 @@ class Scene:
             denoise = guide.asked(self, denoise, ask)
         return denoise
 
+    def denoiser(self) -> Denoise:
+        """What the prompts and the guides come to."""
+        guides = self.batch[0].guides
+        scale, denoise = self.batch[0].guidance, None
+        for guide in guides:
+            scale = guide.scaled(self) if guide.role == "scale" else scale
+        for guide in guides:
+            denoise = guide.mixed(self, scale) if guide.role == "mix" else denoise
+        denoise = denoise or ClassifierFree(self.positive, self.negative, scale)
+        for guide in guides:
+            denoise = guide.guided(self, denoise)
+        return denoise
+
+    def _surrounded(self, cond: Conditioning, network: Model) -> Conditioning:
+        """With what the network sees beside the words."""
+        count = len(cond)
+        if network.beside:
+            seen = self.ground.beside
+            if seen is None or seen.shape[1] != network.beside:
+                raise UndustError(
+                    f"{network.name} cannot be asked here: its U-Net sees {network.beside} "
+                    "channels beside the latent, which are not painted with"
+                )
+            cond = replace(cond, beside=seen.expand(count, -1, -1, -1))
+        if network.low_resolution is not None and self.ground.label is not None:
+            cond = replace(cond, label=torch.full((count,), self.ground.label))
+        # Another model's U-Net has skips of other widths.
+        return replace(cond, control=self.controls) if network is self.model else cond
+
 
 def parts(batch: Sequence[Recipe]) -> Tensor:
     """How far each picture [B] is on its way to another one, 0 if it is on none."""
     return torch.tensor([each.toward.part if each.toward else 0.0 for each in batch])
 
 
-def guided(model: Model, batch: Sequence[Recipe], sigmas: Tensor) -> Run:
+def controls(model: Model, recipe: Recipe, sigmas: Tensor) -> Iterator[Control]:
+    """The ControlNets of a recipe, each with its map and the noise levels between which it acts."""
+    steps = len(sigmas) - 1
+    for asked in recipe.controls:
+        during = [
+            step
+            for step in range(steps)
+            if step / steps >= asked.start and (step + 1) / steps <= asked.end
+        ]
+        if not during:
+            raise UndustError(
+                f"control: {asked.start:g} to {asked.end:g} is shorter than one of {steps} steps"
+            )
+        size = recipe.width, recipe.height
+        hint = from_image(asked.picture.image(), size).float() / 255
+        hint = edges(hint) if asked.edges else hint
+        # A little more on either side: samplers ask at levels rounded to float32.
+        high = math.inf if during[0] == 0 else float(sigmas[during[0]]) * (1 + CLOSE)
+        low = 0.0 if during[-1] == steps - 1 else float(sigmas[during[-1]]) * (1 - CLOSE)
+        yield Control(model.control(asked), hint[None], asked.weight, low, high)
+
+
+def guided(
+    model: Model, batch: Sequence[Recipe], sigmas: Tensor, ground: Ground | None = None
+) -> Run:
     """The denoiser of a batch, whose recipes have the same `settings`, for one run."""
-    scene = Scene(model, batch, sigmas)
-    guides = batch[0].guides
-    scale, denoise = batch[0].guidance, None
-    for guide in guides:
-        scale = guide.scaled(scene) if guide.role == "scale" else scale
-    for guide in guides:
-        denoise = guide.mixed(scene, scale) if guide.role == "mix" else denoise
-    denoise = denoise or ClassifierFree(scene.positive, scene.negative, scale)
-    for guide in guides:
-        denoise = guide.guided(scene, denoise)
+    ground = ground or Ground()
+    denoise = Scene(model, batch, sigmas, ground).denoiser()
+    refiner = batch[0].refiner
+    if refiner is not None:
+        other = refiner.found(model)
+        # It takes over below this time step, as an ensemble of two experts (Podell et al. 2023).
+        first, last = model.process.span
+        turn = round(last + 1 - refiner.after * (last + 1 - first)) - 0.5
+        level = float(model.process.sigma(turn))
+        denoise = PromptSchedule(denoise, [(level, Scene(other, batch, sigmas, ground).denoiser())])
+    if ground.unknown is not None and ground.begin is not None:
+        denoise = KnownRegion(denoise, ground.begin, ground.unknown)
     return Run(denoise)

@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from undust.conditioning import tokenizer as tokenizers
+from undust.conditioning.prompt import escape
 from undust.conditioning.tokenizer import Tokenizer
+from undust.conditioning.words import Words
 from undust.datasets import image_folder
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.weighting import WEIGHTINGS
@@ -64,15 +66,13 @@ class DiffusionTask:
         self.model = LatentDiffusion(
             load_autoencoder(recipe.first_stage),
             unet,
-            TextEncoder(recipe.text_encoder.model_copy(update=ends)),
-            tokenizer,
+            (Words(tokenizer, TextEncoder(recipe.text_encoder.model_copy(update=ends))),),
             process,
             dust.prediction,
         )
+        [self.words] = self.model.texts
         self.model.latent_shape(data.size, data.size)
-        self.modules = nn.ModuleDict(
-            {"unet": self.model.unet, "text_encoder": self.model.text_encoder}
-        )
+        self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.words.encoder})
         self.order = Order(groups(samples, data.draw_by), recipe.seed)
         self.latents = Latents(
             self.model.autoencoder,
@@ -95,7 +95,7 @@ class DiffusionTask:
         sigma = exact.float()
         level = sigma[:, None, None, None]
         x = (z + level * noise) * process.input_scale(level)
-        text = self.model.text_encoder(self._tokens(batch))
+        text = self.words.encoder(self._tokens(batch))
         output = self.model.unet(x, timestep, text).float()
         target = self.prediction.target(z, noise, level)
         error = (output - target).square().mean((1, 2, 3))
@@ -104,7 +104,7 @@ class DiffusionTask:
     def preview(self) -> Image.Image:
         """The recipe's prompts, painted with seeds that never change."""
         prompts = self.recipe.previews or [""]
-        recipes = self.model.recipes(list(prompts), seed=0, steps=20)
+        recipes = self.model.recipes([*map(escape, prompts)], seed=0, steps=20)
         *_, last = loop.paint(self.model, recipes)
         return grid([picture.image for picture in loop.finish(recipes, last)])
 
@@ -119,7 +119,7 @@ class DiffusionTask:
         """
         chances = batch.uniform(Purpose.CAPTION, self.wording.chances).tolist()
         dropped = (batch.uniform(Purpose.DROP)[:, 0] < self.recipe.captions.drop).tolist()
-        return self.model.tokenizer(
+        return self.words.tokenizer(
             [
                 "" if drop else self.wording(sample, chance)
                 for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)

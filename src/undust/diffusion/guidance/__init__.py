@@ -1,11 +1,12 @@
 """Guidance: a denoiser made from denoisers, one wrapper a file; they stack in any order."""
 
 from undust.diffusion.guidance.away import Away
-from undust.diffusion.guidance.base import Branch, Guidance, Run, Scale
+from undust.diffusion.guidance.base import CLOSE, Branch, Guidance, Run, Scale
 from undust.diffusion.guidance.cfg_pp import cfg_pp
 from undust.diffusion.guidance.classifier_free import ClassifierFree
 from undust.diffusion.guidance.composable import Composable
 from undust.diffusion.guidance.interval import Interval
+from undust.diffusion.guidance.known_region import KnownRegion
 from undust.diffusion.guidance.perpendicular import Perpendicular
 from undust.diffusion.guidance.projected import Projected
 from undust.diffusion.guidance.prompt_schedule import PromptSchedule
@@ -15,6 +16,7 @@ from undust.diffusion.guidance.scales import Table, spread
 from undust.diffusion.guidance.threshold import DynamicThreshold
 
 __all__ = [
+    "CLOSE",
     "Away",
     "Branch",
     "ClassifierFree",
@@ -22,6 +24,7 @@ __all__ = [
     "DynamicThreshold",
     "Guidance",
     "Interval",
+    "KnownRegion",
     "Perpendicular",
     "Projected",
     "PromptSchedule",

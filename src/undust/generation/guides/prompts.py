@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from undust.diffusion.guidance import Composable, PromptSchedule, Regional
 from undust.errors import UndustError
 from undust.generation.guides.base import Guide, guide
-from undust.pictures import DATA, from_data, grey, levels, to_data
+from undust.pictures import DATA, from_data, grey, levels, read_image, to_data
 
 if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
@@ -54,7 +54,11 @@ class Region(Asking):
     def settle(self, model: Model, size: tuple[int, int]) -> Self:
         """The mask, read and at the size of the latent."""
         _, height, width = model.latent_shape(*size)
-        image = from_data(self.mask) if self.mask.startswith(DATA) else grey(Path(self.mask))
+        image = (
+            from_data(self.mask)
+            if self.mask.startswith(DATA)
+            else grey(read_image(Path(self.mask)))
+        )
         return self.model_copy(update={"mask": to_data(image, (width, height))})
 
     def asked(self, scene: Scene, denoise: Denoise, ask: Ask) -> Denoise:

@@ -1,0 +1,99 @@
+"""Batches of recipes to files, with what people see while it goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from undust.cli import show
+from undust.cli.output import Output
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from undust.generation.loop import Picture
+    from undust.generation.recipe import Recipe
+    from undust.model import LatentDiffusion
+
+SHEET = 4096  # pixels, the longest side of a contact sheet
+
+
+def paint(
+    model: LatentDiffusion,
+    batches: Sequence[Sequence[Recipe]],
+    output: Output,
+    json: bool,
+    place: int | None = None,
+    noise: Tensor | None = None,
+    columns: int | None = None,
+) -> None:
+    """Paints the batches and writes each picture, or only that in one place, when it is done.
+
+    noise: unit-variance start [C, h, w] of every picture instead of what their seeds draw; columns:
+    of the contact sheet.
+    """
+    total = sum(len(batch) for batch in batches) if place is None else 1
+    thumbnails: list[Image.Image] = []
+    began = time.monotonic()
+    with show.Progress(sum(batch[0].total for batch in batches), "steps") as progress:
+        try:
+            for picture, seconds in _pictures(model, batches, progress, place, noise):
+                path = output.save(picture)
+                thumbnails.append(_thumbnail(picture.image, total))
+                progress.line(_json(picture, path, seconds) if json else str(path))
+        except KeyboardInterrupt:
+            made = f"; {len(thumbnails)} of {total} pictures went to {output.folder}"
+            raise KeyboardInterrupt("stopped" + made * bool(thumbnails)) from None
+    if total > 1:
+        from undust.pictures import grid
+
+        sheet = output.save_sheet(grid(thumbnails, columns))
+        (show.summary if json else show.line)(str(sheet))
+    recipe = batches[0][0]
+    made = f"{total} pictures" if total > 1 else f"seed {recipe.seed}"
+    show.summary(f"{made}, {show.seconds(time.monotonic() - began)}: {show.settings(recipe)}")
+
+
+def _pictures(
+    model: LatentDiffusion,
+    batches: Sequence[Sequence[Recipe]],
+    progress: show.Progress,
+    place: int | None,
+    noise: Tensor | None,
+) -> Iterator[tuple[Picture, float]]:
+    """Each picture and the seconds that it took; one of a batch takes its share of the batch."""
+    from undust.generation import loop
+
+    done = 0
+    for batch in batches:
+        began = time.monotonic()
+        more = f" and {len(batch) - 1} more" if len(batch) > 1 and place is None else ""
+        start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
+        for step in loop.paint(model, batch, start):
+            # An adaptive sampler takes as many steps as it needs; its index says how far it is.
+            progress.update(done + step.index + 1, show.shorten(batch[0].prompt, 30) + more)
+            if step.index + 1 < step.total:
+                continue
+            done += step.total
+            pictures = loop.finish(batch, step)
+            pictures = pictures if place is None else [pictures[place]]
+            seconds = (time.monotonic() - began) / len(pictures)
+            for picture in pictures:
+                yield picture, seconds
+
+
+def _thumbnail(image: Image.Image, total: int) -> Image.Image:
+    """The picture, small enough for a contact sheet of that many."""
+    side = SHEET // math.ceil(math.sqrt(total))
+    small = image.copy()
+    small.thumbnail((side, side))
+    return small
+
+
+def _json(picture: Picture, path: Path, seconds: float) -> str:
+    recipe = picture.recipe.model_dump(exclude={"batch", "place", "given_noise", "undust"})
+    return show.as_json({"path": str(path), "seconds": round(seconds, 3), **recipe})

@@ -1,0 +1,154 @@
+"""A whole model as a diffusers folder: read, and written so that diffusers' pipelines read it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from undust.conditioning.words import Words
+from undust.diffusion.process import Process
+from undust.errors import UndustError
+from undust.formats import tokenizer_files
+from undust.formats.files import atomic_folder, shown
+from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
+from undust.formats.networks import load_autoencoder, load_network
+from undust.formats.parts import Parts
+from undust.formats.safetensors_file import content_hash
+from undust.formats.scheduler import read_scheduler, scheduler_config
+from undust.networks.config import TextEncoderConfig, UNetConfig
+from undust.networks.text_encoder import TextEncoder
+from undust.networks.unet import UNet
+
+# Parts that can be there and that painting does without.
+SPARE = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
+KINDS = {
+    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+ZEROS = "force_zeros_for_empty_prompt"
+VERSION = "0.42.0"  # of diffusers, which some of its pipelines want to be told
+
+
+def read(folder: Path, dtype: torch.dtype) -> Parts:
+    """The parts in a folder. Raises UndustError, naming the file, for what is no whole model."""
+    index = read_model_index(folder)
+    texts = {name: tokens for name, tokens in TEXTS.items() if name in index or tokens in index}
+    for name in ("vae", "unet", *(texts or ("text_encoder",)), *texts.values()):
+        found = index.get(name, ("", "none"))[1]
+        if found not in KINDS[name]:
+            wanted = " or ".join(KINDS[name])
+            raise UndustError(
+                f"{folder} is not supported: its {name} is {shown(found)}, not {wanted}"
+            )
+    known = {*KINDS, *SPARE, "scheduler", "low_res_scheduler"}
+    if strangers := sorted(index.keys() - known):
+        raise UndustError(f"{folder} is not supported: it has a {shown(strangers[0])}")
+    unet = load_network(UNet, UNetConfig, folder / "unet", dtype)
+    large = unet.config.addition_embed_type == "text_time"
+    process, prediction = _scheduler(folder / "scheduler")
+    small = folder / "low_res_scheduler"
+    return Parts(
+        load_autoencoder(folder / "vae", dtype),
+        unet,
+        tuple(
+            _words(folder / name, folder / tokens, dtype, large=large)
+            for name, tokens in texts.items()
+        ),
+        process,
+        prediction,
+        zeros_for_nothing=large and bool(read_json(folder / INDEX).get(ZEROS, True)),
+        low_resolution=_scheduler(small)[0] if "low_res_scheduler" in index else None,
+    )
+
+
+def write(parts: Parts, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the folder, replacing a model that is there, or none of it.
+
+    dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
+    the folder alone, if it holds anything but a model.
+    """
+    index = _index(parts)
+    with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
+        save_component(building / "vae", parts.autoencoder, "AutoencoderKL", dtype)
+        save_component(building / "unet", parts.unet, "UNet2DConditionModel", dtype)
+        for name, words in zip(parts.text_names, parts.texts, strict=True):
+            save_component(building / name, words.encoder, index[name][1], dtype)
+            tokenizer_files.save(building / TEXTS[name], words.tokenizer)
+        for name, process, prediction in (
+            ("scheduler", parts.process, parts.prediction),
+            ("low_res_scheduler", parts.low_resolution, "epsilon"),
+        ):
+            if process is not None:
+                (building / name).mkdir()
+                config = scheduler_config(process, prediction)
+                write_json(building / name / "scheduler_config.json", config)
+                index[name] = ["diffusers", config["_class_name"]]
+        write_json(building / INDEX, index)
+
+
+def weights_hash(folder: Path) -> str:
+    """Ten digits that tell the weights in a folder from all others."""
+    hashes = "".join(
+        content_hash(path)
+        for name in (*TEXTS, "unet", "vae")
+        for path in sorted((folder / name).glob("*.safetensors"))
+    )
+    return hashlib.sha256(hashes.encode()).hexdigest()[:10]
+
+
+def _words(encoder: Path, tokenizer: Path, dtype: torch.dtype, *, large: bool) -> Words:
+    network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype)
+    pooled = large and network.text_projection is not None
+    return Words(tokenizer_files.load(tokenizer), network, penultimate=large, pooled=pooled)
+
+
+def _scheduler(folder: Path) -> tuple[Process, str]:
+    path = folder / "scheduler_config.json"
+    return read_scheduler(read_json(path), path)
+
+
+def _index(parts: Parts) -> dict[str, Any]:
+    """model_index.json but for the schedulers."""
+    large, aesthetic = parts.sizes > 0, parts.sizes == 5
+    index: dict[str, Any] = {
+        "_class_name": _pipeline(parts),
+        "_diffusers_version": VERSION,
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        **{name: [None, None] for name in (*TEXTS, *TEXTS.values()) if large},
+    }
+    for name, words in zip(parts.text_names, parts.texts, strict=True):
+        projects = words.encoder.config.projects
+        kind = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
+        index |= {name: ["transformers", kind], TEXTS[name]: ["transformers", "CLIPTokenizer"]}
+    flags: Mapping[str, Any] = {
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    if large:
+        flags = {ZEROS: parts.zeros_for_nothing}
+        if aesthetic or parts.beside:
+            flags |= {"requires_aesthetics_score": aesthetic}
+    elif parts.low_resolution is not None:
+        flags = {}
+    return index | flags
+
+
+def _pipeline(parts: Parts) -> str:
+    """The class of diffusers that paints with such parts."""
+    family = "StableDiffusionXL" if parts.sizes else "StableDiffusion"
+    if parts.low_resolution is not None:
+        return "StableDiffusionUpscalePipeline"
+    if parts.beside:
+        return f"{family}InpaintPipeline"
+    return f"{family}Img2ImgPipeline" if parts.sizes == 5 else f"{family}Pipeline"

@@ -1,0 +1,87 @@
+"""The parts of a latent diffusion model, as files hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from undust.conditioning.words import Words
+from undust.diffusion.process import Process
+from undust.errors import UndustError
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.unet import UNet
+
+
+@dataclass(eq=False)
+class Parts:
+    """What goes together as one model.
+
+    texts: the text encoders, whose states stand side by side; process and prediction: what the
+    U-Net was trained on, and to say; zeros_for_nothing: whether no prompt at all is zeros and not
+    the empty prompt; low_resolution: the dust on the small pictures that it makes large, if it
+    does. Raises UndustError for parts that do not fit one another.
+    """
+
+    autoencoder: Autoencoder
+    unet: UNet
+    texts: tuple[Words, ...]
+    process: Process
+    prediction: str
+    zeros_for_nothing: bool = False
+    low_resolution: Process | None = None
+
+    def __post_init__(self) -> None:
+        widths = [words.encoder.config.hidden_size for words in self.texts]
+        wanted = self.unet.config.cross_attention_dim
+        if wanted not in (sum(widths), (sum(widths),) * len(self.unet.config.block_out_channels)):
+            named = " + ".join(map(str, widths))
+            raise UndustError(
+                f"the parts do not fit: the text encoder's hidden_size is {named} and the U-Net's "
+                f"cross_attention_dim is {wanted}"
+            )
+        channels = self.autoencoder.config.latent_channels
+        if self.unet.config.out_channels != channels or self.beside not in self._known_beside():
+            raise UndustError(
+                f"the parts do not fit: a U-Net of {self.unet.config.in_channels} channels in and "
+                f"{self.unet.config.out_channels} out, for latents of {channels}"
+            )
+
+    @property
+    def beside(self) -> int:
+        """How many channels the U-Net sees beside the latent's."""
+        return self.unet.config.in_channels - self.autoencoder.config.latent_channels
+
+    @property
+    def sizes(self) -> int:
+        """How many numbers about the picture's size the U-Net is told beside the pooled text."""
+        config = self.unet.config
+        each, whole = config.addition_time_embed_dim, config.projection_class_embeddings_input_dim
+        if config.addition_embed_type != "text_time" or each is None or whole is None:
+            return 0
+        pooled = self.texts[-1].encoder.config.projection_dim or 0
+        return (whole - pooled) // each
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """What the text encoders are called: the refiner's only one is the second of XL."""
+        if len(self.texts) == 1 and self.texts[0].penultimate:
+            return ("text_encoder_2",)
+        return ("text_encoder", "text_encoder_2")[: len(self.texts)]
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by the names that they have in a model folder."""
+        encoders = (words.encoder for words in self.texts)
+        texts = dict(zip(self.text_names, encoders, strict=True))
+        return {"vae": self.autoencoder, "unet": self.unet, **texts}
+
+    @property
+    def factor(self) -> int:
+        """How many pixels, along a side, one of the latent stands for."""
+        return self.autoencoder.factor
+
+    def _known_beside(self) -> tuple[int, ...]:
+        if self.low_resolution is not None:
+            return (self.autoencoder.config.in_channels,)
+        return 0, 1 + self.autoencoder.config.latent_channels

@@ -1,0 +1,227 @@
+"""Pictures with ControlNets, LoRAs and learnt words: the latents that diffusers comes to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import undust
+from undust.errors import UndustError
+from undust.model import LatentDiffusion
+from variants import WIDTHS, build
+
+SIZE = 64
+LIKE_DDIM = {"sampler": "ddim", "schedule": "leading"}
+PROMPT = "a cat, oil painting"
+PIPELINES = {"sd1": "StableDiffusion", "sd2": "StableDiffusion", "sdxl": "StableDiffusionXL"}
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def folder(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("adapted") / request.param
+    build(request.param).save(path)
+    return path
+
+
+@pytest.fixture
+def model(folder: Path) -> LatentDiffusion:
+    return undust.load(folder)
+
+
+def pipeline(folder: Path, kind: str = "", **parts: Any) -> Any:
+    name = f"{PIPELINES[folder.name]}{kind}Pipeline"
+    spare = {} if "XL" in name else {"safety_checker": None}
+    pipe = getattr(diffusers, name).from_pretrained(folder, **spare, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise(model: LatentDiffusion) -> Tensor:
+    return torch.randn(1, *model.latent_shape(SIZE, SIZE), generator=torch.manual_seed(0))
+
+
+def ours(model: LatentDiffusion, steps: int = 4, **options: Any) -> Tensor:
+    asked = {"noise": noise(model), "size": SIZE, "steps": steps, "guidance": 3, **LIKE_DDIM}
+    return model.generate(PROMPT, **{**asked, **options})[0].latent[None]
+
+
+def theirs(pipe: Any, model: LatentDiffusion, steps: int = 4, **options: Any) -> Tensor:
+    return pipe(
+        PROMPT,
+        latents=noise(model),
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        output_type="latent",
+        **options,
+    ).images
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    assert b.isfinite().all()
+    return float((a - b).norm() / b.norm())
+
+
+def picture(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def controls(folder: Path, tmp_path: Path) -> list[tuple[Path, Any, Path]]:
+    """Two ControlNets: their folder, as diffusers has it, and a picture for it."""
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    made: list[tuple[Path, Any, Path]] = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = diffusers.ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=(8, 16, 16)
+        )
+        for parameter in network.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        network.save_pretrained(tmp_path / f"control-{seed}")
+        picture(seed).save(tmp_path / f"{seed}.png")
+        made.append((tmp_path / f"control-{seed}", network, tmp_path / f"{seed}.png"))
+    return made
+
+
+def test_a_controlnet(folder: Path, model: LatentDiffusion, controls):
+    path, network, shown = controls[0]
+    pipe = pipeline(folder, "ControlNet", controlnet=network)
+    hint = {"image": Image.open(shown), "controlnet_conditioning_scale": 0.7}
+    expected = theirs(pipe, model, **hint)
+    assert apart(ours(model, controls=[f"{path}={shown}@0.7"]), expected) < 1e-4
+    assert apart(ours(model), expected) > 1e-3
+    assert torch.equal(ours(model, controls=[f"{path}={shown}@0"]), ours(model))
+
+
+def test_two_controlnets_each_for_a_while(folder: Path, model: LatentDiffusion, controls):
+    pipe = pipeline(folder, "ControlNet", controlnet=[network for _, network, _ in controls])
+    expected = theirs(
+        pipe,
+        model,
+        steps=5,
+        image=[Image.open(shown) for *_, shown in controls],
+        controlnet_conditioning_scale=[0.7, 1.2],
+        control_guidance_start=[0.0, 0.4],
+        control_guidance_end=[0.6, 1.0],
+    )
+    (first, _, one), (second, _, other) = controls
+    asked = [f"{first}={one}@0.7:0-0.6", f"{second}={other}@1.2:0.4-1"]
+    assert apart(ours(model, steps=5, controls=asked), expected) < 1e-4
+
+
+def test_edges_are_found_for_the_controlnet(model: LatentDiffusion, controls, tmp_path: Path):
+    from undust.conditioning.edges import edges
+    from undust.pictures import from_image
+
+    path, _, shown = controls[0]
+    found = edges(from_image(Image.open(shown), (SIZE, SIZE)).float() / 255)
+    Image.fromarray((found * 255).byte().permute(1, 2, 0).numpy()).save(tmp_path / "edges.png")
+    drawn = ours(model, controls=[f"{path}={tmp_path / 'edges.png'}"])
+    assert torch.equal(ours(model, controls=[f"{path}=canny:{shown}"]), drawn)
+
+
+def test_a_controlnet_of_another_model_is_refused(tmp_path: Path, controls, model, folder: Path):
+    other = build("sd2" if folder.name != "sd2" else "sd1")
+    path, _, shown = controls[0]
+    with pytest.raises(UndustError, match="ControlNet is for another"):
+        other.generate(PROMPT, size=SIZE, steps=1, controls=[f"{path}={shown}"])
+
+
+@pytest.fixture
+def lora(folder: Path, tmp_path: Path) -> Path:
+    """A LoRA for U-Net and text encoders, as diffusers saves it."""
+    torch.manual_seed(3)
+    tensors: dict[str, Tensor] = {}
+    loaded = undust.load(folder)
+    for part, network in loaded.networks.items():
+        for name, module in network.named_modules():
+            if part != "vae" and name.endswith(("to_q", "to_v", "q_proj")):
+                rows, columns = module.weight.shape
+                tensors[f"{part}.{name}.lora_A.weight"] = 0.5 * torch.randn(4, columns)
+                tensors[f"{part}.{name}.lora_B.weight"] = 0.5 * torch.randn(rows, 4)
+    path = tmp_path / "style.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_lora(folder: Path, model: LatentDiffusion, lora: Path, live: bool):
+    if live:
+        model = undust.load(folder, live=True)
+    plain = ours(model)
+    pipe = pipeline(folder)
+    pipe.load_lora_weights(lora, adapter_name="style")
+    pipe.set_adapters(["style"], [0.8])
+    expected = theirs(pipe, model)
+    assert apart(ours(model, loras=[f"{lora}:0.8"]), expected) < 1e-4
+    assert apart(plain, expected) > 1e-3
+    assert torch.equal(ours(model), plain)
+
+
+def test_pictures_of_different_loras_do_not_disturb_each_other(model: LatentDiffusion, lora: Path):
+    """Two runs step by step in turn: each puts on its own before it is asked."""
+    asked = {"noise": noise(model), "size": SIZE, "steps": 3, **LIKE_DDIM}
+    plain, styled = ours(model, 3, guidance=4), ours(model, 3, guidance=4, loras=[str(lora)])
+    first = model.steps(PROMPT, **asked)
+    second = model.steps(PROMPT, loras=[str(lora)], **asked)
+    *_, (last, other) = zip(first, second, strict=True)
+    assert torch.equal(last.x, plain)
+    assert torch.equal(other.x, styled)
+
+
+def test_a_learnt_word(folder: Path, model: LatentDiffusion, tmp_path: Path):
+    torch.manual_seed(4)
+    vectors = {
+        "clip_l": torch.randn(2, WIDTHS["clip"]),
+        "clip_g": torch.randn(2, WIDTHS["open_clip"]),
+    }
+    if len(model.texts) == 1:
+        vectors = {"emb_params": vectors["clip_l" if folder.name == "sd1" else "clip_g"]}
+    path = tmp_path / "toy.safetensors"
+    save_file(vectors, path)
+    pipe = pipeline(folder)
+    own = [pipe.tokenizer, getattr(pipe, "tokenizer_2", None)]
+    encoders = [pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
+    for tokenizer, encoder, tensor in zip(own, encoders, vectors.values(), strict=False):
+        pipe.load_textual_inversion(
+            {"emb_params": tensor}, token="<toy>", tokenizer=tokenizer, text_encoder=encoder
+        )
+    expected = pipe(
+        "a <toy> on grass",
+        latents=noise(model),
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        output_type="latent",
+    ).images
+    (got,) = model.generate(
+        "a <toy> on grass",
+        embeddings=[f"{path}=<toy>"],
+        noise=noise(model),
+        size=SIZE,
+        steps=3,
+        guidance=3,
+        **LIKE_DDIM,
+    )
+    assert apart(got.latent[None], expected) < 1e-4
+    assert model.recipes("x", embeddings=[str(path)])[0].embeddings[0].word == "toy"
+
+
+def test_a_file_that_changed_is_not_used(model: LatentDiffusion, lora: Path):
+    (recipe,) = model.recipes(PROMPT, size=SIZE, steps=1, loras=[str(lora)], seed=1)
+    model.rerun(recipe)
+    lora.write_bytes(lora.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(UndustError, match="is not the file any more"):
+        model.rerun(recipe)

@@ -1,0 +1,101 @@
+"""Tiny models of every variant that reads CLIP's words, as a folder that diffusers reads too."""
+
+from __future__ import annotations
+
+import torch
+
+from undust.conditioning.clip import clip
+from undust.conditioning.words import Words
+from undust.diffusion.process import VP
+from undust.formats.original.variants import VARIANTS
+from undust.model import LatentDiffusion
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.text_encoder import TextEncoder
+from undust.networks.unet import UNet
+
+CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
+FACTOR = 4
+WIDTHS = {"clip": 32, "open_clip": 64}
+SIZES = 32  # channels for each of SDXL's sizes
+
+
+def build(variant: str) -> LatentDiffusion:
+    """A whole model with random weights, always the same: latents 4 times smaller than pictures."""
+    known = VARIANTS[variant]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LatentDiffusion(
+            Autoencoder(
+                AutoencoderConfig(
+                    block_out_channels=(16, 32, 32),
+                    norm_num_groups=8,
+                    scaling_factor=known.scaling_factor,
+                    sample_size=64,
+                )
+            ),
+            UNet(_unet(variant)),
+            tuple(
+                Words(
+                    clip(text.padding),
+                    TextEncoder(_text(text.kind, text.activation, projects=text.pooled)),
+                    text.penultimate,
+                    text.pooled,
+                )
+                for text in known.texts
+            ),
+            known.process(),
+            known.prediction,
+            known.zeros_for_nothing,
+            known.low_resolution(),
+            name=variant,
+        )
+        for network in model.networks.values():
+            for parameter in network.parameters():  # fresh biases and norms would hide mistakes
+                parameter.data += 0.05 * torch.randn_like(parameter)
+            network.eval().requires_grad_(False)
+    assert isinstance(model.process, VP)
+    return model
+
+
+def _unet(variant: str) -> UNetConfig:
+    known = VARIANTS[variant]
+    width = sum(WIDTHS[text.kind] for text in known.texts)
+    fields: dict[str, object] = {
+        "sample_size": 16,
+        "in_channels": known.channels,
+        "block_out_channels": (32, 64),
+        "down_block_types": (CROSS, PLAIN),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "cross_attention_dim": width,
+        "attention_head_dim": (1, 2),
+    }
+    if variant.startswith("sdxl"):
+        told = 5 if variant == "sdxl-refiner" else 6
+        fields |= {
+            "transformer_layers_per_block": (2, 1),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZES,
+            "projection_class_embeddings_input_dim": WIDTHS["open_clip"] + told * SIZES,
+        }
+    elif variant == "x4-upscaler":
+        fields |= {"num_class_embeds": 1000, "use_linear_projection": True}
+    return UNetConfig.read(fields)
+
+
+def _text(kind: str, activation: str, *, projects: bool) -> TextEncoderConfig:
+    return TextEncoderConfig.read(
+        {
+            "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
+            "vocab_size": 49408,
+            "hidden_size": WIDTHS[kind],
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "hidden_act": activation,
+            "projection_dim": WIDTHS[kind],
+        }
+    )
