@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import undust
+from undust.cli import main
 from undust.errors import UndustError
 from undust.model import LatentDiffusion
 from variants import WIDTHS, build
@@ -225,3 +226,14 @@ def test_a_file_that_changed_is_not_used(model: LatentDiffusion, lora: Path):
     lora.write_bytes(lora.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(UndustError, match="is not the file any more"):
         model.rerun(recipe)
+
+
+def test_a_lora_is_merged_for_good(
+    folder: Path, model: LatentDiffusion, lora: Path, tmp_path: Path
+):
+    """What `undust convert --lora` writes paints as the model does with the LoRA."""
+    styled = ours(model, loras=[f"{lora}:0.8"])
+    target = tmp_path / "merged"
+    asked = ["convert", str(folder), str(target), "--to", "folder", "--lora", f"{lora}:0.8"]
+    assert main(asked) == 0
+    assert torch.equal(ours(undust.load(target)), styled)

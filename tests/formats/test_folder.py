@@ -188,6 +188,22 @@ def test_a_model_that_diffusers_saved_in_parts_is_loaded(tmp_path: Path):
     assert same(load_component_weights(tmp_path), theirs.state_dict())
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_parts_of_half_precision_have_an_index_of_their_own(tmp_path: Path, variant: str | None):
+    unet = UNet2DConditionModel.from_config(UNET.model_dump())
+    text = CLIPTextModel(CLIPTextConfig(**TEXT))
+    for name, theirs, size in (("unet", unet, "10KB"), ("text", text, "1KB")):
+        folder = tmp_path / name
+        theirs.half().save_pretrained(folder, variant=variant, max_shard_size=size)
+        if variant is None:
+            theirs.half().save_pretrained(folder, variant="fp16", max_shard_size=size)
+        assert len(list(folder.glob("*.index*.json"))) == (1 if variant else 2)
+        prefix = "text_model." if name == "text" else ""
+        loaded = load_component_weights(folder, torch.float32)
+        whole = {prefix + key: tensor.float() for key, tensor in theirs.state_dict().items()}
+        assert same(loaded, whole)
+
+
 @pytest.mark.parametrize(
     ("weight_map", "reason"),
     [

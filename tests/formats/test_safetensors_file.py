@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,82 @@ def test_loading_casts_floating_point_alone(tmp_path: Path):
     assert loaded["weight"].dtype == loaded["scalar"].dtype == torch.float16
     assert loaded["한국어"].dtype == torch.int64
     assert loaded["flags"].dtype == torch.bool
+
+
+def test_saving_casts_floating_point_alone(tmp_path: Path):
+    sizes: list[int] = []
+    safetensors_file.save(tmp_path / "a", tensors(), dtype=torch.float16, wrote=sizes.append)
+    cast = {name: t.half() if t.is_floating_point() else t for name, t in tensors().items()}
+    assert same(safetensors_file.load(tmp_path / "a"), cast)
+    assert sorted(sizes) == sorted(tensor.nbytes for tensor in cast.values())
+
+
+def test_saving_refuses_numbers_that_have_no_room(tmp_path: Path):
+    large = {"fits": torch.tensor([65504.0]), "a": torch.tensor([1.0, -65520.0])}
+    with pytest.raises(UndustError, match=r"a holds 6\.55e\+04, for which torch\.float16 has no"):
+        safetensors_file.save(tmp_path / "a", large, dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    # What is infinite already is no news.
+    safetensors_file.save(tmp_path / "a", {"a": torch.tensor([torch.inf])}, dtype=torch.float16)
+
+
+def test_loading_some_of_the_tensors(tmp_path: Path):
+    path = tmp_path / "a"
+    safetensors_file.save(path, tensors())
+    some = safetensors_file.load(path, names=["weight", "flags"])
+    assert same(some, {name: tensors()[name] for name in ("weight", "flags")})
+    assert safetensors_file.load(path, torch.float16, names=[]) == {}
+    with pytest.raises(UndustError, match=r"has no other$"):
+        safetensors_file.load(path, names=["weight", "other"])
+
+
+def mapped(path: Path) -> list[range]:
+    """The addresses at which this process sees the file itself."""
+    found: list[range] = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(path)):
+            start, _, end = line.split()[0].partition("-")
+            found.append(range(int(start, 16), int(end, 16)))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells by Linux's /proc")
+def test_what_keeps_its_precision_is_the_file_itself(tmp_path: Path):
+    path = tmp_path / "a"
+    safetensors_file.save(path, {"half": torch.ones(9999).half(), "whole": torch.ones(9999)})
+    loaded = safetensors_file.load(path, torch.float32)
+    assert any(loaded["whole"].data_ptr() in there for there in mapped(path))
+    assert not any(loaded["half"].data_ptr() in there for there in mapped(path))
+    loaded["whole"] += 1  # a copy of the page, not the file's
+    assert safetensors_file.load(path)["whole"].eq(1).all()
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import torch
+from undust.formats import safetensors_file
+def kilobytes(of):
+    return int(re.search(rf"{of}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+torch.ones(8).half().float()
+before = kilobytes("VmRSS")
+loaded = safetensors_file.load(Path(sys.argv[1]), torch.float32)
+weights = sum(tensor.nbytes for tensor in loaded.values())
+print((kilobytes("VmHWM") - before) * 1024 / weights)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells by Linux's /proc")
+def test_casting_holds_the_result_and_one_tensor(tmp_path: Path):
+    part = torch.ones(1, dtype=torch.float16).expand(1_000_000)
+    safetensors_file.save(tmp_path / "a", {str(number): part for number in range(40)})
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 0.9 < float(done.stdout) < 1.15
 
 
 def test_the_header_alone(tmp_path: Path):

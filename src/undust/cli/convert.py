@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from undust.cli import show
 from undust.cli.options import PRECISIONS
 from undust.errors import UndustError
+
+if TYPE_CHECKING:
+    from undust.formats.convert import Model
 
 MEGABYTE = 10**6
 
@@ -32,6 +36,10 @@ def convert(
     ema: Annotated[
         bool, typer.Option("--ema", help="Take the moving averages of the U-Net's weights.")
     ] = False,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="Merge a LoRA into the weights. Often."),
+    ] = None,
 ) -> None:
     """Write a model as a diffusers folder or as a single file of the original layout.
 
@@ -49,6 +57,7 @@ def convert(
         show.summary(f"reading {source} in a process of its own")
     precision: torch.dtype | None = getattr(torch, PRECISIONS[dtype]) if dtype else None
     with opened(source, target.resolve().parent, ema=ema) as found:
+        _merge(found.model, lora or ())
         done, total = 0, size(found.model, precision) // MEGABYTE
         with show.counted("MB", f"writing {target}") as observe:
 
@@ -61,3 +70,19 @@ def convert(
     for note in (*found.notes, *unsaid):
         show.summary(note)
     show.line(target)
+
+
+def _merge(model: Model, loras: Sequence[str]) -> None:
+    """Puts LoRAs into the weights for good."""
+    if not loras:
+        return
+    from undust.adapters.worn import Merged
+    from undust.formats.lora.file import load
+    from undust.formats.parts import Parts
+    from undust.generation.asked import LoRA
+
+    if not isinstance(model, Parts):
+        raise UndustError("--lora: a first stage alone has nothing that a LoRA could change")
+    networks = {name: network for name, network in model.networks.items() if name != "vae"}
+    asked = [LoRA.read(given) for given in loras]
+    Merged(networks).wear([(load(Path(each.path), networks), each.weight) for each in asked])

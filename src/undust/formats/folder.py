@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,7 +86,7 @@ def load_component_weights(folder: Path, dtype: torch.dtype | None = None) -> di
     if pickles:
         raise UndustError(
             f"{folder} has its weights as a pickle ({pickles[0]}), which can run code; "
-            f"save the model as safetensors"
+            "undust convert reads it safely"
         )
     raise UndustError(f"{folder} has no weights: {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
 
@@ -122,13 +122,17 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | st
 
 
 def save_component(
-    folder: Path, network: nn.Module, kind: str, dtype: torch.dtype | None = None
+    folder: Path,
+    network: nn.Module,
+    kind: str,
+    dtype: torch.dtype | None = None,
+    wrote: Callable[[int], object] = int,
 ) -> None:
     """Writes a network's config.json and weights as its twin in diffusers or transformers does.
 
     `kind` is the twin's class: "AutoencoderKL", "UNet2DConditionModel", "CLIPTextModel". The folder
-    is made if need be; `dtype` is that of the weights in the file, None as they are. Raises
-    UndustError as `files.atomic` does.
+    is made if need be; `dtype` and `wrote` as `safetensors_file.save`. Raises UndustError as that
+    does.
     """
     config = cast(NetworkConfig, network.config).model_dump(mode="json")
     diffusers = not kind.startswith("CLIP")  # transformers' configurations name their class inside
@@ -137,8 +141,13 @@ def save_component(
     except OSError as error:
         raise UndustError(f"cannot write {folder}: {error.strerror}") from error
     write_json(folder / "config.json", {"_class_name": kind, **config} if diffusers else config)
-    weights = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
-    safetensors_file.save(folder / f"{STEMS[not diffusers]}.safetensors", weights, {"format": "pt"})
+    safetensors_file.save(
+        folder / f"{STEMS[not diffusers]}.safetensors",
+        network.state_dict(),
+        {"format": "pt"},
+        dtype=dtype,
+        wrote=wrote,
+    )
 
 
 def _load_parts(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ ZEROS = "force_zeros_for_empty_prompt"
 VERSION = "0.42.0"  # of diffusers, which some of its pipelines want to be told
 
 
-def read(folder: Path, dtype: torch.dtype) -> Parts:
-    """The parts in a folder. Raises UndustError, naming the file, for what is no whole model."""
+def read(folder: Path, dtype: torch.dtype | None) -> Parts:
+    """The parts in a folder, their weights as `dtype`, or as they are.
+
+    Raises UndustError, naming the file, for what is no whole model.
+    """
     index = read_model_index(folder)
     texts = {name: tokens for name, tokens in TEXTS.items() if name in index or tokens in index}
     for name in ("vae", "unet", *(texts or ("text_encoder",)), *texts.values()):
@@ -70,18 +73,23 @@ def read(folder: Path, dtype: torch.dtype) -> Parts:
     )
 
 
-def write(parts: Parts, folder: Path, dtype: torch.dtype | None = None) -> None:
+def write(
+    parts: Parts,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    wrote: Callable[[int], object] = int,
+) -> None:
     """Writes the folder, replacing a model that is there, or none of it.
 
-    dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
-    the folder alone, if it holds anything but a model.
+    dtype: of the weights in the files; None keeps each as it is; wrote: told of so many more bytes.
+    Raises UndustError, and leaves the folder alone, if it holds anything but a model.
     """
     index = _index(parts)
     with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
-        save_component(building / "vae", parts.autoencoder, "AutoencoderKL", dtype)
-        save_component(building / "unet", parts.unet, "UNet2DConditionModel", dtype)
+        save_component(building / "vae", parts.autoencoder, "AutoencoderKL", dtype, wrote)
+        save_component(building / "unet", parts.unet, "UNet2DConditionModel", dtype, wrote)
         for name, words in zip(parts.text_names, parts.texts, strict=True):
-            save_component(building / name, words.encoder, index[name][1], dtype)
+            save_component(building / name, words.encoder, index[name][1], dtype, wrote)
             tokenizer_files.save(building / TEXTS[name], words.tokenizer)
         for name, process, prediction in (
             ("scheduler", parts.process, parts.prediction),
@@ -105,7 +113,7 @@ def weights_hash(folder: Path) -> str:
     return hashlib.sha256(hashes.encode()).hexdigest()[:10]
 
 
-def _words(encoder: Path, tokenizer: Path, dtype: torch.dtype, *, large: bool) -> Words:
+def _words(encoder: Path, tokenizer: Path, dtype: torch.dtype | None, *, large: bool) -> Words:
     network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype)
     pooled = large and network.text_projection is not None
     return Words(tokenizer_files.load(tokenizer), network, penultimate=large, pooled=pooled)

@@ -18,8 +18,13 @@ N = TypeVar("N", bound=nn.Module)
 K = TypeVar("K", bound=NetworkConfig)
 
 
-def load_network(build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype) -> N:
-    """A network with the weights of its folder, without first filling it with random ones."""
+def load_network(
+    build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype | None
+) -> N:
+    """A network with the weights of its folder, without first filling it with random ones.
+
+    dtype: of the weights, None for what each is in the file; as `safetensors_file.load`.
+    """
     network = blank(build, kind.read(read_json(folder / "config.json")))
     load_into(network, load_component_weights(folder, dtype), folder)
     return network
@@ -31,7 +36,7 @@ def blank(build: Callable[[K], N], config: K) -> N:
         return build(config)
 
 
-def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+def load_autoencoder(folder: Path, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
     """A first stage alone, ready for use. Raises UndustError for a folder that is not one."""
     network = load_network(Autoencoder, AutoencoderConfig, folder, dtype)
     return network.eval().requires_grad_(False)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -49,38 +50,57 @@ class Entry(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds, known without reading a tensor."""
+    """What a file holds, known without reading a tensor.
+
+    starts: the byte of the file at which a tensor begins.
+    """
 
     tensors: dict[str, Entry]
     metadata: dict[str, str]
+    starts: dict[str, int]
 
 
 def save(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    wrote: Callable[[int], object] = int,
 ) -> None:
     """Writes the tensors, of any shape and device; the same content always gives the same bytes.
 
-    Written here and not by the library, which is not crash-safe, orders metadata at random and
-    refuses tensors that share memory. Raises UndustError for a dtype that the format lacks and as
+    dtype: of the floating-point ones in the file, each cast when its turn comes; None as they are.
+    wrote: is told the bytes of every tensor written. Written here and not by the library, which is
+    not crash-safe, orders metadata at random and refuses tensors that share memory. Raises
+    UndustError for a dtype that the format lacks, for a number that `dtype` has no room for, and as
     `files.atomic` does.
     """
+    dtypes = {
+        name: dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        for name, tensor in tensors.items()
+    }
     # Wide elements first, so that every tensor starts at a multiple of its element's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     head: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in NAMES:
+        if dtypes[name] not in NAMES:
             raise UndustError(
-                f"cannot write {path}: {shown(name)} is {tensor.dtype}, not in the format"
+                f"cannot write {path}: {shown(name)} is {dtypes[name]}, not in the format"
             )
-        start, end = end, end + tensor.numel() * tensor.element_size()
+        start, end = end, end + tensors[name].numel() * dtypes[name].itemsize
         head[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": NAMES[dtypes[name]],
+            "shape": list(tensors[name].shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
@@ -88,25 +108,48 @@ def save(
     with atomic(path) as temporary, temporary.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+            tensor = _cast(name, tensors[name].detach().cpu(), dtypes[name])
+            flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+            file.write(flat.numpy().data)
+            wrote(len(flat))
 
 
-def load(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every tensor of the file, on the CPU, floating-point ones as `dtype` if one is given.
+def load(
+    path: Path, dtype: torch.dtype | None = None, names: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of the file, on the CPU, floating-point ones as `dtype` if one is given.
 
-    Raises UndustError, naming the file and what is wrong with it, for anything but a whole file.
+    names: of those that are wanted; None for all. A tensor that keeps its dtype is a memory map of
+    the file: its pages are read when they are used, and can be given up again. Another is read,
+    cast and let go before the next: the peak is the result and one tensor of the file. Raises
+    UndustError, naming the file and what is wrong with it, for anything but a whole file.
     """
-    names = header(path).tensors
+    head = header(path)
+    wanted = list(head.tensors if names is None else names)
+    if absent := [name for name in wanted if name not in head.tensors]:
+        raise UndustError(f"{path} has no {shown(absent[0])}")
+    wanted.sort(key=head.starts.__getitem__)  # so that the disk is read from front to back
+    entries = {name: head.tensors[name] for name in wanted}
+    kept = {
+        name: dtype in (None, entry.dtype) or not entry.dtype.is_floating_point
+        for name, entry in entries.items()
+    }
+    # Through the map the pages of the whole file would pile up beside what they are cast to.
+    buffer = torch.empty(
+        max((entry.size for name, entry in entries.items() if not kept[name]), default=0),
+        dtype=torch.uint8,
+    )
+    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in names}
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, "pt") as mapped, path.open("rb") as file:
+            for name, entry in entries.items():
+                if kept[name]:
+                    tensors[name] = mapped.get_tensor(name)
+                else:
+                    flat = _read(file, head.starts[name], buffer[: entry.size])
+                    tensors[name] = flat.view(entry.dtype).reshape(entry.shape).to(dtype)
+    except (SafetensorError, OSError, EOFError) as error:
         raise UndustError(f"{path} cannot be read: {error}") from error
-    if dtype is not None:
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point():
-                tensors[name] = tensor.to(dtype)
     return tensors
 
 
@@ -132,7 +175,9 @@ def header(path: Path) -> Header:
     metadata = claims.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UndustError(f"{path} has a damaged header: __metadata__ must hold text alone")
-    return Header(_entries(path, claims, size - 8 - length), cast("dict[str, str]", metadata))
+    entries, places = _entries(path, claims, size - 8 - length)
+    starts = {name: 8 + length + place for name, place in places.items()}
+    return Header(entries, cast("dict[str, str]", metadata), starts)
 
 
 def content_hash(path: Path) -> str:
@@ -147,8 +192,30 @@ def content_hash(path: Path) -> str:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _entries(path: Path, claims: dict[str, Any], size: int) -> dict[str, Entry]:
-    """Checks that the tensors fill the `size` bytes after the header exactly."""
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as `dtype`; UndustError where finite numbers would become infinite."""
+    if tensor.dtype == dtype:
+        return tensor
+    cast = tensor.to(dtype)
+    if not cast.isfinite().all() and tensor.isfinite().all():
+        raise UndustError(
+            f"{shown(name)} holds {tensor.abs().max().item():.3g}, for which {dtype} has no room"
+        )
+    return cast
+
+
+def _read(file: BufferedReader, start: int, into: Tensor) -> Tensor:
+    """Fills a flat tensor of bytes with those of the file."""
+    file.seek(start)
+    if file.readinto(into.numpy().data) != len(into):
+        raise EOFError("it became shorter while it was read")
+    return into
+
+
+def _entries(
+    path: Path, claims: dict[str, Any], size: int
+) -> tuple[dict[str, Entry], dict[str, int]]:
+    """The tensors, checked to fill the `size` bytes after the header exactly, and their places."""
     entries: dict[str, Entry] = {}
     places: list[tuple[int, int, str]] = []
     for name, claim in claims.items():
@@ -163,7 +230,7 @@ def _entries(path: Path, claims: dict[str, Any], size: int) -> dict[str, Entry]:
                 entry = Entry(DTYPES[dtype], tuple(shape))
             case _:
                 raise UndustError(f"{path} has a damaged header: {shown(name)} is not described")
-        if end - start != math.prod(entry.shape) * entry.dtype.itemsize:
+        if end - start != entry.size:
             raise UndustError(
                 f"{path} is damaged: {shown(name)} has another size than its shape says"
             )
@@ -181,7 +248,7 @@ def _entries(path: Path, claims: dict[str, Any], size: int) -> dict[str, Entry]:
             f"{path} is {'cut short' if size < reached else 'damaged'}: "
             f"its header describes {reached:,} bytes of tensors, the file has {size:,}"
         )
-    return entries
+    return entries, {name: start for start, _, name in places}
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -194,7 +261,9 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _guess(start: bytes, size: int, length: int) -> str:
     """What a file that does not begin as it should is more likely to be."""
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "it is a pickle (.ckpt, .pt, .bin), which can run code; ask for a safetensors file"
+        return (
+            "it is a pickle (.ckpt, .pt, .bin), which can run code; undust convert reads it safely"
+        )
     if start.startswith(b"version "):
         return "it is a Git LFS pointer; fetch the file itself with 'git lfs pull'"
     if start.lstrip()[:1] == b"<":

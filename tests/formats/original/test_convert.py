@@ -89,11 +89,20 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**content, **changes}))
 
 
+@pytest.fixture(scope="module")
+def both(checkpoint, tmp_path_factory) -> Path:
+    """Stable Diffusion 1 in both layouts, side by side."""
+    folder = tmp_path_factory.mktemp("sd1")
+    safetensors_file.save(folder / "sd1.safetensors", checkpoint("sd1"))
+    with opened(folder / "sd1.safetensors", folder) as found:
+        write(found.model, folder / "sd1", "folder")
+    return folder
+
+
 @pytest.fixture
-def sd1(checkpoint, convert, tmp_path) -> Path:
-    """A folder of Stable Diffusion 1."""
-    safetensors_file.save(tmp_path / "sd1.safetensors", checkpoint("sd1"))
-    convert(tmp_path / "sd1.safetensors", tmp_path / "sd1", "folder")
+def sd1(both, tmp_path) -> Path:
+    """A folder of Stable Diffusion 1, to be changed, beside its file."""
+    shutil.copytree(both, tmp_path, dirs_exist_ok=True)
     return tmp_path / "sd1"
 
 

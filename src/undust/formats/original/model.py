@@ -18,7 +18,7 @@ from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
 
-def load(path: Path, dtype: torch.dtype, *, ema: bool = False) -> Parts:
+def load(path: Path, dtype: torch.dtype | None, *, ema: bool = False) -> Parts:
     """The model in a checkpoint of the original layout; `ema` as `survey`.
 
     What the tensors cannot tell is its variant's. Raises UndustError as `survey`, and for a file

@@ -1,0 +1,122 @@
+"""Models by their names on the Hugging Face hub: what is cached first, and never a pickle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from undust.errors import UndustError
+from undust.formats.files import shown
+from undust.formats.folder import INDEX, STEMS
+from undust.formats.model_folder import KINDS
+
+NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+PARTS = (*KINDS, "scheduler", "low_res_scheduler")  # their folders, all that a model is read from
+
+
+def is_name(name: str) -> bool:
+    """Whether it could be a model on the hub, `org/name`, and is nothing on this disk."""
+    return bool(re.fullmatch(NAME, name)) and not Path(name).exists()
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The folder of the model `org/name`, from the cache or else from the hub.
+
+    revision: a branch, a tag or a commit; None for the main branch. What it meant when the model
+    was first fetched it means from then on: the folder is named by that commit, and the hub is only
+    asked for what is not cached. Of each part one file of weights is fetched, in full precision if
+    there is one. Raises UndustError without the `hub` extra, and for what is not there, has no
+    safetensors or cannot be reached.
+    """
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UndustError(
+            f"{name} is a name on the hub, which needs another package: pip install undust[hub]"
+        ) from error
+    try:
+        return _cached(hub, name, revision) or _fetched(hub, name, revision)
+    except UndustError:
+        raise
+    except errors.GatedRepoError as error:
+        reason = "its owners have to grant access first; then log in with hf auth login"
+        raise _refusal(name, reason) from error
+    except errors.RepositoryNotFoundError as error:
+        raise _refusal(name, "there is no such model on the hub, or it is private") from error
+    except errors.RevisionNotFoundError as error:
+        raise _refusal(name, f"it has no revision {shown(revision)}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _refusal(name, "it is not in the cache, and the hub cannot be reached") from error
+    # What a hub that is out of order, a full disk or a broken connection bring up.
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise _refusal(name, shown(first[0])) from error
+
+
+def wanted(name: str, files: Iterable[str]) -> list[str]:
+    """Of the files of a model's repository those that it is read from.
+
+    Raises UndustError if it is no folder of a model, or has weights that are pickles only.
+    """
+    files = set(files)
+    if INDEX not in files:
+        single = sorted(file for file in files if re.fullmatch(r"[^/]+\.safetensors", file))
+        instead = f"; give the path of {shown(single[0])}, once downloaded" if single else ""
+        raise UndustError(f"{name} is not a model folder (no {INDEX}){instead}")
+    chosen = [INDEX]
+    for part in PARTS:
+        chosen += sorted(file for file in files if re.fullmatch(rf"{part}/[^/]+\.(json|txt)", file))
+        if KINDS.get(part, ("",))[0].startswith(("CLIPText", "UNet", "Autoencoder")):
+            weights = sorted(_weights(part, files))
+            if f"{part}/config.json" in files and not weights:
+                raise UndustError(
+                    f"{name} has no safetensors file of its {part}; nothing is fetched"
+                )
+            chosen += weights
+    return chosen
+
+
+def _weights(part: str, files: set[str]) -> Iterator[str]:
+    """The files that `load_component_weights` would choose."""
+    for variant in ("", ".fp16"):
+        for stem in STEMS:
+            whole = f"{part}/{stem}{variant}.safetensors"
+            if whole in files:
+                yield whole
+                return
+            if f"{part}/{stem}.safetensors.index{variant}.json" in files:
+                shard = re.escape(f"{part}/{stem}{variant}") + r"-\d+-of-\d+\.safetensors"
+                yield from (file for file in files if re.fullmatch(shard, file))
+                return
+
+
+def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
+    """The model, if all of it has been fetched before."""
+    try:
+        listed = hub.get_cached_repo_tree(name, revision=revision)
+        files = wanted(name, (file.path for file in listed))
+        return Path(
+            hub.snapshot_download(
+                name, revision=revision, allow_patterns=files, local_files_only=True
+            )
+        )
+    except (hub.errors.CachedRepoTreeNotFoundError, hub.errors.LocalEntryNotFoundError):
+        return None
+
+
+def _fetched(hub: Any, name: str, revision: str | None) -> Path:
+    """The model from the hub; as far as it is cached, where the hub cannot be reached."""
+    first = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[INDEX]))
+    try:
+        listed = hub.get_cached_repo_tree(name, revision=first.name)
+    except hub.errors.CachedRepoTreeNotFoundError:
+        return first  # another program's cache, and no network: the model's reader judges it
+    files = wanted(name, (file.path for file in listed))
+    return Path(hub.snapshot_download(name, revision=first.name, allow_patterns=files))
+
+
+def _refusal(name: str, reason: str) -> UndustError:
+    return UndustError(f"{name} cannot be fetched: {reason}")

@@ -1,0 +1,248 @@
+"""Models by name: from a hub of our own on this machine, and then from the cache alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import huggingface_hub.constants
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import undust
+from undust.errors import UndustError
+from undust.formats.hub import fetch, is_name, wanted
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+NAME = "dust/tiny"
+
+
+class Hub:
+    """The few addresses of the hub that fetching a model asks; it counts what it gave away."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = {NAME: files}
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(body=False)
+
+            def do_GET(self) -> None:
+                self.answer(body=True)
+
+            def answer(self, *, body: bool) -> None:
+                path = self.path.partition("?")[0]
+                hub.asked.append(path)
+                code, kind, content = hub.find(path)
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(content)))
+                if kind == "file":
+                    self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                    self.send_header("X-Repo-Commit", path.split("/")[4])
+                elif code != 200:
+                    self.send_header("X-Error-Code", kind)
+                else:
+                    self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def find(self, path: str) -> tuple[int, str, bytes]:
+        """Status, what it is (or the error's code), and the content of an address."""
+        match path.strip("/").split("/"):
+            case ["api", "models", org, name, what, revision] if f"{org}/{name}" in self.files:
+                files = self.files[f"{org}/{name}"]
+                if revision not in (*COMMITS, *COMMITS.values()):
+                    return 404, "RevisionNotFound", b""
+                content: object = {"id": name, "sha": COMMITS.get(revision, revision)}
+                if what == "tree":
+                    content = [
+                        {"type": "file", "path": path, "size": len(own), "oid": "0" * 40}
+                        for path, own in files.items()
+                    ]
+                return 200, "json", json.dumps(content).encode()
+            case [org, name, "resolve", _, *rest] if "/".join(rest) in self.files.get(
+                f"{org}/{name}", {}
+            ):
+                return 200, "file", self.files[f"{org}/{name}"]["/".join(rest)]
+            case _:
+                return 404, "RepoNotFound", b""
+
+
+@pytest.fixture
+def hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with the tiny model, and things beside it that nobody needs."""
+    files = {
+        str(path.relative_to(tiny_model)): path.read_bytes()
+        for path in tiny_model.rglob("*")
+        if path.is_file()
+    }
+    unet = files["unet/diffusion_pytorch_model.safetensors"]
+    beside = ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin")
+    files |= dict.fromkeys((*beside, "tiny.safetensors", "safety_checker/model.safetensors"), unet)
+    files |= {"README.md": b"a model", "run.py": b"import os"}
+    hub = Hub(files)
+    settings = {
+        "ENDPOINT": hub.address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+def test_what_is_needed_is_fetched_once(hub: Hub, tiny_model: Path):
+    folder = fetch(NAME)
+    assert folder.name == COMMITS["main"]
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    own = {str(path.relative_to(tiny_model)) for path in tiny_model.rglob("*") if path.is_file()}
+    assert found == own
+    assert undust.load(folder).hash == undust.load(tiny_model).hash
+    hub.asked.clear()
+    assert fetch(NAME) == folder
+    assert hub.asked == []
+
+
+def test_a_name_keeps_its_commit_until_another_is_asked_for(hub: Hub, monkeypatch):
+    folder = fetch(NAME)
+    monkeypatch.setitem(COMMITS, "main", "c" * 40)
+    assert fetch(NAME) == folder
+    assert fetch(NAME, "v1").name == COMMITS["v1"]
+    assert fetch(NAME, "c" * 40).name == "c" * 40
+    assert fetch(NAME, folder.name) == folder
+
+
+def test_without_a_hub_the_cache_is_enough(hub: Hub, monkeypatch):
+    folder = fetch(NAME)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert fetch(NAME) == folder
+    with pytest.raises(UndustError, match="is not in the cache, and the hub cannot be reached"):
+        fetch("dust/other")
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(UndustError, match="is not in the cache, and the hub cannot be reached"):
+        fetch(NAME)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert fetch(NAME) == folder
+    assert (folder / "unet" / "config.json").is_file()
+
+
+def test_the_cache_of_another_program_is_used_where_there_is_no_hub(hub: Hub, monkeypatch):
+    folder = fetch(NAME)
+    for listing in (folder.parents[1] / "trees").iterdir():
+        listing.unlink()
+    huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert fetch(NAME) == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "reason"),
+    [
+        ("dust/none", None, "there is no such model on the hub, or it is private"),
+        (NAME, "v9", "it has no revision v9"),
+    ],
+)
+def test_what_is_not_there_is_said(hub: Hub, name, revision, reason):
+    with pytest.raises(UndustError, match=f"^{name} cannot be fetched: {reason}$"):
+        fetch(name, revision)
+
+
+def test_a_hub_that_is_gone_is_said(hub: Hub, monkeypatch):
+    hub.server.shutdown()
+    hub.server.server_close()
+    with pytest.raises(UndustError, match="not in the cache, and the hub cannot be reached"):
+        fetch(NAME)
+
+
+def test_pickles_are_not_fetched(hub: Hub):
+    files = hub.files[NAME]
+    for name in [name for name in files if name.startswith("unet/") and "safet" in name]:
+        del files[name]
+    with pytest.raises(UndustError, match=f"{NAME} has no safetensors file of its unet"):
+        fetch(NAME)
+    assert not [path for path in hub.asked if path.endswith(".bin")]
+
+
+def test_without_the_package_the_extra_is_named():
+    code = f"""
+import sys
+sys.modules["huggingface_hub"] = None
+from undust.errors import UndustError
+from undust.formats.hub import fetch
+try:
+    fetch("{NAME}")
+except UndustError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("which needs another package: pip install undust[hub]\n")
+
+
+# Which files, which names
+
+
+STEM = "unet/diffusion_pytorch_model"
+FULL, HALF = f"{STEM}.safetensors", f"{STEM}.fp16.safetensors"
+SHARDS = [f"{STEM}-0000{k}-of-00002.safetensors" for k in (1, 2)]
+INDEX, HALF_INDEX = (f"{STEM}.safetensors.index{kind}.json" for kind in ("", ".fp16"))
+HALF_SHARD = f"{STEM}.fp16-00001-of-00001.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("weights", "chosen"),
+    [
+        ([FULL, HALF, "unet/x.non_ema.safetensors"], [FULL]),
+        ([HALF], [HALF]),
+        ([INDEX, *SHARDS, HALF], [INDEX, *SHARDS]),
+        ([HALF_INDEX, HALF_SHARD, *SHARDS], [HALF_INDEX, HALF_SHARD]),
+    ],
+)
+def test_one_file_of_weights_is_chosen(weights: list[str], chosen: list[str]):
+    beside = ["README.md", "vae_1_0/model.safetensors", "unet/model.onnx", "unet/deep/a.json"]
+    kept = ["model_index.json", "unet/config.json", "tokenizer/merges.txt"]
+    assert sorted(wanted(NAME, [*beside, *kept, *weights])) == sorted([*kept, *chosen])
+
+
+def test_a_repository_of_single_files_is_explained():
+    with pytest.raises(UndustError, match=r"no model_index\.json\); give the path of a\.safetens"):
+        wanted(NAME, ["a.safetensors", "a.ckpt"])
+
+
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert is_name("stabilityai/stable-diffusion-2-1")
+    for other in ("emoji", "./a", "../a", "a/b/c", "/a", "a/", "~/a", "a b/c", "C:/a", ".a/b"):
+        assert not is_name(other)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_name("a/b")
+
+
+@given(files=st.lists(st.text("unetvae/modl.sfrijx_c", max_size=40), max_size=8))
+def test_any_list_of_files_is_chosen_from(files: list[str]):
+    try:
+        assert set(wanted(NAME, ["model_index.json", *files])) <= {"model_index.json", *files}
+    except UndustError as error:
+        assert "no safetensors" in str(error)

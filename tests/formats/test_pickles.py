@@ -1,0 +1,216 @@
+"""What a pickle holds is taken out of it, and what it wants to do does not happen."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tarfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from undust.errors import UndustError
+from undust.formats import pickles, safetensors_file
+from undust.formats.pickles import is_pickle, read, unpack
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.float16)}
+FUZZ = settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+
+
+class Command:
+    """What a pickle of it would run."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def saved(content: object, *, old: bool = False) -> bytes:
+    file = BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=not old)
+    return file.getvalue()
+
+
+def squeezed(content: object) -> bytes:
+    """As torch writes it, but compressed."""
+    file = BytesIO()
+    plain = zipfile.ZipFile(BytesIO(saved(content)))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    return file.getvalue()
+
+
+def archive() -> bytes:
+    """The layout of torch before 0.1.10."""
+    file = BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as packed:
+        for name in ("storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(name)
+            member.size = len(pickle.dumps(0, 2))
+            packed.addfile(member, BytesIO(pickle.dumps(0, 2)))
+    return file.getvalue()
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def to(content: bytes, name: str = "a.ckpt") -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return to
+
+
+def same(path: Path, wanted: dict[str, torch.Tensor]) -> bool:
+    found = safetensors_file.load(path)
+    return found.keys() == wanted.keys() and all(
+        found[name].dtype == wanted[name].dtype and torch.equal(found[name], wanted[name])
+        for name in wanted
+    )
+
+
+# The process
+
+
+def test_tensors_are_taken_out(write, tmp_path):
+    shared = torch.arange(12.0)
+    weights = {
+        **WEIGHTS,
+        "whole": shared.reshape(3, 4),
+        "row": shared[4:8],
+        "turned": shared.reshape(3, 4).T,
+        "parameter": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)),
+    }
+    path = write(saved({"state_dict": weights, "epoch": 3, "optimizer": {"lr": 1.0}}))
+    unpack(path, tmp_path / "out")
+    assert same(tmp_path / "out", {name: t.detach() for name, t in weights.items()})
+    left = safetensors_file.header(tmp_path / "out").metadata
+    assert left == {pickles.LEFT_OUT: "epoch, optimizer"}
+
+
+@pytest.mark.parametrize("name", ["evil.ckpt", "evil.bin"])
+def test_a_command_is_not_run(write, tmp_path, name):
+    command = Command(tmp_path / "mark")
+    path = write(saved({"w": WEIGHTS["a"], "x": command}) if "ckpt" in name else b"", name)
+    if name == "evil.bin":
+        path.write_bytes(pickle.dumps(command, 2))
+        pickle.loads(path.read_bytes())  # what it does where it is let
+        (tmp_path / "mark").unlink()
+    with pytest.raises(UndustError, match=r"evil.* it asks for (posix|nt)\.system, which .* not"):
+        unpack(path, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_memory_is_bounded(write, tmp_path):
+    whole = saved({"a": torch.zeros(7)}, old=True)
+    claim = b"\x8a\x06" + (2**40).to_bytes(6, "little")  # of 7 numbers
+    assert whole.count(b"K\x07")
+    path = write(whole.replace(b"K\x07", claim))
+    with pytest.raises(UndustError, match="more memory than a checkpoint of its size needs"):
+        unpack(path, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_reader_that_crashes_is_an_error_like_others(write, tmp_path):
+    # Tuples in each other as a key: computing its hash runs out of the stack.
+    path = write(b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s.")
+    with pytest.raises(UndustError, match=r"ended with SIGSEGV|is damaged"):
+        unpack(path, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_time_is_bounded(write, tmp_path):
+    with pytest.raises(UndustError, match=r"a\.ckpt is not read: reading it took more than 0 s"):
+        unpack(write(saved(WEIGHTS)), tmp_path / "out", seconds=0.05)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    with pytest.raises(UndustError, match="does not exist"):
+        unpack(tmp_path / "a.ckpt", tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(UndustError, match="is not a file"):
+        unpack(tmp_path / "pipe.ckpt", tmp_path / "out")
+
+
+# The reader
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_both_of_torchs_formats_are_read(write, old):
+    found, left = read(write(saved({"state_dict": {"state_dict": WEIGHTS}, "x": 1}, old=old)))
+    assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert (found.keys(), left) == (WEIGHTS.keys(), ["x"])
+
+
+def test_what_the_original_trainings_left_is_passed_over(write, monkeypatch):
+    module = type(os)("pytorch_lightning.callbacks.model_checkpoint")
+    kind = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = kind
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+        monkeypatch.setitem(__import__("sys").modules, name, module)
+    state = kind()
+    state.best = 3
+    path = write(saved({"state_dict": WEIGHTS, "callbacks": {kind: {"best": 1}, "object": state}}))
+    found, left = read(path)
+    assert (found.keys(), left) == (WEIGHTS.keys(), ["callbacks"])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "damaged or no checkpoint"),
+        (b"PK\x03\x04", "damaged or no checkpoint"),
+        (b"<html>", "damaged or no checkpoint"),
+        (saved(WEIGHTS)[:-300], "damaged or no checkpoint"),
+        (squeezed({"a": torch.zeros(2**20)}), "damaged or no checkpoint"),
+        (archive(), r"damaged or no checkpoint \(Cannot use .*legacy \.tar"),
+        (saved([1, 2]), "it holds a list, not tensors with names"),
+        (saved(torch.ones(2)), "it holds a Tensor, not"),
+        (saved({"a": 1, "b": 2}), "it holds no tensors; found a, b"),
+        (saved({}), "it holds no tensors; found nothing"),
+        (saved({"a": torch.eye(3).to_sparse()}), "its a is sparse, quantized or"),
+        (saved({"a": torch.empty(3, device="meta")}), "its a is sparse, quantized or without"),
+        (saved({1: torch.ones(2)}), "it holds no tensors; found 1"),
+        (pickle.dumps({"a": Path()}, 2), r"damaged or no checkpoint|it asks for pathlib"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(write, content, reason):
+    with pytest.raises(UndustError, match=reason) as caught:
+        read(write(content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@FUZZ
+@given(data=st.data())
+def test_any_damage_is_one_line(data, write):
+    whole = bytearray(saved(WEIGHTS, old=data.draw(st.booleans())))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    del whole[data.draw(st.integers(0, len(whole))) :]
+    try:
+        found, _ = read(write(bytes(whole)))
+    except UndustError as error:
+        assert "\n" not in str(error)
+    else:
+        assert found
+
+
+def test_pickles_are_told_by_name_or_beginning(write, tmp_path):
+    assert is_pickle(tmp_path / "absent.ckpt")
+    assert is_pickle(write(saved(WEIGHTS), "a.safetensors"))
+    assert is_pickle(write(saved(WEIGHTS, old=True), "a"))
+    safetensors_file.save(tmp_path / "b", WEIGHTS)
+    assert not is_pickle(tmp_path / "b")
+    assert not is_pickle(tmp_path)
