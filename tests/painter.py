@@ -23,6 +23,7 @@ class ColourPainter:
     size = (8, 8)
     name = hash = "painter"
     precision = "float32"
+    sizes = 0
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (3, height, width)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from undust.errors import UndustError
-from undust.pictures import DATA, from_data, from_image, grey, grid, levels, to_data, to_images
+from undust.pictures import (
+    DATA,
+    from_data,
+    from_image,
+    grey,
+    grid,
+    levels,
+    read_image,
+    resized,
+    to_data,
+    to_images,
+    upright,
+)
 
 
 def test_bytes_survive_the_way_there_and_back():
@@ -64,7 +83,7 @@ def test_a_grid_is_filled_row_by_row():
 
 def test_a_mask_survives_in_a_text(tmp_path: Path):
     Image.new("RGBA", (8, 6), (255, 255, 255, 51)).save(tmp_path / "mask.png")
-    mask = grey(tmp_path / "mask.png")  # on black
+    mask = grey(read_image(tmp_path / "mask.png"))  # on black
     text = to_data(mask, (4, 3))
     assert text.startswith(DATA)
     assert text.isascii()
@@ -88,6 +107,187 @@ def test_a_text_that_is_no_picture(text: str):
 
 def test_a_file_that_is_no_picture(tmp_path: Path):
     (tmp_path / "mask.png").write_text("white")
-    for name in ("mask.png", "none.png"):
-        with pytest.raises(UndustError, match=r"\.png cannot be read as a picture"):
-            grey(tmp_path / name)
+    for name in ("mask.png", "none.png", "", "x" * 300):
+        with pytest.raises(UndustError, match="cannot be read as a picture"):
+            read_image(tmp_path / name)
+    with pytest.raises(UndustError, match="is a damaged picture: embedded null byte"):
+        read_image(tmp_path / "a\0b")
+
+
+RNG = np.random.default_rng(0)
+NOISE = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        (kind, mode)
+        for kind in ("PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP")
+        for mode in ("RGB", "L", "1", "P")
+        if (kind, mode) != ("PPM", "P")
+    ],
+)
+def test_kinds_of_files_that_lose_nothing(tmp_path: Path, kind: str, mode: str):
+    image = NOISE.quantize(8) if mode == "P" or kind == "GIF" else NOISE.convert(mode)
+    image.save(tmp_path / "a", kind, **({"lossless": True} if kind == "WEBP" else {}))
+    read = read_image(tmp_path / "a")
+    assert read.mode == "RGBA"
+    assert read.tobytes() == image.convert("RGB").convert("RGBA").tobytes()
+
+
+def test_kinds_that_lose_a_little(tmp_path: Path):
+    smooth = NOISE.resize((64, 48), Image.Resampling.BICUBIC)
+    for mode in ("RGB", "CMYK", "L"):
+        smooth.convert(mode).save(tmp_path / "a", "JPEG", quality=100)
+        off = np.array(read_image(tmp_path / "a").convert("RGB")).astype(int)
+        off -= np.array(smooth.convert(mode).convert("RGB"))
+        assert np.abs(off).mean() < 3, mode
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "DDS"])
+def test_kinds_that_are_not_read(tmp_path: Path, kind: str):
+    """PostScript among them, which Pillow would give to a program that runs it."""
+    NOISE.save(tmp_path / "a", kind)
+    with pytest.raises(
+        UndustError, match=f"of the kind {kind}; those that are read are PNG|cannot"
+    ):
+        read_image(tmp_path / "a")
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path: Path):
+    """As depth maps have them; Pillow by itself makes white of all but the darkest 256th."""
+    shades = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    for kind in ("PNG", "TIFF"):
+        Image.fromarray(shades).save(tmp_path / "a", kind)
+        assert np.array(grey(read_image(tmp_path / "a"))).tolist() == [[0, 0, 1, 128, 255]]
+    assert np.array(grey(upright(Image.fromarray(shades)))).tolist() == [[0, 0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_the_camera_noted(tmp_path: Path, orientation: int):
+    """EXIF 2.32, 4.6.4: where row 0 and column 0 of the stored picture are seen."""
+    stored = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    seen = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: stored[::-1].T,
+        7: stored[::-1, ::-1].T,
+        8: stored.T[::-1],
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    assert (np.array(grey(read_image(tmp_path / "a.png"))) == seen[orientation]).all()
+    with Image.open(tmp_path / "a.png") as image:  # as it is in memory
+        assert (np.array(grey(upright(image))) == seen[orientation]).all()
+
+
+def test_of_a_picture_that_moves_the_beginning_counts(tmp_path: Path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        frames[0].save(tmp_path / "a", kind, save_all=True, append_images=frames[1:], **lossless)
+        assert read_image(tmp_path / "a").getpixel((2, 2)) == (255, 0, 0, 255)
+
+
+def test_what_is_clear_stays_clear(tmp_path: Path):
+    clear = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    clear.putpixel((1, 0), (0, 255, 0, 51))
+    clear.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").tobytes() == clear.tobytes()
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 8, 7])
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == (9, 8, 7, 0)
+    assert upright(Image.new("LA", (1, 1), (7, 51))).getpixel((0, 0)) == (7, 7, 7, 51)
+
+
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr", "HSV", "CMYK", "RGBX", "L", "1", "P"])
+def test_what_has_no_alpha_is_there_altogether(mode: str):
+    assert upright(Image.new(mode, (1, 1))).getchannel("A").tobytes() == bytes([255])
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "La"])
+def test_what_has_no_colours(mode: str):
+    with pytest.raises(UndustError, match=f"the picture has no colours but mode {mode}"):
+        upright(Image.new(mode, (2, 2)))
+
+
+def test_a_file_that_has_no_colours(tmp_path: Path):
+    Image.new("F", (2, 2)).save(tmp_path / "a.tiff")
+    with pytest.raises(UndustError, match=r"a\.tiff has no colours but mode F; make it RGB"):
+        read_image(tmp_path / "a.tiff")
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of that size by its header, with no pixels in it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    end = chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + end
+
+
+@pytest.mark.parametrize("size", [(4097, 4096), (12_000, 8_000), (2**31 - 1, 2**31 - 1)])
+def test_bombs_are_not_unpacked(tmp_path: Path, size: tuple[int, int]):
+    """Too large for us; so large that Pillow warns, in words of its own; and that it refuses."""
+    (tmp_path / "a.png").write_bytes(png(*size))
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(UndustError, match=r"a\.png is too large.* 4096x4096 pixels at most"),
+    ):
+        warnings.simplefilter("error")
+        read_image(tmp_path / "a.png")
+
+
+def content(kind: str) -> bytes:
+    file = io.BytesIO()
+    NOISE.save(file, kind)
+    return file.getvalue()
+
+
+FILES = {kind: content(kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")}
+
+
+@given(
+    st.sampled_from(list(FILES)),
+    st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=6),
+    st.integers(0, 2**16),
+)
+def test_any_bytes_are_a_picture_or_a_line(
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    changes: list[tuple[int, int]],
+    length: int,
+):
+    damaged = bytearray(FILES[kind])
+    for place, byte in changes:
+        damaged[place % len(damaged)] = byte
+    path = tmp_path_factory.getbasetemp() / "any-picture"
+    path.write_bytes(damaged[: max(1, length % (2 * len(damaged)))])
+    try:
+        assert read_image(path).mode == "RGBA"
+    except UndustError as error:
+        assert "any-picture" in str(error)
+        assert "\n" not in str(error)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.integers(1, 20))
+def test_pictures_are_resized_as_pillow_does_it(width: int, height: int, to: int, high: int):
+    draw = torch.Generator().manual_seed(width * 10 + height)
+    x = torch.randint(0, 256, (2, 3, height, width), generator=draw).float() / 127.5 - 1
+    larger = resized(x, (to, high))
+    assert larger.shape == (2, 3, high, to)
+    for ours, image in zip(to_images(larger), to_images(x), strict=True):
+        assert ours.tobytes() == image.resize((to, high), Image.Resampling.LANCZOS).tobytes()
+
+
+def test_a_picture_of_its_own_size_stays_to_the_byte():
+    x = torch.randint(0, 256, (1, 3, 5, 7), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resized(x.float() / 127.5 - 1, (7, 5)), x.float() / 127.5 - 1)

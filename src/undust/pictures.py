@@ -76,16 +76,18 @@ def read_image(path: Path) -> Image.Image:
                         f"{path} is a picture of the kind {image.format}; "
                         f"those that are read are {', '.join(KINDS)}"
                     )
-                return upright(image)
+                return upright(image, path)
+    except UndustError:
+        raise
     except Image.DecompressionBombError as error:
         raise UndustError(f"{path} is too large; 4096x4096 pixels at most") from error
     except OSError as error:
         raise UndustError(f"{path} cannot be read as a picture: {error}") from error
-    except (ValueError, SyntaxError, EOFError, RuntimeError) as error:
+    except Exception as error:  # IndexError, struct.error, …: each reader trips in its own way
         raise UndustError(f"{path} is a damaged picture: {error}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
     """An image as RGBA of 8 bits, turned as its camera noted; of 16 bits the upper ones are kept.
 
     Raises UndustError for pixels that are no colours but numbers of any size.
@@ -94,7 +96,7 @@ def upright(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would make white of all that is above 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F", "La"):
-        raise UndustError(f"a picture of mode {image.mode} has no colours; make it RGB or grey")
+        raise UndustError(f"{name} has no colours but mode {image.mode}; make it RGB or grey")
     # Through RGB, for in one step from the likes of LAB the alpha would be anything.
     return (image if image.has_transparency_data else image.convert("RGB")).convert("RGBA")
 

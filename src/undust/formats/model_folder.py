@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 
 from undust.conditioning.words import Words
 from undust.diffusion.process import Process
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats import tokenizer_files
-from undust.formats.files import atomic_folder, shown
+from undust.formats.files import atomic_folder
 from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
 from undust.formats.networks import load_autoencoder, load_network
 from undust.formats.parts import Parts
@@ -55,22 +56,29 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
     known = {*KINDS, *SPARE, "scheduler", "low_res_scheduler"}
     if strangers := sorted(index.keys() - known):
         raise UndustError(f"{folder} is not supported: it has a {shown(strangers[0])}")
-    unet = load_network(UNet, UNetConfig, folder / "unet", dtype)
+    with _told_of(folder / "unet"):
+        unet = load_network(UNet, UNetConfig, folder / "unet", dtype)
+    with _told_of(folder / "vae"):
+        autoencoder = load_autoencoder(folder / "vae", dtype)
     large = unet.config.addition_embed_type == "text_time"
     process, prediction = _scheduler(folder / "scheduler")
     small = folder / "low_res_scheduler"
-    return Parts(
-        load_autoencoder(folder / "vae", dtype),
-        unet,
-        tuple(
-            _words(folder / name, folder / tokens, dtype, large=large)
-            for name, tokens in texts.items()
-        ),
-        process,
-        prediction,
-        zeros_for_nothing=large and bool(read_json(folder / INDEX).get(ZEROS, True)),
-        low_resolution=_scheduler(small)[0] if "low_res_scheduler" in index else None,
-    )
+    zeros = read_json(folder / INDEX).get(ZEROS, True)
+    if not isinstance(zeros, bool):
+        raise UndustError(f"{folder / INDEX}: {ZEROS} is {zeros!r:.40}, not true or false")
+    with _told_of(folder):
+        return Parts(
+            autoencoder,
+            unet,
+            tuple(
+                _words(folder / name, folder / tokens, dtype, large=large)
+                for name, tokens in texts.items()
+            ),
+            process,
+            prediction,
+            zeros_for_nothing=large and zeros,
+            low_resolution=_scheduler(small)[0] if "low_res_scheduler" in index else None,
+        )
 
 
 def write(
@@ -103,20 +111,34 @@ def write(
         write_json(building / INDEX, index)
 
 
-def weights_hash(folder: Path) -> str:
+def weights_hash(path: Path) -> str:
     """Ten digits that tell the weights in a folder from all others."""
     hashes = "".join(
-        content_hash(path)
+        content_hash(file)
         for name in (*TEXTS, "unet", "vae")
-        for path in sorted((folder / name).glob("*.safetensors"))
+        for file in sorted((path / name).glob("*.safetensors"))
     )
     return hashlib.sha256(hashes.encode()).hexdigest()[:10]
 
 
 def _words(encoder: Path, tokenizer: Path, dtype: torch.dtype | None, *, large: bool) -> Words:
-    network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype)
+    with _told_of(encoder):
+        network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype)
+    with _told_of(tokenizer):
+        pieces = tokenizer_files.load(tokenizer)
     pooled = large and network.text_projection is not None
-    return Words(tokenizer_files.load(tokenizer), network, penultimate=large, pooled=pooled)
+    return Words(pieces, network, penultimate=large, pooled=pooled)
+
+
+@contextmanager
+def _told_of(place: Path) -> Generator[None]:
+    """Errors within it name the place, also those of networks, which have none."""
+    try:
+        yield
+    except UndustError as error:
+        if str(place) in str(error):
+            raise
+        raise UndustError(f"{place}: {error}") from error
 
 
 def _scheduler(folder: Path) -> tuple[Process, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import Field, ValidationError
 
-from undust.errors import UndustError
-from undust.formats.files import shown
+from undust.errors import UndustError, shown
 from undust.generation.given import Frozen, GivenPicture, GivenWeights
 from undust.generation.guides import reason
 
@@ -59,6 +59,12 @@ class Upscale(Asked):
 
     factor: float = Field(gt=1, le=8)
     strength: float = Field(0.5, gt=0, le=1)
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Of a picture made larger, each side rounded up."""
+        # To six digits first, for 200 × 1.1 is a little more than 220.
+        large, high = (math.ceil(round(side * self.factor, 6)) for side in (width, height))
+        return large, high
 
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
@@ -173,19 +179,19 @@ class Control(Asked, GivenWeights):
     def parsed(cls, text: str) -> dict[str, Any]:
         """Of "canny.safetensors=canny:house.png@0.8:0-0.5"."""
         path, equals, rest = text.partition("=")
+        told = rest.removeprefix(EDGES)
         found = re.fullmatch(
-            rf"(.+?)(?:@({NUMBER}))?(?::({NUMBER})-({NUMBER}))?", rest, flags=re.DOTALL
+            rf"(.+?)(?:@({NUMBER}))?(?::({NUMBER})-({NUMBER}))?", told, flags=re.DOTALL
         )
-        picture = found[1].removeprefix(EDGES) if found else ""
-        if not equals or not path or not found or not picture:
+        if not equals or not path or not found:
             raise UndustError(
                 f"control: '{shown(text)}' is not PATH=PICTURE, PATH=PICTURE@WEIGHT or "
                 "PATH=PICTURE@WEIGHT:START-END"
             )
         return {
             "path": path,
-            "picture": {"path": picture},
-            "edges": picture != found[1],
+            "picture": {"path": found[1]},
+            "edges": told != rest,
             **_given(weight=found[2], start=found[3], end=found[4]),
         }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from PIL import Image
 
 from undust import __version__
-from undust.errors import UndustError
+from undust.errors import UndustError, quoted
 from undust.generation.asked import (
     Control,
     Embedding,
@@ -118,6 +118,9 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
     upscale, refiner, framing = (options.get(name) for name in ("upscale", "refiner", "framing"))
     if isinstance(upscale, int | float):
         upscale = {"factor": upscale}
+    framing = None if framing is None else Framing.read(framing)
+    if framing is not None and not model.sizes:
+        raise UndustError(f"framing: {model.name} is not told of sizes; Stable Diffusion XL is")
     schedule = options.get("schedule")
     fields: dict[str, Any] = {
         **{name: options.get(name) for name in ("negative", "steps", "guidance", "sampler")},
@@ -131,7 +134,7 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
         "extend": sides,
         "upscale": None if upscale is None else Upscale.read(upscale),
         "refiner": None if refiner is None else _refiner(model, Refiner.read(refiner)),
-        "framing": None if framing is None else Framing.read(framing),
+        "framing": framing,
         "loras": [LoRA.read(each).settle() for each in several("loras")],
         "embeddings": [Embedding.read(each).settle() for each in several("embeddings")],
         "controls": [Control.read(each).settle() for each in several("controls")],
@@ -150,8 +153,15 @@ def _size(
     size = options.get("size")
     if size is not None and extend is not None:
         raise UndustError("size: what a picture is extended by says how large it is; leave it out")
-    if size is not None:
-        return (size, size) if isinstance(size, int) else size
+    match size:
+        case None:
+            pass
+        case int(side):
+            return side, side
+        case (int(width), int(height)):
+            return width, height
+        case _:
+            raise UndustError(f"size: {quoted(size)} is neither (width, height) nor one number")
     if begun is None:
         return model.size
     image = begun.image()

@@ -51,8 +51,7 @@ class Canvas:
                 painted,
                 self.unknown.to(painted).expand_as(painted),
             )
-        left, top, right, bottom = self.frame
-        return painted[..., top : painted.shape[-2] - bottom, left : painted.shape[-1] - right]
+        return cut(painted, self.frame)
 
     def unknown_latent(self, size: tuple[int, int]) -> Tensor:
         """[h, w] of a latent: the most that is unknown of any pixel of a place."""
@@ -93,6 +92,12 @@ def canvas(recipe: Recipe, factor: int) -> Canvas | None:
         unknown = torch.zeros(image.height, image.width) if mask is None else levels(mask)
         unknown = F.pad(unknown, added, value=1.0)
     return Canvas(pixels, unknown, (0, 0, fill[0], fill[1]))
+
+
+def cut(painted: Tensor, frame: Sides) -> Tensor:
+    """Pictures [B, 3, H, W] without what stands around the frame."""
+    left, top, right, bottom = frame
+    return painted[..., top : painted.shape[-2] - bottom, left : painted.shape[-1] - right]
 
 
 def size_for(image: Image.Image, extend: Sequence[int] | None, factor: int) -> tuple[int, int]:

@@ -48,25 +48,26 @@ def _finite(
         )
     y = run(autoencoder, x.to(like)).float()
     lost = _lost(y)
-    if lost.any() and torch.finfo(like.dtype).bits < 32:
+    if not lost.any():
+        return y
+    for key, weight in autoencoder.named_parameters():
+        if not weight.isfinite().all():
+            raise UndustError(f"the first stage is damaged: {key} holds NaN or infinity")
+    if torch.finfo(like.dtype).bits < 32:
         precision = str(like.dtype).removeprefix("torch.")
         warnings.warn(
-            f"the first stage leaves the range of {precision}; where it does, "
-            "it is run again in float32",
+            f"the first stage leaves the range of {precision}; "
+            "where it does, it is run again in float32",
             RuntimeWarning,
             stacklevel=3,
         )
         wide = copy.deepcopy(autoencoder).float()
         y[lost] = run(wide, x[lost].to(wide.last_layer))
-        lost = _lost(y)
-    if lost.any():
-        damaged = [key for key, w in autoencoder.named_parameters() if not w.isfinite().all()]
-        reason = (
-            f"{damaged[0]} holds NaN or infinity: the weights are damaged"
-            if damaged
-            else f"the {name} go up to {x.abs().max():.3g}, which may be too much"
+    if _lost(y).any():
+        raise UndustError(
+            "the first stage gives NaN or infinity in float32: "
+            f"the {name} that it was given go up to {x.abs().max():.3g}"
         )
-        raise UndustError(f"the first stage gives NaN or infinity, in float32 too; {reason}")
     return y
 
 

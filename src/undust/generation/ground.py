@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from undust.diffusion.noise import BESIDE, normal
 from undust.diffusion.process import Process
 from undust.errors import UndustError
-from undust.generation.canvas import Canvas, canvas
+from undust.generation.canvas import Canvas, Sides, canvas, cut
 from undust.pictures import from_image
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Ground:
     begin: latents [1 or B, C, h, w] that are begun from; unknown: [h, w], where of them not, 1, for
     a model that does not itself see the mask; beside: [1 or B, C, h, w], what the network sees
     beside the latent; label: its class, such as the noise level of what it sees; canvas: what the
-    finished pictures are put back into.
+    finished pictures are put back into; frame: what is cut off of them.
     """
 
     begin: Tensor | None = None
@@ -35,6 +36,7 @@ class Ground:
     beside: Tensor | None = None
     label: int | None = None
     canvas: Canvas | None = None
+    frame: Sides = (0, 0, 0, 0)
 
     def under(self, start: Tensor, process: Process, sigma: Tensor, *, whole: bool) -> Tensor:
         """Where the pass begins, x [B, C, h, w] at level σ, of unit noise.
@@ -49,13 +51,14 @@ class Ground:
 
     def finished(self, painted: Tensor) -> Tensor:
         """Painted pictures [B, 3, H, W] as they are shown."""
-        return painted if self.canvas is None else self.canvas.finished(painted)
+        return cut(painted if self.canvas is None else self.canvas.finished(painted), self.frame)
 
 
 def prepared(model: Model, batch: Sequence[Recipe], painted: Tensor | None = None) -> Ground:
     """The ground for a batch, whose recipes have the same `settings`.
 
-    painted: pictures [B, 3, H, W] in [-1, 1] of a pass before, to paint over.
+    painted: pictures [B, 3, H, W] in [-1, 1] of a pass before, to paint over, at most as large as
+    the recipe says; they are filled up with their own edge, and shown without that.
     Raises UndustError for a recipe that lacks, or has, a picture that the model needs, or cannot
     use.
     """
@@ -65,7 +68,9 @@ def prepared(model: Model, batch: Sequence[Recipe], painted: Tensor | None = Non
     if recipe.noise_level is not None:
         raise UndustError(f"noise level: {recipe.model} is no model that makes pictures larger")
     if painted is not None:
-        return Ground(begin=model.encode(painted), beside=_beside(model, None, recipe))
+        frame = 0, 0, recipe.width - painted.shape[-1], recipe.height - painted.shape[-2]
+        begin = model.encode(F.pad(painted, (0, frame[2], 0, frame[3]), "replicate"))
+        return Ground(begin, beside=_beside(model, None, recipe), frame=frame)
     over = canvas(recipe, model.factor)
     beside = _beside(model, over, recipe)
     if over is None:

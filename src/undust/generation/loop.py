@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -99,6 +100,11 @@ class Model(Protocol):
         ...
 
     @property
+    def sizes(self) -> int:
+        """How many numbers about the picture's size the network is told."""
+        ...
+
+    @property
     def precision(self) -> str:
         """What its weights are kept in, such as "float32"."""
         ...
@@ -154,14 +160,9 @@ def batches(
     """Recipes that can be painted together, in order, each told its batch and place.
 
     Their prompts come to as many tokens, so that none of them depends on the others' length.
+    Raises UndustError for files that are not what they were, or not for this model.
     """
-
-    def alike(recipe: Recipe) -> tuple[object, ...]:
-        prompts = (recipe.prompt, recipe.negative, recipe.toward and recipe.toward.prompt)
-        return *recipe.settings, *map(model.length, prompts)
-
-    for _, group in groupby(recipes, key=alike):
-        waiting = list(group)
+    for waiting in _alike(model, recipes):
         pixels = math.prod(waiting[0].final)
         size = 1 if exact else max(1, min(TOGETHER // pixels, 64))
         for start in range(0, len(waiting), size):
@@ -170,6 +171,20 @@ def batches(
                 recipe.model_copy(update={"batch": len(part), "place": place})
                 for place, recipe in enumerate(part)
             ]
+
+
+def _alike(model: Model, recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
+    """Recipes that follow one another with the same settings and lengths of their prompts."""
+    for _, group in groupby(recipes, key=lambda recipe: recipe.settings):
+        waiting = list(group)
+        worn = model.wearing(waiting[0])  # a learnt word may come to many tokens
+        for _, same in groupby(waiting, key=partial(_lengths, worn)):
+            yield list(same)
+
+
+def _lengths(model: Model, recipe: Recipe) -> list[int]:
+    prompts = (recipe.prompt, recipe.negative, recipe.toward and recipe.toward.prompt)
+    return [model.length(prompt) for prompt in prompts]
 
 
 def rerun_batch(recipe: Recipe) -> list[Recipe]:
@@ -202,8 +217,10 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
         yield step
     if first.upscale is None or step is None:
         return
-    larger = enlarged(batch, model)
-    painted = resized(step.decode(step.x0), (larger[0].width, larger[0].height))
+    painted = step.decode(step.x0)
+    size = first.upscale.size(painted.shape[-1], painted.shape[-2])
+    larger = enlarged(batch, model, size)
+    painted = resized(painted, size)
     drawn = _noise(larger, model.latent_shape(larger[0].width, larger[0].height))
     ground = prepared(model, larger, painted)
     for again in _walk(model, larger, drawn.start(1), drawn, ground):
@@ -243,12 +260,12 @@ def finish(batch: Sequence[Recipe], last: Step) -> list[Picture]:
     ]
 
 
-def enlarged(batch: Sequence[Recipe], model: Model) -> list[Recipe]:
-    """The recipes of the second pass, of sides that the model can paint."""
+def enlarged(batch: Sequence[Recipe], model: Model, size: tuple[int, int]) -> list[Recipe]:
+    """The recipes of the second pass over pictures of that size, of sides that can be painted."""
     upscale = batch[0].upscale
     if upscale is None:
         return list(batch)
-    width, height = (-(-side // model.factor) * model.factor for side in batch[0].final)
+    width, height = (-(-side // model.factor) * model.factor for side in size)
     init = GivenPicture(path="")
     guides = tuple(guide.settle(model, (width, height)) for guide in batch[0].guides)
     return [

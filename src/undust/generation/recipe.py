@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Self, cast
 
@@ -150,10 +149,8 @@ class Recipe(Frozen):
     @property
     def final(self) -> tuple[int, int]:
         """Width and height at the end of the last pass, as asked for."""
-        factor = self.upscale.factor if self.upscale else 1.0
-        # Rounded, for 200 × 1.1 is a little more than 220.
-        width, height = (round(side * factor, 6) for side in (self.width, self.height))
-        return math.ceil(width), math.ceil(height)
+        size = self.width, self.height
+        return self.upscale.size(*size) if self.upscale else size
 
     @property
     def taken(self) -> int:

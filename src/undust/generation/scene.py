@@ -23,7 +23,7 @@ from undust.diffusion.guidance import (
     Run,
 )
 from undust.errors import UndustError
-from undust.generation.ground import Ground
+from undust.generation.ground import Ground, prepared
 from undust.networks.attention import Perturbation
 from undust.pictures import from_image
 
@@ -165,7 +165,7 @@ def guided(
     model: Model, batch: Sequence[Recipe], sigmas: Tensor, ground: Ground | None = None
 ) -> Run:
     """The denoiser of a batch, whose recipes have the same `settings`, for one run."""
-    ground = ground or Ground()
+    ground = prepared(model, batch) if ground is None else ground
     denoise = Scene(model, batch, sigmas, ground).denoiser()
     refiner = batch[0].refiner
     if refiner is not None:

@@ -17,7 +17,7 @@ from pydantic import (
 
 from undust.diffusion.guidance import Scale
 from undust.diffusion.registry import Registry
-from undust.errors import UndustError, unknown
+from undust.errors import UndustError, quoted, shown, unknown
 
 if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
@@ -116,7 +116,7 @@ def read_guide(given: object) -> Guide:
         fields = dict(cast("Mapping[str, Any]", given))
         name = str(fields.pop("name", ""))
     else:
-        raise UndustError(f"guides: {given!r} is none; NAME or NAME:key=value,… is one")
+        raise UndustError(f"guides: {quoted(given)} is none; NAME or NAME:key=value,… is one")
     kind = GUIDANCES[name.strip()]
     for key in fields.keys() - kind.model_fields.keys():
         raise unknown(f"setting of guide {kind.name}", str(key), kind.model_fields)
@@ -139,8 +139,8 @@ def checked(guides: Sequence[Guide], sampler: str) -> None:
 def reason(error: ValidationError) -> str:
     """The first thing that a validation found wrong, in one line."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = shown(".".join(str(part) for part in first["loc"]) or "the name of a field")
     if first["type"] == "missing":
         return f"{name} is missing"
     message = first["msg"].removeprefix("Input should be ")
-    return f"{name}: has to be {message}, not {first['input']!r}"
+    return f"{name}: has to be {message}, not {quoted(first['input'])}"

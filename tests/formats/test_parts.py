@@ -1,0 +1,84 @@
+"""Which parts go together as one model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from undust.errors import UndustError
+from undust.formats.original.variants import VARIANTS
+from undust.formats.parts import Parts
+from undust.model import LatentDiffusion
+from variants import build
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, LatentDiffusion]:
+    return {name: build(name) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner", "x4-upscaler")}
+
+
+def parts(model: LatentDiffusion, **others: object) -> Parts:
+    names = ("autoencoder", "unet", "texts", "process", "prediction", "low_resolution")
+    return Parts(**{**{name: getattr(model, name) for name in names}, **others})  # pyright: ignore
+
+
+def test_what_the_parts_of_each_variant_come_to():
+    for name, known in VARIANTS.items():
+        model = build(name)
+        assert model.beside == known.channels - 4
+        assert model.factor == 4
+        assert model.sizes == {"sdxl": 6, "sdxl-inpainting": 6, "sdxl-refiner": 5}.get(name, 0)
+        assert model.text_names == tuple(text.part for text in known.texts)
+        assert list(model.networks) == ["vae", "unet", *model.text_names]
+
+
+@pytest.mark.parametrize(
+    ("unet", "texts", "said"),
+    [
+        ("sd1", "sd2", "hidden_size is 64 and the U-Net's cross_attention_dim is 32"),
+        ("sd2", "sd1", "hidden_size is 32 and the U-Net's cross_attention_dim is 64"),
+        ("sdxl", "sd1", "hidden_size is 32 and the U-Net's cross_attention_dim is 96"),
+        ("sd1", "sdxl", r"hidden_size is 32 \+ 64 and the U-Net's cross_attention_dim is 32"),
+    ],
+)
+def test_text_encoders_of_other_models(
+    built: dict[str, LatentDiffusion], unet: str, texts: str, said: str
+):
+    with pytest.raises(UndustError, match=f"the parts do not fit: the text encoder's {said}"):
+        parts(built[unet], texts=built[texts].texts)
+
+
+def test_first_stages_of_other_models(built: dict[str, LatentDiffusion]):
+    from undust.networks.autoencoder import Autoencoder
+
+    config = built["sd1"].autoencoder.config.model_copy(update={"latent_channels": 16})
+    with pytest.raises(UndustError, match="a U-Net of 4 channels in and 4 out, for latents of 16"):
+        parts(built["sd1"], autoencoder=Autoencoder(config))
+
+
+def test_an_upscaler_needs_its_dust_and_no_other_has_it(built: dict[str, LatentDiffusion]):
+    with pytest.raises(UndustError, match="a U-Net of 7 channels in and 4 out"):
+        parts(built["x4-upscaler"], low_resolution=None)
+    with pytest.raises(UndustError, match="a U-Net of 4 channels in and 4 out"):
+        parts(built["sd1"], low_resolution=built["sd1"].process)
+
+
+def test_a_width_for_each_level(built: dict[str, LatentDiffusion]):
+    """As some configurations have it; it has to be the same for all that is known."""
+    from undust.networks.unet import UNet
+
+    model = built["sd1"]
+    both = model.unet.config.model_copy(update={"cross_attention_dim": (32, 32)})
+    assert parts(model, unet=UNet(both)).beside == 0
+    uneven = model.unet.config.model_copy(update={"cross_attention_dim": (32, 64)})
+    with pytest.raises(UndustError, match="the parts do not fit"):
+        parts(model, unet=UNet(uneven))
+
+
+def test_only_the_second_encoder_of_xl_can_stand_alone(built: dict[str, LatentDiffusion]):
+    refiner = built["sdxl-refiner"]
+    assert refiner.text_names == ("text_encoder_2",)
+    (words,) = refiner.texts
+    plain = parts(refiner, texts=(replace(words, penultimate=False),))
+    assert plain.text_names == ("text_encoder",)
