@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,8 +13,10 @@ from torch.nn import functional as F
 from undust.networks.attention import PixelAttention
 from undust.networks.config import AutoencoderConfig
 from undust.networks.layers import Downsample, ResnetBlock, Upsample
+from undust.networks.streaming import activated, convolved, held, kept, streamed
 
 EPS = 1e-6
+LARGE = 1024 * 1024  # pixels of a picture up to which it is computed in one piece
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,23 @@ class Mid(nn.Module):
         attentions = [PixelAttention(channels, groups=groups, eps=EPS)] if attention else []
         self.attentions = nn.Sequential(*attentions)
 
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Its layers in the order in which they are run."""
+        before, after = self.resnets
+        return iter((before, *self.attentions, after))
+
     def forward(self, x: Tensor) -> Tensor:
         """[B,C,H,W] → [B,C,H,W]."""
-        before, after = self.resnets
-        return after(self.attentions(before(x)))
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+def _layers(levels: nn.Sequential) -> Iterator[nn.Module]:
+    """The blocks and steps of levels, in order."""
+    for level in levels.children():
+        for part in level.children():
+            yield from part.children()
 
 
 class Encoder(nn.Module):
@@ -100,6 +116,13 @@ class Encoder(nn.Module):
         x = self.mid_block(self.down_blocks(self.conv_in(x)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
+    def streamed(self, x: Tensor) -> Tensor:
+        """As `forward`, up to rounding, for one picture [1,3,H,W] and in less memory."""
+        y = convolved(self.conv_in, held(x.contiguous(memory_format=torch.channels_last)))
+        for layer in (*_layers(self.down_blocks), *self.mid_block):
+            y = streamed(layer, y)
+        return kept(convolved(self.conv_out, activated(self.conv_norm_out, y)))
+
 
 class Decoder(nn.Module):
     """Latents to pictures."""
@@ -122,6 +145,19 @@ class Decoder(nn.Module):
         """[B,latent,h,w] → [B,3,f·h,f·w]."""
         x = self.up_blocks(self.mid_block(self.conv_in(z)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def streamed(self, z: Tensor) -> Tensor:
+        """As `forward`, up to rounding, for one latent [1,latent,h,w] and in less memory."""
+        layers = [*self.mid_block, *_layers(self.up_blocks)]
+        upsamples = [layer for layer in layers if isinstance(layer, Upsample)]
+        y = convolved(self.conv_in, held(z.contiguous(memory_format=torch.channels_last)))
+        for layer in layers:
+            y = streamed(layer, y)
+            # What the last level begins with is the largest of all, twice what it keeps itself. Not
+            # that is kept but what it was made from; it is computed each time that it is looked at.
+            if layer in upsamples[:-1]:
+                y = held(kept(y))
+        return kept(convolved(self.conv_out, activated(self.conv_norm_out, y)))
 
 
 class Autoencoder(nn.Module):
@@ -153,11 +189,27 @@ class Autoencoder(nn.Module):
         return self.decoder.conv_out.weight
 
     def encode(self, x: Tensor) -> Posterior:
-        """Pictures [B,3,H,W] in [-1,1] → the posterior over latents [B,C,H/f,W/f]."""
-        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        """Pictures [B,3,H,W] in [-1,1] → the posterior over latents [B,C,H/f,W/f].
+
+        Pictures of more than `LARGE` pixels go through one by one and strip by strip, which is
+        exact up to rounding and takes a third of the memory, unless gradients are asked for.
+        """
+        moments = self._run(self.encoder, x, x.shape[2] * x.shape[3])
+        mean, logvar = self.quant_conv(moments).chunk(2, dim=1)
         # Beyond these bounds the exponential leaves float16, or the variance is nought.
         return Posterior(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1]."""
-        return self.decoder(self.post_quant_conv(z))
+        """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1].
+
+        Large pictures are streamed as `encode` does it.
+        """
+        return self._run(
+            self.decoder, self.post_quant_conv(z), z.shape[2] * z.shape[3] * self.factor**2
+        )
+
+    def _run(self, half: Encoder | Decoder, x: Tensor, pixels: int) -> Tensor:
+        asked = torch.is_grad_enabled() and (x.requires_grad or self.last_layer.requires_grad)
+        if pixels <= LARGE or asked:
+            return half(x)
+        return torch.cat([half.streamed(one) for one in x.split(1)]).contiguous()

@@ -6,14 +6,12 @@ No torch here: a recipe or a model folder can be read and refused before anythin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -21,9 +19,14 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from undust.errors import UndustError
+from undust.errors import UndustError, quoted, shown
 
-PerLevel = PositiveInt | tuple[PositiveInt, ...]
+LARGEST = 2**20  # of any length: what a damaged file claims is not built
+FIRST = 4  # faults of a configuration are named
+Length = Annotated[int, Field(gt=0, le=LARGEST)]
+LengthOr0 = Annotated[int, Field(ge=0, le=LARGEST)]
+Token = Annotated[int, Field(ge=-1, le=LARGEST)]
+PerLevel = Length | tuple[Length, ...]
 PerLevelField = Literal[
     "layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim"
 ]
@@ -36,7 +39,7 @@ class NetworkConfig(BaseModel):
     a model that needs one of them is then turned away instead of being computed wrongly.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     housekeeping: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
@@ -62,7 +65,9 @@ class NetworkConfig(BaseModel):
             for details in error.errors():
                 # One complaint a field: a union complains for each of its members.
                 faults.setdefault(str(details["loc"][:1]), _fault(details))
-            summary = "; ".join(filter(None, faults.values()))
+            told = list(filter(None, faults.values()))
+            more = f" and {len(told) - FIRST} more" if len(told) > FIRST else ""
+            summary = "; ".join(told[:FIRST]) + more
             raise UndustError(f"unsupported {cls.__name__}: {summary}") from None
 
 
@@ -70,17 +75,18 @@ def _fault(details: ErrorDetails) -> str:
     if details["type"] == "default_factory_not_called":
         return ""  # only ever the consequence of another fault
     message = details["msg"].removeprefix("Value error, ")
-    if not details["loc"]:
+    if details["type"] == "value_error":
         return message
-    return f"{details['loc'][0]} = {details['input']!r}: {message}"
+    field = shown(details["loc"][0]) if details["loc"] else "the name of a field"
+    return f"{field} = {quoted(details['input'])}: {message}"
 
 
 class AutoencoderConfig(NetworkConfig):
     """The fields of diffusers' AutoencoderKL, and its defaults."""
 
-    in_channels: PositiveInt = 3
-    out_channels: PositiveInt = 3
-    block_out_channels: tuple[PositiveInt, ...] = Field((64,), min_length=1)
+    in_channels: Length = 3
+    out_channels: Length = 3
+    block_out_channels: tuple[Length, ...] = Field((64,), min_length=1)
     # There is one kind of level; a configuration may leave out saying so for each.
     down_block_types: tuple[Literal["DownEncoderBlock2D"], ...] = Field(
         default_factory=lambda data: ("DownEncoderBlock2D",) * len(data["block_out_channels"])
@@ -88,10 +94,10 @@ class AutoencoderConfig(NetworkConfig):
     up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = Field(
         default_factory=lambda data: ("UpDecoderBlock2D",) * len(data["block_out_channels"])
     )
-    layers_per_block: PositiveInt = 1
+    layers_per_block: Length = 1
     act_fn: Literal["silu"] = "silu"
-    latent_channels: PositiveInt = 4
-    norm_num_groups: PositiveInt = 32
+    latent_channels: Length = 4
+    norm_num_groups: Length = 32
     sample_size: int = 32
     scaling_factor: float = Field(0.18215, gt=0)
     shift_factor: float | None = None
@@ -122,10 +128,10 @@ class UNetConfig(NetworkConfig):
     """
 
     sample_size: int | tuple[int, int] | None = None
-    in_channels: PositiveInt = 4
-    out_channels: PositiveInt = 4
+    in_channels: Length = 4
+    out_channels: Length = 4
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
+    freq_shift: Literal[0, 1] = 0
     down_block_types: tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...] = (
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
@@ -139,9 +145,9 @@ class UNetConfig(NetworkConfig):
         "CrossAttnUpBlock2D",
         "CrossAttnUpBlock2D",
     )
-    block_out_channels: tuple[PositiveInt, ...] = Field((320, 640, 1280, 1280), min_length=1)
+    block_out_channels: tuple[Length, ...] = Field((320, 640, 1280, 1280), min_length=1)
     layers_per_block: PerLevel = 2
-    norm_num_groups: PositiveInt = 32
+    norm_num_groups: Length = 32
     norm_eps: float = 1e-5
     cross_attention_dim: PerLevel = 1280
     transformer_layers_per_block: PerLevel = 1
@@ -151,11 +157,11 @@ class UNetConfig(NetworkConfig):
     # What is added to the time embedding: all words as one vector (Imagen), or a vector of the text
     # and sinusoids of sizes (SDXL), of `addition_time_embed_dim` channels for each number.
     addition_embed_type: Literal["text", "text_time"] | None = None
-    addition_embed_type_num_heads: PositiveInt = 64
-    addition_time_embed_dim: PositiveInt | None = None
-    projection_class_embeddings_input_dim: PositiveInt | None = None
+    addition_embed_type_num_heads: Length = 64
+    addition_time_embed_dim: Length | None = None
+    projection_class_embeddings_input_dim: Length | None = None
     # A table of vectors that are added to it: one for each class.
-    num_class_embeds: PositiveInt | None = None
+    num_class_embeds: Length | None = None
     # Levels whose transformers see the text alone, in the place of their own pixels too.
     only_cross_attention: Literal[False] | tuple[bool, ...] = False
     # The fused attention already sums in float32, which is all that this one asks for.
@@ -251,12 +257,12 @@ class TextEncoderConfig(NetworkConfig):
         "CLIPTextModel",
     )
     model_type: Literal["clip_text_model"] = "clip_text_model"
-    vocab_size: PositiveInt = 49408
-    hidden_size: PositiveInt = 512
-    intermediate_size: PositiveInt = 2048
-    num_hidden_layers: PositiveInt = 12
-    num_attention_heads: PositiveInt = 8
-    max_position_embeddings: PositiveInt = 77
+    vocab_size: Length = 49408
+    hidden_size: Length = 512
+    intermediate_size: Length = 2048
+    num_hidden_layers: Length = 12
+    num_attention_heads: Length = 8
+    max_position_embeddings: Length = 77
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -264,10 +270,10 @@ class TextEncoderConfig(NetworkConfig):
     attention_dropout: float = Field(0.0, ge=0, le=0)
     dropout: float = Field(0.0, ge=0, le=0)
     # The width of CLIP's shared space, in which pictures and texts are compared.
-    projection_dim: int | None = 512
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 49406
-    eos_token_id: int | tuple[int, ...] | None = 49407
+    projection_dim: LengthOr0 | None = 512
+    pad_token_id: Token | None = 1
+    bos_token_id: Token | None = 49406
+    eos_token_id: Token | tuple[Token, ...] | None = 49407
 
     @model_validator(mode="after")
     def _check(self) -> TextEncoderConfig:
@@ -310,9 +316,9 @@ class ControlNetConfig(UNetConfig):
         )
     )
     # 0 leaves nothing between a transformer's projections, as in SDXL's smaller ControlNets.
-    transformer_layers_per_block: NonNegativeInt | tuple[NonNegativeInt, ...] = 1
+    transformer_layers_per_block: LengthOr0 | tuple[LengthOr0, ...] = 1
     conditioning_channels: Literal[3] = 3
-    conditioning_embedding_out_channels: tuple[PositiveInt, ...] = Field(
+    conditioning_embedding_out_channels: tuple[Length, ...] = Field(
         (16, 32, 96, 256), min_length=1
     )
     controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
