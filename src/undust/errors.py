@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 1000  # characters of a message
+NAME = 120  # characters of a name in it
+
 
 class UndustError(Exception):
-    """Something the user can put right; the message is one line and needs no traceback."""
+    """Something the user can put right; the message is one line and needs no traceback.
+
+    Paths and names in it may be anybody's: what cannot be printed is escaped, and what is too long
+    is cut.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_cut(_escaped(message), LONGEST))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UndustError:
@@ -15,4 +26,30 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UndustError:
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     guess = f" did you mean '{near[0]}'?" if near else ""
-    return UndustError(f"unknown {kind} '{name}';{guess} known: {', '.join(names)}")
+    return UndustError(f"unknown {kind} '{shown(name)}';{guess} known: {', '.join(names)}")
+
+
+def shown(name: object) -> str:
+    """A name found in a file, fit for an error's one line: short, what is unprintable escaped."""
+    text = str(name)
+    return _cut(text if text.isprintable() else repr(text), NAME)
+
+
+def quoted(value: object) -> str:
+    """A value, as Python writes it, but of what is long or deep only some: fit for an error."""
+    return _QUOTING.repr(value)
+
+
+_QUOTING = reprlib.Repr()
+_QUOTING.maxlevel, _QUOTING.maxstring, _QUOTING.maxlong, _QUOTING.maxother = 3, 60, 40, 60
+
+
+def _escaped(text: str) -> str:
+    """The text, what cannot be printed as Python would write it."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -26,7 +27,7 @@ from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
 from undust.formats.parts import Parts
 from undust.formats.safetensors_file import content_hash
-from undust.generation import loop
+from undust.generation import first_stage, loop
 from undust.generation.asked import Framing
 from undust.generation.asking import Options, recipes
 from undust.generation.given import GivenWeights
@@ -179,12 +180,12 @@ class LatentDiffusion(Parts):
         """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
         config = self.autoencoder.config
         unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        return self.autoencoder.decode(unscaled.to(self._like)).float()
+        return first_stage.decode(self.autoencoder, unscaled).to(latents.device)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
         config = self.autoencoder.config
-        mean = self.autoencoder.encode(pictures.to(self._like)).mean.float()
+        mean = first_stage.encode(self.autoencoder, pictures).to(pictures.device)
         return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
 
     def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
@@ -339,11 +340,15 @@ def load(
                 f"{folder} is a pickle, which can run code; make a model of it that cannot: "
                 f"undust convert {shlex.quote(str(folder))} {shlex.quote(folder.stem)} --to folder"
             )
-        parts, name = load_single_file(folder, dtype), folder.stem
-        found = content_hash(folder)[:10]
+        name, read, hashed = folder.stem, load_single_file, content_hash
     else:
-        parts, name = model_folder.read(folder, dtype), folder.resolve().name
-        found = model_folder.weights_hash(folder)
+        name, read, hashed = folder.resolve().name, model_folder.read, model_folder.weights_hash
+    with ThreadPoolExecutor(
+        1
+    ) as beside:  # the hash of some gigabytes takes as long as reading them
+        digits = beside.submit(hashed, folder)
+        parts = read(folder, dtype)
+        found = digits.result()[:10]
     for network in (parts.autoencoder, parts.unet, *(words.encoder for words in parts.texts)):
         network.eval().requires_grad_(False).to(place)
     return LatentDiffusion(**vars(parts), name=name, hash=found, live=live)

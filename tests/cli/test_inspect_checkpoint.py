@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from undust.formats import safetensors_file
+from undust.formats import controlnet, safetensors_file
 from undust.formats.original.checkpoint import original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.controlnet import from_unet
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
@@ -81,3 +82,41 @@ def test_painting_with_what_cannot_be_is_one_line(undust: Run, here: Path):
     assert done.code == 2
     assert "Git LFS pointer" in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_what_goes_into_a_model_is_told(undust: Run, here: Path):
+    down = torch.zeros(4, 768)
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    safetensors_file.save(
+        here / "lora.safetensors",
+        {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": torch.zeros(320, 4),
+            f"{name}.dora_scale": torch.ones(1, 768),
+        },
+    )
+    facts = json.loads(undust("inspect", "lora.safetensors", "--json").out)
+    told = {key: facts[key] for key in ("kind", "for", "modules", "ranks")}
+    assert told == {
+        "kind": "DoRA (LoRA)",
+        "for": "Stable Diffusion 1",
+        "modules": 1,
+        "ranks": "4 (of 1)",
+    }
+    safetensors_file.save(here / "word.safetensors", {"emb_params": torch.ones(3, 768)})
+    facts = json.loads(undust("inspect", "word.safetensors", "--json").out)
+    assert (facts["kind"], facts["vectors"]) == ("textual inversion", "3x768")
+    config = UNetConfig.read(
+        {
+            "block_out_channels": (32, 64),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 768,
+        }
+    )
+    safetensors_file.save(
+        here / "control.safetensors", controlnet.original(from_unet(UNet(config)))
+    )
+    facts = json.loads(undust("inspect", "control.safetensors", "--json").out)
+    told = {key: facts[key] for key in ("kind", "text width", "channels")}
+    assert told == {"kind": "ControlNet", "text width": 768, "channels": "32-64"}

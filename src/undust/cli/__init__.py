@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -84,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.remove("--debug")
     try:
         command = typer.main.get_command(app)
-        with command.make_context("undust", arguments or ["--help"]) as context:
-            command.invoke(context)
+        with warnings.catch_warnings():
+            warnings.showwarning = _noted
+            with command.make_context("undust", arguments or ["--help"]) as context:
+                command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as end:
         return end.exit_code
@@ -103,6 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         show.note(_explained(error) if known else f"{_explained(error)}; --debug shows where")
         return WRONG if known else BUG
     return 0
+
+
+def _noted(message: Warning | str, *_: object) -> None:
+    """A warning as a line, not as a place in the code."""
+    show.note(str(message))
 
 
 def _explained(error: Exception) -> str:

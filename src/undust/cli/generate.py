@@ -25,7 +25,7 @@ from undust.cli.options import (
 )
 from undust.cli.output import Output
 from undust.cli.painting import paint
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -267,7 +267,6 @@ def rerun(
     """Make a picture again from the recipe in it."""
     import torch
 
-    from undust.formats.files import shown
     from undust.formats.recipe_png import read_recipe
 
     fields = read_recipe(picture)

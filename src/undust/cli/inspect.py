@@ -89,18 +89,17 @@ def _folder(path: Path) -> Facts:
 
 
 def _picture(path: Path) -> Facts:
-    from PIL import Image
-
     from undust.formats.recipe_png import read_recipe
+    from undust.pictures import read_image
 
     recipe = read_recipe(path)
-    with Image.open(path) as image:
-        return {
-            "path": str(path),
-            "kind": "picture",
-            "pixels": f"{image.width}x{image.height}",
-            "recipe": {name: recipe[name] for name in FIRST if name in recipe} | recipe,
-        }
+    image = read_image(path)
+    return {
+        "path": str(path),
+        "kind": "picture",
+        "pixels": f"{image.width}x{image.height}",
+        "recipe": {name: recipe[name] for name in FIRST if name in recipe} | recipe,
+    }
 
 
 def _weights(path: Path) -> Facts:
@@ -111,12 +110,44 @@ def _weights(path: Path) -> Facts:
     try:
         facts |= _single_file(survey(path))
     except UndustError as error:
-        facts["not a whole model"] = str(error).removeprefix(f"{path}: ")
+        other = _adapter(path)
+        facts |= other or {"not a whole model": str(error).removeprefix(f"{path}: ")}
     return {
         **facts,
         **_numbers([path]),
         "sha256": content_hash(path),
         "metadata": header(path).metadata,
+    }
+
+
+def _adapter(path: Path) -> Facts:
+    """What goes into a model, if a file is that: a LoRA, a ControlNet, a learnt word."""
+    from undust.formats import controlnet, textual_inversion
+    from undust.formats.lora.outline import outline
+
+    if lora := outline(path):
+        ranks = ", ".join(f"{rank} (of {count})" for rank, count in lora.ranks.items())
+        return {
+            "kind": lora.kind,
+            "for": lora.model.removeprefix("a LoRA for ") or None,
+            "modules": lora.modules,
+            "ranks": ranks or None,
+        }
+    try:
+        vectors = textual_inversion.load(path)
+    except UndustError:
+        pass
+    else:
+        shapes = {name or "vectors": "x".join(map(str, t.shape)) for name, t in vectors.items()}
+        return {"kind": "textual inversion", **shapes}
+    try:
+        config = controlnet.load(path, None).config
+    except UndustError:
+        return {}
+    return {
+        "kind": "ControlNet",
+        "text width": config.cross_attention_dim,
+        "channels": "-".join(map(str, config.block_out_channels)),
     }
 
 

@@ -29,7 +29,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def clean(text: object) -> str:
     """The text in one line, without the control characters that could steer a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", " ".join(str(text).split()))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "�", " ".join(str(text).split()))
 
 
 def note(message: str) -> None:
@@ -49,7 +49,9 @@ def line(text: object) -> None:
 
 def as_json(value: object, indent: int | None = None) -> str:
     """The value as JSON, in one line unless indented."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    # Half of a letter, which a file may have had as an escape, cannot be written in another way.
+    return re.sub(r"[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

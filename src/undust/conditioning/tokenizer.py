@@ -6,6 +6,7 @@ a word ends in "</w>". The vocabulary is a file pair that CLIPTokenizer of trans
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +18,11 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+HALF = re.compile("[\ud800-\udfff]")  # a surrogate of UTF-16 alone, which no other encoding has
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -41,10 +43,11 @@ class Tokenizer:
     def __post_init__(self) -> None:
         for needed in (START, END, self.padding):
             if needed not in self.vocabulary:
-                raise UndustError(f"the tokenizer's vocabulary lacks {needed}")
+                raise UndustError(f"the tokenizer's vocabulary lacks {shown(needed)}")
         for left, right in self.merges:
             if not {left, right, left + right} <= self.vocabulary.keys():
-                raise UndustError(f"the tokenizer merges '{left} {right}' outside its vocabulary")
+                pair = shown(f"{left} {right}")
+                raise UndustError(f"the tokenizer merges '{pair}' outside its vocabulary")
 
     @cached_property
     def _engine(self) -> Engine:
@@ -63,7 +66,7 @@ class Tokenizer:
 
     def pieces(self, prompt: str) -> list[str]:
         """The prompt's tokens as text, without the two ends."""
-        return self._engine.encode(prompt).tokens
+        return self._engine.encode(_whole(prompt)).tokens
 
     @property
     def room(self) -> int:
@@ -72,7 +75,7 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The numbers of the text's tokens, all of them, without the two ends."""
-        return self._engine.encode(text).ids
+        return self._engine.encode(_whole(text)).ids
 
     def row(self, ids: Sequence[int]) -> list[int]:
         """`length` numbers: start, what there is `room` for of the given ones, end, and padding."""
@@ -85,8 +88,8 @@ class Tokenizer:
 
         A prompt that is too long loses its last tokens; `Words` reads it in parts.
         """
-        rows = [self.row(encoding.ids) for encoding in self._engine.encode_batch(list(prompts))]
-        return torch.tensor(rows, dtype=torch.long)
+        encodings = self._engine.encode_batch([_whole(prompt) for prompt in prompts])
+        return torch.tensor([self.row(each.ids) for each in encodings], dtype=torch.long)
 
 
 def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
@@ -119,6 +122,13 @@ def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
 def alphabet() -> list[str]:
     """A letter for each of the 256 bytes, in CLIP's order: those that can be printed first."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _whole(text: str) -> str:
+    """The text. Raises UndustError if it has halves of letters, which stand for no bytes."""
+    if half := HALF.search(text):
+        raise UndustError(f"the prompt has {half[0]!r} in it, which is half of a letter")
+    return text
 
 
 def _engine(model: BPE) -> Engine:

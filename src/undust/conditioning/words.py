@@ -17,6 +17,7 @@ from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
 from undust.networks.text_encoder import Read, TextEncoder
 
+MOST = 256  # chunks of a prompt, also where several are repeated to be as long: 19,200 tokens
 Chunk = list[tuple[int, float]]
 """As many tokens as an encoder reads at once, each with its weight, without the two ends."""
 
@@ -28,7 +29,8 @@ class Words:
     penultimate: the states before the last layer and without the final norm are (SDXL), not those
     after it; pooled: the end's state, projected, is shown too; embeddings: word → the vectors [n,D]
     that stand for it (textual inversion, Gal et al. 2022). Raises UndustError for vectors of
-    another width than the encoder's, for a word of nothing, and for `pooled` without a projection.
+    another width than the encoder's, for a word of nothing, for a tokenizer of more words than the
+    encoder, and for `pooled` without a projection.
     """
 
     tokenizer: Tokenizer
@@ -39,6 +41,12 @@ class Words:
 
     def __post_init__(self) -> None:
         width = self.encoder.config.hidden_size
+        most, places = max(self.tokenizer.vocabulary.values()), self.encoder.config.vocab_size
+        if most >= places:
+            raise UndustError(
+                f"the tokenizer does not fit: it has the number {most}, the text encoder's "
+                f"are below {places}"
+            )
         for word, vectors in self.embeddings.items():
             if not word.strip():
                 raise UndustError("an embedding needs a word that it stands for")
@@ -67,14 +75,20 @@ class Words:
         its place, z = empty + w·(z − empty), as ComfyUI does it: 0 takes the token back, 1 leaves
         every bit. AUTOMATIC1111 multiplies by w and then divides by what that does to the mean of
         all states, which has no bound where the mean is near 0. Pooled is never weighted. Raises
-        UndustError as `TextEncoder.read` and `parse` do.
+        UndustError as `TextEncoder.read` and `parse` do, and for prompts of too many parts.
         """
         chunked = [self._chunks(prompt) for prompt in prompts]
+        counts = [len(own) for own in chunked]
+        common = math.lcm(*counts)
+        if common > MOST:
+            told = " and ".join(map(str, sorted(set(counts))))
+            raise UndustError(
+                f"prompt: {told} parts of {self.tokenizer.length} tokens are more than can be "
+                f"shown together, {MOST} parts"
+            )
         chunks = [chunk for own in chunked for chunk in own]
         states, pooled = self._read([[number for number, _ in chunk] for chunk in chunks], skip)
         states = self._weighted(states, [[weight for _, weight in chunk] for chunk in chunks], skip)
-        counts = [len(own) for own in chunked]
-        common = math.lcm(*counts)
         rows = [own.flatten(0, 1).repeat(common // len(own), 1) for own in states.split(counts)]
         if pooled is not None:
             pooled = pooled[list(accumulate(counts[:-1], initial=0))]

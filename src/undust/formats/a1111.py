@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from undust.errors import UndustError
+from undust.errors import UndustError, quoted
 
 NEGATIVE = "Negative prompt:"
 FEWEST = 3  # a last line with fewer settings than this is part of the prompt
@@ -67,8 +67,8 @@ def parse_a1111(text: str) -> dict[str, Any]:
         lines, found = [*lines, last], []
     body, _, negative = ("\n" + "\n".join(lines)).partition("\n" + NEGATIVE)
     recipe: dict[str, Any] = {"prompt": body.strip(), "negative": negative.strip()}
-    for name, quoted in found:
-        value = _unquoted(quoted.strip())
+    for name, given in found:
+        value = _unquoted(given.strip())
         if name == "Size" and (size := re.fullmatch(r"(\d{1,9})x(\d{1,9})", value)):
             recipe["width"], recipe["height"] = int(size[1]), int(size[2])
             continue
@@ -80,7 +80,9 @@ def parse_a1111(text: str) -> dict[str, Any]:
         try:
             recipe[field] = kind(ours.get(value, value))
         except ValueError as error:
-            raise UndustError(f"parameters: {name} has to be a number, not {value!r}") from error
+            raise UndustError(
+                f"parameters: {name} has to be a number, not {quoted(value)}"
+            ) from error
     return recipe
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
-from undust.formats.files import shown
 from undust.formats.folder import load_into, read_json
 from undust.formats.networks import blank, load_network
 from undust.formats.original import infer, keys, places

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from undust.conditioning.clip import clip
 from undust.diffusion.process import VP, Process
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats import model_folder, pickles, safetensors_file
-from undust.formats.files import atomic, atomic_folder, shown
+from undust.formats.files import atomic, atomic_folder
 from undust.formats.folder import INDEX, STEMS, read_json, read_model_index, save_component
 from undust.formats.networks import load_autoencoder
 from undust.formats.original import model as original_model

@@ -82,13 +82,6 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def shown(name: object) -> str:
-    """A name found in a file, fit for an error's one line: short, what is unprintable escaped."""
-    text = str(name)
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= 120 else text[:119] + "…"
-
-
 @contextmanager
 def _explained(path: Path) -> Generator[None]:
     """Turns the system's refusal into a line that names what was being written."""

@@ -10,12 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
-from undust.formats.files import atomic_write, shown
+from undust.formats.files import atomic_write
 from undust.networks.config import NetworkConfig
 
-JSON_LIMIT = 64 * 2**20  # bytes; the largest real ones, tokenizers, have about ten million
+# Bytes of a file: read, it takes many times that.
+JSON_LIMIT = 2**20
+TOKENIZER_LIMIT = 8 * 2**20  # CLIP's has 3.6 million
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' name for weights, and transformers'
 # What diffusers before 0.16 called the parts of an autoencoder's attention, as in SD 1.5's files.
@@ -27,11 +29,11 @@ OLD_ATTENTION = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """The object in a JSON file. UndustError says what is wrong with the file, and where in it."""
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise UndustError(f"{path} is larger than {JSON_LIMIT:,} bytes: not a configuration")
+        if path.stat().st_size > limit:
+            raise UndustError(f"{path} is larger than {limit:,} bytes: not a configuration")
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
@@ -59,7 +61,7 @@ def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
         match entry:
             case [str(library), str(kind)] if not name.startswith("_"):
                 if Path(name).name != name:
-                    raise UndustError(f"{folder / INDEX}: {name!r} is not a component's name")
+                    raise UndustError(f"{folder / INDEX}: {shown(name)} is not a component's name")
                 components[name] = (library, kind)
             case _:
                 pass  # _class_name, a component that is [null, null], or a pipeline's flag

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from undust.errors import UndustError
-from undust.formats.files import shown
+from undust.errors import UndustError, shown
 from undust.formats.folder import INDEX, STEMS
 from undust.formats.model_folder import KINDS
 

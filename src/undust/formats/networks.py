@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from undust.errors import UndustError
 from undust.formats.folder import load_component_weights, load_into, read_json
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, NetworkConfig
 
+MOST = 10_000  # tensors of a network; Stable Diffusion XL's U-Net has fewer than 2,000
 N = TypeVar("N", bound=nn.Module)
 K = TypeVar("K", bound=NetworkConfig)
 
@@ -31,7 +33,10 @@ def load_network(
 
 
 def blank(build: Callable[[K], N], config: K) -> N:
-    """A network without weights: its parameters have names and shapes, and no memory."""
+    """A network without weights: its parameters have names and shapes, and no memory.
+
+    Raises UndustError for a configuration of more tensors than any file has.
+    """
     with torch.device("meta"), _Blank():
         return build(config)
 
@@ -46,7 +51,12 @@ class _Blank(TorchFunctionMode):
     """Within it no random weights are drawn: those of the file replace them at once.
 
     On the meta device drawing them would only cost time, most of it the import of torch's compiler.
+    What a damaged configuration asks for is not built to the end: there may be no end.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
 
     def __torch_function__(
         self,
@@ -56,6 +66,10 @@ class _Blank(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.empty:
+            self.made += 1
+            if self.made > MOST:
+                raise UndustError(f"the configuration is of a network of over {MOST:,} tensors")
         if func in (nn.init.normal_, Tensor.normal_):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)

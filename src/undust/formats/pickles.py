@@ -20,9 +20,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
-from undust.formats.files import shown
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 NEST = "state_dict"  # under which a training's checkpoint keeps the weights

@@ -19,10 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from undust.errors import UndustError
-from undust.formats.files import atomic, shown
+from undust.errors import UndustError, shown
+from undust.formats.files import atomic
 
 HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
+# What a header may have beside an eighth of the file: read, it takes many times its bytes.
+HEADER_ROOM = 2 * 2**20
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -163,7 +165,7 @@ def header(path: Path) -> Header:
             size = path.stat().st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            text = file.read(length) if length <= min(size - 8, HEADER_LIMIT) else b""
+            text = file.read(length) if length <= min(size - 8, _longest(size)) else b""
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
     if not text.startswith(b"{"):
@@ -272,4 +274,11 @@ def _guess(start: bytes, size: int, length: int) -> str:
         return f"it has {size} bytes"
     if length > size - 8:
         return f"its header would be {length:,} bytes long, the file has {size:,}; cut short?"
+    if length > _longest(size):
+        return f"its header is {length:,} bytes long, too long for a file of {size:,}"
     return "it does not begin with a header"
+
+
+def _longest(size: int) -> int:
+    """The longest header that a file of so many bytes may have."""
+    return min(HEADER_LIMIT, HEADER_ROOM + size // 8)

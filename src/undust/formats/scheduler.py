@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.process import DISCRETE, EDM, VP, Flow, Process, zero_terminal_snr
-from undust.errors import UndustError
-from undust.formats.files import shown
+from undust.errors import UndustError, quoted, shown
 
 BETA_SCHEDULES = {  # diffusers' name -> ours
     "linear": "linear",
@@ -154,9 +153,9 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
         prediction_on(process, prediction)
     except ValidationError as error:
         fault = error.errors()[0]
+        field = shown(fault["loc"][0]) if fault["loc"] else "the name of a field"
         raise UndustError(
-            f"{where} ({name}) is not supported: "
-            f"{shown(fault['loc'][0])} = {fault['input']!r:.40}: {fault['msg']}"
+            f"{where} ({name}) is not supported: {field} = {quoted(fault['input'])}: {fault['msg']}"
         ) from error
     except UndustError as error:
         raise UndustError(f"{where} is not supported: {error}") from error
@@ -225,4 +224,4 @@ def _betas(process: VP) -> dict[str, Any]:
 
 
 def _unsupported(field: str, value: object, known: Iterable[str]) -> UndustError:
-    return UndustError(f"{field} = {value!r}; possible are {', '.join(known)}")
+    return UndustError(f"{field} = {quoted(value)}; possible are {', '.join(known)}")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
-from undust.formats.files import shown
 
 MOST = 75  # vectors: as many tokens as CLIP reads of a prompt
 WIDEST = 8192  # numbers in a vector; CLIP's largest text encoders have 1280

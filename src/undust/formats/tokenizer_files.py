@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from undust.conditioning.tokenizer import END, START, Tokenizer
-from undust.errors import UndustError
+from undust.conditioning.tokenizer import END, HALF, START, Tokenizer
+from undust.errors import UndustError, quoted, shown
 from undust.formats.files import atomic_write
-from undust.formats.folder import read_json, write_json
+from undust.formats.folder import TOKENIZER_LIMIT, read_json, write_json
+from undust.networks.config import LARGEST
 
 
 def save(folder: Path, tokenizer: Tokenizer) -> None:
@@ -33,13 +34,17 @@ def load(folder: Path) -> Tokenizer:
         vocabulary, merges = _in_one_file(whole)
     else:
         path = folder / "vocab.json"
-        vocabulary, merges = read_json(path), _merges(folder / "merges.txt")
-    if not all(isinstance(number, int) for number in vocabulary.values()):
-        raise UndustError(f"{path} gives a piece something else than a number")
+        vocabulary, merges = read_json(path, TOKENIZER_LIMIT), _merges(folder / "merges.txt")
+    for piece, number in vocabulary.items():
+        if type(number) is not int or not 0 <= number < LARGEST:
+            raise UndustError(f"{path} gives {shown(piece)} the number {quoted(number)}")
+    if HALF.search("".join(vocabulary)):
+        raise UndustError(f"{path} is damaged: a piece has half of a letter in it")
     settings: dict[str, Any] = read_json(folder / "tokenizer_config.json")
     length = settings.get("model_max_length", 77)
     if not isinstance(length, int) or not 3 <= length <= 4096:
-        raise UndustError(f"{folder / 'tokenizer_config.json'}: model_max_length is {length!r}")
+        where = folder / "tokenizer_config.json"
+        raise UndustError(f"{where}: model_max_length is {quoted(length)}")
     return Tokenizer(vocabulary, merges, length, _padding(folder, settings))
 
 
@@ -53,11 +58,13 @@ def _padding(folder: Path, settings: dict[str, Any]) -> str:
         case None:
             return END
         case other:
-            raise UndustError(f"{folder}: pad_token is {other!r:.40}, not a token")
+            raise UndustError(f"{folder}: pad_token is {quoted(other)}, not a token")
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
     try:
+        if path.stat().st_size > TOKENIZER_LIMIT:
+            raise UndustError(f"{path} is larger than {TOKENIZER_LIMIT:,} bytes: no merges")
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UndustError(f"{path} cannot be read: {error}") from error
@@ -74,7 +81,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 
 def _in_one_file(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Vocabulary and merges of a tokenizer.json."""
-    match read_json(path).get("model"):
+    match read_json(path, TOKENIZER_LIMIT).get("model"):
         case {"type": "BPE", "vocab": dict(vocab), "merges": [*rows]}:
             vocabulary = cast("dict[str, Any]", vocab)
         case _:
@@ -85,5 +92,5 @@ def _in_one_file(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
             case [str(left), str(right)]:
                 merges.append((left, right))
             case _:
-                raise UndustError(f"{path}: a merge is {row!r:.40}; two pieces are needed")
+                raise UndustError(f"{path}: a merge is {quoted(row)}; two pieces are needed")
     return vocabulary, merges

@@ -126,14 +126,15 @@ def refuse(event, arguments):
     if event.startswith("socket."):
         raise AssertionError(event)
 sys.addaudithook(refuse)
-import undust
-undust.load({str(path)!r}).generate("a cat", size=64, steps=1)
-print("painted")
+from undust.cli import main
+out = {str(tmp_path / "out.png")!r}
+asked = ["a cat", "--model", {str(path)!r}, "--size", "64x64", "--steps", "1", "--out", out]
+assert main(["generate", *asked]) == 0
 import socket
 socket.getaddrinfo("localhost", 80)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "painted\n", done.stderr
+    assert done.stdout == f"{tmp_path / 'out.png'}\n", done.stderr
     assert "AssertionError: socket.getaddrinfo" in done.stderr  # the refusal itself works
 
 

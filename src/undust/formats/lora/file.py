@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
-from undust.formats.files import shown
 from undust.formats.folder import named
 from undust.formats.lora import peft_config
 from undust.formats.lora.factors import Factors, factors, magnitude, same

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from undust.errors import UndustError
-from undust.formats.files import shown
+from undust.errors import UndustError, shown
 from undust.formats.folder import read_json
 from undust.formats.lora.names import PEFT, Target
 

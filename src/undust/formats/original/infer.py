@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from undust.errors import UndustError
 from undust.formats.original.places import Shape
 from undust.networks.config import (
+    LARGEST,
     AutoencoderConfig,
     ControlNetConfig,
     TextEncoderConfig,
@@ -26,7 +27,6 @@ Kind = Literal["clip", "open_clip"]
 Heads = Callable[[int], int]
 T = TypeVar("T")
 
-LARGEST = 2**20  # of any length: what a damaged file claims is not built
 SIZE_CHANNELS = 256  # of the sinusoid of each of SDXL's sizes
 HEAD_WIDTH = 64  # of every CLIP text encoder
 PROJECTION = "text_projection"  # of OpenCLIP; other CLIPs' is not used

@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from undust.diffusion.process import DISCRETE, VP, zero_terminal_snr
-from undust.errors import UndustError
-from undust.formats.files import shown
+from undust.errors import UndustError, shown
 from undust.formats.original.infer import CLIP_NAMES, Kind, Shapes
 
 UNET = "model.diffusion_model."

@@ -1,0 +1,55 @@
+"""What a LoRA file holds, known from its header and without a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from undust.formats import safetensors_file
+from undust.formats.lora.file import FAMILIES, TEXT
+from undust.formats.lora.names import split
+
+# What the factors of each kind are called; the first that is found is the file's.
+KINDS = {
+    "hada_w1_a": "LoHa",
+    "lokr_w1": "LoKr",
+    "lokr_w1_a": "LoKr",
+    "lora_down": "LoRA",
+    "diff": "full difference",
+}
+DORA = ("dora_scale", "magnitude")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The kind of the factors, how many modules they change, rank → modules of that rank.
+
+    model: what it is for, where the text's width tells; else "".
+    """
+
+    kind: str
+    modules: int
+    ranks: dict[int, int]
+    model: str
+
+
+def outline(path: Path) -> Outline | None:
+    """The outline of a file, None if nothing in it is a LoRA's. UndustError as `header` raises."""
+    entries = safetensors_file.header(path).tensors
+    roles = {key: split(key) for key in entries}
+    modules = {module for module, role in roles.values() if role}
+    found = {role for _, role in roles.values()}
+    kind = next((name for role, name in KINDS.items() if role in found), "")
+    if not kind:
+        return None
+    downs = {
+        module: entries[key].shape
+        for key, (module, role) in roles.items()
+        if role == "lora_down" and len(entries[key].shape) >= 2
+    }
+    models = (FAMILIES.get(shape[1], "") for module, shape in downs.items() if TEXT.search(module))
+    ranks = Counter(shape[0] for shape in downs.values())
+    dora = not found.isdisjoint(DORA)
+    name = f"DoRA ({kind})" if dora else kind
+    return Outline(name, len(modules), dict(sorted(ranks.items())), next(models, ""))
