@@ -278,6 +278,19 @@ def test_any_bytes_are_a_picture_or_a_line(
         assert "\n" not in str(error)
 
 
+def test_what_pillow_trips_over_is_a_line(tmp_path: Path):
+    """An embedded profile without an end: Pillow raises IndexError."""
+    content = png(1, 1)
+    profile = b"iCCPname"
+    chunk = struct.pack(">I", 4) + profile + struct.pack(">I", zlib.crc32(profile))
+    path = tmp_path / "a.png"
+    path.write_bytes(content[:33] + chunk + content[33:])
+    with pytest.raises(IndexError):
+        Image.open(path)
+    with pytest.raises(UndustError, match="is a damaged picture"):
+        read_image(path)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.integers(1, 20))
 def test_pictures_are_resized_as_pillow_does_it(width: int, height: int, to: int, high: int):
     draw = torch.Generator().manual_seed(width * 10 + height)

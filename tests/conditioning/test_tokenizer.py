@@ -131,10 +131,38 @@ def test_a_tokenizer_needs_its_ends_and_its_pieces():
         Tokenizer({**ends, "a": 2, "b": 3}, [("a", "b")])
 
 
+def test_half_of_a_letter_has_no_tokens(ours: Tokenizer):
+    for read in (ours.ids, ours.pieces, lambda text: ours([text])):
+        with pytest.raises(UndustError, match=r"'\\ud83d' in it, which is half of a letter"):
+            read("a cat \ud83d")
+
+
+@pytest.mark.parametrize(
+    ("piece", "number", "said"),
+    [
+        ("a", -1, "gives a the number -1"),
+        ("a", 2**64, "gives a the number 18446744073709551616"),
+        ("a", True, "gives a the number True"),
+        ("two\nlines", None, r"gives 'two\\nlines' the number None"),
+        ("\ud800", 5, "half of a letter"),
+    ],
+)
+def test_a_damaged_vocabulary_is_named(ours: Tokenizer, tmp_path: Path, piece, number, said: str):
+    tokenizer_files.save(tmp_path, ours)
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps({**ours.vocabulary, piece: number}))
+    with pytest.raises(UndustError, match=rf"vocab\.json .*{said}"):
+        tokenizer_files.load(tmp_path)
+
+
 def test_a_damaged_folder_is_named(ours: Tokenizer, tmp_path: Path):
     tokenizer_files.save(tmp_path, ours)
     (tmp_path / "merges.txt").write_text("a b c\n")
     with pytest.raises(UndustError, match=r"merges\.txt, line 1"):
+        tokenizer_files.load(tmp_path)
+    with (tmp_path / "merges.txt").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(UndustError, match=r"merges\.txt is larger than"):
         tokenizer_files.load(tmp_path)
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(UndustError, match=r"merges\.txt"):

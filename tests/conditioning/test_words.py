@@ -312,3 +312,15 @@ def test_any_prompts_have_finite_states(words: Words, prompts: list[str]):
     states, _ = taught(prompts)
     assert states.isfinite().all()
     assert all(states.shape[1] % taught.length(prompt) == 0 for prompt in prompts)
+
+
+def test_a_tokenizer_of_more_words_than_the_encoder_is_refused(words: Words, tokenizer: Tokenizer):
+    further = {**tokenizer.vocabulary, "further": len(tokenizer.vocabulary)}
+    with pytest.raises(UndustError, match="tokenizer does not fit: it has the number"):
+        replace(words, tokenizer=replace(tokenizer, vocabulary=further))
+
+
+@pytest.mark.parametrize("prompts", [["a BREAK " * 300], ["a " * 8 * 17, "a " * 8 * 19]])
+def test_prompts_of_too_many_parts_are_refused(words: Words, prompts: list[str]):
+    with pytest.raises(UndustError, match="parts of 10 tokens are more than can be shown"):
+        words(prompts)

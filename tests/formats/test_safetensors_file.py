@@ -268,6 +268,17 @@ def test_a_file_that_is_something_else_is_said_to_be(tmp_path: Path, content: by
     assert "\n" not in str(caught.value)
 
 
+def test_a_header_out_of_proportion_is_not_read(tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    text = b'{"__metadata__":{"a":"' + b"a" * 3 * 2**20 + b'"}}'
+    path.write_bytes(pack(text))
+    with pytest.raises(UndustError, match="too long for a file of"):
+        safetensors_file.header(path)
+    head = {"a": {"dtype": "U8", "shape": [16 * 2**20], "data_offsets": [0, 16 * 2**20]}}
+    path.write_bytes(pack(text[:-1] + b"," + json.dumps(head).encode()[1:], bytes(16 * 2**20)))
+    assert len(safetensors_file.header(path).metadata["a"]) == 3 * 2**20
+
+
 def test_a_real_pickle_is_refused(tmp_path: Path):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.ckpt")
     with pytest.raises(UndustError, match="pickle"):

@@ -118,6 +118,10 @@ def test_what_is_written_is_the_same_process_in_diffusers(name: str):
         ({"snr_shift_scale": 3.0}, "snr_shift_scale = 3.0"),
         ({"shift": 3.0}, "shift = 3.0"),
         ({"two\nlines": 1}, r"'two\\nlines' = 1"),
+        ({"half\ud800": 1}, r"the name of a field = 'half\\ud800'"),
+        ({"_class_name": "D" * 9999}, "D+.*possible are DDIMScheduler"),
+        ({"_class_name": [["a"] * 999] * 999}, "possible are DDIMScheduler"),
+        ({"beta_start": [0] * 10**5}, r"beta_start = \[0, 0"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_name(changes: dict, reason: str):

@@ -167,12 +167,24 @@ def test_defaults_are_those_of_transformers() -> None:
         (TextEncoderConfig, "attention_dropout", 0.1),
         (TextEncoderConfig, "num_attention_heads", 7),
         (TextEncoderConfig, "model_type", "t5"),
+        (TextEncoderConfig, "num_hidden_layers", 2**31),
+        (TextEncoderConfig, "vocab_size", 2**63),
+        (TextEncoderConfig, "eos_token_id", 2**70),
+        (TextEncoderConfig, "layer_norm_eps", float("inf")),
+        (UNetConfig, "transformer_layers_per_block", [1, 1, 1, 10**9]),
+        (UNetConfig, "norm_eps", float("nan")),
+        (UNetConfig, "freq_shift", 160),
+        (AutoencoderConfig, "scaling_factor", 1e999),
+        (AutoencoderConfig, "out_channels", [0] * 10**5),
+        (AutoencoderConfig, "two\nlines", "a" * 10**5),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(config: type[NetworkConfig], field, value) -> None:
-    with pytest.raises(UndustError, match=f"unsupported {config.__name__}: .*{field}") as raised:
+    name = field if field.isprintable() else ""
+    with pytest.raises(UndustError, match=f"unsupported {config.__name__}: .*{name}") as raised:
         config.read({field: value})
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
 
 
 def test_several_faults_are_named_at_once_and_each_once() -> None:
@@ -182,6 +194,16 @@ def test_several_faults_are_named_at_once_and_each_once() -> None:
         "unsupported AutoencoderConfig: block_out_channels = 'wide': "
         "Input should be a valid tuple; flux = 1: Extra inputs are not permitted"
     )
+
+
+def test_of_many_faults_the_first_are_named() -> None:
+    with pytest.raises(UndustError, match=r"a0 = 1: .*; a3 = 1: .* and 95 more$"):
+        AutoencoderConfig.read({f"a{number}": 1 for number in range(99)})
+
+
+def test_a_name_with_half_of_a_letter_is_a_fault() -> None:
+    with pytest.raises(UndustError, match=r"the name of a field = 'a\\ud800': .*valid string"):
+        UNetConfig.read({"a\ud800": 1})
 
 
 def test_configurations_are_frozen() -> None:

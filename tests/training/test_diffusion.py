@@ -302,9 +302,7 @@ def test_what_is_trained_paints_the_same_in_diffusers(
         start = start * ((80**2 + theirs.config.sigma_data**2) / (80**2 + 1)) ** 0.5
         how = {"num_inference_steps": 7}
         assert ours.recipe.schedule == "karras"
-    latent = pipe(
-        "녹", latents=start, guidance_scale=4.0, output_type="latent", **how
-    ).images[0]
+    latent = pipe("녹", latents=start, guidance_scale=4.0, output_type="latent", **how).images[0]
     assert (ours.latent - latent).norm() < 1e-4 * latent.norm()
     (other,) = model.generate("sky over sand", noise=start, steps=7, sampler="euler")
     assert (other.latent - latent).norm() > 1e-2 * latent.norm()

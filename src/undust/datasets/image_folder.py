@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from PIL import Image, ImageOps
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 
 METADATA = "metadata.jsonl"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -240,7 +240,7 @@ def _path(folder: Path, name: str) -> Path:
     except (OSError, ValueError):  # a name too long, or with a null character
         present = False
     if not present:
-        raise _LineError(f"the picture {name!r} does not exist")
+        raise _LineError(f"the picture '{shown(name)}' does not exist")
     return path
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from undust.datasets.image_folder import open_picture
 from undust.evaluation.metrics import psnr, ssim
+from undust.generation import first_stage
 from undust.networks.autoencoder import Autoencoder
 from undust.pictures import from_image
 
@@ -30,9 +31,8 @@ class Reconstruction(BaseModel):
 @torch.inference_mode()
 def reconstruct(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
     """Pictures [B, 3, H, W] in [-1, 1] to their most likely latents and back, float32, clipped."""
-    like = autoencoder.last_layer
-    latents = autoencoder.encode(pictures.to(like)).mode()
-    return autoencoder.decode(latents).float().cpu().clamp(-1, 1)
+    latents = first_stage.encode(autoencoder, pictures)
+    return first_stage.decode(autoencoder, latents).cpu().clamp(-1, 1)
 
 
 def measure(

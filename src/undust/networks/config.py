@@ -318,9 +318,7 @@ class ControlNetConfig(UNetConfig):
     # 0 leaves nothing between a transformer's projections, as in SDXL's smaller ControlNets.
     transformer_layers_per_block: LengthOr0 | tuple[LengthOr0, ...] = 1
     conditioning_channels: Literal[3] = 3
-    conditioning_embedding_out_channels: tuple[Length, ...] = Field(
-        (16, 32, 96, 256), min_length=1
-    )
+    conditioning_embedding_out_channels: tuple[Length, ...] = Field((16, 32, 96, 256), min_length=1)
     controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
     global_pool_conditions: Literal[False] = False
 

@@ -1,0 +1,42 @@
+"""Networks built without weights, from configurations that mean well and ill."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from undust.errors import UndustError
+from undust.formats.networks import MOST, blank
+from undust.networks.config import TextEncoderConfig, UNetConfig
+from undust.networks.text_encoder import TextEncoder
+from undust.networks.unet import UNet
+
+
+def test_a_blank_network_has_names_and_shapes_and_no_memory():
+    config = TextEncoderConfig(num_hidden_layers=1)
+    parameters = dict(blank(TextEncoder, config).named_parameters())
+    assert {name: tensor.shape for name, tensor in parameters.items()} == {
+        name: tensor.shape for name, tensor in TextEncoder(config).named_parameters()
+    }
+    assert all(tensor.is_meta for tensor in parameters.values())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers_per_block": 2**20},
+        {"transformer_layers_per_block": 2**20},
+        {
+            "block_out_channels": [32] * 10**4,
+            "down_block_types": ["DownBlock2D"] * 10**4,
+            "up_block_types": ["UpBlock2D"] * 10**4,
+        },
+    ],
+)
+def test_a_network_without_end_is_not_built(fields: dict[str, object]):
+    config = UNetConfig.read(fields)
+    began = time.process_time()
+    with pytest.raises(UndustError, match=f"network of over {MOST:,} tensors"):
+        blank(UNet, config)
+    assert time.process_time() - began < 5

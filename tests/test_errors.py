@@ -1,0 +1,76 @@
+"""Errors are one short line, whatever names and values were met."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from undust.errors import LONGEST, NAME, UndustError, quoted, shown, unknown
+
+
+def test_what_can_be_printed_stays():
+    assert str(UndustError("größe: 고양이 is 3, not 4")) == "größe: 고양이 is 3, not 4"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("two\nlines", r"two\nlines"),
+        ("\x1b[2J", r"\x1b[2J"),
+        ("\u2028", r"\u2028"),
+        ("half \ud800", r"half \ud800"),
+        ("turned \u202e", r"turned \u202e"),
+    ],
+)
+def test_what_cannot_is_escaped(message: str, line: str):
+    assert str(UndustError(message)) == line
+
+
+@given(st.text(st.characters(categories=["C", "Z", "L", "S"]), max_size=2000))
+def test_any_message_is_a_line_that_can_be_written(message: str):
+    line = str(UndustError(message))
+    assert line.isprintable()
+    assert len(line) <= LONGEST
+    assert line.encode()
+    assert str(UndustError(line)) == line
+
+
+def test_an_error_comes_through_another_process():
+    error = UndustError("a\n" + "b" * 5000)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_names_are_short():
+    assert shown("conv_in.weight") == "conv_in.weight"
+    assert shown("a\nb") == r"'a\nb'"
+    assert len(shown("a" * 500)) == NAME
+
+
+def deep(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3.5, "3.5"),
+        ("blue", "'blue'"),
+        ("two\nlines", r"'two\nlines'"),
+        ([1, 2, 3], "[1, 2, 3]"),
+        ([0] * 10**6, "[0, 0, 0, 0, 0, 0, ...]"),
+        (deep(900), "[[[[...]]]]"),
+    ],
+)
+def test_values_are_as_python_writes_them(value: object, text: str):
+    assert quoted(value) == text
+    assert len(quoted("a" * 10**6)) <= 60
+
+
+def test_what_is_known_is_said_also_after_a_long_name():
+    assert str(unknown("sampler", "x" * 10**5, ["euler"])).endswith("known: euler")
