@@ -34,7 +34,7 @@ def test_any_message_is_a_line_that_can_be_written(message: str):
     line = str(UndustError(message))
     assert line.isprintable()
     assert len(line) <= LONGEST
-    assert line.encode()
+    assert line.encode().decode() == line
     assert str(UndustError(line)) == line
 
 

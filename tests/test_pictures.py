@@ -279,14 +279,16 @@ def test_any_bytes_are_a_picture_or_a_line(
 
 
 def test_what_pillow_trips_over_is_a_line(tmp_path: Path):
-    """An embedded profile without an end: Pillow raises IndexError."""
-    content = png(1, 1)
-    profile = b"iCCPname"
-    chunk = struct.pack(">I", 4) + profile + struct.pack(">I", zlib.crc32(profile))
+    """An embedded profile without an end, behind the pixels: Pillow raises IndexError."""
+    content = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "PNG")
+    end = content.getvalue()[-12:]
+    profile = b"iCCPname\0"
+    chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
     path = tmp_path / "a.png"
-    path.write_bytes(content[:33] + chunk + content[33:])
-    with pytest.raises(IndexError):
-        Image.open(path)
+    path.write_bytes(content.getvalue()[:-12] + chunk + end)
+    with Image.open(path) as image, pytest.raises(IndexError):
+        image.load()
     with pytest.raises(UndustError, match="is a damaged picture"):
         read_image(path)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from difflib import get_close_matches
 
 LONGEST = 1000  # characters of a message
 NAME = 120  # characters of a name in it
+MOST = 1000  # entries of a configuration, and of a list in it
 
 
 class UndustError(Exception):
@@ -38,6 +39,15 @@ def shown(name: object) -> str:
 def quoted(value: object) -> str:
     """A value, as Python writes it, but of what is long or deep only some: fit for an error."""
     return _QUOTING.repr(value)
+
+
+def few(what: str, values: Sized) -> None:
+    """Raises UndustError for more values than any configuration has.
+
+    Those who check values complain of each, and take a thousand times its bytes for that.
+    """
+    if len(values) > MOST:
+        raise UndustError(f"{what} has {len(values):,} entries, more than can be meant")
 
 
 _QUOTING = reprlib.Repr()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
+from undust.formats.recipe_png import write_picture
 
 Run = Callable[..., Any]
 
@@ -100,3 +103,25 @@ def test_a_data_set_is_counted(undust: Run, pictures: Path):
     assert lines["pictures"] == ["8"]
     assert lines["sizes"] == ["16x16", "(8)"]
     assert lines["text"][:2] == ["8", "6–6"]
+
+
+def test_names_with_half_of_a_letter(undust: Run, here: Path):
+    head = rb'{"__metadata__":{"a\ud800":"b\udfff"}}'
+    (here / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    shown = undust("inspect", "a.safetensors")
+    assert (shown.code, shown.err) == (0, "")
+    assert "a�" in shown.out
+    facts = json.loads(undust("inspect", "a.safetensors", "--json").out)
+    assert facts["metadata"] == {"a\ud800": "b\udfff"}
+
+
+def test_a_picture_whose_head_is_damaged(undust: Run, here: Path):
+    write_picture(here / "a.png", Image.new("RGB", (4, 4)), {"prompt": "a cat"})
+    content = (here / "a.png").read_bytes()
+    head = b"IHDR" + bytes(5)
+    chunk = (5).to_bytes(4, "big") + head + zlib.crc32(head).to_bytes(4, "big")
+    (here / "a.png").write_bytes(content[:8] + chunk + content[33:])
+    refused = undust("inspect", "a.png")
+    assert refused.code == 2
+    assert refused.err.startswith("undust: a.png ")
+    assert refused.err.count("\n") == 1

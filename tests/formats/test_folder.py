@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.folder import (
+    BRACKETS,
     JSON_LIMIT,
     load_component_weights,
     load_into,
@@ -96,6 +97,9 @@ def test_what_is_absent_or_too_large_is_refused(tmp_path: Path):
         file.truncate(JSON_LIMIT + 1)
     with pytest.raises(UndustError, match="larger than"):
         read_json(tmp_path / "large.json")
+    (tmp_path / "brackets.json").write_text('{"a":[' + "[]," * BRACKETS + "[]]}")
+    with pytest.raises(UndustError, match="over 100,000 brackets"):
+        read_json(tmp_path / "brackets.json")
 
 
 @given(content=st.binary(max_size=50) | st.text('{}[]":, 1a\\', max_size=50).map(str.encode))

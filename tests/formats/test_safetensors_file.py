@@ -279,6 +279,12 @@ def test_a_header_out_of_proportion_is_not_read(tmp_path: Path):
     assert len(safetensors_file.header(path).metadata["a"]) == 3 * 2**20
 
 
+@pytest.mark.parametrize("name", ["a\0b", "half\ud800"])
+def test_what_is_no_name_of_a_file(name: str):
+    with pytest.raises(UndustError, match="is no name of a file"):
+        safetensors_file.header(Path(name))
+
+
 def test_a_real_pickle_is_refused(tmp_path: Path):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.ckpt")
     with pytest.raises(UndustError, match="pickle"):

@@ -286,3 +286,23 @@ def test_a_larger_picture_has_the_size_that_was_asked_for(side: int, factor: Dec
     recipe = Recipe.read(fields)
     assert recipe.final == (math.ceil(side * factor), math.ceil(factor))
     assert Recipe.read({**LEAST, "width": side, "height": 1}).final == (side, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"loras": [1] * 10**5}, "Recipe: loras has 100,000 entries"),
+        ({f"a{number}": 1 for number in range(9999)}, "entries, more than can be meant"),
+        ({"framing": {f"a{number}": 1 for number in range(9999)}}, "Framing has 9,999 entries"),
+        ({"half\ud800": 1}, r"the name of a field: has to be a valid string.* 'half\\ud800'"),
+        ({"prompt": "a" * 10**5}, "prompt: has to be .* not 'aaa"),
+        ({"two\nlines": "\n" * 10**5}, "lines.*: has to be"),
+        ({"sampler": "x\n" * 10**5}, r"unknown sampler ''x\\n.*known: "),
+        ({"framing": [[[[[[[1]]]]]]] * 9}, "framing: has to be .* not "),
+    ],
+)
+def test_much_of_what_cannot_be_is_said_briefly(fields: dict[str, Any], said: str):
+    with pytest.raises(UndustError, match=said) as caught:
+        Recipe.read({**LEAST, **fields})
+    assert len(str(caught.value)) < 800
+    assert str(caught.value).isprintable()

@@ -175,13 +175,12 @@ def test_defaults_are_those_of_transformers() -> None:
         (UNetConfig, "norm_eps", float("nan")),
         (UNetConfig, "freq_shift", 160),
         (AutoencoderConfig, "scaling_factor", 1e999),
-        (AutoencoderConfig, "out_channels", [0] * 10**5),
-        (AutoencoderConfig, "two\nlines", "a" * 10**5),
+        (AutoencoderConfig, "out_channels", [0] * 10**3),
+        (AutoencoderConfig, "act_fn", "a" * 10**5),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(config: type[NetworkConfig], field, value) -> None:
-    name = field if field.isprintable() else ""
-    with pytest.raises(UndustError, match=f"unsupported {config.__name__}: .*{name}") as raised:
+    with pytest.raises(UndustError, match=f"unsupported {config.__name__}: .*{field}") as raised:
         config.read({field: value})
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 300
@@ -199,6 +198,14 @@ def test_several_faults_are_named_at_once_and_each_once() -> None:
 def test_of_many_faults_the_first_are_named() -> None:
     with pytest.raises(UndustError, match=r"a0 = 1: .*; a3 = 1: .* and 95 more$"):
         AutoencoderConfig.read({f"a{number}": 1 for number in range(99)})
+
+
+@pytest.mark.parametrize(
+    "fields", [{f"a{number}": 1 for number in range(9999)}, {"block_out_channels": ["a"] * 9999}]
+)
+def test_very_many_faults_are_not_even_looked_for(fields: dict[str, object]) -> None:
+    with pytest.raises(UndustError, match="9,999 entries, more than can be meant"):
+        AutoencoderConfig.read(fields)
 
 
 def test_a_name_with_half_of_a_letter_is_a_fault() -> None:

@@ -17,7 +17,8 @@ from undust.networks.config import NetworkConfig
 
 # Bytes of a file: read, it takes many times that.
 JSON_LIMIT = 2**20
-TOKENIZER_LIMIT = 8 * 2**20  # CLIP's has 3.6 million
+TOKENIZER_LIMIT = 4 * 2**20  # CLIP's has 3.6 million
+BRACKETS = 100_000  # that open in a file; CLIP's tokenizer has 49,000
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' name for weights, and transformers'
 # What diffusers before 0.16 called the parts of an autoencoder's attention, as in SD 1.5's files.
@@ -34,7 +35,10 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     try:
         if path.stat().st_size > limit:
             raise UndustError(f"{path} is larger than {limit:,} bytes: not a configuration")
-        content = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if text.count("[") + text.count("{") > BRACKETS:
+            raise UndustError(f"{path} has over {BRACKETS:,} brackets: not a configuration")
+        content = json.loads(text)
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ from undust.formats.files import atomic
 
 HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
 # What a header may have beside an eighth of the file: read, it takes many times its bytes.
-HEADER_ROOM = 2 * 2**20
+HEADER_ROOM = 3 * 2**19
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -168,6 +168,8 @@ def header(path: Path) -> Header:
             text = file.read(length) if length <= min(size - 8, _longest(size)) else b""
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UndustError(f"{path} is no name of a file: {error}") from error
     if not text.startswith(b"{"):
         raise UndustError(f"{path} is not a safetensors file: {_guess(start, size, length)}")
     try:

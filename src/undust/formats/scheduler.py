@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.process import DISCRETE, EDM, VP, Flow, Process, zero_terminal_snr
-from undust.errors import UndustError, quoted, shown
+from undust.errors import UndustError, few, quoted, shown
 
 BETA_SCHEDULES = {  # diffusers' name -> ours
     "linear": "linear",
@@ -48,7 +48,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # named alike there an
 EDM_PREDICTIONS = {"edm": "epsilon", "v_prediction": "v_prediction"}  # ours -> theirs
 Steps = Annotated[int, Field(ge=2, le=100_000)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
-Sigma = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sigma = Annotated[float, Field(ge=1e-9, le=1e9)]  # its square is a number in float32 too
 
 
 class _Config(BaseModel):
@@ -67,13 +67,22 @@ class _Discrete(_Config):
     beta_schedule: str = "linear"
     beta_start: Beta = 1e-4
     beta_end: Beta = 0.02
-    trained_betas: list[Beta] | None = None
+    trained_betas: list[float] | None = None
     rescale_betas_zero_snr: bool = False
     prediction_type: str = "epsilon"
     # What follows is not built here; only the neutral value passes.
     timestep_type: Literal["discrete"] = "discrete"
     use_flow_sigmas: Literal[False] = False
     use_dynamic_shifting: Literal[False] = False
+
+    @field_validator("trained_betas", mode="before")
+    @classmethod
+    def _all_betas(cls, given: object) -> object:
+        """At once: a fault for each of very many takes very much memory."""
+        betas = cast("list[object]", given) if isinstance(given, list) else []
+        if not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
+            raise ValueError("every β has to be a number between 0 and 1")
+        return given
 
     def read(self) -> tuple[Process, str]:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -139,6 +148,7 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
     Raises UndustError, naming the field, for what cannot be represented, and for a prediction that
     the process leaves without meaning.
     """
+    few(str(where), fields)
     name = fields.get("_class_name")
     kind = KINDS.get(name) if isinstance(name, str) else None
     try:
@@ -155,7 +165,8 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
         fault = error.errors()[0]
         field = shown(fault["loc"][0]) if fault["loc"] else "the name of a field"
         raise UndustError(
-            f"{where} ({name}) is not supported: {field} = {quoted(fault['input'])}: {fault['msg']}"
+            f"{where} ({name}) is not supported: {field} = {quoted(fault['input'])}: "
+            f"{fault['msg'].removeprefix('Value error, ')}"
         ) from error
     except UndustError as error:
         raise UndustError(f"{where} is not supported: {error}") from error

@@ -7,13 +7,14 @@ the recipe again needs the file, and is told if it is not the same any more.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sized
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from undust.errors import UndustError
+from undust.errors import UndustError, few, shown
 from undust.formats.safetensors_file import content_hash
 from undust.generation.guides import reason
 from undust.pictures import read_image, upright
@@ -25,6 +26,17 @@ class Frozen(BaseModel):
     """Plain values; an unknown one is refused by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, fields: object) -> object:
+        if isinstance(fields, dict):
+            known = cast("dict[object, object]", fields)
+            few(cls.__name__, known)
+            for name, value in known.items():
+                if isinstance(value, list | tuple):
+                    few(f"{cls.__name__}: {shown(name)}", cast("Sized", value))
+        return fields
 
 
 class GivenPicture(Frozen):

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from undust.errors import UndustError, quoted, shown
+from undust.errors import UndustError, few, quoted, shown
 
 LARGEST = 2**20  # of any length: what a damaged file claims is not built
 FIRST = 4  # faults of a configuration are named
@@ -49,6 +49,10 @@ class NetworkConfig(BaseModel):
         if not isinstance(fields, Mapping):
             return fields
         known = cast("Mapping[str, Any]", fields)
+        few(cls.__name__, known)
+        for name, value in known.items():
+            if isinstance(value, list):
+                few(f"{cls.__name__}: {shown(name)}", cast("list[Any]", value))
         return {
             key: value
             for key, value in known.items()
