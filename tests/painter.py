@@ -18,6 +18,7 @@ class ColourPainter:
     """Prompts to colours, and latents that are pixels; a subclass says what it sees under dust."""
 
     factor = 1
+    latents = (3, 1, 1.0, 0.0)
     beside = 0
     low_resolution = None
     size = (8, 8)

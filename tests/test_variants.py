@@ -314,7 +314,7 @@ def test_a_second_pass_is_image_to_image_of_the_first(loaded):
     start = PictureNoise([1], model.latent_shape(96, 96)).start(1)
     (second,) = model.generate(PROMPT, init=larger, strength=0.5, noise=start, seed=1, steps=4)
     assert torch.equal(ours.latent, second.latent)
-    *_, last = model.steps(PROMPT, seed=1, steps=4, upscale=1.5)
+    *_, last = model.steps(PROMPT, seed=1, steps=4, upscale="1.5@0.5")
     assert (last.index + 1, last.total) == (6, 6)
 
 

@@ -332,6 +332,8 @@ def load(
     elif hub.is_name(given) and not folder.exists():
         folder = hub.fetch(given, revision or None)
     elif not folder.exists():
+        if folder.suffix or len(folder.parts) > 1:
+            raise UndustError(f"there is no model at {folder}: it does not exist")
         raise unknown("model", str(name_or_path), built_in())
     dtype, place = dtype or torch.float32, _device(device)
     if folder.is_file():

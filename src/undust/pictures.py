@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from undust.errors import UndustError
@@ -81,8 +81,12 @@ def read_image(path: Path) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise UndustError(f"{path} is too large; 4096x4096 pixels at most") from error
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(KINDS)
+        raise UndustError(f"{path} cannot be read as a picture: it is none of {kinds}") from error
     except OSError as error:
-        raise UndustError(f"{path} cannot be read as a picture: {error}") from error
+        reason = error.strerror or error
+        raise UndustError(f"{path} cannot be read as a picture: {reason}") from error
     except Exception as error:  # IndexError, struct.error, …: each reader trips in its own way
         raise UndustError(f"{path} is a damaged picture: {error}") from error
 

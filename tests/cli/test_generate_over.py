@@ -112,7 +112,7 @@ def test_a_picture_is_extended(painted: Paint):
 
 
 def test_a_second_pass(painted: Paint):
-    assert painted("--upscale", 2)["upscale"] == {"factor": 2.0, "strength": 0.5}
+    assert painted("--upscale", 2)["upscale"] == {"factor": 2.0, "strength": 0.3}
     with Image.open("new.png") as image:
         assert image.size == (64, 64)
 
@@ -233,3 +233,21 @@ def test_files_that_are_gone_when_it_is_made_again(
     assert name in done.err
     assert done.err.count("\n") == 1
     assert not Path("o.png").exists()
+
+
+def test_what_a_picture_was_made_from_is_found_beside_it(undust: Run, here: Path, tiny_model: Path):
+    """The picture and what it was begun from, moved together."""
+    Image.new("RGB", (32, 32), "red").save(here / "start.png")
+    asked = ["a cat", "--model", tiny_model, "--init", "start.png", "--steps", 2, "--out", "a.png"]
+    assert undust("generate", *asked).code == 0
+    (here / "moved").mkdir()
+    for name in ("start.png", "a.png"):
+        (here / name).rename(here / "moved" / name)
+    done = undust("rerun", "moved/a.png", "--model", tiny_model, "--out", "b.png")
+    assert done.code == 0
+    first, again = (Image.open(here / name).tobytes() for name in ("moved/a.png", "b.png"))
+    assert first == again
+    Image.new("RGB", (32, 32), "blue").save(here / "moved/start.png")
+    done = undust("rerun", "moved/a.png", "--model", tiny_model, "--out", "c.png")
+    assert done.code == 2
+    assert "is not the picture any more that it was" in done.err

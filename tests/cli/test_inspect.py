@@ -105,6 +105,15 @@ def test_a_data_set_is_counted(undust: Run, pictures: Path):
     assert lines["text"][:2] == ["8", "6–6"]
 
 
+def test_of_what_is_very_long_the_beginning_is_shown(undust: Run, here: Path):
+    save_file({"a": torch.zeros(1)}, here / "a.safetensors", {"notes": "x" * 10**6})
+    shown = undust("inspect", "a.safetensors")
+    assert shown.code == 0
+    assert 10_000 < len(shown.out) < 20_000
+    facts = json.loads(undust("inspect", "a.safetensors", "--json").out)
+    assert facts["metadata"]["notes"] == "x" * 10**6
+
+
 def test_names_with_half_of_a_letter(undust: Run, here: Path):
     head = rb'{"__metadata__":{"a\ud800":"b\udfff"}}'
     (here / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)

@@ -277,6 +277,15 @@ def test_what_does_not_fit_is_named_and_changes_nothing():
     assert same(dict(layer.state_dict()), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_whole_numbers_are_no_weights(dtype: torch.dtype):
+    module = nn.Linear(2, 1)
+    given = {"weight": torch.ones(1, 2, dtype=dtype), "bias": torch.zeros(1)}
+    with pytest.raises(UndustError, match=f"here .*: 1 no weights: weight of {dtype}"):
+        load_into(module, given, "here")
+    assert module.weight.is_floating_point()
+
+
 def test_a_name_cannot_break_the_line():
     with pytest.raises(UndustError) as caught:
         load_into(nn.Identity(), {"two\nlines": torch.zeros(1)}, "here")

@@ -78,7 +78,7 @@ def test_what_is_written_is_understood(kind: type[Asked], text: str):
 @pytest.mark.parametrize(
     ("kind", "text", "fields"),
     [
-        (Upscale, "2", {"factor": 2, "strength": 0.5}),
+        (Upscale, "2", {"factor": 2, "strength": 0.3}),
         (Upscale, "1.5@.25", {"factor": 1.5, "strength": 0.25}),
         (Refiner, "refiner", {"model": "refiner", "after": 0.8}),
         (Refiner, "user@host/refiner", {"model": "user@host/refiner", "after": 0.8}),

@@ -322,3 +322,16 @@ def test_a_size_is_two_numbers_or_one(model: LatentDiffusion, size: object):
 def test_what_a_model_is_not_told_is_refused(model: LatentDiffusion):
     with pytest.raises(UndustError, match="framing: tiny is not told of sizes"):
         model.recipes("a cat", framing="crop=1x1")
+
+
+def test_an_unknown_option_is_named(model: LatentDiffusion):
+    with pytest.raises(UndustError, match="unknown option 'stengh'; did you mean 'strength'"):
+        model.generate("a cat", stengh=0.3)  # pyright: ignore
+
+
+def test_a_refiner_of_other_latents_is_refused(tmp_path: Path):
+    from variants import build
+
+    build("sd1").save(tmp_path / "other")
+    with pytest.raises(UndustError, match="has other latents"):
+        build("sdxl").recipes("a cat", refiner=str(tmp_path / "other"))

@@ -259,7 +259,7 @@ def test_wishes_that_cannot_be(fields: dict[str, Any], said: str):
         ({"init": PICTURE, "mask": PICTURE, "strength": 0.3}, 6, 6),
         ({"init": PICTURE, "extend": [1, 0, 0, 0]}, 20, 20),
         ({"init": PICTURE, "noise_level": 20}, 20, 20),
-        ({"upscale": {"factor": 2}}, 20, 30),
+        ({"upscale": {"factor": 2}}, 20, 26),
         ({"upscale": {"factor": 2, "strength": 0.001}}, 20, 21),
         ({"upscale": {"factor": 2, "strength": 1}}, 20, 40),
         ({"init": PICTURE, "strength": 0.5, "upscale": {"factor": 2, "strength": 0.3}}, 10, 16),

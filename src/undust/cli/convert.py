@@ -51,7 +51,11 @@ def convert(
     from undust.formats.convert import check, opened, size, write
 
     if not source.exists():
-        raise UndustError(f"{source} does not exist")
+        from undust.model import BUILT_IN, built_in
+
+        if str(source) not in built_in():
+            raise UndustError(f"{source} does not exist")
+        source = BUILT_IN / source
     check(source, target, to)
     if source.is_file() and pickles.is_pickle(source):
         show.summary(f"reading {source} in a process of its own")
@@ -63,8 +67,9 @@ def convert(
 
             def wrote(number: int) -> None:
                 nonlocal done
-                done += number
-                observe(done // MEGABYTE, total)
+                before, done = done // MEGABYTE, done + number
+                if done // MEGABYTE > before:
+                    observe(done // MEGABYTE, total)
 
             unsaid = write(found.model, target, to, precision, wrote)
     for note in (*found.notes, *unsaid):

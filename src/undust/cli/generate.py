@@ -103,7 +103,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="F[@STRENGTH]",
-            help="Then a second pass, F times as large.  [default strength: 0.5]",
+            help="Then a second pass, F times as large.  [default strength: 0.3]",
             rich_help_panel=OVER,
         ),
     ] = None,
@@ -264,17 +264,21 @@ def rerun(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Make a picture again from the recipe in it."""
+    """Make a picture again from the recipe in it.
+
+    Pictures and weights that it was made from are looked for where they were, and beside it.
+    """
     import torch
 
     from undust.formats.recipe_png import read_recipe
 
     fields = read_recipe(picture)
     output = Output.choose(out, 1)
+    from undust.generation.given import beside
     from undust.generation.recipe import Recipe
     from undust.model import built_in, load
 
-    recipe = Recipe.read(fields)
+    recipe = Recipe.read(beside(fields, picture.parent))
     if model is None and recipe.model not in built_in():
         raise UndustError(
             f"{picture} was made with the model '{recipe.model}' ({recipe.model_hash}), which "

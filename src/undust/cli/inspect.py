@@ -65,6 +65,10 @@ def describe(path: Path) -> Facts:
     with path.open("rb") as file:
         if file.read(4) == b"\x89PNG":
             return _picture(path)
+    from undust.formats.pickles import is_pickle
+
+    if is_pickle(path):
+        raise UndustError(f"{path} is a pickle: undust convert makes of it what can be inspected")
     raise UndustError(
         f"{path} is neither a PNG picture nor a {SUFFIX} file; those, model folders and training "
         "runs can be inspected"

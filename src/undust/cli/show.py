@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_WIDTH = 200  # characters of a line where no terminal says how wide it is
+LONGEST = 10_000  # characters of a fact: as many as a prompt may have
 PLAIN_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -71,13 +72,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def facts(values: Mapping[str, object]) -> None:
-    """Names and values in two columns; what is None is left out."""
+    """Names and values in two columns; what is None is left out, and the end of what is long."""
     shown = Table.grid(padding=(0, 2))
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, value in values.items():
         if value is not None:
-            shown.add_row(Text(clean(name)), Text(clean(value)))
+            shown.add_row(Text(shorten(clean(name), 200)), Text(shorten(clean(value), LONGEST)))
     console().print(shown)
 
 

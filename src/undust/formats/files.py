@@ -25,7 +25,7 @@ def atomic(path: Path) -> Generator[Path]:
         raise UndustError(f"cannot write {path}: it is there already and is not a file")
     temporary = target.with_name(f".undust-{secrets.token_hex(6)}.tmp")
     try:
-        with _explained(path):
+        with _explained(path, temporary):
             yield temporary
             _sync(temporary)
             temporary.replace(target)
@@ -51,11 +51,11 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
     target = path.resolve()
     if target.exists() and not target.is_dir():
         raise UndustError(f"cannot write the folder {path}: there is a file of that name")
-    with _explained(path):
+    building, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
+    with _explained(path, building):
         if not replace and target.exists() and any(target.iterdir()):
             raise UndustError(f"cannot write the folder {path}: it is there already and not empty")
-        # The name is fixed, so that the next attempt finds and removes the leftovers of this one.
-        building, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
+        # The names are fixed, so that the next attempt finds and removes this one's leftovers.
         if old.exists() and not target.exists():
             old.rename(target)  # killed between the two renames: the older one is still the one
         for leftover in (building, old):
@@ -83,10 +83,14 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
 
 
 @contextmanager
-def _explained(path: Path) -> Generator[None]:
-    """Turns the system's refusal into a line that names what was being written."""
+def _explained(path: Path, temporary: Path) -> Generator[None]:
+    """Turns the system's refusal into a line that names what was being written, as it was asked."""
     try:
         yield
+    except UndustError as error:
+        if str(temporary) in str(error):
+            raise UndustError(str(error).replace(str(temporary), str(path))) from error
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         if isinstance(error, FileNotFoundError) and not path.resolve().parent.is_dir():

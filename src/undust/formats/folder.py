@@ -100,8 +100,8 @@ def load_component_weights(folder: Path, dtype: torch.dtype | None = None) -> di
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | str) -> None:
     """Makes `tensors` the module's parameters, all of them and nothing else.
 
-    Raises UndustError, naming `where` they are from, for missing and unknown names and for shapes
-    that differ, before anything is changed.
+    Raises UndustError, naming `where` they are from, for missing and unknown names, for shapes that
+    differ and for whole numbers, before anything is changed.
     """
     own = cast("dict[str, Tensor]", module.state_dict())
     # Constants that older transformers saved among the weights.
@@ -119,6 +119,14 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | st
                 f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
                 for name in own.keys() & given.keys()
                 if own[name].shape != given[name].shape
+            ),
+        ),
+        *named(
+            "no weights",
+            (
+                f"{name} of {given[name].dtype}"
+                for name in own.keys() & given.keys()
+                if own[name].is_floating_point() and not given[name].is_floating_point()
             ),
         ),
     ]

@@ -53,6 +53,13 @@ class Parts:
         return self.unet.config.in_channels - self.autoencoder.config.latent_channels
 
     @property
+    def latents(self) -> tuple[float, ...]:
+        """What tells the latents of its first stage from others: channels, factor, scale, shift."""
+        config = self.autoencoder.config
+        shift = config.shift_factor or 0.0
+        return config.latent_channels, self.factor, config.scaling_factor, shift
+
+    @property
     def sizes(self) -> int:
         """How many numbers about the picture's size the U-Net is told beside the pooled text."""
         config = self.unet.config

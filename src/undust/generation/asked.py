@@ -58,7 +58,7 @@ class Upscale(Asked):
     """
 
     factor: float = Field(gt=1, le=8)
-    strength: float = Field(0.5, gt=0, le=1)
+    strength: float = Field(0.3, gt=0, le=1)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Of a picture made larger, each side rounded up."""
@@ -68,11 +68,11 @@ class Upscale(Asked):
 
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
-        """Of "2" or "2@0.5"."""
+        """Of "2" or "2@0.3"."""
         found = re.fullmatch(rf"({NUMBER})(?:@({NUMBER}))?", text.strip())
         if not found:
             raise UndustError(
-                f"upscale: '{shown(text)}' is not FACTOR or FACTOR@STRENGTH, such as 2@0.5"
+                f"upscale: '{shown(text)}' is not FACTOR or FACTOR@STRENGTH, such as 2@0.3"
             )
         return _given(factor=found[1], strength=found[2])
 
@@ -101,8 +101,11 @@ class Refiner(Asked):
                 f"refiner: {self.model} is another model ({other.hash}) than it was "
                 f"({self.model_hash})"
             )
-        if other.latent_shape(*other.size)[0] != model.latent_shape(*model.size)[0]:
-            raise UndustError(f"refiner: {self.model} has latents of another shape")
+        if other.latents != model.latents:
+            raise UndustError(
+                f"refiner: {self.model} has other latents: channels, factor, scale and shift are "
+                f"{other.latents}, not {model.latents}"
+            )
         return other
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from PIL import Image
 
 from undust import __version__
-from undust.errors import UndustError, quoted
+from undust.errors import UndustError, quoted, unknown
 from undust.generation.asked import (
     Control,
     Embedding,
@@ -43,7 +43,7 @@ class Options(TypedDict, total=False):
     init: a picture to begin from; strength: how much of the steps it is painted over with, 0 to 1.
     mask: a picture as large as it, white where it is painted anew. extend: pixels to add to it at
     the left, top, right and bottom. noise_level: for a model that makes the picture larger.
-    upscale: a factor, or "2@0.5": a second pass over the picture made larger.
+    upscale: a factor, or "2@0.3": a second pass over the picture made larger.
     refiner: "PATH@0.8", a model for the last steps. framing: what Stable Diffusion XL is told.
     clip_skip: layers of the text encoders to leave out. loras: "PATH:0.8" each.
     embeddings: "PATH=WORD" each. controls: "PATH=PICTURE@0.8:0-0.5" each.
@@ -77,6 +77,8 @@ def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> lis
 
     Raises UndustError for no prompts, for any value that cannot be, and for a file that cannot.
     """
+    for name in options.keys() - Options.__annotations__.keys():
+        raise unknown("option", name, Options.__annotations__)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     count = options.get("count", 1)
     if not prompts:

@@ -42,10 +42,9 @@ def _finite(
 ) -> Tensor:
     like = autoencoder.last_layer
     if not x.isfinite().all():
-        raise UndustError(
-            f"the {name} that the first stage was given hold NaN or infinity; "
-            "in half precision the denoiser may have left its range: float32 has it"
-        )
+        half = torch.finfo(like.dtype).bits < 32
+        range_ = "; half precision may have too small a range: float32 has it" if half else ""
+        raise UndustError(f"the {name} that the first stage was given hold NaN or infinity{range_}")
     y = run(autoencoder, x.to(like)).float()
     lost = _lost(y)
     if not lost.any():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sized
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -103,6 +103,33 @@ class GivenWeights(Frozen):
         if self.hash not in ("", found):
             raise UndustError(f"{self.path} is not the file any more that it was")
         return self.model_copy(update={"hash": found})
+
+
+def beside(fields: object, folder: Path) -> Any:
+    """A recipe's plain values, with the files that are not where they were looked for in a folder.
+
+    Only names are looked at: what is in a file is held against its hash when it is read.
+    """
+    match fields:
+        case dict():
+            known = cast("dict[str, Any]", fields)
+            path = known.get("path")
+            found = {name: beside(value, folder) for name, value in known.items()}
+            if isinstance(path, str) and path and not _is_there(Path(path)):
+                near = folder / Path(path).name
+                return {**found, "path": str(near)} if _is_there(near) else found
+            return found
+        case list():
+            return [beside(value, folder) for value in cast("list[object]", fields)]
+        case _:
+            return fields
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a null character
+        return False
 
 
 def _pixels(image: Image.Image) -> str:

@@ -47,6 +47,11 @@ class Model(Protocol):
         ...
 
     @property
+    def latents(self) -> tuple[float, ...]:
+        """What tells the latents of its first stage from others: channels, factor, scale, shift."""
+        ...
+
+    @property
     def beside(self) -> int:
         """How many channels the network sees beside the latent's."""
         ...

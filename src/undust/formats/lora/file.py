@@ -81,6 +81,10 @@ def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
     header = safetensors_file.header(path)
     tensors = safetensors_file.load(path)
     try:
+        for key, tensor in tensors.items():
+            factor = tensor.is_floating_point() and split(key)[1] != "alpha"
+            if factor and not tensor.float().isfinite().all():
+                raise UndustError(f"it is damaged: {shown(key)} holds NaN or infinity")
         configs = peft_config.read(path, tensors.keys(), header.metadata)
         found, faults = _sorted(tensors, networks)
         changes: defaultdict[str, dict[str, Change]] = defaultdict(dict)
