@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor
 import undust
 from undust.cli import main
 from undust.errors import UndustError
+from undust.formats.folder import save_component
 from undust.model import LatentDiffusion
+from undust.networks.autoencoder import Autoencoder
 from variants import WIDTHS, build
 
 SIZE = 64
@@ -237,3 +240,25 @@ def test_a_lora_is_merged_for_good(
     asked = ["convert", str(folder), str(target), "--to", "folder", "--lora", f"{lora}:0.8"]
     assert main(asked) == 0
     assert torch.equal(ours(undust.load(target)), styled)
+
+
+def test_a_loose_first_stage(folder: Path, model: LatentDiffusion, tmp_path: Path):
+    """Another first stage: other pictures of the same latents."""
+    other = tmp_path / "vae"
+    save_component(other, shaken(model.autoencoder), "AutoencoderKL")
+    asked: dict[str, Any] = {"size": SIZE, "steps": 1, "seed": 1}
+    (plain,) = model.generate(PROMPT, **asked)
+    (picture,) = undust.load(folder, vae=other).generate(PROMPT, **asked)
+    assert torch.equal(picture.latent, plain.latent)
+    assert picture.image.tobytes() != plain.image.tobytes()
+    assert picture.recipe.model_hash != plain.recipe.model_hash
+    with pytest.raises(UndustError, match="of other latents than the model's"):
+        undust.load("emoji", vae=other)
+
+
+def shaken(network: Autoencoder) -> Autoencoder:
+    network = copy.deepcopy(network)
+    torch.manual_seed(5)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return network

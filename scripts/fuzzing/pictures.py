@@ -115,7 +115,7 @@ def pictures(room: Path) -> Make:
                 case 5:
                     parts.insert(at, chance.choice(parts))
                 case 6:
-                    _, head = chunks(b"\0" * 8 + parts[0])[0]
+                    head = parts[0][8:21]
                     sizes = (0, 1, 4096, 4097, 10**5, 2**31 - 1, 2**32 - 1)
                     wide, high = (chance.choice(sizes).to_bytes(4, "big") for _ in range(2))
                     parts[0] = chunk(b"IHDR", wide + high + bytes_changed(chance, head[8:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from undust.conditioning.condition import Conditioning
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError, unknown
-from undust.formats import hub, model_folder, pickles, textual_inversion
+from undust.formats import hub, loose, model_folder, pickles, textual_inversion
 from undust.formats.controlnet import load as load_controlnet
 from undust.formats.folder import INDEX
 from undust.formats.lora.file import Lora
@@ -314,6 +315,7 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    vae: str | Path | None = None,
     live: bool = False,
 ) -> LatentDiffusion:
     """A built-in model by name, or the diffusers folder or single-file checkpoint at a path.
@@ -321,8 +323,9 @@ def load(
     Or, with the extra `hub`, org/name or org/name@revision on the Hugging Face hub: what is cached
     first, and after that always the same commit.
 
-    dtype: of the weights in memory, float32 unless told; device: the CPU unless told; live: as
-    `LatentDiffusion` has it.
+    dtype: of the weights in memory, float32 unless told; device: the CPU unless told; vae: a first
+    stage to use instead of the model's own, as a folder or a file; live: as `LatentDiffusion` has
+    it.
     Raises UndustError for a name that is not known and for what is no whole model.
     """
     given, _, revision = str(name_or_path).partition("@")
@@ -345,12 +348,14 @@ def load(
         name, read, hashed = folder.stem, load_single_file, content_hash
     else:
         name, read, hashed = folder.resolve().name, model_folder.read, model_folder.weights_hash
-    with ThreadPoolExecutor(
-        1
-    ) as beside:  # the hash of some gigabytes takes as long as reading them
+    # The hash of some gigabytes takes as long as reading them.
+    with ThreadPoolExecutor(1) as beside:
         digits = beside.submit(hashed, folder)
         parts = read(folder, dtype)
         found = digits.result()[:10]
+    if vae is not None:
+        parts.autoencoder, other = loose.first_stage(Path(vae), parts)
+        found = hashlib.sha256((found + other).encode()).hexdigest()[:10]
     for network in (parts.autoencoder, parts.unet, *(words.encoder for words in parts.texts)):
         network.eval().requires_grad_(False).to(place)
     return LatentDiffusion(**vars(parts), name=name, hash=found, live=live)

@@ -22,6 +22,7 @@ from undust.cli.options import (
     Sampler,
     Schedule,
     Steps,
+    Vae,
 )
 from undust.cli.output import Output
 from undust.cli.painting import paint
@@ -159,6 +160,7 @@ def generate(
             rich_help_panel=MORE,
         ),
     ] = None,
+    vae: Vae = None,
     dtype: Precision = None,
     device: Device = None,
     out: Out = None,
@@ -181,7 +183,7 @@ def generate(
     from undust.generation import loop
     from undust.model import load
 
-    loaded = load(model, dtype=getattr(torch, PRECISIONS[dtype or "fp32"]), device=device)
+    loaded = load(model, dtype=getattr(torch, PRECISIONS[dtype or "fp32"]), device=device, vae=vae)
     recipes = loaded.recipes(
         asked,
         negative=negative,
@@ -260,6 +262,7 @@ def rerun(
         str | None,
         typer.Option(metavar="NAME|PATH", help="Where its model is, if it is not a built-in one."),
     ] = None,
+    vae: Vae = None,
     device: Device = None,
     out: Out = None,
     json: Json = False,
@@ -287,7 +290,7 @@ def rerun(
     precision = getattr(torch, recipe.precision, None)
     if recipe.precision not in PRECISIONS.values():
         raise UndustError(f"{picture} was made in {shown(recipe.precision)}, which is none")
-    loaded = load(model or recipe.model, dtype=precision, device=device)
+    loaded = load(model or recipe.model, dtype=precision, device=device, vae=vae)
     paint(loaded, [loaded.rerun_batch(recipe)], output, json, place=recipe.place)
 
 

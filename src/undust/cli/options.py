@@ -18,6 +18,10 @@ Precision = Annotated[
     Literal["fp32", "fp16", "bf16"] | None,
     typer.Option(help="Of the weights in memory.  [default: fp32]"),
 ]
+Vae = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="A first stage to use instead of the model's own."),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Where to compute, such as cuda.  [default: cpu]")
 ]

@@ -154,3 +154,20 @@ def test_other_words_than_clips_are_refused(changes, tiny, tmp_path):
 def test_what_fills_up_a_prompt_is_the_variants():
     assert clip(VARIANTS["sd1"].texts[0].padding)(["cat"])[0, -1] == 49407
     assert clip(VARIANTS["sd2"].texts[0].padding)(["cat"])[0, 2:5].tolist() == [49407, 0, 0]
+
+
+def test_a_first_stage_from_a_file_takes_the_place_of_the_models_own(tiny, tmp_path):
+    """Scaled as the model's: a file alone does not say how."""
+    path = write("sdxl", tiny, tmp_path)
+    config, own = tiny("sdxl").parts["vae"]
+    other = tmp_path / "vae.safetensors"
+    safetensors_file.save(
+        other, original(None, {"vae": (config, {key: t / 20 for key, t in own.items()})})
+    )
+    plain, changed = undust.load(path), undust.load(path, vae=other)
+    assert changed.autoencoder.config.scaling_factor == VARIANTS["sdxl"].scaling_factor
+    found = changed.autoencoder.state_dict()
+    assert all(torch.equal(t / 20, found[key]) for key, t in own.items())
+    assert changed.hash != plain.hash
+    with pytest.raises(UndustError, match="is a Stable Diffusion XL; a first stage alone"):
+        undust.load(path, vae=path)

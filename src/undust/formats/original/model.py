@@ -44,6 +44,14 @@ def load(path: Path, dtype: torch.dtype | None, *, ema: bool = False) -> Parts:
     )
 
 
+def load_first_stage(path: Path, dtype: torch.dtype | None) -> Autoencoder:
+    """The first stage alone that a file holds. UndustError as `survey`, and for a whole model."""
+    checkpoint = survey(path)
+    if checkpoint.variant is not None:
+        raise UndustError(f"{path} is a {checkpoint.variant.title}; a first stage alone is needed")
+    return cast(Autoencoder, checkpoint.load(dtype)["vae"])
+
+
 def _words(path: Path, text: Text, encoder: TextEncoder) -> Words:
     tokenizer = clip(text.padding)
     known = encoder.config.vocab_size, encoder.config.max_position_embeddings
