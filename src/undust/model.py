@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from undust.adapters.control import summed
+from undust.adapters.offload import Offload
 from undust.adapters.worn import Live, Merged, Outfit, Worn
-from undust.conditioning.condition import Conditioning
+from undust.conditioning.condition import Conditioning, Control
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError, unknown
@@ -44,19 +46,23 @@ class LatentDiffusion(Parts):
     """The parts of a model that go together; what `undust.load` gives.
 
     hash: what tells its weights from all others; live: run LoRAs beside the weights, so that how
-    much of them is worn can be changed at no cost, instead of merging them into the weights.
+    much of them is worn can be changed at no cost, instead of merging them into the weights;
+    runs_on: the device that each network is brought to when it is asked, and taken from when memory
+    runs out, or None to leave all where they lie.
     """
 
     name: str = ""
     hash: str = ""
     live: bool = False
+    runs_on: torch.device | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._others: dict[str, LatentDiffusion] = {}
         self._controls: dict[GivenWeights, ControlNet] = {}
         self._loras: dict[str, Lora] = {}
-        self._worn: Worn = (Live if self.live else Merged)(self.networks)
+        self._offload = Offload(self.runs_on)
+        self._worn: Worn = (Live if self.live else Merged)(self.networks, self._offload.clear)
         self._outfit: Outfit = ()
         self._denoiser = self._bound()
 
@@ -65,9 +71,19 @@ class LatentDiffusion(Parts):
         return NetworkDenoiser(self._network, self.process, prediction)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are kept in."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is asked."""
+        return self.runs_on or self.unet.conv_in.weight.device
+
+    @property
     def precision(self) -> str:
-        """What its weights are kept in, such as "float32"."""
-        return str(self._like.dtype).removeprefix("torch.")
+        """What its weights are kept in, by name, such as "float32"."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,13 +120,16 @@ class LatentDiffusion(Parts):
         """
         self._worn.wear(self._outfit)
         skip = (recipe.clip_skip or 0) if recipe else 0
-        read = [words([prompt or "" for prompt in prompts], skip) for words in self.texts]
+        said = [prompt or "" for prompt in prompts]
+        read = [
+            self._offload.ask(words.encoder, partial(words, said, skip)) for words in self.texts
+        ]
         text = torch.cat([states for states, _ in read], -1)
         pooled = read[-1][1]
         if self.zeros_for_nothing:
-            said = torch.tensor([prompt is not None for prompt in prompts], device=text.device)
-            text = torch.where(said[:, None, None], text, 0)
-            pooled = None if pooled is None else torch.where(said[:, None], pooled, 0)
+            any_ = torch.tensor([prompt is not None for prompt in prompts], device=text.device)
+            text = torch.where(any_[:, None, None], text, 0)
+            pooled = None if pooled is None else torch.where(any_[:, None], pooled, 0)
         return Conditioning(text, pooled, self._told(len(prompts), recipe, negative=negative))
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
@@ -149,9 +168,9 @@ class LatentDiffusion(Parts):
         """
         known = GivenWeights(path=given.path, hash=given.hash)
         if known not in self._controls:
-            network = load_controlnet(Path(known.settle().path), self._like.dtype)
+            network = load_controlnet(Path(known.settle().path), self.dtype)
             check_fits(network, self.unet)
-            self._controls[known] = network.eval().requires_grad_(False).to(self._like.device)
+            self._controls[known] = network.eval().requires_grad_(False)
         return self._controls[known]
 
     def _lora(self, given: GivenWeights) -> Lora:
@@ -172,39 +191,50 @@ class LatentDiffusion(Parts):
     def another(self, name_or_path: str, /) -> LatentDiffusion:
         """Another model in this one's precision and place, loaded once."""
         if name_or_path not in self._others:
-            self._others[name_or_path] = load(
-                name_or_path, dtype=self._like.dtype, device=self._like.device
-            )
+            other = load(name_or_path, dtype=self.dtype, device=self.device)
+            other._offload = self._offload  # so that each makes room for the other
+            self._others[name_or_path] = other
         return self._others[name_or_path]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
         config = self.autoencoder.config
         unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        return first_stage.decode(self.autoencoder, unscaled).to(latents.device)
+        vae = self.autoencoder
+        return self._offload.ask(vae, lambda: first_stage.decode(vae, unscaled)).to(latents.device)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
-        config = self.autoencoder.config
-        mean = first_stage.encode(self.autoencoder, pictures).to(pictures.device)
+        config, vae = self.autoencoder.config, self.autoencoder
+        mean = self._offload.ask(vae, lambda: first_stage.encode(vae, pictures)).to(pictures.device)
         return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
 
     def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
-        like = self._like
-        context = cond.text.to(like)
-        pooled, sizes, label = cond.pooled, cond.sizes, cond.label
-        added = summed([*control(x, timestep, context, pooled, sizes)] for control in cond.control)
-        seen = x if cond.beside is None else torch.cat([x, cond.beside.to(x)], 1)
-        return self.unet(
-            seen.to(like),
-            timestep.to(like.device),
-            context,
-            cond.perturbed,
-            pooled=pooled,
-            sizes=sizes,
-            label=label,
-            control=added,
-        ).to(x)
+        device, dtype = self.device, self.dtype
+        latent, timestep = x.to(device, dtype), timestep.to(device)
+        context, pooled = cond.text.to(device, dtype), cond.pooled
+        label = None if cond.label is None else cond.label.to(device)
+
+        def controlled(control: Control) -> list[Tensor]:
+            return [*control(latent, timestep, context, pooled, cond.sizes)]
+
+        def asked() -> Tensor:
+            return self.unet(
+                seen,
+                timestep,
+                context,
+                cond.perturbed,
+                pooled=pooled,
+                sizes=cond.sizes,
+                label=label,
+                control=added,
+            )
+
+        added = summed(
+            self._offload.ask(each.network, partial(controlled, each)) for each in cond.control
+        )
+        seen = latent if cond.beside is None else torch.cat([latent, cond.beside.to(latent)], 1)
+        return self._offload.ask(self.unet, asked).to(x)
 
     def _told(self, count: int, recipe: Recipe | None, *, negative: bool) -> Tensor | None:
         """The numbers [B, 6 or 5] about the picture that Stable Diffusion XL is told.
@@ -223,12 +253,7 @@ class LatentDiffusion(Parts):
             raise UndustError(
                 f"the U-Net is told {self.sizes} numbers; Stable Diffusion XL's are 6 or 5"
             )
-        return torch.tensor([numbers] * count, device=self._like.device)
-
-    @property
-    def _like(self) -> Tensor:
-        """A weight whose precision and device the networks' inputs take."""
-        return self.unet.conv_in.weight
+        return torch.tensor([numbers] * count, device=self.device)
 
     def recipes(self, prompts: str | Sequence[str], **options: Unpack[Options]) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
@@ -356,19 +381,18 @@ def load(
     if vae is not None:
         parts.autoencoder, other = loose.first_stage(Path(vae), parts)
         found = hashlib.sha256((found + other).encode()).hexdigest()[:10]
-    for network in (parts.autoencoder, parts.unet, *(words.encoder for words in parts.texts)):
-        network.eval().requires_grad_(False).to(place)
-    return LatentDiffusion(**vars(parts), name=name, hash=found, live=live)
+    for network in parts.networks.values():
+        network.eval().requires_grad_(False)
+    return LatentDiffusion(**vars(parts), name=name, hash=found, live=live, runs_on=place)
 
 
 def _device(device: torch.device | str | None) -> torch.device:
     try:
         place = torch.device(device or "cpu")
-        torch.empty(0, device=place)
+        return torch.empty(0, device=place).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UndustError(f"device: {device} cannot be used here: {reason}") from error
-    return place
 
 
 def _last(steps: Iterator[Step]) -> Step:

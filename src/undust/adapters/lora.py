@@ -42,7 +42,7 @@ def low_rank(product: Product, like: Tensor) -> tuple[Tensor, Tensor]:
     return up, down
 
 
-def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What the module gives with another weight and bias; the modules are those of `CHANGED`."""
     match module:
         case nn.Linear():
@@ -62,7 +62,7 @@ def apply_low_rank(module: nn.Module, x: Tensor, up: Tensor, down: Tensor) -> Te
     """up·(down·x) of a linear layer or a convolution, without making the matrix up·down."""
     if isinstance(module, nn.Conv2d):
         into = (module.in_channels, *module.kernel_size)
-        return F.conv2d(apply(module, x, down.unflatten(1, into), None), up[:, :, None, None])
+        return F.conv2d(apply(module, x, down.unflatten(1, into)), up[:, :, None, None])
     return F.linear(F.linear(x, down), up)
 
 

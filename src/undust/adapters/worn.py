@@ -26,11 +26,15 @@ class Worn(ABC):
     """What a model wears; `networks` are its parts by the names that LoRAs were loaded for.
 
     A weight w adds w times what the LoRA adds to the model without any: the order in which several
-    are put on makes no difference, not even in rounding.
+    are put on makes no difference, not even in rounding. `before` is called before anything of the
+    networks is changed.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, networks: Mapping[str, nn.Module], before: Callable[[], object] = lambda: None
+    ) -> None:
         self._networks = dict(networks)
+        self._before = before
         self._outfit: Outfit = ()
 
     @property
@@ -52,6 +56,7 @@ class Worn(ABC):
         outfit = tuple(sorted(wanted, key=lambda worn: (worn[0].hash, worn[1])))
         if outfit == self._outfit:
             return
+        self._before()
         # What is made here stays; tensors of inference mode could not be changed later.
         with torch.inference_mode(False), torch.no_grad():
             try:
@@ -77,8 +82,10 @@ class Merged(Worn):
     pages of that file and take no memory.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        super().__init__(networks)
+    def __init__(
+        self, networks: Mapping[str, nn.Module], before: Callable[[], object] = lambda: None
+    ) -> None:
+        super().__init__(networks, before)
         self._originals: dict[tuple[Target, str], Tensor] = {}
 
     def _change(self, outfit: Outfit) -> None:
@@ -116,8 +123,10 @@ class Live(Worn):
     LoRAs of low rank are run as such, others as the matrix that they are.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        super().__init__(networks)
+    def __init__(
+        self, networks: Mapping[str, nn.Module], before: Callable[[], object] = lambda: None
+    ) -> None:
+        super().__init__(networks, before)
         self._hooks: list[RemovableHandle] = []
         self._ready: dict[tuple[Lora, Target], Added] = {}
 
@@ -173,10 +182,23 @@ def _runnable(module: nn.Module, change: Change) -> Added:
     bias = None if change.bias is None else change.bias.to(own)
     if isinstance(change.weight, Product) and change.magnitude is None and bias is None:
         up, down = low_rank(change.weight, wide)
-        up, down = (change.scale * up).to(own), down.to(own)
-        return lambda x: apply_low_rank(module, x, up.to(x), down.to(x))
+        factors = _Following([(change.scale * up).to(own), down.to(own)])
+        return lambda x: apply_low_rank(module, x, *factors(x))
     weight = delta(change, wide).to(own)
-    return lambda x: apply(module, x, weight.to(x), None if bias is None else bias.to(x))
+    added = _Following([weight] if bias is None else [weight, bias])
+    return lambda x: apply(module, x, *added(x))
+
+
+class _Following:
+    """Tensors that go where a module is asked, and stay there until it is asked elsewhere."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        with torch.inference_mode(False):
+            self._tensors = [tensor.to(x.device, x.dtype) for tensor in self._tensors]
+        return self._tensors
 
 
 def _hook(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undust.diffusion.interpolation import slerp
 from undust.errors import UndustError
@@ -17,6 +17,11 @@ from undust.networks.attention import Perturbation
 
 class Control(Protocol):
     """What shows a U-Net a map, such as the edges that the picture is to have."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is asked."""
+        ...
 
     def acts(self, sigma: float) -> bool:
         """Whether it has something to say at this level of noise."""

@@ -1,0 +1,92 @@
+"""Networks on a device without room for all: there when asked, at home when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from undust.errors import UndustError
+
+T = TypeVar("T")
+Place = tuple[nn.Module, str, torch.Tensor | nn.Parameter]
+"""A module, the name of one of its weights, and that weight as it lies at home."""
+
+
+class Offload:
+    """Networks that lie in main memory, and come to a device when they are asked.
+
+    There they stay until its memory runs out; then all others are sent home, and the one that was
+    asked is asked again. So what fits is never moved twice, and a device needs room for one network
+    at work. Going home costs nothing: the weights there have been kept, and those that were not
+    cast are pages of their file.
+
+    device: where to ask; None where the networks lie, with nothing ever moved.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device = device
+        self._away: dict[nn.Module, list[Place]] = {}
+
+    def ask(self, network: nn.Module, question: Callable[[], T]) -> T:
+        """What the question comes to, with the network on the device.
+
+        It may be asked twice. Raises UndustError if there is no room even for the one network.
+        """
+        try:
+            return self._asked(network, question)
+        except RuntimeError as error:
+            if not _is_full(error):
+                raise
+        # Not while the error is held: its frames hold what the question had made.
+        self.clear()
+        try:
+            return self._asked(network, question)
+        except RuntimeError as error:
+            if not _is_full(error):
+                raise
+            raise UndustError(
+                f"device: {self.device or 'the machine'} has not enough memory for this; smaller "
+                "pictures, fewer at once (exact: one by one) or half precision (dtype) need less"
+            ) from error
+
+    def clear(self) -> None:
+        """Sends every network home."""
+        while self._away:
+            _, places = self._away.popitem()
+            for module, name, home in places:
+                setattr(module, name, home)
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+    def _asked(self, network: nn.Module, question: Callable[[], T]) -> T:
+        if self.device is not None and network not in self._away:
+            self._bring(network, self.device)
+        return question()
+
+    def _bring(self, network: nn.Module, device: torch.device) -> None:
+        # What is made here stays; tensors of inference mode could not be changed later.
+        with torch.inference_mode(False), torch.no_grad():
+            for module, name, weight in _weights(network):
+                if weight.device == device:
+                    continue
+                self._away.setdefault(network, []).append((module, name, weight))
+                moved = weight.detach().to(device)
+                kept = isinstance(weight, nn.Parameter)
+                setattr(module, name, nn.Parameter(moved, weight.requires_grad) if kept else moved)
+
+
+def _weights(network: nn.Module) -> Iterator[Place]:
+    for module in network.modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        yield from ((module, name, weight) for name, weight in own)
+
+
+def _is_full(error: RuntimeError) -> bool:
+    """Whether it says that memory has run out: that of a GPU, of Apple's, or the machine's own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return "out of memory" in said or "can't allocate memory" in said
