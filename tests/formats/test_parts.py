@@ -29,6 +29,8 @@ def test_what_the_parts_of_each_variant_come_to():
         assert model.beside == known.channels - 4
         assert model.factor == 4
         assert model.sizes == {"sdxl": 6, "sdxl-inpainting": 6, "sdxl-refiner": 5}.get(name, 0)
+        scale = 5.0 if model.sizes else 9.0 if known.enlarges else 7.5  # diffusers' pipelines
+        assert model.guidance == scale
         assert model.text_names == tuple(text.part for text in known.texts)
         assert list(model.networks) == ["vae", "unet", *model.text_names]
 

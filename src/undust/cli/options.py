@@ -30,7 +30,10 @@ Steps = Annotated[
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(metavar="S", help="How closely to follow the prompt.  [default: 4]"),
+    typer.Option(
+        metavar="S",
+        help="How closely to follow the prompt.  [default: the model's: 4; 7.5 or 5 for SD, XL]",
+    ),
 ]
 Sampler = Annotated[
     str | None, typer.Option(metavar="NAME", help="See `undust samplers`.  [default: deis]")

@@ -55,7 +55,9 @@ def paint(
         (show.summary if json else show.line)(str(sheet))
     recipe = batches[0][0]
     made = f"{total} pictures" if total > 1 else f"seed {recipe.seed}"
-    show.summary(f"{made}, {show.seconds(time.monotonic() - began)}: {show.settings(recipe)}")
+    show.summary(
+        f"{made}, {show.seconds(time.monotonic() - began)}: {show.settings(recipe, recipe.total)}"
+    )
 
 
 def _pictures(

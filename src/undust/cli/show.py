@@ -111,9 +111,11 @@ class Settings(Protocol):
     model_hash: str
 
 
-def settings(made: Settings) -> str:
-    """How pictures were painted, in a few words."""
+def settings(made: Settings, taken: int | None = None) -> str:
+    """How pictures were painted, in a few words; taken: how many steps, if not all of them."""
     steps = "1 step" if made.steps == 1 else f"{made.steps} steps"
+    if taken is not None and taken != made.steps:
+        steps = f"{taken} of {steps}" if taken < made.steps else f"{taken} steps"
     return (
         f"{steps} of {made.sampler} ({made.schedule}), guidance {made.guidance:g}, "
         f"model {made.model} {made.model_hash}"

@@ -12,6 +12,8 @@ from undust.errors import UndustError
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.unet import UNet
 
+CLIP_WORDS = 49408  # in the vocabulary of Radford et al. 2021
+
 
 @dataclass(eq=False)
 class Parts:
@@ -68,6 +70,18 @@ class Parts:
             return 0
         pooled = self.texts[-1].encoder.config.projection_dim or 0
         return (whole - pooled) // each
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale where none is asked for.
+
+        Of Stable Diffusion, which is told by CLIP's vocabulary, that of diffusers' pipelines.
+        """
+        if self.texts[0].encoder.config.vocab_size != CLIP_WORDS:
+            return 4.0
+        if self.low_resolution is not None:
+            return 9.0
+        return 5.0 if self.sizes else 7.5
 
     @property
     def text_names(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class Options(TypedDict, total=False):
     """What can be asked for beside the prompt. What is None, or left out, takes its default.
 
     negative: what to stay away from; None is nothing, which some models tell from "".
-    steps, guidance, sampler, schedule: as a `Recipe` has them.
+    steps, sampler: as a `Recipe` has them; guidance, schedule: likewise, or the model's own.
     guides: "apg:eta=0,norm=10" or such; see `undust guidances`. Their files are read here.
     seed: any, unless given. count: pictures a prompt, of seeds that follow one another.
     size: (width, height) or one number, pixels; that of the picture begun from, or as trained.
@@ -123,10 +123,11 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
     framing = None if framing is None else Framing.read(framing)
     if framing is not None and not model.sizes:
         raise UndustError(f"framing: {model.name} is not told of sizes; Stable Diffusion XL is")
-    schedule = options.get("schedule")
+    guidance, schedule = options.get("guidance"), options.get("schedule")
     fields: dict[str, Any] = {
-        **{name: options.get(name) for name in ("negative", "steps", "guidance", "sampler")},
+        **{name: options.get(name) for name in ("negative", "steps", "sampler")},
         **{name: options.get(name) for name in ("strength", "noise_level", "clip_skip")},
+        "guidance": model.guidance if guidance is None else guidance,
         "schedule": model.process.default_schedule if schedule is None else schedule,
         "guides": [read_guide(each).settle(model, size) for each in several("guides")],
         "width": size[0],

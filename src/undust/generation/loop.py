@@ -110,6 +110,11 @@ class Model(Protocol):
         ...
 
     @property
+    def guidance(self) -> float:
+        """The guidance scale where none is asked for."""
+        ...
+
+    @property
     def precision(self) -> str:
         """What its weights are kept in, such as "float32"."""
         ...
