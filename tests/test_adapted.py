@@ -175,7 +175,7 @@ def test_a_lora(folder: Path, model: LatentDiffusion, lora: Path, live: bool):
 
 def test_pictures_of_different_loras_do_not_disturb_each_other(model: LatentDiffusion, lora: Path):
     """Two runs step by step in turn: each puts on its own before it is asked."""
-    asked = {"noise": noise(model), "size": SIZE, "steps": 3, **LIKE_DDIM}
+    asked = {"noise": noise(model), "size": SIZE, "steps": 3, "guidance": 4, **LIKE_DDIM}
     plain, styled = ours(model, 3, guidance=4), ours(model, 3, guidance=4, loras=[str(lora)])
     first = model.steps(PROMPT, **asked)
     second = model.steps(PROMPT, loras=[str(lora)], **asked)
@@ -240,6 +240,48 @@ def test_a_lora_is_merged_for_good(
     asked = ["convert", str(folder), str(target), "--to", "folder", "--lora", f"{lora}:0.8"]
     assert main(asked) == 0
     assert torch.equal(ours(undust.load(target)), styled)
+
+
+def test_what_is_saved_is_the_model_with_what_it_wears(
+    folder: Path, model: LatentDiffusion, lora: Path, tmp_path: Path
+):
+    """Whatever was painted last."""
+    styled = ours(model, loras=[f"{lora}:0.8"])
+    model.save(tmp_path / "bare")
+    assert undust.load(tmp_path / "bare").hash == model.hash
+    (recipe,) = model.recipes(PROMPT, size=SIZE, loras=[f"{lora}:0.8"])
+    model.wearing(recipe).save(tmp_path / "merged")
+    assert torch.equal(ours(undust.load(tmp_path / "merged")), styled)
+    live = undust.load(folder, live=True)
+    with pytest.raises(UndustError, match="worn live are not in the weights"):
+        live.wearing(recipe).save(tmp_path / "live")
+    assert not (tmp_path / "live").exists()
+
+
+def test_a_refiner_wears_what_fits_it(folder: Path, model: LatentDiffusion, lora: Path, tmp_path):
+    """A model that refines itself changes nothing, whatever it wears and is shown."""
+    vectors = {"clip_l": torch.randn(2, WIDTHS["clip"]), "clip_g": torch.randn(2, 64)}
+    if len(model.texts) == 1:
+        vectors = {"emb_params": vectors["clip_l" if folder.name == "sd1" else "clip_g"]}
+    save_file(vectors, tmp_path / "toy.safetensors")
+    asked = {"loras": [f"{lora}:0.8"], "embeddings": [f"{tmp_path / 'toy.safetensors'}=cat"]}
+    assert apart(ours(model, refiner=f"{folder}@0.5", **asked), ours(model, **asked)) < 1e-6
+    if folder.name != "sdxl":
+        return
+    build("sdxl-refiner").save(tmp_path / "refiner")
+    refined = {"refiner": f"{tmp_path / 'refiner'}@0.5", "embeddings": asked["embeddings"]}
+    with pytest.warns(RuntimeWarning, match="the LoRAs do not fit refiner"):
+        ours(model, **refined, loras=asked["loras"])
+    assert not torch.equal(ours(model, **refined), ours(model, refiner=refined["refiner"]))
+
+
+def test_a_refiner_is_shown_no_controls(folder: Path, model: LatentDiffusion, controls, tmp_path):
+    path, _, shown = controls[0]
+    build("sdxl-refiner" if folder.name == "sdxl" else folder.name).save(tmp_path / "refiner")
+    # Where it takes over it makes no difference whether there was a control until then.
+    until = {"controls": [f"{path}={shown}@0.7:0-0.5"], "refiner": f"{tmp_path / 'refiner'}@0.5"}
+    whole = {**until, "controls": [f"{path}={shown}@0.7"]}
+    assert torch.equal(ours(model, **whole), ours(model, **until))
 
 
 def test_a_loose_first_stage(folder: Path, model: LatentDiffusion, tmp_path: Path):

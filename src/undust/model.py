@@ -319,8 +319,13 @@ class LatentDiffusion(Parts):
         """Writes the model as a diffusers folder, replacing a model that is there, or none of it.
 
         dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
-        the folder alone, if it holds anything but a model.
+        the folder alone, if it holds anything but a model, and for LoRAs that are worn live.
         """
+        if self.live and self._outfit:
+            raise UndustError(
+                "save: LoRAs that are worn live are not in the weights; load the model without live"
+            )
+        self._worn.wear(self._outfit)
         model_folder.write(self, Path(folder), dtype)
 
     def _batch(self, recipes: list[Recipe], noise: Tensor | None) -> list[Recipe]:

@@ -97,8 +97,9 @@ def _beside(model: Model, over: Canvas | None, recipe: Recipe) -> Tensor | None:
         unknown = torch.ones(1, 1, height, width)
         seen = torch.zeros(1, 3, recipe.height, recipe.width)
     else:
-        unknown = (over.unknown_latent((height, width)) >= 0.5)[None, None].float()
-        seen = over.picture * (over.unknown < 0.5)
+        hidden = (over.unknown >= 0.5).float()
+        unknown = F.interpolate(hidden[None, None], (height, width), mode="nearest")
+        seen = over.picture * (1 - hidden)
     return torch.cat([unknown, model.encode(seen)], 1)
 
 

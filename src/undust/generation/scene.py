@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -56,10 +57,15 @@ class Scene:
     """What the guides of a batch find: its model, its recipes, its σ, and what it asks for."""
 
     def __init__(
-        self, model: Model, batch: Sequence[Recipe], sigmas: Tensor, ground: Ground
+        self,
+        model: Model,
+        batch: Sequence[Recipe],
+        sigmas: Tensor,
+        ground: Ground,
+        controls: Iterable[Control] = (),
     ) -> None:
         self.model, self.batch, self.sigmas, self.ground = model, batch, sigmas, ground
-        self.controls = tuple(controls(model, batch[0], sigmas))
+        self.controls = tuple(controls)
         self.negative = self.asker()([recipe.negative for recipe in batch], negative=True)
         self.positive = self.asked(self.asker())
 
@@ -72,8 +78,8 @@ class Scene:
 
     def asker(self, model: Model | None = None, perturbed: Perturbation | None = None) -> Ask:
         """Asks the batch's model or another one, as it is or with its self-attention weakened."""
-        network = model or self.model
         recipe = self.batch[0]
+        network = self.model if model is None else dressed(model, recipe)
 
         def ask(
             prompts: Sequence[str | None],
@@ -161,15 +167,32 @@ def controls(model: Model, recipe: Recipe, sigmas: Tensor) -> Iterator[Control]:
         yield Control(model.control(asked), hint[None], asked.weight, low, high)
 
 
+def dressed(other: Model, recipe: Recipe) -> Model:
+    """Another model with what a recipe puts in: all of it, or if that does not fit the words alone.
+
+    A RuntimeWarning tells of LoRAs that are left out.
+    """
+    try:
+        return other.wearing(recipe)
+    except UndustError:
+        if not recipe.loras:
+            raise
+    words = other.wearing(recipe.model_copy(update={"loras": ()}))
+    told = f"the LoRAs do not fit {other.name}: it paints without"
+    warnings.warn(told, RuntimeWarning, stacklevel=2)
+    return words
+
+
 def guided(
     model: Model, batch: Sequence[Recipe], sigmas: Tensor, ground: Ground | None = None
 ) -> Run:
     """The denoiser of a batch, whose recipes have the same `settings`, for one run."""
     ground = prepared(model, batch) if ground is None else ground
-    denoise = Scene(model, batch, sigmas, ground).denoiser()
+    shown = controls(model, batch[0], sigmas)
+    denoise = Scene(model, batch, sigmas, ground, shown).denoiser()
     refiner = batch[0].refiner
     if refiner is not None:
-        other = refiner.found(model)
+        other = dressed(refiner.found(model), batch[0])
         # It takes over below this time step, as an ensemble of two experts (Podell et al. 2023).
         first, last = model.process.span
         turn = round(last + 1 - refiner.after * (last + 1 - first)) - 0.5
