@@ -1,10 +1,13 @@
 """Stable Diffusion at full size beside diffusers: the same latents, the time to load, peak memory.
 
     python benchmarks/full_size.py sd1 | sd2 | sdxl [--size 512] [--steps 2] [--dtype float32]
+                                   [--device cpu] [--room GB]
 
 Random weights, written once as a model folder into --scratch (2 bytes a weight: 2 to 7 GB) and
 read by both, each in a process of its own that does nothing else. What is compared are the latents
 after a few steps from the same noise. Ends with an error if they differ by more than --tolerance.
+On a GPU its memory is told beside the machine's; with --room it has no more than that, and of
+diffusers its offloading is asked for.
 """
 
 from __future__ import annotations
@@ -130,22 +133,27 @@ def memory() -> dict[str, float]:
     fields = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines()
     )
-    return {
+    own = {
         name: int(fields[key].split()[0]) / 2**20
         for name, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))
     }
+    cuda = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    return {**own, "device": cuda}
 
 
 def paint(whose: str, arguments: argparse.Namespace) -> None:
     """Loads, paints, and says on stdout how long and with how much memory."""
     folder, size = arguments.scratch / arguments.model, arguments.size
     dtype = getattr(torch, arguments.dtype)
+    if arguments.room:
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(arguments.room * 2**30 / whole)
     noise = torch.randn(1, 4, size // 8, size // 8, generator=torch.manual_seed(0))
     if whose == "undust":
         import undust
 
         before, began = memory(), time.perf_counter()
-        model = undust.load(folder, dtype=dtype)
+        model = undust.load(folder, dtype=dtype, device=arguments.device)
         loaded, seconds = memory(), time.perf_counter() - began
         options = {"steps": arguments.steps, "guidance": 3.0, "size": size, "sampler": "ddim"}
         began = time.perf_counter()
@@ -158,19 +166,23 @@ def paint(whose: str, arguments: argparse.Namespace) -> None:
         spare = {} if "XL" in kind else {"safety_checker": None}
         before, began = memory(), time.perf_counter()
         pipe = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, **spare)
+        if arguments.room:
+            pipe.enable_model_cpu_offload()
+        else:
+            pipe.to(arguments.device)
         loaded, seconds = memory(), time.perf_counter() - began
         pipe.set_progress_bar_config(disable=True)
         began = time.perf_counter()
         latent = pipe(
             PROMPT,
-            latents=noise.to(dtype),
+            latents=noise.to(arguments.device, dtype),
             height=size,
             width=size,
             num_inference_steps=arguments.steps,
             guidance_scale=3.0,
             output_type="latent",
         ).images
-    torch.save(latent.float(), arguments.scratch / f"{arguments.model}-{whose}.pt")
+    torch.save(latent.float().cpu(), arguments.scratch / f"{arguments.model}-{whose}.pt")
     print(
         json.dumps(
             {
@@ -180,6 +192,7 @@ def paint(whose: str, arguments: argparse.Namespace) -> None:
                 "load_anonymous": loaded["anonymous"],
                 "paint_seconds": time.perf_counter() - began,
                 "paint_peak": memory()["peak"],
+                "device_peak": memory()["device"],
             }
         )
     )
@@ -192,6 +205,8 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--room", type=float, default=0.0)
     parser.add_argument("--scratch", type=Path, default=Path("full-size"))
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--whose", choices=["undust", "diffusers"], help=argparse.SUPPRESS)
@@ -218,11 +233,10 @@ def main() -> int:
         )
         found[whose] = json.loads(done.stdout.splitlines()[-1])
         print(whose, json.dumps({k: round(v, 2) for k, v in found[whose].items()}), flush=True)
-    ours, theirs = (
-        torch.load(arguments.scratch / f"{arguments.model}-{whose}.pt") for whose in found
-    )
-    apart = float((ours - theirs).norm() / theirs.norm())
-    ratios = {key: found["undust"][key] / found["diffusers"][key] for key in found["undust"]}
+    a, b = (torch.load(arguments.scratch / f"{arguments.model}-{whose}.pt") for whose in found)
+    apart = float((a - b).norm() / b.norm())
+    ours, theirs = found["undust"], found["diffusers"]
+    ratios = {key: value / theirs[key] for key, value in ours.items() if theirs[key]}
     print("undust / diffusers", json.dumps({k: round(v, 3) for k, v in ratios.items()}))
     peak = found["undust"]["load_peak"] - found["undust"]["before"]
     print(f"peak while loading, less what was held before, over the weights: {peak / weights:.2f}")
