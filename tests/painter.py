@@ -23,6 +23,7 @@ class ColourPainter:
     low_resolution = None
     size = (8, 8)
     name = hash = "painter"
+    path, vae, guidance = "", None, 4.0
     precision = "float32"
     sizes = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_a_controlnet(folder: Path, model: LatentDiffusion, controls):
     assert apart(ours(model, controls=[f"{path}={shown}@0.7"]), expected) < 1e-4
     assert apart(ours(model), expected) > 1e-3
     assert torch.equal(ours(model, controls=[f"{path}={shown}@0"]), ours(model))
+
+
+def test_a_controlnet_that_adds_the_same_everywhere(folder: Path, model: LatentDiffusion, controls):
+    """A "shuffle" one, which is shown with the prompt alone."""
+    path, _, shown = controls[0]
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "global_pool_conditions": True}))
+    network = diffusers.ControlNetModel.from_pretrained(path)
+    pipe = pipeline(folder, "ControlNet", controlnet=network)
+    expected = theirs(pipe, model, image=Image.open(shown), controlnet_conditioning_scale=0.7)
+    assert apart(ours(model, controls=[f"{path}={shown}@0.7"]), expected) < 1e-4
+    assert apart(ours(model), expected) > 1e-3
 
 
 def test_two_controlnets_each_for_a_while(folder: Path, model: LatentDiffusion, controls):
@@ -223,6 +236,30 @@ def test_a_learnt_word(folder: Path, model: LatentDiffusion, tmp_path: Path):
     assert model.recipes("x", embeddings=[str(path)])[0].embeddings[0].word == "toy"
 
 
+def test_each_word_of_a_file_has_its_name(model: LatentDiffusion, tmp_path: Path):
+    torch.manual_seed(5)
+    named = list(zip(("clip_l", "clip_g"), model.texts, strict=False))
+    learnt = {
+        word: {name: torch.randn(2, own.encoder.config.hidden_size) for name, own in named}
+        for word in ("<cat>", "<dog>")
+    }
+    both, dog = tmp_path / "both.safetensors", tmp_path / "dog.safetensors"
+    bundle = {f"bundle_emb.{word}.{name}": t for word in learnt for name, t in learnt[word].items()}
+    save_file(bundle, both)
+    save_file(learnt["<dog>"], dog)
+
+    def painted(*embeddings: str) -> Tensor:
+        asked: dict[str, Any] = {"size": SIZE, "steps": 2, "seed": 1, "embeddings": embeddings}
+        return model.generate("a <dog> on grass", **asked)[0].latent
+
+    alone = painted(f"{dog}=<dog>")
+    assert torch.equal(painted(f"{both}=<dog>"), alone)
+    assert torch.equal(painted(f"{both}=<cat>", f"{both}=<dog>"), alone)
+    assert not torch.equal(painted(f"{both}=<cat>"), alone)
+    with pytest.raises(UndustError, match="holds 2 words: <cat>, <dog>, and not 'both'"):
+        painted(str(both))
+
+
 def test_a_file_that_changed_is_not_used(model: LatentDiffusion, lora: Path):
     (recipe,) = model.recipes(PROMPT, size=SIZE, steps=1, loras=[str(lora)], seed=1)
     model.rerun(recipe)
@@ -293,7 +330,11 @@ def test_a_loose_first_stage(folder: Path, model: LatentDiffusion, tmp_path: Pat
     (picture,) = undust.load(folder, vae=other).generate(PROMPT, **asked)
     assert torch.equal(picture.latent, plain.latent)
     assert picture.image.tobytes() != plain.image.tobytes()
-    assert picture.recipe.model_hash != plain.recipe.model_hash
+    assert picture.recipe.model_hash == plain.recipe.model_hash
+    assert plain.recipe.vae is None
+    assert picture.recipe.vae is not None
+    with pytest.raises(UndustError, match=r"made with another first stage: .*, not its own"):
+        model.rerun(picture.recipe)
     with pytest.raises(UndustError, match="of other latents than the model's"):
         undust.load("emoji", vae=other)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import undust
-from undust.model import BUILT_IN, built_in
+from undust.formats.named import BUILT_IN, built_in
 
 LARGEST = 39_000_000  # bytes; the wheel has to stay below 40 million, and the code takes its part
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -119,6 +120,24 @@ def test_given_noise_replaces_the_drawn_one(model: LatentDiffusion):
         model.rerun(first.recipe)
     with pytest.raises(UndustError, match=r"its shape is \[1, 4, 8, 8\].*\[2, 4, 8, 8\]"):
         model.generate(["a cat", "a dog"], noise=noise(1), steps=2)
+
+
+@pytest.mark.parametrize("given", [noise().numpy(), noise().tolist(), "noise"])
+def test_noise_is_a_tensor(model: LatentDiffusion, given: Any):
+    with pytest.raises(UndustError, match=f"noise: has to be a tensor, not {type(given).__name__}"):
+        model.generate("a cat", noise=given, steps=1)
+
+
+def test_a_picture_is_saved_as_what_its_name_says(model: LatentDiffusion, tmp_path: Path):
+    (picture,) = model.generate("a cat", seed=1, steps=1)
+    for name in ("a.jpg", "new/a.WEBP"):
+        with pytest.raises(UndustError, match=r"are written as PNG, .*a\.png would be"):
+            picture.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    path = picture.save(tmp_path / "new" / "folder" / "a.png")
+    assert Recipe.read(read_recipe(path)) == picture.recipe
+    with pytest.raises(UndustError, match="cannot make the folder"):
+        picture.save(path / "b.png")
 
 
 def test_steps_lead_to_what_generate_gives(model: LatentDiffusion):
@@ -260,6 +279,56 @@ def test_a_spoiled_folder_is_refused_by_name(
     with pytest.raises(UndustError, match=said) as error:
         undust.load(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype"),
+    [
+        (("fp32", "float32", "torch.float32"), torch.float32),
+        (("fp16", "float16", torch.float16), torch.float16),
+        (("bf16", "bfloat16"), torch.bfloat16),
+    ],
+)
+def test_precisions_by_name(tiny_model: Path, names: tuple[Any, ...], dtype: torch.dtype):
+    assert {undust.load(tiny_model, dtype=name).dtype for name in names} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["float8", "int8", torch.int8, 16, "cuda"])
+def test_what_is_no_precision(tiny_model: Path, dtype: Any):
+    with pytest.raises(UndustError, match="dtype: weights are kept in fp32, fp16 or bf16, not in"):
+        undust.load(tiny_model, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["vulkan", "gpu", "cuda:99", 1.5, "cpu:x"])
+def test_a_device_that_is_not_there(tiny_model: Path, device: Any):
+    with pytest.raises(UndustError, match=f"device: {device} cannot be used here: ") as caught:
+        undust.load(tiny_model, device=device)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_first_stage_of_another_model(model: LatentDiffusion, tmp_path: Path):
+    """A model's folder is one too: what is in its vae/ is taken."""
+    other = replace(model, autoencoder=copy.deepcopy(model.autoencoder))
+    for weight in other.autoencoder.parameters():
+        weight.data += 0.1
+    other.save(tmp_path / "other")
+    model.save(tmp_path / "model")
+    inside = undust.load(tmp_path / "model", vae=tmp_path / "other" / "vae")
+    whole = undust.load(tmp_path / "model", vae=tmp_path / "other")
+    assert whole.hash == inside.hash == model.hash
+    assert whole.vae == inside.vae
+    assert whole.vae is not None
+    assert whole.recipes("a cat")[0].vae == whole.vae
+    assert model.recipes("a cat")[0].vae is None
+    for ours, theirs in zip(
+        whole.autoencoder.parameters(), other.autoencoder.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_errors_can_be_caught_by_the_name_of_the_package():
+    with pytest.raises(undust.UndustError):
+        undust.load("emojy")
 
 
 def test_what_is_no_model(tmp_path: Path):

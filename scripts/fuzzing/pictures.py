@@ -63,7 +63,7 @@ def chunks(content: bytes) -> list[tuple[bytes, bytes]]:
 @kind(20)
 def pictures(room: Path) -> Make:
     image = Image.radial_gradient("L").resize((24, 20)).convert("RGB")
-    write_picture(room / "a.png", image, recipe())
+    write_picture(room / "a.png", image, Recipe.read(recipe()).model_dump())
     pngs, rest = [(room / "a.png").read_bytes()], list[bytes]()
     ways: list[tuple[str, str, dict[str, Any]]] = [
         *(("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),

@@ -6,18 +6,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from undust.errors import UndustError
     from undust.generation.loop import Picture, Step
     from undust.generation.recipe import Recipe
     from undust.model import LatentDiffusion, load
 
 __version__ = "0.1.0"
-__all__ = ["LatentDiffusion", "Picture", "Recipe", "Step", "__version__", "load"]
+__all__ = [
+    "LatentDiffusion",
+    "Picture",
+    "Recipe",
+    "Step",
+    "UndustError",
+    "__version__",
+    "load",
+]
 
 _PLACES = {
     "LatentDiffusion": "undust.model",
     "Picture": "undust.generation.loop",
     "Recipe": "undust.generation.recipe",
     "Step": "undust.generation.loop",
+    "UndustError": "undust.errors",
     "load": "undust.model",
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from difflib import get_close_matches
 
 LONGEST = 1000  # characters of a message
@@ -22,12 +23,24 @@ class UndustError(Exception):
         super().__init__(_cut(_escaped(message), LONGEST))
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UndustError:
-    """Says that `name` is none of the known ones, which they are, and which was perhaps meant."""
+def unknown(
+    kind: str, name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> UndustError:
+    """Says that `name` is none of the known ones, which they are, and which was perhaps meant.
+
+    elsewhere: what other programs call some of them -> what is known for it.
+    """
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    guess = f" did you mean '{near[0]}'?" if near else ""
+    meant = {_bare(other): own for other, own in (elsewhere or {}).items()}
+    meant |= {_bare(own): own for own in names}
+    near = get_close_matches(_bare(name), meant, n=1)
+    guess = f" did you mean '{meant[near[0]]}'?" if near else ""
     return UndustError(f"unknown {kind} '{shown(name)}';{guess} known: {', '.join(names)}")
+
+
+def _bare(name: str) -> str:
+    """A name's letters and digits alone, for "DPM++ 2M", dpmpp_2m and dpmpp-2m are one name."""
+    return re.sub(r"[\W_]+", "", name.lower().replace("++", "pp"))
 
 
 def shown(name: object) -> str:

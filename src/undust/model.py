@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,10 +19,9 @@ from undust.adapters.worn import Live, Merged, Outfit, Worn
 from undust.conditioning.condition import Conditioning, Control
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
-from undust.errors import UndustError, unknown
-from undust.formats import hub, loose, model_folder, pickles, textual_inversion
+from undust.errors import UndustError
+from undust.formats import loose, model_folder, named, textual_inversion
 from undust.formats.controlnet import load as load_controlnet
-from undust.formats.folder import INDEX
 from undust.formats.lora.file import Lora
 from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
@@ -36,23 +33,25 @@ from undust.generation.asking import Options, recipes
 from undust.generation.given import GivenWeights
 from undust.generation.loop import Picture, Step
 from undust.generation.recipe import Recipe
+from undust.networks import placement
 from undust.networks.controlnet import ControlNet, check_fits
-
-BUILT_IN = Path(__file__).parent / "models"
 
 
 @dataclass(eq=False)
 class LatentDiffusion(Parts):
     """The parts of a model that go together; what `undust.load` gives.
 
-    hash: what tells its weights from all others; live: run LoRAs beside the weights, so that how
-    much of them is worn can be changed at no cost, instead of merging them into the weights;
-    runs_on: the device that each network is brought to when it is asked, and taken from when memory
-    runs out, or None to leave all where they lie.
+    hash: what tells its weights from all others, but for `vae`, a first stage in the place of its
+    own; path: where it was loaded from, "" if from inside undust; live: run LoRAs beside the
+    weights, so that how much of them is worn can be changed at no cost, instead of merging them
+    into the weights; runs_on: the device that each network is brought to when it is asked, and
+    taken from when memory runs out, or None to leave all where they lie.
     """
 
     name: str = ""
     hash: str = ""
+    path: str = ""
+    vae: GivenWeights | None = None
     live: bool = False
     runs_on: torch.device | None = None
 
@@ -149,7 +148,7 @@ class LatentDiffusion(Parts):
         other = copy.copy(self)
         other._outfit = outfit
         learnt = [
-            (each.word, textual_inversion.load(Path(each.settle().path)))
+            (each.word, textual_inversion.load(Path(each.settle().path), each.word))
             for each in recipe.embeddings
         ]
         other.texts = tuple(
@@ -198,16 +197,17 @@ class LatentDiffusion(Parts):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
-        config = self.autoencoder.config
-        unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
         vae = self.autoencoder
+        scale, shift = vae.scale(latents)
+        unscaled = latents / scale + shift
         return self._offload.ask(vae, lambda: first_stage.decode(vae, unscaled)).to(latents.device)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
-        config, vae = self.autoencoder.config, self.autoencoder
+        vae = self.autoencoder
         mean = self._offload.ask(vae, lambda: first_stage.encode(vae, pictures)).to(pictures.device)
-        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+        scale, shift = vae.scale(mean)
+        return (mean - shift) * scale
 
     def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         device, dtype = self.device, self.dtype
@@ -216,7 +216,7 @@ class LatentDiffusion(Parts):
         label = None if cond.label is None else cond.label.to(device)
 
         def controlled(control: Control) -> list[Tensor]:
-            return [*control(latent, timestep, context, pooled, cond.sizes)]
+            return [*control(latent, timestep, context, pooled, cond.sizes, cond.negative)]
 
         def asked() -> Tensor:
             return self.unet(
@@ -309,6 +309,9 @@ class LatentDiffusion(Parts):
                 f"the picture was made with another model: {recipe.model} ({recipe.model_hash}), "
                 f"not {self.name} ({self.hash})"
             )
+        was, now = (vae.hash if vae else "its own" for vae in (recipe.vae, self.vae))
+        if was != now:
+            raise UndustError(f"the picture was made with another first stage: {was}, not {now}")
         if recipe.precision != self.precision:
             raise UndustError(
                 f"the picture was made in {recipe.precision}; the model is in {self.precision}"
@@ -335,15 +338,10 @@ class LatentDiffusion(Parts):
         ]
 
 
-def built_in() -> list[str]:
-    """Names of the models that come with undust."""
-    return sorted(path.parent.name for path in BUILT_IN.glob(f"*/{INDEX}"))
-
-
 def load(
     name_or_path: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     vae: str | Path | None = None,
     live: bool = False,
@@ -353,29 +351,15 @@ def load(
     Or, with the extra `hub`, org/name or org/name@revision on the Hugging Face hub: what is cached
     first, and after that always the same commit.
 
-    dtype: of the weights in memory, float32 unless told; device: the CPU unless told; vae: a first
-    stage to use instead of the model's own, as a folder or a file; live: as `LatentDiffusion` has
-    it.
+    dtype: of the weights in memory, "fp16" or "float16" will do too; float32 unless told; device:
+    the CPU unless told; vae: a first stage to use instead of the model's own: a file, a folder, or
+    a model's folder; live: as `LatentDiffusion` has it.
     Raises UndustError for a name that is not known and for what is no whole model.
     """
-    given, _, revision = str(name_or_path).partition("@")
-    folder = Path(name_or_path)
-    if str(name_or_path) in built_in():
-        folder = BUILT_IN / str(name_or_path)
-    elif hub.is_name(given) and not folder.exists():
-        folder = hub.fetch(given, revision or None)
-    elif not folder.exists():
-        if folder.suffix or len(folder.parts) > 1:
-            raise UndustError(f"there is no model at {folder}: it does not exist")
-        raise unknown("model", str(name_or_path), built_in())
-    dtype, place = dtype or torch.float32, _device(device)
+    folder, dtype = named.find(name_or_path), placement.precision(dtype or "fp32")
     if folder.is_file():
-        if pickles.is_pickle(folder):
-            raise UndustError(
-                f"{folder} is a pickle, which can run code; make a model of it that cannot: "
-                f"undust convert {shlex.quote(str(folder))} {shlex.quote(folder.stem)} --to folder"
-            )
-        name, read, hashed = folder.stem, load_single_file, content_hash
+        single = partial(load_single_file, first_stage=vae is None)
+        name, read, hashed = folder.stem, single, content_hash
     else:
         name, read, hashed = folder.resolve().name, model_folder.read, model_folder.weights_hash
     # The hash of some gigabytes takes as long as reading them.
@@ -383,21 +367,21 @@ def load(
         digits = beside.submit(hashed, folder)
         parts = read(folder, dtype)
         found = digits.result()[:10]
+    instead = None
     if vae is not None:
-        parts.autoencoder, other = loose.first_stage(Path(vae), parts)
-        found = hashlib.sha256((found + other).encode()).hexdigest()[:10]
+        instead = GivenWeights(path=str(loose.place(Path(vae)))).settle()
+        parts.autoencoder = loose.first_stage(Path(instead.path), parts)
     for network in parts.networks.values():
         network.eval().requires_grad_(False)
-    return LatentDiffusion(**vars(parts), name=name, hash=found, live=live, runs_on=place)
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    try:
-        place = torch.device(device or "cpu")
-        return torch.empty(0, device=place).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UndustError(f"device: {device} cannot be used here: {reason}") from error
+    return LatentDiffusion(
+        **vars(parts),
+        name=name,
+        hash=found,
+        path="" if folder.parent == named.BUILT_IN else str(name_or_path),
+        vae=instead,
+        live=live,
+        runs_on=placement.device(device),
+    )
 
 
 def _last(steps: Iterator[Step]) -> Step:

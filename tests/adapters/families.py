@@ -228,6 +228,13 @@ def lora_with_bias(shape, draw: Draw) -> Made:
     return Made({**made.tensors, ".diff_b": bias}, made.weight, bias.double())
 
 
+def lora_with_up_bias(shape, draw: Draw) -> Made:
+    """PEFT's lora_bias: s·(B·(A·x) + b)."""
+    made, bias = lora(shape, draw), draw(shape[0])
+    tensors = {**made.tensors, ".lora_B.bias": bias}
+    return Made(tensors, made.weight, ALPHA / RANK * bias.double())
+
+
 def norm(shape, draw: Draw) -> Made:
     weight, bias = draw(*shape), draw(*shape)
     return Made({".w_norm": weight, ".b_norm": bias}, weight.double(), bias.double())
@@ -275,7 +282,7 @@ def dora_of_lokr(shape, draw: Draw) -> Made:
 PLAIN = (lora, lora_without_alpha, lora_of_alpha_zero, lora_mid)
 OTHERS = (
     *(loha, loha_tucker, lokr, lokr_low, lokr_both_low, lokr_left_low, lokr_tucker),
-    *(full, full_with_bias, bias_alone, lora_with_bias),
+    *(full, full_with_bias, bias_alone, lora_with_bias, lora_with_up_bias),
 )
 DORA = (dora, dora_of_inputs, dora_of_loha, dora_of_lokr)
 CASES = [

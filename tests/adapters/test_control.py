@@ -89,6 +89,21 @@ def test_each_picture_has_its_hint_in_every_round_of_guidance() -> None:
         Control(net, hint)(*inputs(3))
 
 
+def test_a_network_that_pools_says_nothing_to_what_is_to_be_avoided() -> None:
+    """As its authors and diffusers ask it: only together with the prompt."""
+    (x, timestep, context), hint = inputs(), torch.rand(1, 3, 48, 32)
+    negative = torch.tensor([True, False])
+    for pools in (False, True):
+        net = network(global_pool_conditions=pools)
+        expected = net(x, timestep, context, hint)
+        for part in expected:
+            assert pools == torch.equal(part, part[..., :1, :1].expand_as(part))
+        if pools:
+            expected = [part * torch.tensor([0.0, 1.0])[:, None, None, None] for part in expected]
+        said = Control(net, hint)(x, timestep, context, None, None, negative)
+        assert same(said, expected, 0)
+
+
 def test_a_network_of_less_precision_serves_a_unet_of_more() -> None:
     net, (x, timestep, context), hint = network(), inputs(), torch.rand(1, 3, 48, 32)
     expected = net(x, timestep, context, hint)

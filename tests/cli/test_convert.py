@@ -9,13 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from undust import load
 from undust.formats.original.checkpoint import original
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
+from variants import build
 
 Run = Callable[..., Any]
 CONFIG = AutoencoderConfig(block_out_channels=(32, 64))
@@ -48,6 +52,15 @@ def test_a_whole_model_in_another_precision(undust: Run, here: Path, tiny_model:
     assert (facts["kind"], facts["precision"]) == ("model", "bfloat16")
 
 
+def test_what_a_model_predicts_is_told(undust: Run, here: Path):
+    build("sd1").save(here / "sd1")
+    asked = ("--to", "folder", "--prediction", "v")
+    assert undust("convert", "sd1", "v", *asked).code == 0
+    scheduler = diffusers.DDIMScheduler.from_pretrained(here / "v", subfolder="scheduler")
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert load(here / "v").prediction == "v_prediction"
+
+
 def test_a_pickle(undust: Run, here: Path, first_stage: dict[str, torch.Tensor]):
     torch.save({"state_dict": first_stage, "epoch": 1}, here / "vae.ckpt")
     done = undust("convert", "vae.ckpt", "new.safetensors", "--to", "single-file")
@@ -56,6 +69,55 @@ def test_a_pickle(undust: Run, here: Path, first_stage: dict[str, torch.Tensor])
     assert "left out: epoch" in done.err
     found = load_file(here / "new.safetensors")
     assert all(torch.equal(found[key], tensor) for key, tensor in first_stage.items())
+
+
+def test_folders_are_made_and_what_is_replaced_is_said(
+    undust: Run, here: Path, first_stage: dict[str, torch.Tensor]
+):
+    for layout, target in (("folder", "a folder/b/vae"), ("single-file", "c/vae.safetensors")):
+        first = undust("convert", "vae.safetensors", target, "--to", layout)
+        assert (first.code, first.out) == (0, f"{target}\n")
+        again = undust("convert", "vae.safetensors", target, "--to", layout)
+        assert (again.code, again.out) == (0, f"{target}\n")
+        line = "replaced a first stage that was there"
+        assert line in again.err.splitlines()
+        assert line not in first.err
+    assert sorted(path.name for path in here.iterdir()) == ["a folder", "c", "vae.safetensors"]
+
+
+def test_what_was_pickled_is_painted_with(undust: Run, here: Path):
+    build("sd1").save("model")
+    Image.new("RGB", (64, 64), "grey").save("grey.png")
+    width, places = 32, "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    factors = {"lora_down": torch.ones(2, width), "lora_up": torch.ones(64, 2)}
+    flat = f"lora_unet_{places.replace('.', '_')}"
+    torch.save({f"{flat}.{name}.weight": t for name, t in factors.items()}, "lora.pt")
+    torch.save({"string_to_param": {"*": torch.ones(2, width)}, "name": "dust"}, "dust.pt")
+    control = diffusers.ControlNetModel.from_unet(
+        diffusers.UNet2DConditionModel.from_pretrained("model", subfolder="unet"),
+        conditioning_embedding_out_channels=(8, 16, 16),
+    )
+    with torch.no_grad():
+        control.controlnet_mid_block.bias.fill_(1)
+    control.save_pretrained("net", safe_serialization=False)
+    for made, source, layout in (
+        ("lora.safetensors", "lora.pt", "single-file"),
+        ("dust.safetensors", "dust.pt", "single-file"),
+        ("control", "net", "folder"),
+    ):
+        assert undust("convert", source, made, "--to", layout).out == f"{made}\n"
+    plain = ("generate", "dust", "--model", "model", "--seed", 1, "--steps", 1, "--size", "64x64")
+    pictures = set[bytes]()
+    for options in (
+        (),
+        ("--lora", "lora.safetensors"),
+        ("--embedding", "dust.safetensors"),
+        ("--control", "control=grey.png"),
+    ):
+        done = undust(*plain, *options, "--out", "a.png")
+        assert (done.code, done.out) == (0, "a.png\n"), done.err
+        pictures.add(Image.open("a.png").tobytes())
+    assert len(pictures) == 4
 
 
 def test_a_pickle_that_would_run_something(undust: Run, here: Path):
@@ -81,11 +143,23 @@ def test_a_pickle_that_would_run_something(undust: Run, here: Path):
         (("vae.safetensors", "mine", "--to", "folder"), "it is left as it is"),
         (("vae.safetensors", "b", "--to", "folder", "--ema"), "no moving averages"),
         (("mine", "b", "--to", "folder"), "is not a model folder"),
+        (("vae.safetensors", "mine/a.txt/b", "--to", "folder"), "a.txt is not a folder"),
+        (("word.safetensors", "b", "--to", "folder"), "one file and never a folder"),
+        (("word.safetensors", "vae.safetensors", "--to", "single-file"), "is a first stage, not"),
+        (
+            ("word.safetensors", "b.safetensors", "--to", "single-file", "--lora", "a"),
+            "--lora is for whole models; this is a textual inversion",
+        ),
+        (
+            ("vae.safetensors", "b", "--to", "folder", "--prediction", "v"),
+            "--prediction is for whole models; this is a first stage",
+        ),
     ],
 )
 def test_wrong_ways_are_one_line(undust: Run, here: Path, first_stage: Any, arguments, reason):
     (here / "mine").mkdir()
     (here / "mine" / "a.txt").write_text("mine")
+    save_file({"emb_params": torch.ones(1, 8)}, here / "word.safetensors")
     before = sorted(here.rglob("*"))
     done = undust("convert", *arguments)
     assert (done.code, done.out) == (2, "")

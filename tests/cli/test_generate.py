@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -186,11 +187,20 @@ def test_rerun_makes_the_same_bytes(undust: Run, tiny_model: Path):
 
 
 def test_rerun_wants_the_model_that_made_the_picture(undust: Run, tiny_model: Path):
-    undust("generate", "a cat", "--model", tiny_model, "--steps", 1, "--out", "cat.png")
+    shutil.copytree(tiny_model, "mine/tiny")
+    undust("generate", "a cat", "--model", "mine/tiny", "--steps", 1, "--out", "cat.png")
+    # Where it was, beside the picture, and nowhere.
+    first = Path("cat.png").read_bytes()
+    assert undust("rerun", "cat.png", "--out", "again.png").code == 0
+    assert Path("again.png").read_bytes() == first
+    shutil.move("mine/tiny", "tiny")
+    assert undust("rerun", "cat.png", "--out", "again.png").code == 0
+    assert Path("again.png").read_bytes() == first
+    shutil.move("tiny", "mine/elsewhere")
     unnamed = undust("rerun", "cat.png")
     assert unnamed.code == 2
     assert "the model 'tiny'" in unnamed.err
-    assert "--model" in unnamed.err
+    assert "neither mine/tiny nor beside it; say where it is with --model" in unnamed.err
     other = read_recipe(Path("cat.png")) | {"model_hash": "0123456789"}
     write_picture(Path("other.png"), Image.new("RGB", (32, 32)), other)
     another = undust("rerun", "other.png", "--model", tiny_model, "--out", "o.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from undust.formats.recipe_png import read_recipe
+from undust.formats.recipe_png import read_recipe, read_texts
 from undust.formats.safetensors_file import save
 
 Run = Callable[..., Any]
@@ -70,6 +71,19 @@ def painted(undust: Run, files: Path, tiny_model: Path) -> Paint:
         return recipe
 
     return paint
+
+
+def test_other_programs_are_told_how_it_was_made(painted: Paint):
+    painted("--init", "a.png", "--lora", "style.safetensors:0.8", "--upscale", "1.5@0.5")
+    text = read_texts(Path("new.png"))["parameters"]
+    assert text.startswith("a cat <lora:style:0.8>\nSteps: 4, ")
+    for told in (
+        "Size: 30x28",  # not that of the canvas, 32x28
+        "Denoising strength: 0.75",
+        "Hires upscale: 1.5",
+        'Lora hashes: "style: ',
+    ):
+        assert f", {told}" in text
 
 
 def test_a_picture_is_begun_from(painted: Paint):
@@ -188,14 +202,16 @@ def test_layers_are_left_out(painted: Paint):
         (("--upscale", "2x"), "is not FACTOR or FACTOR@STRENGTH"),
         (("--upscale", "0.5"), "upscale: factor: has to be greater than 1"),
         (("--init", "a.png", "--mask", "mask.png", "--upscale", 2), "upscale: the second pass"),
-        (("--lora", "none.safetensors"), "none.safetensors: no weights there"),
+        (("--lora", "none.safetensors"), "none.safetensors does not exist"),
+        (("--lora", "none.safetensors:0,8"), "does not exist; it is written PATH or PATH:WEIGHT"),
+        (("--seed", "-1"), "leave it out for a random one"),
         (("--lora", "a.png"), "a.png is not a safetensors file"),
         (("--lora", "toy.safetensors"), "toy.safetensors"),
         (("--lora", "style.safetensors:1000"), "lora: weight: has to be less than"),
-        (("--embedding", "style.safetensors"), "style.safetensors is no textual inversion"),
-        (("--embedding", "none=x"), "none: no weights there"),
+        (("--embedding", "style.safetensors=cat"), "style.safetensors is no textual inversion"),
+        (("--embedding", "none=x"), "none does not exist"),
         (("--control", "toy.safetensors"), "is not PATH=PICTURE"),
-        (("--control", "none=a.png"), "none: no weights there"),
+        (("--control", "none=a.png"), "none does not exist"),
         (("--control", "toy.safetensors=none.png"), "none.png cannot be read"),
         (("--control", "toy.safetensors=a.png"), "toy.safetensors"),
         (("--control", "toy.safetensors=a.png:0.5-0.5"), "is no interval"),
@@ -209,7 +225,7 @@ def test_layers_are_left_out(painted: Paint):
 def test_wishes_that_cannot_be(
     undust: Run, files: Path, tiny_model: Path, options: tuple[object, ...], said: str
 ):
-    Image.new("L", (8, 8)).save("small.png")
+    Image.new("L", (8, 8), 255).save("small.png")
     done = undust("generate", "a cat", "--model", tiny_model, "--steps", 2, *options)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
@@ -235,6 +251,25 @@ def test_files_that_are_gone_when_it_is_made_again(
     assert not Path("o.png").exists()
 
 
+def test_the_models_of_a_picture_are_found_beside_it(undust: Run, here: Path, tiny_model: Path):
+    """Model, refiner and first stage, moved together with the picture."""
+    for name in ("base", "refiner"):
+        shutil.copytree(tiny_model, here / name)
+    shutil.copytree(tiny_model / "vae", here / "other")
+    files = ["--model", "base", "--refiner", "refiner@0.5", "--vae", "other"]
+    assert undust("generate", "a cat", *files, "--steps", 2, "--out", "a.png").code == 0
+    (here / "moved").mkdir()
+    for name in ("a.png", "base", "refiner", "other"):
+        (here / name).rename(here / "moved" / name)
+    assert undust("rerun", "moved/a.png", "--out", "b.png").code == 0
+    assert (here / "b.png").read_bytes() == (here / "moved/a.png").read_bytes()
+    assert ", VAE: other" in Image.open(here / "b.png").info["parameters"]
+    shutil.rmtree(here / "moved/other")
+    done = undust("rerun", "moved/a.png", "--out", "c.png")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "other does not exist" in done.err
+
+
 def test_what_a_picture_was_made_from_is_found_beside_it(undust: Run, here: Path, tiny_model: Path):
     """The picture and what it was begun from, moved together."""
     Image.new("RGB", (32, 32), "red").save(here / "start.png")
@@ -243,10 +278,9 @@ def test_what_a_picture_was_made_from_is_found_beside_it(undust: Run, here: Path
     (here / "moved").mkdir()
     for name in ("start.png", "a.png"):
         (here / name).rename(here / "moved" / name)
-    done = undust("rerun", "moved/a.png", "--model", tiny_model, "--out", "b.png")
+    done = undust("rerun", "moved/a.png", "--out", "b.png")
     assert done.code == 0
-    first, again = (Image.open(here / name).tobytes() for name in ("moved/a.png", "b.png"))
-    assert first == again
+    assert (here / "b.png").read_bytes() == (here / "moved/a.png").read_bytes()
     Image.new("RGB", (32, 32), "blue").save(here / "moved/start.png")
     done = undust("rerun", "moved/a.png", "--model", tiny_model, "--out", "c.png")
     assert done.code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
-from undust.formats.recipe_png import write_picture
+from undust.formats.recipe_png import read_recipe, write_picture
 
 Run = Callable[..., Any]
 
@@ -33,6 +34,78 @@ def test_a_picture(undust: Run, tiny_model: Path):
     shown = undust("inspect", "c.png").out
     assert "a cat" in shown
     assert "deis" in shown
+
+
+PARAMETERS = """-cat <lora:style:0.6>
+Negative prompt: lowres, bad
+Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 42, Size: 832x1216, Model: some, \
+Denoising strength: 0.5, Clip skip: 2, Hires upscale: 2, Refiner: other [01], Version: v1.5"""
+
+
+def with_parameters(path: Path, text: str) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", text)
+    Image.new("RGB", (8, 4)).save(path, pnginfo=texts)
+
+
+def test_a_picture_of_another_program(undust: Run, here: Path):
+    with_parameters(here / "a.png", PARAMETERS)
+    facts = json.loads(undust("inspect", "a.png", "--json").out)
+    assert (facts["kind"], facts["pixels"]) == ("picture", "8x4")
+    assert facts["A1111"]["prompt"] == "-cat"
+    assert facts["other settings"] == {"Version": "v1.5"}
+    shown = undust("inspect", "a.png")
+    assert shown.code == 0
+    assert "lowres, bad" in shown.out
+    assert shown.err.splitlines()[1] == (
+        "undust generate --negative 'lowres, bad' --steps 20 --sampler dpmpp-2m --schedule karras "
+        "--guidance 6.5 --seed 42 --clip-skip 1 --size 832x1216 --upscale 2.0@0.5 "
+        "--lora style.safetensors:0.6 --refiner other.safetensors@0.8 --model some.safetensors "
+        "-- -cat"
+    )
+
+
+def test_the_command_that_is_shown_can_be_run(undust: Run, here: Path):
+    with_parameters(
+        here / "a.png",
+        "a 'cat'\nSteps: 2, Sampler: Euler a, Schedule type: Automatic, CFG scale: 4, Seed: 3, "
+        "Size: 64x64, Model: emoji",
+    )
+    command = shlex.split(undust("inspect", "a.png").err.splitlines()[1])
+    assert undust(*command[1:], "--out", "b.png").code == 0
+    recipe = read_recipe(here / "b.png")
+    assert [recipe[name] for name in ("prompt", "sampler")] == ["a 'cat'", "euler-ancestral"]
+
+
+def test_a_picture_begun_from_has_its_own_size(undust: Run, here: Path):
+    with_parameters(here / "a.png", "a\nSteps: 9, Seed: 1, Size: 67x45, Denoising strength: 0.4")
+    command = undust("inspect", "a.png").err.splitlines()[1]
+    assert "--init PICTURE --strength 0.4" in command
+    assert "--size" not in command
+
+
+def test_what_parameters_cannot_say_is_refused(undust: Run, here: Path):
+    with_parameters(here / "a.png", "a cat\nSteps: many, Seed: 1, CFG scale: 7")
+    done = undust("inspect", "a.png")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "undust: a.png: parameters: Steps has to be a number, not 'many'\n"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_any_picture(undust: Run, here: Path, kind: str):
+    Image.new("RGB", (7, 5)).save(here / "a", kind)
+    facts = json.loads(undust("inspect", "a", "--json").out)
+    assert facts == {"path": "a", "kind": "picture", "format": kind, "pixels": "7x5"}
+
+
+def test_pictures_that_cannot_be_read_are_named(undust: Run, here: Path):
+    Image.new("RGB", (7, 5)).save(here / "icon", "ICO")
+    Image.new("RGB", (7, 5)).save(here / "cut", "JPEG")
+    (here / "cut").write_bytes((here / "cut").read_bytes()[:200])
+    for name, said in {"icon": "kind ICO", "cut": "Truncated"}.items():
+        done = undust("inspect", name)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert said in done.err
 
 
 def test_a_model(undust: Run, tiny_model: Path):

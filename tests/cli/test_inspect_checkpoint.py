@@ -69,11 +69,18 @@ def test_a_checkpoint_is_known_and_says_by_what(undust: Run, here: Path):
 
 
 def test_what_is_no_checkpoint_is_still_described(undust: Run, here: Path):
-    write(here / "whole.safetensors", stranger=torch.zeros(3))
+    write(here / "whole.safetensors", **{"model.diffusion_model.stranger": torch.zeros(3)})
     facts = json.loads(undust("inspect", "whole.safetensors", "--json").out)
     assert facts["kind"] == "weights"
-    assert facts["not a whole model"].endswith("1 unknown: stranger")
+    assert facts["not a whole model"].endswith("1 unknown: model.diffusion_model.stranger")
     assert "sha256" in facts
+
+
+def test_what_lies_beside_a_model_is_counted(undust: Run, here: Path):
+    write(here / "whole.safetensors", stranger=torch.zeros(3))
+    facts = json.loads(undust("inspect", "whole.safetensors", "--json").out)
+    assert facts["kind"] == "checkpoint"
+    assert facts["beside"]["of nothing known"] == 1
 
 
 def test_painting_with_what_cannot_be_is_one_line(undust: Run, here: Path):
@@ -106,6 +113,10 @@ def test_what_goes_into_a_model_is_told(undust: Run, here: Path):
     safetensors_file.save(here / "word.safetensors", {"emb_params": torch.ones(3, 768)})
     facts = json.loads(undust("inspect", "word.safetensors", "--json").out)
     assert (facts["kind"], facts["vectors"]) == ("textual inversion", "3x768")
+    words = {"<s0>": torch.ones(2, 768), "<s1>": torch.ones(2, 768)}
+    safetensors_file.save(here / "words.safetensors", words)
+    facts = json.loads(undust("inspect", "words.safetensors", "--json").out)
+    assert (facts["words"], facts["vectors"]) == ("<s0>, <s1>", "2x768")
     config = UNetConfig.read(
         {
             "block_out_channels": (32, 64),

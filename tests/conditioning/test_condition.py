@@ -17,7 +17,7 @@ from undust.diffusion.interpolation import slerp
 from undust.errors import UndustError
 from undust.networks.perturbation import BlurredQueries, IdentityMap
 
-FIELDS = ("pooled", "sizes", "label", "beside")
+FIELDS = ("pooled", "sizes", "label", "beside", "negative")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def full(count: int, tokens: int = 3, seed: int = 0, **fields: Any) -> Condition
             torch.randn(count, 2, 3, 3, generator=draw),
             (Below(1.0),),
             (IdentityMap(),) * count,
+            torch.randint(0, 2, (count,), generator=draw) == 1,
         ),
         **fields,
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from undust.conditioning.prompt import Fragment, escape, parse
+from undust.conditioning.prompt import Fragment, escape, foreign, parse
 from undust.errors import UndustError
 
 SYNTAX = st.text(alphabet="ab ()[]\\:1.-+K") | st.lists(
@@ -169,3 +169,28 @@ def test_a_weight_stays_finite(prompt):
 )
 def test_no_prompt_takes_quadratic_time(prompt):
     parse(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a cat <lora:ink:0.8>", "the prompt's <lora:ink:0.8> is read as words; a LoRA is put in"),
+        ("a [cat:dog:0.5] here", r"\[cat:dog:0\.5\] is read as words; another prompt from some"),
+        ("[cat|dog]", r"\[cat\|dog\] is read as words"),
+        ("a cat AND a dog", "AND is read as words; another prompt to fit"),
+        ("(cat:1,3)", r":1,3\) is read as words; a weight has a point"),
+    ],
+)
+def test_what_other_tools_read_otherwise_is_told(prompt: str, said: str):
+    (line,) = foreign(prompt)
+    assert re.search(said, line)
+
+
+@given(st.text(alphabet="ab()[]:|,.<>0123 \\", max_size=40).map(escape))
+def test_what_is_escaped_is_not_foreign(prompt: str):
+    assert not [line for line in foreign(prompt) if "then" in line]
+
+
+@pytest.mark.parametrize("prompt", ["a [cat], (dog:1.3)", "HANDS", "10:30 (morning)", r"\[a:b:1\]"])
+def test_what_all_read_alike_is_not_told(prompt: str):
+    assert foreign(prompt) == []

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import hashlib
+import math
 import time
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.formats.a1111 import a1111_parameters, parse_a1111
+from undust.generation.asked import LoRA
 
+SIZE = (512, 768)
 RECIPE = {
     "prompt": "a smiling cat, 웃는 고양이",
     "negative": "blurry, text: none",
@@ -25,23 +37,89 @@ RECIPE = {
 # In the form that the web UI's documentation shows it.
 TEXT = """a smiling cat, 웃는 고양이
 Negative prompt: blurry, text: none
-Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 1, \
-Model hash: 0123456789, Model: "my \\"best\\", so far: v2", Size: 512x768"""
+Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x768, \
+Model hash: 0123456789, Model: "my \\"best\\", so far: v2\""""
+
+
+def settings(recipe: dict[str, Any], size: tuple[int, int] = SIZE) -> str:
+    """The last line of the text."""
+    return a1111_parameters(recipe, size).split("\n")[-1]
 
 
 def test_the_text_is_the_one_web_uis_write():
-    assert a1111_parameters(RECIPE) == TEXT
+    assert a1111_parameters(RECIPE, SIZE) == TEXT
 
 
 def test_the_text_is_read_back():
     assert parse_a1111(TEXT) == RECIPE
 
 
+def test_all_that_there_is_a_word_for():
+    """The words are those of the web UI 1.10 (its modules/processing.py) and its extensions."""
+    recipe = {
+        "prompt": "a cat",
+        "steps": 20,
+        "sampler": "dpmpp-2m-sde",
+        "schedule": "trailing",
+        "clip_skip": 1,
+        "upscale": {"factor": 1.5, "strength": 0.3},
+        "refiner": {"model": "xl/refiner 1.0.safetensors", "model_hash": "01ab", "after": 0.8},
+        "loras": [
+            {"path": "style/a, b.safetensors", "hash": "01", "weight": 0.8},
+            {"path": "other", "hash": "02", "weight": -1.0},
+        ],
+        "controls": [
+            {"path": "n.safetensors", "edges": True, "weight": 0.8, "start": 0.0, "end": 0.5}
+        ],
+    }
+    assert a1111_parameters(recipe, (96, 48)) == (
+        "a cat <lora:a b:0.8> <lora:other:-1>\n"
+        "Steps: 20, Sampler: DPM++ 2M SDE, Schedule type: Simple, Size: 64x32, "
+        "Denoising strength: 0.3, Clip skip: 2, "
+        'ControlNet 0: "Module: canny, Model: n, Weight: 0.8, Guidance Start: 0, '
+        'Guidance End: 0.5", Hires upscale: 1.5, Hires upscaler: Lanczos, '
+        "Refiner: refiner 1.0 [01ab], Refiner switch at: 0.8"
+    )
+
+
+def test_the_strengths_of_both_passes():
+    over = {"strength": 0.4}
+    twice = {**over, "upscale": {"factor": 2.0, "strength": 0.5}}
+    assert "Denoising strength: 0.4" in settings(over)
+    assert "Denoising strength: 0.4, " in settings(twice)
+    assert "Hires strength: 0.5" in settings(twice)
+    read = parse_a1111("a cat\nSeed: 1, " + settings(twice))
+    assert (read["strength"], read["upscale"]) == (0.4, {"factor": 2.0, "strength": 0.5})
+
+
+@example(side=500, percent=107)
+@given(side=st.integers(1, 4096), percent=st.integers(101, 800))
+def test_the_size_is_that_of_the_first_pass(side: int, percent: int):
+    upscale = {"factor": percent / 100, "strength": 0.3}
+    large = math.ceil(side * percent / 100 - 1e-9)
+    assert f"Size: {side}x{side}" in settings({"upscale": upscale}, (large, large)).split(", ")
+
+
+def test_a_lora_is_told_with_the_hash_that_picture_sites_know_it_by(tmp_path: Path):
+    """kohya's: of the tensors, whatever the header says of them."""
+    tensor = torch.arange(6.0)
+    for name in ("a", "b"):
+        save_file({"x": tensor}, tmp_path / f"{name}.safetensors", {"name": name})
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    loras = [LoRA.read(path).settle().model_dump() for path in paths]
+    loras.insert(1, {"path": "c", "weight": 1.0})  # a folder has none
+    digits = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:12]
+    assert f'Lora hashes: "a: {digits}, b: {digits}"' in settings({"loras": loras})
+
+
 def test_the_text_of_another_program_is_read():
     found = parse_a1111(
-        "masterpiece, a (cat:1.2)\nin the rain\nNegative prompt: lowres,\nbad hands\n"
+        "masterpiece, a (cat:1.2) <lora:grain:0.6>\nin the rain<lora:b>\n"
+        "Negative prompt: lowres,\nbad hands\n"
         "Steps: 30, Sampler: DPM++ 2M, Schedule type: Exponential, CFG scale: 6.5, Seed: 42, "
-        'Size: 832x1216, Lora hashes: "a: 12, b: 34", Clip skip: 2, Version: v1.10.1'
+        "Size: 832x1216, Denoising strength: 0.45, Clip skip: 2, Hires upscale: 2, "
+        'Hires upscaler: 4x-UltraSharp, Lora hashes: "a: 12, b: 34", Refiner: x_1.0 [7440042bbd], '
+        "Refiner switch at: 0.7, Version: v1.10.1"
     )
     assert found == {
         "prompt": "masterpiece, a (cat:1.2)\nin the rain",
@@ -53,8 +131,56 @@ def test_the_text_of_another_program_is_read():
         "seed": 42,
         "width": 832,
         "height": 1216,
-        "other": {"Lora hashes": "a: 12, b: 34", "Clip skip": "2", "Version": "v1.10.1"},
+        "clip_skip": 1,
+        "upscale": {"factor": 2.0, "strength": 0.45},
+        "refiner": {"model": "x_1.0", "model_hash": "7440042bbd", "after": 0.7},
+        "loras": [{"path": "grain", "weight": 0.6}, {"path": "b", "weight": 1.0}],
+        "other": {
+            "Hires upscaler": "4x-UltraSharp",
+            "Lora hashes": "a: 12, b: 34",
+            "Version": "v1.10.1",
+        },
     }
+
+
+@pytest.mark.parametrize(
+    ("told", "sampler", "schedule"),
+    [
+        ("Sampler: DPM++ 2M Karras", "dpmpp-2m", "karras"),
+        ("Sampler: DPM++ 2M SDE Exponential", "dpmpp-2m-sde", "exponential"),
+        ("Sampler: DPM++ 2M Karras, Schedule type: Automatic", "dpmpp-2m", "karras"),
+        ("Sampler: DPM2 a Karras, Schedule type: Uniform", "dpm2-ancestral", "linspace"),
+        ("Sampler: DPM++ 2M SDE Heun", "DPM++ 2M SDE Heun", None),
+        ("Sampler: DPM++ 2M SDE Heun Karras", "DPM++ 2M SDE Heun Karras", None),
+        ("Sampler: Euler a, Schedule type: KL Optimal", "euler-ancestral", "KL Optimal"),
+        ("Sampler: Euler, Schedule type: kl-optimal", "euler", "kl-optimal"),
+        ("Sampler: DPM fast", "DPM fast", None),
+        ("Sampler: DPM fast, Eta: 0.0", "dpm-fast", None),
+        ("Sampler: DPM adaptive, Eta: 0.5", "DPM adaptive", None),
+        ("Sampler: UniPC", "UniPC", None),
+        ("Sampler: UniPC, UniPC order: 2, UniPC variant: bh2", "unipc", None),
+    ],
+)
+def test_samplers_are_ours_where_they_are_the_same(told: str, sampler: str, schedule: str | None):
+    found = parse_a1111(f"a cat\nSteps: 20, {told}, Seed: 1, CFG scale: 7")
+    assert (found["sampler"], found.get("schedule")) == (sampler, schedule)
+
+
+def test_no_two_have_one_name():
+    for sampler, schedule in product(SAMPLERS, SCHEDULES):
+        recipe = {"sampler": sampler, "schedule": schedule, "steps": 1, "seed": 2}
+        read = parse_a1111(a1111_parameters(recipe, SIZE))
+        assert (read["sampler"], read["schedule"], "other" in read) == (sampler, schedule, False)
+
+
+def test_the_strength_of_a_pass_to_a_size_is_not_of_a_picture_begun_from():
+    found = parse_a1111("a\nSteps: 1, Seed: 1, Denoising strength: 0.7, Hires resize: 64x64")
+    assert "strength" not in found
+    assert found["other"] == {"Denoising strength": "0.7", "Hires resize": "64x64"}
+
+
+def test_no_layer_is_skipped_where_theirs_counts_one():
+    assert "clip_skip" not in parse_a1111("a cat\nSteps: 1, Seed: 2, Clip skip: 1")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +201,24 @@ def test_a_number_that_is_none_is_named():
         parse_a1111("a cat\nSteps: many, Seed: 1, CFG scale: 7")
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        *("CFG scale: nan", "CFG scale: 1e999", "Seed: " + "9" * 10_000, "Clip skip: two"),
+        *("Hires upscale: x", "Denoising strength: ", "Refiner: a [b], Refiner switch at: never"),
+    ],
+)
+def test_numbers_that_no_recipe_has_are_named(told: str):
+    with pytest.raises(UndustError, match=r"parameters: .* has to be a number, not '"):
+        parse_a1111(f"a cat\nSteps: 1, Size: 1x1, {told}, Version: 1")
+
+
+@pytest.mark.parametrize("text", ["a\n" + "a b: 1," * 5000, "<lora:a:1>" * 5000])
+def test_more_than_can_be_meant_is_refused(text: str):
+    with pytest.raises(UndustError, match=r"parameters.* has 5,000 entries"):
+        parse_a1111(text)
+
+
 WORDS = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=30)
 LINES = (
     st.lists(WORDS, max_size=3)
@@ -84,38 +228,94 @@ LINES = (
 )
 
 
+SHARES = st.floats(0.01, 1)
+NAMES = st.text("ab 1_-[]웃.", min_size=1, max_size=8).filter(
+    lambda name: name == name.strip() and name.strip(".")
+)
+
+
 @given(
     prompt=LINES,
     negative=LINES,
-    settings=st.fixed_dictionaries(
+    told=st.fixed_dictionaries(
         {
             "steps": st.integers(1, 1000),
             "seed": st.integers(0, 2**63 - 1),
             "guidance": st.floats(0, 1000),
         },
         optional={
-            "sampler": st.sampled_from(["ddim", "ddpm", "euler-ancestral", "dpmpp-2m", "heun"]),
-            "schedule": st.sampled_from(["karras", "leading", "exponential"]),
+            "sampler": st.sampled_from(sorted(SAMPLERS)),
+            "schedule": st.sampled_from(sorted(SCHEDULES)),
             "model": WORDS.filter(bool),
             "model_hash": WORDS.filter(bool),
+            "strength": SHARES,
+            "clip_skip": st.integers(1, 64),
+            "upscale": st.fixed_dictionaries({"factor": st.floats(1.01, 8), "strength": SHARES}),
+            "refiner": st.fixed_dictionaries(
+                {"model": NAMES, "model_hash": st.text("0af", min_size=1), "after": SHARES}
+            ),
+            "loras": st.lists(
+                st.fixed_dictionaries({"path": NAMES, "weight": st.floats(-100, 100)}), min_size=1
+            ),
         },
     ),
 )
-def test_any_recipe_comes_back(prompt: str, negative: str, settings: dict):
-    recipe = {"prompt": prompt, "negative": negative, **settings}
-    assert parse_a1111(a1111_parameters(recipe)) == recipe
+def test_any_recipe_comes_back(prompt: str, negative: str, told: dict[str, Any]):
+    recipe = {"prompt": prompt, "negative": negative, **told}
+    read = parse_a1111(a1111_parameters(recipe, (8, 8)))
+    del read["width"], read["height"]
+    assert read == recipe
 
 
-@given(st.text() | st.lists(st.sampled_from('Steps: 1,Seed"\\\n '), max_size=60).map("".join))
+PIECES = (
+    *(
+        "Steps: 1, ",
+        "Seed: 9",
+        "Size: 1x",
+        "Sampler: Euler a",
+        " Karras",
+        "Clip skip: -",
+        "Refiner",
+    ),
+    *(
+        ": ",
+        ", ",
+        '"',
+        "\\",
+        "\n",
+        " [",
+        "]",
+        "<lora:",
+        ">",
+        "\u00bd",
+        "9" * 5000,
+        "e9",
+        "\ud800",
+        "웃",
+    ),
+    *(
+        "Hires upscale: ",
+        "Hires strength: nan",
+        "Denoising strength: ",
+        "Negative prompt:",
+        "Eta: 0",
+    ),
+)
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
 def test_any_text_gives_a_recipe_or_an_error(text: str):
     try:
         assert "prompt" in parse_a1111(text)
     except UndustError as error:
-        assert "parameters" in str(error)
+        assert str(error).startswith("parameters")
 
 
-@pytest.mark.parametrize("piece", ["a", " ", "a:", '"', 'a:"', "\\", 'a: "\\', "a b-/", ","])
+@pytest.mark.parametrize(
+    "piece", ["a", " ", "a:", '"', 'a:"', "\\", 'a: "\\', "a b-/", ",", "<lora:", "<lora:a", "a:,"]
+)
 def test_no_text_takes_long(piece: str):
     began = time.perf_counter()
-    parse_a1111("\n" + piece * (2**18 // len(piece)))
+    with suppress(UndustError):
+        parse_a1111("\n" + piece * (2**18 // len(piece)))
     assert time.perf_counter() - began < 5

@@ -141,19 +141,27 @@ def test_a_configuration_beside_the_file_is_taken(tiny, save, tmp_path) -> None:
     network = tiny("sd1")
     path = save(network.state_dict())
     # What no tensor tells.
-    said = {"controlnet_conditioning_channel_order": "bgr", "attention_head_dim": 4}
+    said = {
+        "controlnet_conditioning_channel_order": "bgr",
+        "attention_head_dim": 4,
+        "global_pool_conditions": True,
+    }
     fields = {"_class_name": "ControlNetModel", **network.config.model_dump(mode="json"), **said}
     beside = tmp_path / "config.json"
     beside.write_text(json.dumps(fields))
-    assert load(path).bgr
-    assert load(path).config.attention_head_dim == 4
+    for tensors in (network.state_dict(), original(network)):
+        found = load(save(tensors))
+        assert found.bgr
+        assert found.pools
+        assert found.config.attention_head_dim == 4
+    save(network.state_dict())
     # That of something else says nothing of it.
     beside.write_text(json.dumps({**fields, "_class_name": "UNet2DConditionModel"}))
     assert load(path).config == network.config
     beside.write_text(json.dumps({**fields, "block_out_channels": [32, 96]}))
     refused(path, "does not fit: .* of another shape: .* instead of ")
-    beside.write_text(json.dumps({**fields, "global_pool_conditions": True}))
-    refused(path, r"net\.safetensors: unsupported .* global_pool_conditions = True")
+    beside.write_text(json.dumps({**fields, "conditioning_channels": 1}))
+    refused(path, r"net\.safetensors: unsupported .* conditioning_channels = 1")
     beside.write_text("{")
     refused(path, "config.json is not JSON")
 
@@ -204,7 +212,7 @@ def test_whatever_is_missing_is_named(names, data, tiny, save) -> None:
 
 
 @pytest.mark.parametrize("names", ["theirs", "ours"])
-@pytest.mark.parametrize("name", ["task_embedding", "down_blocks.9.x", "difference", "\n", ""])
+@pytest.mark.parametrize("name", ["down_blocks.9.x", "\n", ""])
 def test_whatever_is_unknown_is_named(names, name, tiny, save) -> None:
     network = tiny("sd1")
     file = {"theirs": original, "ours": ControlNet.state_dict}[names](network)
@@ -214,13 +222,38 @@ def test_whatever_is_unknown_is_named(names, name, tiny, save) -> None:
 
 def test_what_is_no_controlnet_says_what_it_is(tiny, save, tmp_path) -> None:
     file = original(tiny("sd1"))
-    refused(save({**file, "lora_controlnet": torch.zeros(())}), "Control-LoRA.* not supported")
-    refused(save({"lllite_unet_x.down.0.weight": torch.zeros(2)}), r"lllite_unet_x \(1 tensors\)")
+    refused(save({"some_x.down.0.weight": torch.zeros(2)}), r"some_x \(1 tensors\)")
     refused(save({}), "is no ControlNet: .* but nothing$")
     refused(tmp_path / "absent.safetensors", "cannot be read")
     refused(tmp_path, "config.json cannot be read")
     whole = {key: tensor.long() for key, tensor in file.items()}
     refused(save(whole), r"holds torch\.int64, not weights")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "whole"),
+    [
+        ("lora_controlnet", "a Control-LoRA", True),
+        ("difference", "a ControlNet's difference from a base model", True),
+        ("task_embedding", "a ControlNet-Union", True),
+        ("lllite_unet_input_blocks_4_1_x.down.0.weight", "a ControlNet-LLLite", False),
+        ("adapter.body.0.resnets.0.block1.weight", "a T2I-Adapter", False),
+        ("body.0.in_conv.weight", "a T2I-Adapter", False),
+    ],
+)
+def test_what_is_not_supported_is_called_by_its_name(key, kind, whole, tiny, save) -> None:
+    beside = original(tiny("sd1")) if whole else {"conv_in.weight": torch.zeros(2)}
+    refused(save({**beside, key: torch.zeros(1)}), f"is {kind}, which is not supported; a whole")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "controlnet."])
+@pytest.mark.parametrize("names", ["theirs", "ours"])
+def test_prefixes_of_those_who_trained_it(names, prefix, tiny, save) -> None:
+    network = tiny("sd1")
+    file = {"theirs": original, "ours": ControlNet.state_dict}[names](network)
+    file = {prefix + key.removeprefix("control_model."): tensor for key, tensor in file.items()}
+    assert same(load(save(file)), network)
+    refused(save({**file, "unet.conv_in.weight": torch.zeros(1)}), "1 unknown: unet.conv_in.weight")
 
 
 def test_a_text_of_another_width_needs_a_configuration(save) -> None:

@@ -166,7 +166,7 @@ def test_the_cache_of_another_program_is_used_where_there_is_no_hub(hub: Hub, mo
     ],
 )
 def test_what_is_not_there_is_said(hub: Hub, name, revision, reason):
-    with pytest.raises(UndustError, match=f"^{name} cannot be fetched: {reason}$"):
+    with pytest.raises(UndustError, match=f"^there is no {name} here, and .* fetched: {reason}$"):
         fetch(name, revision)
 
 
@@ -198,7 +198,7 @@ except UndustError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("which needs another package: pip install undust[hub]\n")
+    assert done.stdout.endswith("the hub needs another package: pip install undust[hub]\n")
 
 
 # Which files, which names

@@ -14,7 +14,7 @@ from adapters import families
 from adapters.families import IN, OUT, RANK, draw, net, prefixed
 from formats.original.conftest import build
 from undust.errors import UndustError
-from undust.formats import safetensors_file
+from undust.formats import safetensors_file, textual_inversion
 from undust.formats.lora.factors import Hadamard, Kronecker, Product
 from undust.formats.lora.file import Lora, load
 from undust.formats.networks import blank
@@ -102,15 +102,62 @@ def test_which_text_encoder_has_to_be_said(read):
     assert read(plain(key, (32, 32)), networks=networks("sd1")).changes.keys() == {"text_encoder"}
 
 
-def test_what_matches_nothing_is_named(read):
-    strange = {f"lora_unet_nowhere_{n}.lora_up.weight": torch.zeros(2, 2) for n in range(5)}
-    with pytest.raises(UndustError) as error:
-        read({**plain(), **strange, f"{LINEAR}.lora_B.bias": torch.zeros(2)})
-    text = str(error.value)
-    assert "some.safetensors: it does not fit this model: 6 unmatched: " in text
-    assert f"{LINEAR}.lora_B.bias, lora_unet_nowhere_0.lora_up.weight" in text
-    assert "and 3 more" in text
-    assert "\n" not in text
+def test_what_matches_nothing_is_named_and_left_out(read):
+    strange = {f"{LINEAR}.strange_{n}": torch.zeros(2) for n in range(5)}
+    with pytest.warns(UserWarning) as told:
+        found = read({**plain(), **strange, "lora_unet_nowhere.alpha": torch.ones(())})
+    text = str(told.pop().message)
+    assert text.startswith("some.safetensors: 6 unmatched: lora_unet_linear.strange_0, ")
+    assert text.endswith("lora_unet_linear.strange_2 and 3 more; the rest is used")
+    assert not told.list
+    known = read(plain()).changes["unet"]
+    assert found.changes["unet"].keys() == known.keys() == {"linear"}
+    assert torch.equal(found.changes["unet"]["linear"].weight.up, known["linear"].weight.up)
+
+
+def test_a_file_of_which_most_is_elsewhere_is_for_another_model(read):
+    """Half of its modules may be none of the model's, no more."""
+    there = {**plain(), **plain("lora_unet_conv", (OUT, IN, 3, 3))}
+    elsewhere = {}
+    for n in range(2):
+        elsewhere |= plain(f"lora_unet_nowhere_{n}")
+        with pytest.warns(UserWarning, match=f"{3 * (n + 1)} unmatched"):
+            assert len(read({**there, **elsewhere}).changes["unet"]) == 2
+    elsewhere |= {"lora_unet_nowhere_2.alpha": torch.ones(())}
+    with pytest.raises(UndustError, match=r"it does not fit this model: 7 unmatched: .* 4 more$"):
+        read({**there, **elsewhere})
+
+
+@pytest.mark.parametrize(
+    ("key", "looks"),
+    [
+        ("lora_unet_joint_blocks_0_x.lora_up.weight", "a LoRA for Stable Diffusion 3"),
+        ("transformer.single_transformer_blocks.0.x.lora_A.weight", "a LoRA for Flux"),
+        ("lora_unet_conv.oft_blocks", "an OFT, a kind that is not known here"),
+        ("lora_unet_conv.b2.weight", "a GLoRA, a kind that is not known here"),
+        ("lora_unet_conv.on_input", "an IA³, a kind that is not known here"),
+    ],
+)
+def test_what_fits_of_another_kind_is_not_used(key, looks, read):
+    """Text encoders are shared by models; norms are full differences in files of other kinds."""
+    with pytest.raises(UndustError, match=f"1 unmatched: .*; it looks like {looks}$"):
+        read({**plain(), key: torch.zeros(2, 2)})
+
+
+BUNDLED = [
+    {"bundle_emb.toy.string_to_param.*": torch.ones(2, 8)},
+    {"bundle_emb.toy.clip_l": torch.ones(2, 8), "bundle_emb.toy.clip_g": torch.ones(2, 12)},
+    {"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 12)},
+]
+
+
+@pytest.mark.parametrize("word", BUNDLED, ids=lambda word: next(iter(word)))
+def test_a_word_beside_it_is_told_of(word, read, tmp_path):
+    path = tmp_path / "some.safetensors"
+    with pytest.warns(UserWarning, match=r"is taken by --embedding some\.safetensors=WORD$"):
+        read({**plain(), **word})
+    found = textual_inversion.load(path, "toy")
+    assert [len(vectors) for vectors in found.values()] == [2] * len(word)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +172,12 @@ def test_what_matches_nothing_is_named(read):
         (["transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"], "a LoRA for Flux"),
         (["lora_unet_double_blocks_0_img_attn_proj.lora_up.weight"], "a LoRA for Flux"),
         (["lora_unet_joint_blocks_0_x.lora_up.weight"], "a LoRA for Stable Diffusion 3"),
-        (["lora_unet_linear.oft_blocks"], "an OFT, a kind that is not known here"),
+        (["lora_unet_linear.oft_blocks", "lora_unet_linear.alpha"], "an OFT, a kind that is not"),
+        (["lora_unet_linear.on_input"], "an IA³, a kind that is not known here"),
+        (["lllite_unet_x.down.0.weight"], "a ControlNet-LLLite, a kind that is not known here"),
+        (["adapter.body.0.in_conv.weight"], "a T2I-Adapter, a kind that is not known here"),
+        (["body.0.block1.weight", "conv_in.weight"], "it looks like a T2I-Adapter"),
+        (["model.diffusion_model.x.lora_up.weight"], "fits this model: it holds model.diffusion"),
         (["lora_unet_linear.a1.weight"], "a GLoRA, a kind that is not known here"),
         (["a", "b", "c", "d"], "fits this model: it holds a, b, c and 1 more"),
         (["a\nb"], r"it holds 'a\nb'"),
@@ -145,10 +197,11 @@ def test_what_a_file_is_instead(keys, looks, read):
 def test_a_lora_of_another_family_says_of_which(width, model, read):
     name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     text = rf"it looks like a LoRA for Stable {model}$|it looks like a LoRA for Stable {model};"
+    elsewhere = {**plain(name, (640, width)), **plain("lora_unet_nowhere"), **BUNDLED[0]}
     with pytest.raises(UndustError, match=text):  # as with parts of it that fit, so without any
-        read({**plain(), **plain(name, (640, width))})
+        read({**plain(), **elsewhere})
     with pytest.raises(UndustError, match=text):
-        read(plain(name, (640, width)))
+        read(elsewhere)
 
 
 ones = torch.ones
@@ -188,7 +241,11 @@ MAGNITUDES = {".dora_scale": ones(OUT, 1), ".lora_magnitude_vector": ones(OUT)}
 UNUSABLE = [
     ("linear", up(None), "has no lora_up"),
     ("linear", down(None), "has no lora_down"),
-    ("linear", {".alpha": ones(())}, "has alpha alone"),
+    ("linear", {".alpha": ones(()), ".dora_scale": ones(OUT, 1)}, "has alpha and dora_scale alone"),
+    ("linear", {".lora_B.bias": ones(OUT)}, "has up_bias alone"),
+    ("linear", wrong({".lora_B.bias": ones(OUT), ".diff_b": ones(OUT)}), "biases of two kinds"),
+    ("linear", wrong({".lora_B.bias": ones(9)}), f"has a bias [9] where [{OUT}] would fit"),
+    ("plain", wrong({".lora_B.bias": ones(OUT)}), "changes a bias that the module does not have"),
     ("linear", {".dora_scale": ones(OUT, 1)}, "has dora_scale alone"),
     ("linear", up(ones(OUT, 4)), f"has a lora_up [{OUT}, 4] where [{OUT}, 3] would fit"),
     ("linear", up(ones(9, 3)), f"has a lora_up [9, 3] where [{OUT}, 3] would fit"),

@@ -131,4 +131,4 @@ def test_any_configuration(path, told):
 
 def test_every_role_was_tried():
     tried = {suffix.split(".")[1] for suffix in SUFFIXES}
-    assert tried | {"magnitude", "bias"} >= set(ROLES)
+    assert tried | {"magnitude", "bias", "up_bias"} >= set(ROLES)

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -35,6 +36,16 @@ class Command:
         return os.system, (f"touch {self.mark}",)
 
 
+class Reduced:
+    """What a pickle of it would call, with what."""
+
+    def __init__(self, call: Any, *given: object) -> None:
+        self.reduced = call, given
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
 def saved(content: object, *, old: bool = False) -> bytes:
     file = BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=not old)
@@ -49,6 +60,13 @@ def squeezed(content: object) -> bytes:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     return file.getvalue()
+
+
+def hand_made(parameters: object) -> bytes:
+    """A ParameterDict with something else than parameters, beside weights."""
+    held = torch.nn.ParameterDict()
+    held.__setstate__({"_parameters": parameters})
+    return saved({**WEIGHTS, "held": held})
 
 
 def archive() -> bytes:
@@ -111,6 +129,42 @@ def test_a_command_is_not_run(write, tmp_path, name):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("where", ["a word", "a parameter", "a state", "a number"])
+def test_a_command_is_not_run_in_what_stands_in_for_something(write, tmp_path, where):
+    command = Command(tmp_path / "mark")
+    held, number = torch.nn.ParameterDict(), np.float64(1)
+    match where:
+        case "a word":
+            learnt: object = {"*": command}
+        case "a parameter":
+            held.__dict__["_parameters"] = {"*": command}
+            learnt = held
+        case "a state":
+            held.__dict__["other"] = command
+            learnt = held
+        case _:
+            learnt = {"*": torch.ones(1, 4), "step": Reduced(number.__reduce__()[0], command)}
+    path = write(saved({"string_to_token": {"*": 265}, "string_to_param": learnt}), "evil.pt")
+    with pytest.raises(
+        UndustError, match=r"evil\.pt .* it asks for (posix|nt)\.system, which .* not"
+    ):
+        unpack(path, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["evil.pt"]
+
+
+def test_memory_is_bounded_within_a_stand_in(write, tmp_path):
+    wide = torch.zeros(1).expand(2**20, 2**10)  # of one number that is in the file
+    path = write(saved({"string_to_param": torch.nn.ParameterDict({"*": wide})}))
+    with pytest.raises(UndustError, match="more memory than a checkpoint of its size needs"):
+        unpack(path, tmp_path / "out")
+    # Lists of one list twice, 60 deep: 2^60 if they were ever written out.
+    many: object = []
+    for _ in range(60):
+        many = [many, many]
+    unpack(write(hand_made({"*": many})), tmp_path / "out")
+    assert same(tmp_path / "out", WEIGHTS)
+
+
 def test_memory_is_bounded(write, tmp_path):
     whole = saved({"a": torch.zeros(7)}, old=True)
     claim = b"\x8a\x06" + (2**40).to_bytes(6, "little")  # of 7 numbers
@@ -167,6 +221,42 @@ def test_what_the_original_trainings_left_is_passed_over(write, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("kind", "old"), [(dict, False), (dict, True), (torch.nn.ParameterDict, False)]
+)
+def test_a_learnt_word_is_its_vectors(write, kind, old):
+    learnt = kind({"*": torch.nn.Parameter(torch.arange(8.0).reshape(2, 4))})
+    word = {"string_to_token": {"*": 265}, "string_to_param": learnt, "name": "cat", "step": 500}
+    found, left = read(write(saved(word, old=old), "cat.pt"))
+    assert found.keys() == {"emb_params"}
+    assert torch.equal(found["emb_params"], torch.arange(8.0).reshape(2, 4))
+    assert sorted(left) == ["name", "step", "string_to_token"]
+    two = {"string_to_param": kind({"a": torch.ones(1, 4), "b": torch.zeros(1, 4)})}
+    assert read(write(saved(two, old=old)))[0].keys() == {"a", "b"}
+
+
+def test_what_stands_in_for_something_is_left_out(write):
+    state: dict[str, object] = {}
+    state["_parameters"] = state
+    held = torch.nn.ParameterDict({"a": torch.ones(2)})
+    found, left = read(write(saved({**WEIGHTS, "held": held})))
+    assert (found.keys(), left) == (WEIGHTS.keys(), ["held"])
+    whole = {
+        **WEIGHTS,
+        "loss": np.float64(0.25),
+        "steps": [np.int64(3), np.bool_(True)],
+        "random": np.arange(3),
+    }
+    newer = saved(whole, old=True)
+    assert newer.count(b"numpy._core.multiarray\n") == 2  # as numpy 2 writes it
+    for content in (newer, newer.replace(b"numpy._core.", b"numpy.core.")):
+        found, left = read(write(content))
+        assert (found.keys(), left) == (WEIGHTS.keys(), ["loss", "steps", "random"])
+    for parameters in (state, [state], 3, None):
+        found, left = read(write(hand_made(parameters)))
+        assert (found.keys(), left) == (WEIGHTS.keys(), ["held"])
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "damaged or no checkpoint"),
@@ -182,6 +272,13 @@ def test_what_the_original_trainings_left_is_passed_over(write, monkeypatch):
         (saved({"a": torch.eye(3).to_sparse()}), "its a is sparse, quantized or"),
         (saved({"a": torch.empty(3, device="meta")}), "its a is sparse, quantized or without"),
         (saved({1: torch.ones(2)}), "it holds no tensors; found 1"),
+        (
+            saved({"held": torch.nn.ParameterDict()}, old=True),
+            r"damaged or no checkpoint \(Only persistent_load of storage is allowed",
+        ),
+        (saved({"string_to_param": {}, "name": "cat"}), "it holds no tensors; found name"),
+        (saved({"string_to_param": [1]}), "its string_to_param is a list, not vectors"),
+        (saved({"string_to_param": {"*": 1}}), "no tensors; found emb_params"),
         (pickle.dumps({"a": Path()}, 2), r"damaged or no checkpoint|it asks for pathlib"),
     ],
 )
@@ -195,7 +292,9 @@ def test_what_is_no_checkpoint_is_refused(write, content, reason):
 @FUZZ
 @given(data=st.data())
 def test_any_damage_is_one_line(data, write):
-    whole = bytearray(saved(WEIGHTS, old=data.draw(st.booleans())))
+    word = {"string_to_param": torch.nn.ParameterDict({"*": torch.ones(1, 4)}), "step": np.int64(3)}
+    content = data.draw(st.sampled_from([WEIGHTS, word]))
+    whole = bytearray(saved(content, old=content is WEIGHTS and data.draw(st.booleans())))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     del whole[data.draw(st.integers(0, len(whole))) :]

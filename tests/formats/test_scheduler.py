@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from undust.diffusion.process import DISCRETE, VP, zero_terminal_snr
 from undust.errors import UndustError
-from undust.formats.scheduler import BETA_SCHEDULES, CLASSES, read_scheduler, scheduler_config
+from undust.formats.scheduler import (
+    BETA_SCHEDULES,
+    CLASSES,
+    KINDS,
+    read_scheduler,
+    scheduler_config,
+)
 
 DDIM = {"_class_name": "DDIMScheduler"}
 
@@ -33,6 +39,40 @@ def test_every_scheduler_of_the_same_process_is_understood(kind: str, tmp_path):
     process, prediction = read_scheduler({"_class_name": kind, **scheduler.config}, "here")
     assert prediction == "epsilon"
     assert process.betas[-1].item() == pytest.approx(0.012)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_defaults_are_those_of_the_class(kind: str):
+    theirs = getattr(diffusers, kind)()
+    ours, prediction = read_scheduler({"_class_name": kind}, "here")
+    told, told_prediction = read_scheduler({"_class_name": kind, **theirs.config}, "here")
+    assert prediction == told_prediction
+    assert told.sigma_max == ours.sigma_max
+    if isinstance(ours, VP):
+        torch.testing.assert_close(
+            ours.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=2e-4, atol=1e-9
+        )
+
+
+# What older versions wrote, and what a change of scheduler leaves behind.
+LEFT = {
+    "denoise_final": True,
+    "predict_epsilon": True,
+    "tensor_format": "pt",
+    "timestep_values": None,
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
+}
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "LCMScheduler"])
+def test_what_is_left_of_others_plays_no_part(kind: str):
+    stable = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    theirs = getattr(diffusers, kind).from_config({**stable, **LEFT})
+    process, prediction = read_scheduler({"_class_name": kind, **stable, **LEFT}, "here")
+    assert prediction == theirs.config.prediction_type == "epsilon"
+    assert isinstance(process, VP)
+    torch.testing.assert_close(process.betas, theirs.betas.double(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -104,6 +144,7 @@ def test_what_is_written_is_the_same_process_in_diffusers(name: str):
         ({"_class_name": []}, r"_class_name = \[\]"),
         ({"rescale_betas_zero_snr": 3}, "rescale_betas_zero_snr = 3"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas = True"),
+        ({"predict_epsilon": False}, "predict_epsilon = False"),
         ({"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid'; possible are linear, scaled"),
         ({"prediction_type": "flow"}, "prediction_type = 'flow'; possible are epsilon"),

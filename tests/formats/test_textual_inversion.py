@@ -36,7 +36,9 @@ def vectors(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["emb_params", "<cat-toy>", "고양이"])
+@pytest.mark.parametrize(
+    "name", ["emb_params", "emp_params", "string_to_param.*", "*", "step", "<cat-toy>", "고양이"]
+)
 def test_one_tensor_is_for_whoever_is_as_wide(name, dtype, save):
     given_ = vectors(3, 8).to(dtype)
     loaded = textual_inversion.load(save({name: given_}))
@@ -66,19 +68,72 @@ def test_a_single_vector(save):
     assert [tuple(both[name].shape) for name in ("clip_l", "clip_g")] == [(1, 8), (1, 12)]
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_lengths_of_1_before_it_are_left_off(count, save):
+    loaded = textual_inversion.load(save({"emb_params": vectors(1, count, 8)}))
+    assert torch.equal(loaded[""], vectors(1, count, 8)[0])
+
+
+def test_notes_beside_the_vectors_are_not_read(save):
+    """AUTOMATIC1111's, as they come out of a pickle."""
+    notes = {"step": torch.tensor(500), "string_to_token.*": torch.tensor(265)}
+    loaded = textual_inversion.load(save({"string_to_param.*": vectors(2, 8), **notes}))
+    assert torch.equal(loaded[""], vectors(2, 8))
+
+
+def test_several_words_in_one_file(save):
+    file = {"<s0>": vectors(2, 8), "<s1>": vectors(8)}
+    path = save(file)
+    assert textual_inversion.words(path) == ["<s0>", "<s1>"]
+    assert torch.equal(textual_inversion.load(path, "<s0>")[""], file["<s0>"])
+    assert torch.equal(textual_inversion.load(path, "<s1>")[""], file["<s1>"][None])
+    says = r"holds 2 words: <s0>, <s1>, and not 'word'; name one .* word\.safetensors=<s0>$"
+    with pytest.raises(UndustError, match=says):
+        textual_inversion.load(path, "word")
+
+
+def test_words_of_pivotal_tuning(save):
+    tensors = {"text_encoders_0": vectors(2, 8), "text_encoders_1": vectors(2, 12)}
+    loaded = textual_inversion.load(save(tensors))
+    assert torch.equal(loaded["clip_l"], tensors["text_encoders_0"])
+    assert torch.equal(loaded["clip_g"], tensors["text_encoders_1"])
+
+
+def test_words_that_are_bundled_with_a_lora(save):
+    file = {
+        "lora_unet_conv_in.lora_up.weight": vectors(320, 4, 1, 1),
+        "lora_unet_conv_in.strange": vectors(3),
+        "bundle_emb.a cat.string_to_param.*": vectors(2, 8),
+        "bundle_emb.a.toy.emb_params": vectors(3, 8),
+    }
+    path = save(file)
+    assert len(textual_inversion.load(path, "a cat")[""]) == 2
+    assert len(textual_inversion.load(path, "a.toy")[""]) == 3
+    with pytest.raises(UndustError, match=r"holds 2 words: a cat, a\.toy"):
+        textual_inversion.load(path, "a")
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({}, "holds 0 tensors"),
-        ({"a": vectors(1, 8), "b": vectors(1, 8)}, r"holds 2 tensors \(a, b\), not one"),
-        ({"clip_l": vectors(1, 8), "t5xxl": vectors(1, 8)}, "holds 2 tensors"),
+        ({}, "holds no tensors"),
+        ({"a": vectors(1, 8), "b": vectors(1, 8)}, "holds 2 words: a, b, and not ''"),
+        ({"a": vectors(1, 8), "b": vectors(1, 9)}, "its vectors differ in width"),
+        ({"a": vectors(1, 8), "b": vectors(3, 8, 3, 3)}, r"no textual inversion: b is \[3, 8"),
+        ({"clip_l": vectors(1, 8), "t5xxl": vectors(1, 8)}, "1 tensors: t5xxl beside a word's"),
+        ({"clip_l": vectors(1, 8), "emb_params": vectors(1, 8)}, "and clip_l are of the same"),
+        ({"clip_l": vectors(1, 8), "text_encoders_0": vectors(1, 8)}, "are of the same word"),
+        ({"clip_l_out": vectors(1, 8)}, "learnt at the text encoder's output, which is not"),
+        ({"emp_params": vectors(1, 8), "emp_params_out": vectors(1, 8)}, "encoder's output"),
+        ({"a.lora_up.weight": vectors(1, 8)}, "no textual inversion: it holds 1 tensors: a.lora"),
         ({"clip_l": vectors(2, 8), "clip_g": vectors(1, 12)}, "have to be as many"),
         ({"a": vectors(76, 8)}, r"a is \[76, 8\], not 1 to 75 vectors"),
         ({"a": vectors(0, 8)}, r"a is \[0, 8\]"),
         ({"a": vectors(2, 0)}, r"a is \[2, 0\]"),
         ({"a": vectors(0)}, r"a is \[0\]"),
         ({"a": vectors()}, r"a is \[\]"),
-        ({"a": vectors(1, 2, 8)}, r"a is \[1, 2, 8\]"),
+        ({"a": vectors(2, 2, 8)}, r"a is \[2, 2, 8\]"),
+        ({"a": vectors(1, 76, 8)}, r"a is \[1, 76, 8\]"),
         ({"a": vectors(1, 8193)}, r"at most 8,192 numbers"),
         ({"a": torch.ones(2, 8, dtype=torch.int64)}, r"a holds torch\.int64, not vectors"),
         ({"a": torch.ones(2, 8, dtype=torch.bool)}, "not vectors"),
@@ -147,7 +202,7 @@ def test_a_loaded_word_is_read(save):
     torch.manual_seed(0)
     encoder = TextEncoder(config)
     table = encoder.get_parameter("text_model.embeddings.token_embedding.weight")
-    known = tokenizer.ids("a cat")
+    known = [number for (number,) in tokenizer.words("a cat")]
     loaded = textual_inversion.load(save({"emb_params": table[known]}))
     taught = Words(tokenizer, encoder, embeddings={"toy": loaded[""]})
     torch.testing.assert_close(taught(["toy"])[0], encoder(tokenizer(["a cat"])))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from undust.errors import UndustError
 from undust.formats.safetensors_file import save
@@ -22,6 +25,7 @@ from undust.generation.asked import (
     Upscale,
     read_extend,
 )
+from undust.generation.given import GivenPicture
 
 KINDS: list[type[Asked]] = [Upscale, Refiner, Framing, LoRA, Embedding, Control]
 # Much of what has a meaning, so that some of it is right.
@@ -51,6 +55,7 @@ def test_any_text_is_read_or_refused_in_one_line(kind: type[Asked], text: str):
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.none())
+VALUES |= TEXTS.map(Path) | st.tuples(st.text(), st.floats())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,6 +137,79 @@ def test_paths_come_back(path: str, number: str):
     assert Embedding.read(f"{path}=toy") == Embedding(path=path, word="toy")
 
 
+NAMES = st.text(st.sampled_from("ab:@=,%-.08"), min_size=1, max_size=12).filter(
+    lambda name: name.strip(".")
+)
+
+
+@given(NAMES, NUMBERS)
+def test_what_is_there_is_meant_whatever_its_name(name: str, number: str):
+    """Also where a part of the name could be a weight, a word or a picture."""
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder, name))
+        Path(path).touch()
+        weight = float(number)
+        assert LoRA.read(path) == LoRA(path=path)
+        assert LoRA.read(f"{path}:{number}") == LoRA(path=path, weight=weight)
+        assert Refiner.read(path) == Refiner(model=path)
+        assert Embedding.read(path) == Embedding(path=path, word=Path(path).stem)
+        assert Embedding.read(f"{path}=toy") == Embedding(path=path, word="toy")
+        for edges in ("", "canny:"):
+            for tail, told in [
+                ("", {}),
+                (f"@{number}", {"weight": weight}),
+                (":.25-1", {"start": 0.25}),
+                (f"@{number}:0-.5", {"weight": weight, "end": 0.5}),
+            ]:
+                read = Control.read(f"{path}={edges}{path}{tail}")
+                picture: Any = {"path": path}
+                assert read == Control(path=path, picture=picture, edges=bool(edges), **told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [(LoRA, {"path": "a:b"}), (Refiner, {"model": "a@b"}), (Embedding, {"path": "a", "word": "b"})],
+)
+def test_paths_need_not_be_texts(kind: type[Asked], fields: dict[str, str]):
+    name, path = next(iter(fields.items()))
+    told = kind.read(fields)
+    assert kind.read(MappingProxyType({**fields, name: Path(path)})) == told
+    if len(fields) == 1:
+        assert kind.read(Path(path)) == told
+
+
+def test_the_picture_of_a_control_may_be_in_memory_or_a_path(tmp_path: Path):
+    image = Image.new("RGB", (4, 4), "red")
+    image.save(tmp_path / "map.png")
+    path = tmp_path / "map.png"
+    told = Control.read(f"net={path}").picture
+    for same in (path, str(path), {"path": path}, {"path": str(path)}, told):
+        picture = Control.read({"path": "net", "picture": same}).picture
+        assert picture.path == str(path)
+        assert picture.image().tobytes() == image.convert("RGBA").tobytes()
+    picture = Control.read({"path": "net", "picture": image}).picture
+    assert (picture.path, picture.hash) == ("", GivenPicture.of(path).hash)
+    for other, said in [(3, "int is neither"), ("none.png", "none.png cannot be read")]:
+        with pytest.raises(UndustError, match=said):
+            Control.read({"path": "net", "picture": other})
+
+
+@pytest.mark.parametrize("given", [None, 3, ("a.safetensors", 0.8), ["a"], b"a", object()])
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_it_is_written_is_said_of_what_is_none(kind: type[Asked], given: object):
+    with pytest.raises(UndustError, match=r"is none; it is written (PATH|FACTOR|original=)"):
+        kind.read(given)
+    with pytest.raises(UndustError, match=r"'a\.pt' is none of .* written (PATH|FACTOR|original=)"):
+        kind.read({"a.pt": given})
+
+
+@pytest.mark.parametrize("text", ["a:0,8", "a@80%", "a:", "a:0.8:", "a@0.8"])
+def test_a_weight_that_cannot_be_read_is_not_taken_for_a_name(tmp_path: Path, text: str):
+    (tmp_path / "a").touch()
+    with pytest.raises(UndustError, match=r"does not exist; it is written PATH or PATH:WEIGHT"):
+        LoRA.read(f"{tmp_path}/{text}").settle()
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
     [
@@ -206,7 +284,6 @@ def test_what_is_no_sides(given: object):
 
 def test_both_files_of_a_control_are_told_by_their_hashes(tmp_path: Path):
     import torch
-    from PIL import Image
 
     save(tmp_path / "net.safetensors", {"a": torch.ones(1)})
     Image.new("RGB", (4, 4)).save(tmp_path / "map.png")

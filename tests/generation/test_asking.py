@@ -17,8 +17,10 @@ from undust.diffusion.noise import PictureNoise
 from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.formats.safetensors_file import save
-from undust.generation import loop
+from undust.generation import backwards, loop
+from undust.generation.asked import Embedding
 from undust.generation.asking import NOISE_LEVEL
+from undust.generation.guides import read_guide
 from undust.generation.recipe import SEEDS, Recipe, between
 from undust.model import LatentDiffusion
 from undust.pictures import to_data
@@ -69,7 +71,21 @@ def test_every_prompt_gets_every_seed(model: LatentDiffusion, count: int, seed: 
     ("options", "said"),
     [
         ({"count": 0}, "count: has to be at least 1, not 0"),
-        ({"seed": -1}, "seed: .*not -1"),
+        ({"count": "2"}, "count: has to be a whole number, not '2'"),
+        ({"count": 1.5}, "count: has to be a whole number, not 1.5"),
+        ({"seed": "1"}, "seed: has to be a whole number, not '1'"),
+        ({"seed": np.zeros(2)}, "seed: has to be a whole number"),
+        ({"seed": -1}, "seed: .*not -1; leave it out for a random one"),
+        ({"negative": ["a", "b"]}, "negative: one text goes with all prompts of a call"),
+        ({"init": np.zeros((8, 8, 3), np.uint8)}, "picture: ndarray is neither"),
+        ({"mask": torch.zeros(8, 8)}, "picture: Tensor is neither"),
+        ({"embeddings": {"a.pt": "zzz"}}, "embedding: 'a.pt' is none of .* PATH or PATH=WORD"),
+        ({"loras": {"a.pt": 0.8}}, "lora: 'a.pt' is none of .* PATH or PATH:WEIGHT"),
+        ({"loras": ("none", 0.8)}, "none does not exist"),
+        ({"loras": [("none", 0.8)]}, r"lora: \('none', 0.8\) is none; it is written PATH"),
+        ({"loras": 3}, "lora: 3 is none; it is written PATH"),
+        ({"guides": 3}, "guides: 3 is none"),
+        ({"upscale": (2, 0.3)}, r"upscale: \(2, 0.3\) is none; it is written FACTOR"),
         ({"seed": SEEDS}, "seed: "),
         ({"size": 33}, "size: 33x33 is not divisible by 4"),
         ({"size": (32, 0)}, "size: 32x0 is not divisible"),
@@ -77,10 +93,10 @@ def test_every_prompt_gets_every_seed(model: LatentDiffusion, count: int, seed: 
         ({"extend": "4,0,0,0"}, r"extend: it needs a picture to begin from \(init\)"),
         ({"init": "none.png"}, r"none\.png cannot be read as a picture"),
         ({"init": "a.png", "mask": "none.png"}, r"none\.png cannot be read as a picture"),
-        ({"loras": ["none.safetensors"]}, r"none\.safetensors: no weights there"),
-        ({"loras": "none.safetensors"}, r"none\.safetensors: no weights there"),
-        ({"embeddings": "none=word"}, "none: no weights there"),
-        ({"controls": "none=a.png"}, "none: no weights there"),
+        ({"loras": ["none.safetensors"]}, r"none\.safetensors does not exist$"),
+        ({"loras": "none.safetensors:0.8"}, r"none\.safetensors does not exist$"),
+        ({"embeddings": "none=word"}, "none does not exist$"),
+        ({"controls": "none=a.png"}, "none does not exist$"),
         ({"refiner": "none"}, "unknown model 'none'"),
         ({"upscale": 1.0}, "upscale: factor: has to be greater than 1"),
         ({"upscale": "2@2"}, "upscale: strength: "),
@@ -98,12 +114,47 @@ def test_wishes_that_cannot_be(
         model.recipes([], **options)
 
 
+@pytest.mark.parametrize("prompts", [3, b"a", ["a", 3], [["a"]], {"a": 1}, np.zeros(2)])
+def test_prompts_are_texts(model: LatentDiffusion, prompts: Any):
+    with pytest.raises(UndustError, match="prompt: has to be a text, or a list of texts") as caught:
+        model.generate(prompts)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UndustError, match="no prompt: say what to paint"):
+        model.generate(None)  # pyright: ignore
+
+
+def test_one_of_several_may_stand_alone(model: LatentDiffusion, here: Path):
+    save(here / "toy.safetensors", {"emb_params": torch.randn(2, 16)})
+    fields = {"path": "toy.safetensors", "word": "toy"}
+    asked = [
+        model.recipes("a", seed=1, embeddings=given, guides=guide)[0]
+        for given, guide in [
+            (["toy.safetensors"], ["apg:eta=1"]),
+            ("toy.safetensors", "apg:eta=1"),
+            (Path("toy.safetensors"), {"name": "apg", "eta": 1}),
+            (fields, [{"name": "apg", "eta": 1}]),
+            ({**fields, "path": Path("toy.safetensors")}, read_guide("apg:eta=1")),
+            (Embedding.read(fields), (each for each in ["apg:eta=1"])),
+        ]
+    ]
+    assert len(asked[0].embeddings) == len(asked[0].guides) == 1
+    assert asked == asked[:1] * len(asked)
+
+
+def test_numbers_need_not_be_pythons_own(model: LatentDiffusion):
+    plain = model.recipes("a", count=2, seed=3)
+    assert model.recipes("a", count=np.int64(2), seed=np.int64(3)) == plain  # pyright: ignore
+    assert model.recipes("a", count=2, seed=torch.tensor(3)) == plain  # pyright: ignore
+    assert len(model.recipes("a", count=None)) == 1
+
+
 def test_nothing_asked_for_is_left_out(model: LatentDiffusion):
     plain = model.recipes("a", seed=1)[0]
     nothing = {"init": None, "mask": None, "extend": None, "strength": None, "upscale": None}
-    several = {"loras": (), "embeddings": (), "controls": (), "guides": ()}
-    asked = model.recipes("a", seed=1, refiner=None, framing=None, **nothing, **several)
-    assert asked == [plain]
+    for none in ((), None):
+        several = dict.fromkeys(("loras", "embeddings", "controls", "guides"), none)
+        asked = model.recipes("a", seed=1, refiner=None, framing=None, **nothing, **several)
+        assert asked == [plain]
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.none() | st.tuples(*[st.integers(0, 9)] * 4))
@@ -158,6 +209,8 @@ def test_models_that_make_pictures_larger_have_their_own_defaults():
     assert larger.recipes("a", init=picture(9, 5), noise_level=3)[0].noise_level == 3
     with pytest.raises(UndustError, match="give it one to begin from"):
         larger.generate("a", steps=1)
+    with pytest.raises(UndustError, match="only makes pictures larger, with generate"):
+        list(backwards.invert(larger, larger.recipes("a"), torch.zeros(1, 4, 16, 16)))
     for name, value in {"strength": 0.5, "mask": picture(9, 5), "upscale": 2.0}.items():
         with pytest.raises(UndustError, match=f"{name}: a model that makes pictures larger"):
             larger.recipes("a", init=picture(9, 5), **{name: value})
@@ -335,3 +388,34 @@ def test_a_refiner_of_other_latents_is_refused(tmp_path: Path):
     build("sd1").save(tmp_path / "other")
     with pytest.raises(UndustError, match="has other latents"):
         build("sdxl").recipes("a cat", refiner=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        ("a cat <lora:ink:0.8>", {}, r"<lora:ink:0\.8> is read as words; a LoRA is put in by"),
+        ("a cat", {"negative": "a [b:c:3]"}, r"\[b:c:3\] is read as words"),
+        ("a cat", {"embeddings": "toy.safetensors=<zzz>"}, "no prompt says '<zzz>'"),
+        ("a cat", {"init": picture(80, 80)}, r"6 times the pixels .* trained on \(32x32\)"),
+    ],
+)
+def test_what_is_likely_not_meant_is_told_once(
+    model: LatentDiffusion, here: Path, prompt: str, options: dict[str, Any], said: str
+):
+    save(here / "toy.safetensors", {"emb_params": torch.randn(2, 16)})
+    with pytest.warns(UserWarning, match=said) as told:
+        model.recipes([prompt, prompt], **QUICK, **options)
+    assert len(told) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_meant_is_not_told(model: LatentDiffusion, here: Path):
+    save(here / "toy.safetensors", {"emb_params": torch.randn(2, 16)})
+    model.recipes("a Toy (cat:1.2)", embeddings="toy.safetensors", init=picture(64, 64), **QUICK)
+    model.recipes("a cat", negative="toy", embeddings="toy.safetensors", **QUICK)
+
+
+def test_a_mask_without_white_paints_nothing(model: LatentDiffusion):
+    with pytest.raises(UndustError, match="mask: nothing in it is white; white is painted anew"):
+        model.recipes("a cat", init=picture(), mask=Image.new("L", (32, 32)), **QUICK)
+    model.recipes("a cat", init=picture(), mask=Image.new("L", (32, 32)), extend="8,0,0,0", **QUICK)

@@ -147,6 +147,15 @@ def test_a_name_that_is_no_text_cannot_stand_in_a_recipe(tmp_path: Path):
         GivenPicture.of(path)
 
 
+@pytest.mark.parametrize(
+    "given", [np.zeros((64, 64, 3), np.uint8), torch.zeros(3, 64, 64), 3, b"a.png", ["a.png"], None]
+)
+def test_what_is_neither_a_file_nor_an_image(given: object):
+    with pytest.raises(UndustError, match="neither a file's path nor a PIL image") as caught:
+        GivenPicture.of(given)
+    assert len(str(caught.value)) < 150
+
+
 # Weights
 
 
@@ -166,7 +175,7 @@ def test_a_file_of_weights_is_known_by_its_bytes(tmp_path: Path):
     with pytest.raises(UndustError, match="is not the file any more that it was"):
         told.settle()
     path.unlink()
-    with pytest.raises(UndustError, match=r"no weights there \(\.safetensors\)"):
+    with pytest.raises(UndustError, match=r"\.safetensors does not exist$"):
         told.settle()
 
 
@@ -179,6 +188,11 @@ def test_a_folder_of_weights_is_known_by_all_of_them(tmp_path: Path):
     weights(tmp_path / "b.safetensors", 3.0)
     with pytest.raises(UndustError, match="not the file any more"):
         told.settle()
+
+
+def test_a_folder_without_weights(tmp_path: Path):
+    with pytest.raises(UndustError, match=r"no weights there \(\.safetensors\)"):
+        GivenWeights(path=str(tmp_path)).settle()
 
 
 @pytest.mark.parametrize("path", ["none", ".", "x" * 300, "a\0b"])

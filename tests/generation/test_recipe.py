@@ -102,7 +102,9 @@ MORE: dict[str, Any] = {
     "controls": [{"path": "a", "picture": PICTURE, "edges": True, "weight": 0.8, "end": 0.5}],
     "precision": "bfloat16",
     "model": "tiny",
+    "model_path": "models/tiny.safetensors",
     "model_hash": "0123456789",
+    "vae": {"path": "vae.safetensors", "hash": "01"},
     "undust": "0.1",
 }
 NEED = {
@@ -175,8 +177,16 @@ def test_recipes_of_before_are_read():
 def test_settings_are_what_the_pictures_of_a_batch_share(name: str):
     base = Recipe.read({**LEAST, **NEED.get(name, {})})
     own = {"width": 128, "height": 128, "prompt": "a dog", "seed": 9, "batch": 2, "place": 1}
-    other = Recipe.read({**base.model_dump(), **NEED.get(name, {}), name: {**MORE, **own}[name]})
+    other = Recipe.read({**LEAST, **NEED.get(name, {}), name: {**MORE, **own}[name]})
     assert (other.settings == base.settings) is (name in OWN)
+
+
+def test_a_recipe_says_how_strongly_a_picture_is_painted_over():
+    over = Recipe.read({**LEAST, "init": PICTURE})
+    within = Recipe.read({**LEAST, "init": PICTURE, "mask": PICTURE, "strength": None})
+    assert (over.strength, within.strength) == (0.75, 1.0)
+    larger = Recipe.read({**LEAST, "init": PICTURE, "noise_level": 20})
+    assert (larger.strength, Recipe.read(LEAST).strength) == (None, None)
 
 
 def test_the_picture_that_is_begun_from_is_one_of_the_settings(tmp_path: Path):
@@ -296,7 +306,7 @@ def test_a_larger_picture_has_the_size_that_was_asked_for(side: int, factor: Dec
         ({"framing": {f"a{number}": 1 for number in range(9999)}}, "Framing has 9,999 entries"),
         ({"half\ud800": 1}, r"the name of a field: has to be a valid string.* 'half\\ud800'"),
         ({"prompt": "a" * 10**5}, "prompt: has to be .* not 'aaa"),
-        ({"two\nlines": "\n" * 10**5}, "lines.*: has to be"),
+        ({"two\nlines": "\n" * 10**5}, "lines.*: is not known"),
         ({"sampler": "x\n" * 10**5}, r"unknown sampler ''x\\n.*known: "),
         ({"framing": [[[[[[[1]]]]]]] * 9}, "framing: has to be .* not "),
     ],

@@ -47,6 +47,21 @@ LAYOUTS = {
         "flip_sin_to_cos": False,
         "freq_shift": 1,
     },
+    "other depths on the way up, one block in the middle": {  # as in SSD-1B
+        "block_out_channels": (16, 32, 48),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [0, [2, 1], [1, 3]],
+        "reverse_transformer_layers_per_block": [[1, 2, 3], [2, 1, 1], 1],
+    },
+    "one list of depths for all, and a whole middle": {
+        "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "transformer_layers_per_block": [1, [2, 3]],
+        "reverse_transformer_layers_per_block": [2, [1, 2, 1]],
+    },
     "all words at once beside the time": {
         "addition_embed_type": "text",
         "addition_embed_type_num_heads": 4,

@@ -45,7 +45,7 @@ def test_a_recipe_survives_being_written_in_a_checkpoint(kind: str, write_recipe
         ("optimizer.learning_rate=nan", "optimizer.learning_rate"),
         ("run.precision=fp8", "run.precision"),
         ("kind=magic", "kind"),
-        ("autoencoder.norm_num_groups=3", "norm_num_groups must divide"),
+        ("autoencoder.norm_num_groups=3", "autoencoder: norm_num_groups must divide"),
         ("data=5", "data"),
         ("run.steps", "expected key=value"),
         ("=3", "expected key=value"),

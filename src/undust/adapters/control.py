@@ -49,12 +49,14 @@ class Control:
         context: Tensor,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
+        negative: Tensor | None = None,
         /,
     ) -> list[Tensor]:
         """What it adds to a U-Net of these inputs, in x's precision; [] for a weight of 0.
 
         x: [B,C,h,w] as the U-Net gets it; of a U-Net with more input channels than the ControlNet
-        has, the first. Hints are repeated where B is a multiple of theirs, as for guidance. Raises
+        has, the first. Hints are repeated where B is a multiple of theirs, as for guidance.
+        negative: [B], to which a ControlNet that pools adds nothing, as its authors use it. Raises
         UndustError as `ControlNet.forward`, and for a B that is none.
         """
         if self.weight == 0:
@@ -73,6 +75,9 @@ class Control:
             pooled=None if pooled is None else pooled.to(like),
             sizes=None if sizes is None else sizes.to(like.device),
         )
+        if negative is not None and self.network.pools:
+            shown = ~negative.to(x.device).reshape(-1, 1, 1, 1)
+            control = [part * shown for part in control]
         return [part.to(x) * self.weight for part in control]
 
 

@@ -11,7 +11,8 @@ import typer
 
 from undust.cli import show
 from undust.cli.options import BUILT_IN, ModelOption, Schedule
-from undust.cli.output import FOLDER, make, slug, try_writing
+from undust.cli.output import FOLDER, slug, try_writing
+from undust.formats.files import make_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ def invert(
             progress.update(steps + painted.index + 1, "and forth again")
     assert painted is not None
     back = psnr(loaded.decode(painted.x), loaded.decode(latents)).item()
-    make(out.parent)
+    make_folder(out.parent)
     safetensors_file.save(out, {"noise": noise[0]})
     if json:
         typer.echo(show.as_json({"path": str(out), "psnr": back, "variance": noise.var().item()}))

@@ -1,4 +1,4 @@
-"""`undust convert`: a model from one layout into the other."""
+"""`undust convert`: a model from one layout into the other, and out of pickles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from undust.cli import show
-from undust.cli.options import PRECISIONS
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from undust.formats.convert import Model
+    from undust.formats.convert import Opened
+    from undust.formats.parts import Parts
 
 MEGABYTE = 10**6
 
@@ -22,7 +22,9 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="A diffusers folder, a checkpoint, or a pickle (.ckpt, .bin, .pt)."
+            metavar="SRC",
+            help="A diffusers folder, a checkpoint, a LoRA, a ControlNet or a textual inversion; "
+            "also pickled (.ckpt, .bin, .pt, .pth).",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="What to write.")],
@@ -36,6 +38,10 @@ def convert(
     ema: Annotated[
         bool, typer.Option("--ema", help="Take the moving averages of the U-Net's weights.")
     ] = False,
+    prediction: Annotated[
+        Literal["epsilon", "v"] | None,
+        typer.Option(help="What the U-Net predicts, where SRC does not tell or is wrong."),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE[:WEIGHT]", help="Merge a LoRA into the weights. Often."),
@@ -43,26 +49,29 @@ def convert(
 ) -> None:
     """Write a model as a diffusers folder or as a single file of the original layout.
 
-    Pickles are read in a process of their own that can do no harm, and nowhere else in undust.
+    A LoRA and a textual inversion are always a single file, and keep their tensors' names. Pickles
+    are read in a process of their own that can do no harm, and nowhere else in undust.
     """
-    import torch
-
     from undust.formats import pickles
     from undust.formats.convert import check, opened, size, write
+    from undust.formats.original.variants import PREDICTIONS_TOLD
+    from undust.networks.placement import precision
 
     if not source.exists():
-        from undust.model import BUILT_IN, built_in
+        from undust.formats.named import BUILT_IN, built_in
 
         if str(source) not in built_in():
             raise UndustError(f"{source} does not exist")
         source = BUILT_IN / source
-    check(source, target, to)
+    replaced = check(source, target, to)
     if source.is_file() and pickles.is_pickle(source):
         show.summary(f"reading {source} in a process of its own")
-    precision: torch.dtype | None = getattr(torch, PRECISIONS[dtype]) if dtype else None
+    kept = precision(dtype) if dtype else None
     with opened(source, target.resolve().parent, ema=ema) as found:
-        _merge(found.model, lora or ())
-        done, total = 0, size(found.model, precision) // MEGABYTE
+        _merge(found, lora or ())
+        if prediction is not None:
+            _model(found, "--prediction").prediction = PREDICTIONS_TOLD[prediction]
+        done, total = 0, size(found.model, kept) // MEGABYTE
         with show.counted("MB", f"writing {target}") as observe:
 
             def wrote(number: int) -> None:
@@ -71,23 +80,32 @@ def convert(
                 if done // MEGABYTE > before:
                     observe(done // MEGABYTE, total)
 
-            unsaid = write(found.model, target, to, precision, wrote)
+            unsaid = write(found.model, target, to, kept, wrote)
     for note in (*found.notes, *unsaid):
         show.summary(note)
+    if replaced:
+        show.summary(f"replaced {replaced} that was there")
     show.line(target)
 
 
-def _merge(model: Model, loras: Sequence[str]) -> None:
+def _merge(found: Opened, loras: Sequence[str]) -> None:
     """Puts LoRAs into the weights for good."""
     if not loras:
         return
     from undust.adapters.worn import Merged
     from undust.formats.lora.file import load
-    from undust.formats.parts import Parts
     from undust.generation.asked import LoRA
 
-    if not isinstance(model, Parts):
-        raise UndustError("--lora: a first stage alone has nothing that a LoRA could change")
-    networks = {name: network for name, network in model.networks.items() if name != "vae"}
+    networks = dict(_model(found, "--lora").networks)
+    del networks["vae"]
     asked = [LoRA.read(given) for given in loras]
     Merged(networks).wear([(load(Path(each.path), networks), each.weight) for each in asked])
+
+
+def _model(found: Opened, option: str) -> Parts:
+    """The whole model that an option changes."""
+    from undust.formats.parts import Parts
+
+    if not isinstance(found.model, Parts):
+        raise UndustError(f"{option} is for whole models; this is {found.kind}")
+    return found.model

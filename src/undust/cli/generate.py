@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,6 @@ import typer
 
 from undust.cli.options import (
     BUILT_IN,
-    PRECISIONS,
     Device,
     Guidance,
     Json,
@@ -26,10 +26,12 @@ from undust.cli.options import (
 )
 from undust.cli.output import Output
 from undust.cli.painting import paint
-from undust.errors import UndustError, shown
+from undust.errors import UndustError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from undust.generation.recipe import Recipe
 
 
 OVER, MORE = "A picture to begin from", "What goes into the model"  # groups of options
@@ -178,12 +180,10 @@ def generate(
         raise UndustError("no prompt: say what to paint, such as undust generate 'a smiling cat'")
     width_and_height = parse_size(size) if size is not None else None
     output = Output.choose(out, len(asked) * count)
-    import torch
-
     from undust.generation import loop
     from undust.model import load
 
-    loaded = load(model, dtype=getattr(torch, PRECISIONS[dtype or "fp32"]), device=device, vae=vae)
+    loaded = load(model, dtype=dtype, device=device, vae=vae)
     recipes = loaded.recipes(
         asked,
         negative=negative,
@@ -260,7 +260,7 @@ def rerun(
     ],
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|PATH", help="Where its model is, if it is not a built-in one."),
+        typer.Option(metavar="NAME|PATH", help="Where its model is now.  [default: where it was]"),
     ] = None,
     vae: Vae = None,
     device: Device = None,
@@ -269,29 +269,46 @@ def rerun(
 ) -> None:
     """Make a picture again from the recipe in it.
 
-    Pictures and weights that it was made from are looked for where they were, and beside it.
+    The model, pictures and weights that it was made from are looked for where they were, and beside
+    it.
     """
-    import torch
-
     from undust.formats.recipe_png import read_recipe
 
     fields = read_recipe(picture)
     output = Output.choose(out, 1)
     from undust.generation.given import beside
     from undust.generation.recipe import Recipe
-    from undust.model import built_in, load
+    from undust.model import load
 
+    told = Recipe.read(fields)
     recipe = Recipe.read(beside(fields, picture.parent))
-    if model is None and recipe.model not in built_in():
-        raise UndustError(
-            f"{picture} was made with the model '{recipe.model}' ({recipe.model_hash}), which "
-            "does not come with undust; say where it is with --model"
-        )
-    precision = getattr(torch, recipe.precision, None)
-    if recipe.precision not in PRECISIONS.values():
-        raise UndustError(f"{picture} was made in {shown(recipe.precision)}, which is none")
-    loaded = load(model or recipe.model, dtype=precision, device=device, vae=vae)
-    paint(loaded, [loaded.rerun_batch(recipe)], output, json, place=recipe.place)
+    vae = vae or (recipe.vae and recipe.vae.path)
+    place = model or _model_of(told, picture)
+    loaded = load(place, dtype=recipe.precision, device=device, vae=vae)
+    paint(loaded, [loaded.rerun_batch(recipe)], output, json, again=told)
+
+
+def _model_of(recipe: Recipe, picture: Path) -> str:
+    """Where the model of a picture is: inside undust, where it was, or beside the picture."""
+    from undust.formats.hub import is_name
+    from undust.formats.named import built_in, find
+    from undust.generation.given import is_there
+
+    was = recipe.model_path
+    names = [Path(was).name, recipe.model, f"{recipe.model}.safetensors"]
+    places = [was, *(str(picture.parent / name) for name in names if name)]
+    if not was and recipe.model in built_in():
+        return recipe.model
+    for place in filter(is_there, filter(None, places)):
+        return place
+    if is_name(was.partition("@")[0]):
+        with suppress(UndustError):
+            find(was)
+            return was
+    raise UndustError(
+        f"{picture} was made with the model '{recipe.model}' ({recipe.model_hash}), which is "
+        f"neither {was or 'inside undust'} nor beside it; say where it is with --model"
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:

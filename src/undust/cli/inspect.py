@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undust.cli import show
+from undust.cli import picture, show
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 DIGITS = 10  # of a hash, as web UIs show it
-FIRST = ("prompt", "negative", "steps", "sampler", "schedule", "guidance", "seed")  # of a recipe
 Facts = dict[str, Any]
 
 
@@ -45,6 +44,9 @@ def inspect(
             show.facts({name: "", **value})
         else:
             _table(value)
+    if told := facts.get("A1111"):
+        show.summary("here that would be, with other noise:")
+        show.summary(picture.command(told))
 
 
 def describe(path: Path) -> Facts:
@@ -53,7 +55,7 @@ def describe(path: Path) -> Facts:
     Raises UndustError for what is absent, damaged or of no known kind.
     """
     if not path.exists():
-        from undust.model import BUILT_IN, built_in
+        from undust.formats.named import BUILT_IN, built_in
 
         if str(path) not in built_in():
             raise UndustError(f"{path} does not exist")
@@ -62,16 +64,15 @@ def describe(path: Path) -> Facts:
         return _folder(path)
     if path.suffix == SUFFIX:
         return _weights(path)
-    with path.open("rb") as file:
-        if file.read(4) == b"\x89PNG":
-            return _picture(path)
+    if kind := picture.format_of(path):
+        return picture.describe(path, kind)
     from undust.formats.pickles import is_pickle
 
     if is_pickle(path):
         raise UndustError(f"{path} is a pickle: undust convert makes of it what can be inspected")
     raise UndustError(
-        f"{path} is neither a PNG picture nor a {SUFFIX} file; those, model folders and training "
-        "runs can be inspected"
+        f"{path} is neither a picture nor a {SUFFIX} file; those, model folders and training runs "
+        "can be inspected"
     )
 
 
@@ -90,20 +91,6 @@ def _folder(path: Path) -> Facts:
         f"{path} is no model (it has no model_index.json), no part of one (no config.json) and no "
         "training run (no checkpoints)"
     )
-
-
-def _picture(path: Path) -> Facts:
-    from undust.formats.recipe_png import read_recipe
-    from undust.pictures import read_image
-
-    recipe = read_recipe(path)
-    image = read_image(path)
-    return {
-        "path": str(path),
-        "kind": "picture",
-        "pixels": f"{image.width}x{image.height}",
-        "recipe": {name: recipe[name] for name in FIRST if name in recipe} | recipe,
-    }
 
 
 def _weights(path: Path) -> Facts:
@@ -138,12 +125,13 @@ def _adapter(path: Path) -> Facts:
             "ranks": ranks or None,
         }
     try:
-        vectors = textual_inversion.load(path)
+        words = textual_inversion.words(path)
+        vectors = textual_inversion.load(path, words[0])
     except UndustError:
         pass
     else:
         shapes = {name or "vectors": "x".join(map(str, t.shape)) for name, t in vectors.items()}
-        return {"kind": "textual inversion", **shapes}
+        return {"kind": "textual inversion", "words": ", ".join(words) or None, **shapes}
     try:
         config = controlnet.load(path, None).config
     except UndustError:

@@ -10,7 +10,8 @@ import typer
 
 from undust.cli import show
 from undust.cli.options import ModelOption
-from undust.cli.output import make, try_writing
+from undust.cli.output import try_writing
+from undust.formats.files import make_folder
 
 app = typer.Typer(help="Measure what is said of the samplers.")
 
@@ -45,7 +46,7 @@ def order(
         show.table(found.columns(), found.rows())
         show.summary(found.note)
     if out:
-        make(out)
+        make_folder(out)
         page.write(
             out / "order.md",
             "Orders of convergence",
@@ -90,7 +91,7 @@ def samplers(
             show.table(found.columns(what), found.rows(curves))
         show.summary(found.note)
     if out:
-        make(out)
+        make_folder(out)
         page.plot(found, out / "samplers.png")
         parts = [found.note, "![error against network calls](samplers.png)"]
         for title, (what, curves) in tables.items():

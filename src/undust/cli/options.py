@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 BUILT_IN = "emoji"
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # ours -> torch's
 
 _WHAT = "A built-in model, a diffusers folder, a Stable Diffusion checkpoint, or org/name."
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undust.errors import UndustError
+from undust.formats.files import make_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from undust.generation.loop import Picture
 
 FOLDER = Path("undust-out")
-OTHERS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl"}
 SLUG = 40  # characters of the prompt in a file's name
 
 
@@ -34,13 +34,12 @@ class Output:
         Raises UndustError for a file's name that cannot hold the pictures and for a folder that
         cannot be written to.
         """
+        from undust.formats.recipe_png import check_name
+
         out = out or FOLDER
         suffix = "" if out.is_dir() else out.suffix.lower()
-        if suffix in OTHERS:
-            raise UndustError(
-                f"--out {out}: pictures are written as PNG, which holds their recipe; "
-                f"{out.with_suffix('.png')} would be"
-            )
+        if suffix:
+            check_name(out)
         if suffix == ".png" and pictures > 1:
             raise UndustError(
                 f"--out {out}: {pictures} pictures do not go into one file; give a folder, "
@@ -65,7 +64,7 @@ class Output:
         return path
 
     def _place(self, stem: str) -> Path:
-        make(self.folder)
+        make_folder(self.folder)
         if self.file:
             return self.folder / self.file
         path, count = self.folder / f"{stem}.png", 1
@@ -85,14 +84,6 @@ def slug(prompt: str) -> str:
     if len(words) > SLUG:
         words = words[: SLUG + 1].rpartition("-")[0] or words[:SLUG]
     return words or "picture"
-
-
-def make(folder: Path) -> None:
-    """Makes the folder and those above it. Raises UndustError if it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UndustError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def try_writing(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,21 +28,22 @@ def paint(
     batches: Sequence[Sequence[Recipe]],
     output: Output,
     json: bool,
-    place: int | None = None,
+    again: Recipe | None = None,
     noise: Tensor | None = None,
     columns: int | None = None,
 ) -> None:
-    """Paints the batches and writes each picture, or only that in one place, when it is done.
+    """Paints the batches and writes each picture when it is done.
 
-    noise: unit-variance start [C, h, w] of every picture instead of what their seeds draw; columns:
-    of the contact sheet.
+    again: the recipe of the one picture that is to be written, as it stands in its file; noise:
+    unit-variance start [C, h, w] of every picture instead of what their seeds draw; columns: of the
+    contact sheet.
     """
-    total = sum(len(batch) for batch in batches) if place is None else 1
+    total = sum(len(batch) for batch in batches) if again is None else 1
     thumbnails: list[Image.Image] = []
     began = time.monotonic()
     with show.Progress(sum(batch[0].total for batch in batches), "steps") as progress:
         try:
-            for picture, seconds in _pictures(model, batches, progress, place, noise):
+            for picture, seconds in _pictures(model, batches, progress, again, noise):
                 path = output.save(picture)
                 thumbnails.append(_thumbnail(picture.image, total))
                 progress.line(_json(picture, path, seconds) if json else str(path))
@@ -64,7 +66,7 @@ def _pictures(
     model: LatentDiffusion,
     batches: Sequence[Sequence[Recipe]],
     progress: show.Progress,
-    place: int | None,
+    again: Recipe | None,
     noise: Tensor | None,
 ) -> Iterator[tuple[Picture, float]]:
     """Each picture and the seconds that it took; one of a batch takes its share of the batch."""
@@ -73,7 +75,7 @@ def _pictures(
     done = 0
     for batch in batches:
         began = time.monotonic()
-        more = f" and {len(batch) - 1} more" if len(batch) > 1 and place is None else ""
+        more = f" and {len(batch) - 1} more" if len(batch) > 1 and again is None else ""
         start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
         for step in loop.paint(model, batch, start):
             # An adaptive sampler takes as many steps as it needs; its index says how far it is.
@@ -82,7 +84,8 @@ def _pictures(
                 continue
             done += step.total
             pictures = loop.finish(batch, step)
-            pictures = pictures if place is None else [pictures[place]]
+            if again is not None:
+                pictures = [replace(pictures[again.place], recipe=again)]
             seconds = (time.monotonic() - began) / len(pictures)
             for picture in pictures:
                 yield picture, seconds

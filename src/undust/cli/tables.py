@@ -8,7 +8,7 @@ from undust.cli import show
 def models() -> None:
     """List the models that come with undust."""
     from undust.cli.inspect import describe
-    from undust.model import BUILT_IN, built_in
+    from undust.formats.named import BUILT_IN, built_in
 
     rows: list[list[object]] = []
     for name in built_in():

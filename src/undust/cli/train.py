@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from undust.cli import show
-from undust.cli.output import make, try_writing
+from undust.cli.output import try_writing
+from undust.formats.files import make_folder
 
 RUNS = Path("runs")
 
@@ -41,7 +42,7 @@ def train(
         from undust.training.loop import Progress
         from undust.training.run import prepare
 
-        make(out)
+        make_folder(out)
         show.summary(f"reading {read.data.folder}")
         trainer, refused = prepare(read, out, resume=resume)
         for sentence in refused:

@@ -34,11 +34,12 @@ class Control(Protocol):
         context: Tensor,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
+        negative: Tensor | None = None,
         /,
     ) -> Sequence[Tensor]:
         """What is added to each of the U-Net's skips and to its middle; () for nothing.
 
-        The arguments are those of the U-Net.
+        The arguments are those of the U-Net; negative: as `Conditioning` has it.
         """
         ...
 
@@ -51,7 +52,8 @@ class Conditioning:
     prompt as one vector; sizes: [B, N], the numbers beside it (Podell et al. 2023, section 2.2);
     label: [B], a class; beside: [B, C, h, w], maps that the network sees beside the latent;
     control: what shows maps to it, the same for all entries; perturbed: what replaces the network's
-    self-attention for each of them, if anything, or () for none of them.
+    self-attention for each of them, if anything, or () for none of them; negative: [B], whether an
+    entry is what to stay away from, which matters to some controls.
     """
 
     text: Tensor
@@ -61,6 +63,7 @@ class Conditioning:
     beside: Tensor | None = None
     control: tuple[Control, ...] = ()
     perturbed: tuple[Perturbation | None, ...] = ()
+    negative: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 
 FACTORS = {"(": 1.1, "[": 1 / 1.1}
 OPENING = {")": "(", "]": "["}
@@ -27,6 +27,15 @@ _MARK = re.compile(
     r"|(?P<cut>\bBREAK\b)"
 )
 _LITERAL = re.compile(r"[()\[\]\\]|\bBREAK\b")
+# What other tools do not take for words, and how the same is asked for here.
+_FOREIGN = {
+    re.compile(r"<(?:lora|lyco|hypernet):[^<>]{0,200}>"): "a LoRA is put in by --lora FILE:WEIGHT",
+    re.compile(r"(?<!\\)\[[^][]{0,200}[:|][^][]{0,200}(?<!\\)\]"): (
+        "another prompt from some step on is asked for by --guide then"
+    ),
+    re.compile(r"\bAND\b"): "another prompt to fit as well is asked for by --guide and",
+    re.compile(r":\s{0,9}[+-]?[0-9]{1,9},[0-9]{1,9}\s{0,9}\)"): "a weight has a point, as in 1.3",
+}
 
 
 class Fragment(NamedTuple):
@@ -68,6 +77,16 @@ def parse(prompt: str) -> list[list[Fragment]]:
             say(mark["literal"] or mark[0])
     say(prompt[end:])
     return [_joined(part) for part in parts]
+
+
+def foreign(prompt: str) -> list[str]:
+    """What in a prompt is read as plain words here, and as more by other tools, a line each."""
+    found = ((pattern.search(prompt), instead) for pattern, instead in _FOREIGN.items())
+    return [
+        f"the prompt's {shown(match[0])} is read as words; {instead}"
+        for match, instead in found
+        if match
+    ]
 
 
 def escape(text: str) -> str:

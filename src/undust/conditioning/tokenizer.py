@@ -7,12 +7,13 @@ a word ends in "</w>". The vocabulary is a file pair that CLIPTokenizer of trans
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, count, takewhile
 
 import torch
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -31,18 +32,28 @@ class Tokenizer:
     """A vocabulary and its merges, in order; every prompt becomes `length` tokens.
 
     vocabulary: piece → number, with the two ends; merges: pairs, the earliest learnt first;
-    padding: the piece that stands after the end. Raises UndustError when the ends or the padding
-    are missing or a merge makes a piece that has no number.
+    padding: the piece that stands after the end; added: number → a word that was learnt after the
+    vocabulary, and is whole wherever a prompt has it. Raises UndustError when the ends or the
+    padding are missing, a merge makes a piece that has no number, or an added word is taken.
     """
 
     vocabulary: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     length: int = 77
     padding: str = END
+    added: Mapping[int, AddedToken] = field(default_factory=dict[int, AddedToken])
 
     def __post_init__(self) -> None:
+        words, numbers = set(self.vocabulary), set(self.vocabulary.values())
+        for number, word in self.added.items():
+            if not word.content.strip() or word.content in words or number in numbers:
+                raise UndustError(
+                    f"the tokenizer cannot add {shown(word.content)} with the number {number}: "
+                    "one of them is empty or taken"
+                )
+            words.add(word.content)
         for needed in (START, END, self.padding):
-            if needed not in self.vocabulary:
+            if needed not in words:
                 raise UndustError(f"the tokenizer's vocabulary lacks {shown(needed)}")
         for left, right in self.merges:
             if not {left, right, left + right} <= self.vocabulary.keys():
@@ -50,10 +61,24 @@ class Tokenizer:
                 raise UndustError(f"the tokenizer merges '{pair}' outside its vocabulary")
 
     @cached_property
+    def numbers(self) -> dict[str, int]:
+        """That of each piece and of each added word."""
+        return {**self.vocabulary, **{word.content: number for number, word in self.added.items()}}
+
+    @cached_property
+    def _together(self) -> dict[int, list[int]]:
+        """The number of each added word → those of its vectors: diffusers adds it, it_1, it_2."""
+        own = {word.content: number for number, word in self.added.items()}
+        return {
+            number: [number, *map(own.__getitem__, takewhile(own.__contains__, _further(word)))]
+            for word, number in own.items()
+        }
+
+    @cached_property
     def _engine(self) -> Engine:
         engine = _engine(
             BPE(
-                vocab=dict(self.vocabulary),
+                vocab=self.numbers,
                 merges=list(self.merges),
                 end_of_word_suffix=WORD_END,
                 continuing_subword_prefix="",
@@ -62,6 +87,7 @@ class Tokenizer:
             )
         )
         engine.add_special_tokens([START, END])  # in a prompt they are the ends, not words
+        engine.add_tokens(list(self.added.values()))
         return engine
 
     def pieces(self, prompt: str) -> list[str]:
@@ -73,13 +99,16 @@ class Tokenizer:
         """How many tokens of a prompt fit between the two ends."""
         return self.length - 2
 
-    def ids(self, text: str) -> list[int]:
-        """The numbers of the text's tokens, all of them, without the two ends."""
-        return self._engine.encode(_whole(text)).ids
+    def words(self, text: str) -> list[list[int]]:
+        """The numbers of the text's tokens, without the two ends; those of one word together."""
+        return self._words(self._engine.encode(_whole(text)).ids)
+
+    def _words(self, ids: Sequence[int]) -> list[list[int]]:
+        return [self._together.get(number, [number]) for number in ids]
 
     def row(self, ids: Sequence[int]) -> list[int]:
         """`length` numbers: start, what there is `room` for of the given ones, end, and padding."""
-        start, end, pad = (self.vocabulary[piece] for piece in (START, END, self.padding))
+        start, end, pad = (self.numbers[piece] for piece in (START, END, self.padding))
         filled = [start, *ids[: self.room], end]
         return filled + [pad] * (self.length - len(filled))
 
@@ -89,7 +118,8 @@ class Tokenizer:
         A prompt that is too long loses its last tokens; `Words` reads it in parts.
         """
         encodings = self._engine.encode_batch([_whole(prompt) for prompt in prompts])
-        return torch.tensor([self.row(each.ids) for each in encodings], dtype=torch.long)
+        rows = [self.row([*chain.from_iterable(self._words(each.ids))]) for each in encodings]
+        return torch.tensor(rows, dtype=torch.long)
 
 
 def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
@@ -129,6 +159,10 @@ def _whole(text: str) -> str:
     if half := HALF.search(text):
         raise UndustError(f"the prompt has {half[0]!r} in it, which is half of a letter")
     return text
+
+
+def _further(word: str) -> Iterator[str]:
+    return (f"{word}_{number}" for number in count(1))
 
 
 def _engine(model: BPE) -> Engine:

@@ -41,7 +41,7 @@ class Words:
 
     def __post_init__(self) -> None:
         width = self.encoder.config.hidden_size
-        most, places = max(self.tokenizer.vocabulary.values()), self.encoder.config.vocab_size
+        most, places = max(self.tokenizer.numbers.values()), self.encoder.config.vocab_size
         if most >= places:
             raise UndustError(
                 f"the tokenizer does not fit: it has the number {most}, the text encoder's "
@@ -135,10 +135,10 @@ class Words:
         """Numbers that stand together: of one token, or of all of an embedding's vectors."""
         end = 0
         for match in self._pattern.finditer(text) if self.embeddings else ():
-            yield from ([number] for number in self.tokenizer.ids(text[end : match.start()]))
+            yield from self.tokenizer.words(text[end : match.start()])
             yield self._learnt[(match.lastindex or 0) - 1][1]
             end = match.end()
-        yield from ([number] for number in self.tokenizer.ids(text[end:]))
+        yield from self.tokenizer.words(text[end:])
 
     @cached_property
     def _learnt(self) -> list[tuple[str, list[int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +24,17 @@ from undust.networks.controlnet import ControlNet
 
 KIND = "ControlNetModel"  # in diffusers
 PREFIX = "control_model."  # in the original, where some files leave it out
+PREFIXES = (PREFIX, "", "controlnet.", "module.")  # the last two are of those who trained it
 OURS, THEIRS = "controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"
 LORA = "lora_controlnet"  # marks a Control-LoRA
+# What a single key says that a file is, although it may hold a ControlNet's keys.
+STRANGERS = {
+    LORA: "a Control-LoRA",
+    r"(.+\.)?difference": "a ControlNet's difference from a base model",
+    r"(.+\.)?task_embedding": "a ControlNet-Union",
+    r"lllite_.+": "a ControlNet-LLLite",
+    r"(adapter\.)?body\.\d+\..+": "a T2I-Adapter",
+}
 # The width of the text that a model sees → its attention heads, which no shape tells.
 HEADS = {768: SD1.heads, 1024: SD2.heads, 2048: SDXL.heads}
 # What stands beside it in a file of all that it was trained with.
@@ -54,8 +64,9 @@ def original(network: ControlNet) -> dict[str, Tensor]:
 def _from_file(path: Path, dtype: torch.dtype | None) -> ControlNet:
     entries = safetensors_file.header(path).tensors
     shapes = {key: entry.shape for key, entry in entries.items()}
-    if LORA in shapes:
-        raise UndustError(f"{path} is a Control-LoRA, which is not supported; a ControlNet is")
+    for kind, what in STRANGERS.items():
+        if any(re.fullmatch(kind, key) for key in shapes):
+            raise UndustError(f"{path} is {what}, which is not supported; a whole ControlNet is")
     try:
         network, where = _known(path, shapes)
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -73,19 +84,21 @@ def _from_file(path: Path, dtype: torch.dtype | None) -> ControlNet:
 
 def _known(path: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
     """The ControlNet of a file, as yet without weights, and where in the file they are."""
-    if OURS in shapes:
-        network = blank(ControlNet, _config_beside(path) or _config(shapes))
-        return network, {name: Place(name) for name in network.state_dict()}
-    prefix = PREFIX if PREFIX + THEIRS in shapes else ""
-    if prefix + THEIRS not in shapes:
+    prefix = next(
+        (p for p in PREFIXES if not shapes.keys().isdisjoint((p + OURS, p + THEIRS))), None
+    )
+    if prefix is None:
         groups = Counter(key.split(".")[0] for key in shapes).most_common(4)
         held = ", ".join(f"{shown(group)} ({amount} tensors)" for group, amount in groups)
         raise UndustError(
             f"it is no ControlNet: neither {OURS} nor {THEIRS} is in it, but {held or 'nothing'}"
         )
     inside = {key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}
-    network = blank(ControlNet, infer.controlnet(inside, heads=HEADS))
-    return network, places.under(prefix, keys.controlnet(network.state_dict().keys()))
+    see = _config if OURS in inside else partial(infer.controlnet, heads=HEADS)
+    network = blank(ControlNet, _config_beside(path) or see(inside))
+    names = network.state_dict().keys()
+    where = {name: Place(name) for name in names} if OURS in inside else keys.controlnet(names)
+    return network, places.under(prefix, where)
 
 
 def _config(shapes: Shapes) -> ControlNetConfig:

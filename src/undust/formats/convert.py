@@ -1,97 +1,99 @@
 """A model from a folder, a single file or a pickle, and into a folder or a single file.
 
-Between `opened` and `write` it lies in memory: mapped, as long as nothing changes a weight.
+So too a first stage alone, a ControlNet, a LoRA or a learnt word. Between `opened` and `write` it
+lies in memory: mapped, as long as nothing changes a weight.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor, nn
 
-from undust.conditioning.clip import clip
-from undust.diffusion.process import VP, Process
-from undust.errors import UndustError, shown
-from undust.formats import model_folder, pickles, safetensors_file
+from undust.errors import UndustError
+from undust.formats import (
+    additions,
+    controlnet,
+    model_folder,
+    pickles,
+    safetensors_file,
+    single_file,
+)
+from undust.formats.additions import CONTROLNET, Addition
 from undust.formats.files import atomic, atomic_folder
 from undust.formats.folder import INDEX, STEMS, read_json, read_model_index, save_component
 from undust.formats.networks import load_autoencoder
 from undust.formats.original import model as original_model
-from undust.formats.original.checkpoint import Checkpoint, original, survey
-from undust.formats.original.variants import (
-    ADDED,
-    V_MARK,
-    V_PREDICTION,
-    VARIANTS,
-    ZERO_SNR_MARK,
-    Variant,
-    detect,
-)
+from undust.formats.original.checkpoint import survey
 from undust.formats.parts import Parts
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import NetworkConfig, UNetConfig
+from undust.networks.controlnet import ControlNet
 
 LAYOUTS = ("folder", "single-file")
+CONFIG = "config.json"
 SUFFIX = ".safetensors"
-VAE = "AutoencoderKL"
+MODEL, FIRST_STAGE = "a model", "a first stage"
+# The networks that are a folder of their own, by their classes in diffusers.
+ALONE = {"AutoencoderKL": FIRST_STAGE, controlnet.KIND: CONTROLNET}
 # What pickled weights of a component are called, and what they become.
 PICKLED = {
-    "diffusion_pytorch_model.bin": f"{STEMS[0]}{SUFFIX}",
-    "pytorch_model.bin": f"{STEMS[1]}{SUFFIX}",
+    f"{name}{variant}.bin": f"{stem}{SUFFIX}"
+    for variant in ("", ".fp16")
+    for name, stem in zip(("diffusion_pytorch_model", "pytorch_model"), STEMS, strict=True)
 }
-# What of a configuration plays a part in what a network computes and is in none of its modules.
-FIELDS = ("flip_sin_to_cos", "freq_shift", "scaling_factor", "shift_factor")
-Model = Parts | Autoencoder
+Model = single_file.Model | Addition
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in memory, or a first stage alone; notes: what was there and is not in it."""
+    """A model in memory, or what belongs into one; notes: what was there and is not in it."""
 
     model: Model
     notes: list[str] = field(default_factory=list[str])
 
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return _kind(self.model)
 
-def check(source: Path, target: Path, layout: str) -> None:
-    """Raises UndustError if `target` cannot become the copy of `source` in one of `LAYOUTS`.
 
-    Such as when it is there already and is anything but a model, or if the two lie in each other:
-    what is replaced would be lost with what is only in it.
+def check(source: Path, target: Path, layout: str) -> str:
+    """Of what kind that is which `target`, a copy of `source`, would replace; "" if nothing.
+
+    Raises UndustError if it cannot be written in one of `LAYOUTS`, such as when it is there already
+    and is nothing that `write` writes, or if the two lie in each other: what is replaced would be
+    lost with what is only in it.
     """
     if layout not in LAYOUTS:
         raise UndustError(f"{layout!r:.40} is no layout; possible are {' and '.join(LAYOUTS)}")
     old, new = source.resolve(), target.resolve()
     if old == new or old in new.parents or new in old.parents:
         raise UndustError(f"{target} and {source} are the same or lie in each other")
-    if not new.parent.is_dir():
-        raise UndustError(f"cannot write {target}: the folder {target.parent} does not exist")
-    if layout == "folder":
-        there = new.exists() and not (new.is_dir() and (_is_model(new) or not any(new.iterdir())))
-    else:
-        if new.suffix != SUFFIX:
-            raise UndustError(f"{target}: the name of a single file ends in {SUFFIX}")
-        there = new.exists() and not _is_checkpoint(new)
-    if there:
-        raise UndustError(f"{target} is there already and is not a model; it is left as it is")
+    place = next(place for place in new.parents if place.exists())
+    if not place.is_dir():
+        raise UndustError(f"cannot write {target}: {place} is not a folder")
+    if layout != "folder" and new.suffix != SUFFIX:
+        raise UndustError(f"{target}: the name of a single file ends in {SUFFIX}")
+    return _there(target, layout)
 
 
 @contextmanager
 def opened(path: Path, scratch: Path, *, ema: bool = False) -> Generator[Opened]:
     """The model at a path, each of its weights in the precision that it is stored in.
 
-    A diffusers folder of a model or of a first stage, a checkpoint in one file, or either of them
-    pickled; `scratch` is a folder on a disk with room for what is unpacked. ema: as `survey`.
-    Raises UndustError for anything else.
+    A diffusers folder of a model, a first stage or a ControlNet, one file of these, of a LoRA or of
+    a learnt word, or any of them pickled; `scratch` is a folder, perhaps yet to be made, on a disk
+    with room for what is unpacked. ema: as `survey`. Raises UndustError for anything else.
     """
-    with tempfile.TemporaryDirectory(prefix=".undust-", dir=scratch) as name:
+    there = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".undust-", dir=there) as name:
         if path.is_dir():
             if ema:
                 raise UndustError(f"{path} is a folder, which holds no moving averages")
@@ -109,67 +111,53 @@ def write(
 ) -> list[str]:
     """Writes the model in one of `LAYOUTS`, whole or not at all; what it cannot tell its reader.
 
-    dtype, wrote: as `safetensors_file.save`. What is there is replaced: `check` comes first. Raises
-    UndustError for a model that the layout cannot hold without becoming another one.
+    dtype, wrote: as `safetensors_file.save`. Folders above it are made. What is there is replaced
+    if it is of the same kind: `check` comes first. Raises UndustError for a model that the layout
+    cannot hold without becoming another one.
     """
-    if isinstance(model, Autoencoder):
-        return _write_first_stage(model, path, layout, dtype, wrote)
-    if layout == "folder":
-        model_folder.write(model, path, dtype, wrote)
+    there, kind = _there(path, layout), _kind(model)
+    if there not in ("", kind):
+        raise UndustError(f"{path} is there already and is {there}, not {kind}; it stays")
+    if isinstance(model, Addition):
+        if layout == "folder":
+            raise UndustError(f"{kind} is one file and never a folder: {LAYOUTS[1]} is its layout")
+        _make(path.parent)
+        safetensors_file.save(path, model.tensors, model.metadata, dtype=dtype, wrote=wrote)
         return []
-    variant = variant_of(model)
-    tensors, unsaid = _named(variant, model), list(_unsaid(variant, model))
+    if layout == "folder":
+        _make(path.parent)
+        _write_folder(model, path, dtype, wrote)
+        return []
+    tensors, unsaid = single_file.tensors(model)
+    _make(path.parent)
     with atomic(path) as temporary:
         safetensors_file.save(temporary, tensors, {"format": "pt"}, dtype=dtype, wrote=wrote)
-        _compare(survey(temporary), _networks(model, variant))
+        single_file.check(temporary, model)
     return unsaid
 
 
 def size(model: Model, dtype: torch.dtype | None = None) -> int:
     """How many bytes its weights come to."""
-    if isinstance(model, Autoencoder):
-        networks: list[nn.Module] = [model]
-    else:
-        networks = [model.autoencoder, model.unet, *(words.encoder for words in model.texts)]
+    match model:
+        case Addition():
+            held = [model.tensors]
+        case Parts():
+            held = [network.state_dict() for network in model.networks.values()]
+        case _:
+            held = [model.state_dict()]
     return sum(
         tensor.numel() * (dtype or tensor.dtype).itemsize
-        for network in networks
-        for tensor in network.state_dict().values()
-    )
-
-
-def variant_of(parts: Parts) -> Variant:
-    """The variant of which a single file with such parts would be; UndustError if of none."""
-    config = parts.unet.config
-    added = {"text_time": ADDED[0], "text": "text"}.get(config.addition_embed_type or "", "")
-    added = added or (ADDED[1] if config.num_class_embeds else "")
-    seen = [(w.penultimate, w.pooled, w.encoder.config.hidden_act) for w in parts.texts]
-    fits = [
-        variant
-        for variant in VARIANTS.values()
-        if (variant.channels, variant.added) == (config.in_channels, added)
-        and [(t.penultimate, t.pooled, t.activation) for t in variant.texts] == seen
-    ]
-    if not fits:
-        raise UndustError(
-            f"no single file holds such a model: a U-Net of {config.in_channels} channels with "
-            f"{len(seen)} text encoders ({', '.join(kind for *_, kind in seen)}); "
-            f"known are {', '.join(VARIANTS)}"
-        )
-    named = next((one for one in fits if one.prediction == parts.prediction), fits[0])
-    for zero_snr in (False, True):
-        variant = replace(named, prediction=parts.prediction, zero_snr=zero_snr)
-        if _same(variant.process(), parts.process):
-            return variant
-    raise UndustError(
-        f"the noise that the model was trained on is not {named.title}'s, and a single file has no "
-        "place to say so"
+        for tensors in held
+        for tensor in tensors.values()
     )
 
 
 def _from_folder(folder: Path, scratch: Path) -> Opened:
-    if _is_first_stage(folder):
-        return Opened(load_autoencoder(_safe(folder, scratch), None))
+    kind = _kind_of_folder(folder)
+    if kind not in ("", MODEL):
+        load = controlnet.load if kind == CONTROLNET else load_autoencoder
+        safe = _safe(folder.absolute(), scratch)
+        return Opened(_blamed(folder, safe, lambda: load(safe, None)))
     index = read_model_index(folder)
     parts = {name: folder / name for name in index if (folder / name).is_dir()}
     safe = {
@@ -188,19 +176,35 @@ def _from_folder(folder: Path, scratch: Path) -> Opened:
 
 
 def _from_file(path: Path, scratch: Path, *, ema: bool) -> Opened:
-    source, left = path, list[str]()
+    source, notes = path, list[str]()
     if pickles.is_pickle(path):
         source = scratch / f"weights{SUFFIX}"
         pickles.unpack(path, source)
-        left.append(safetensors_file.header(source).metadata.get(pickles.LEFT_OUT, ""))
-    found = _blamed(path, source, lambda: survey(source, ema=ema))
-    left += [f"{what} ({number} tensors)" for what, number in found.spare.items()]
-    notes = [f"left out: {what}" for what in left if what]
+        if (config := path.with_name(CONFIG)).is_file():  # as a ControlNet may have
+            shutil.copy(config, scratch)
+        if left := safetensors_file.header(source).metadata.get(pickles.LEFT_OUT):
+            notes.append(f"left out: {left}")
+    found = _blamed(path, source, lambda: _from_safetensors(source, path, ema=ema))
+    return Opened(found.model, [*notes, *found.notes])
+
+
+def _from_safetensors(path: Path, given: Path, *, ema: bool) -> Opened:
+    """What is in a file; given: what it is a safe copy of, or itself."""
+    kind = additions.kind_of(path)
+    found = None if kind else survey(path, ema=ema)
+    if ema and (found is None or found.variant is None):
+        raise UndustError(f"{path} is {kind or FIRST_STAGE}, which has no moving averages")
+    if kind == CONTROLNET:
+        beside = path.with_name(CONFIG)
+        network = _blamed(given.with_name(CONFIG), beside, lambda: controlnet.load(path, None))
+        spare = len(safetensors_file.header(path).tensors) - len(network.state_dict())
+        notes = [f"left out: the model beside it ({spare} tensors)"] if spare else []
+        return Opened(network, notes)
+    if found is None:
+        return Opened(additions.read(path, kind, given))
+    notes = [f"left out: {what} ({number} tensors)" for what, number in found.spare.items()]
     if found.variant is not None:
-        load = original_model.load
-        return Opened(_blamed(path, source, lambda: load(source, None, ema=ema)), notes)
-    if ema:
-        raise UndustError(f"{path} is a first stage alone, which has no moving averages")
+        return Opened(original_model.load(path, None, ema=ema), notes)
     first_stage = cast(Autoencoder, found.load(None)["vae"])
     scale = first_stage.config.scaling_factor
     notes.append(
@@ -225,128 +229,66 @@ def _safe(component: Path, scratch: Path) -> Path:
         return component
     copy = scratch / component.name
     copy.mkdir(parents=True)
-    shutil.copy(component / "config.json", copy)
+    shutil.copy(component / CONFIG, copy)
     pickles.unpack(component / found[0], copy / PICKLED[found[0]])
     return copy
 
 
-def _write_first_stage(
-    model: Autoencoder,
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UndustError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def _write_folder(
+    model: single_file.Model,
     path: Path,
-    layout: str,
     dtype: torch.dtype | None,
     wrote: Callable[[int], object],
-) -> list[str]:
-    if layout == "folder":
-        with atomic_folder(path, replace=path.is_dir() and _is_first_stage(path)) as building:
-            save_component(building, model, VAE, dtype, wrote)
-        return []
-    tensors = original(None, {"vae": (model.config, model.state_dict())})
-    with atomic(path) as temporary:
-        safetensors_file.save(temporary, tensors, {"format": "pt"}, dtype=dtype, wrote=wrote)
-        found = survey(temporary)
-        scale = model.config.scaling_factor
-        # Alone, it has no variant that would know this.
-        _compare(found, {"vae": model}, but=("scaling_factor", "shift_factor"))
-    return [f"the file of a first stage alone does not tell its latents' scale, {scale:g}"]
+) -> None:
+    if isinstance(model, Parts):
+        model_folder.write(model, path, dtype, wrote)
+        return
+    name = next(name for name, kind in ALONE.items() if kind == _kind(model))
+    with atomic_folder(path, replace=True) as building:
+        save_component(building, model, name, dtype, wrote)
 
 
-def _named(variant: Variant, parts: Parts) -> dict[str, Tensor]:
-    """The tensors of a single file, from which the model is told again."""
-    tensors = original(
-        variant,
-        {
-            name: (cast(NetworkConfig, network.config), network.state_dict())
-            for name, network in _networks(parts, variant).items()
-        },
-    )
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    found, _ = detect(shapes, tensors.__getitem__)
-    if found.prediction != variant.prediction:
-        if variant.prediction != V_PREDICTION:
-            raise UndustError(
-                f"a model that predicts {shown(variant.prediction)} would be taken for one of "
-                f"{found.prediction} from a single file"
-            )
-        tensors[V_MARK] = torch.empty(0)
-    if variant.zero_snr:
-        tensors[ZERO_SNR_MARK] = torch.empty(0)
-    return tensors
+def _kind(model: Model) -> str:
+    match model:
+        case Addition():
+            return model.kind
+        case ControlNet():
+            return CONTROLNET
+        case Autoencoder():
+            return FIRST_STAGE
+        case Parts():
+            return MODEL
 
 
-def _networks(parts: Parts, variant: Variant) -> dict[str, nn.Module]:
-    """The networks under the names of their places in the original's parts."""
-    texts = zip(variant.texts, parts.texts, strict=True)
-    return {
-        **{text.part: words.encoder for text, words in texts},
-        "unet": parts.unet,
-        "vae": parts.autoencoder,
-    }
+def _there(path: Path, layout: str) -> str:
+    """Of what kind that is which lies at a path; "" if nothing. UndustError if of none."""
+    if not path.exists() or (layout == "folder" and path.is_dir() and not any(path.iterdir())):
+        return ""
+    kind = _kind_of_folder(path) if layout == "folder" else _kind_of_file(path)
+    if not kind:
+        raise UndustError(f"{path} is there already and is not a model; it is left as it is")
+    return kind
 
 
-def _unsaid(variant: Variant, parts: Parts) -> Generator[str]:
-    """What a reader of the single file will take otherwise than the folder says."""
-    for text, words in zip(variant.texts, parts.texts, strict=True):
-        usual, own = clip(text.padding), words.tokenizer
-        if (own.vocabulary, own.merges) != (usual.vocabulary, usual.merges):
-            raise UndustError("the tokenizer is not CLIP's, and a single file has no place for it")
-        if own.padding != usual.padding:
-            yield (
-                f"the file does not tell that prompts are padded with {shown(own.padding)}: "
-                f"a {variant.title}'s are with {usual.padding}"
-            )
-    if parts.zeros_for_nothing != variant.zeros_for_nothing:
-        yield (
-            f"the file does not tell that {model_folder.ZEROS} is {parts.zeros_for_nothing}: "
-            f"a {variant.title}'s is not"
-        )
+def _kind_of_folder(folder: Path) -> str:
+    """Of what kind a folder is; "" for another one, and for a file."""
+    if (folder / INDEX).is_file():
+        return MODEL
+    config = folder / CONFIG
+    found = read_json(config).get("_class_name") if config.is_file() else None
+    return next((kind for name, kind in ALONE.items() if name == found), "")
 
 
-def _compare(found: Checkpoint, networks: Mapping[str, nn.Module], but: Iterable[str] = ()) -> None:
-    """Raises UndustError if what is read from a file computes something else than was written."""
-    for name, network in networks.items():
-        own, other = _traits(network), _traits(found.parts[name].network)
-        for trait in sorted(own.keys() | other.keys()):
-            if own.get(trait) != other.get(trait) and trait not in but:
-                raise UndustError(
-                    f"a single file has no place to say that the {name}'s {trait} is "
-                    f"{own.get(trait)}: it would be read as {other.get(trait)}"
-                )
-
-
-def _traits(network: nn.Module) -> dict[str, Any]:
-    """All of a network that decides what it computes and is not a tensor."""
-    config = cast(NetworkConfig, network.config)
-    traits: dict[str, Any] = {name: getattr(config, name, None) for name in FIELDS}
-    if isinstance(config, UNetConfig):
-        traits["addition_time_embed_dim"] = config.addition_time_embed_dim
-    for name, module in network.named_modules():
-        traits[name] = type(module).__name__
-        for key, value in vars(module).items():
-            if isinstance(value, int | float | str | tuple) and key not in ("training", "config"):
-                traits[f"{name}.{key}"] = value
-    return traits
-
-
-def _same(one: Process, other: Process) -> bool:
-    """Whether two processes are told by the same table of β."""
-    if not isinstance(one, VP) or not isinstance(other, VP) or one.steps != other.steps:
-        return False
-    return torch.allclose(one.betas, other.betas, rtol=1e-6, atol=0)
-
-
-def _is_first_stage(folder: Path) -> bool:
-    config = folder / "config.json"
-    return config.is_file() and read_json(config).get("_class_name") == VAE
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / INDEX).is_file() or _is_first_stage(folder)
-
-
-def _is_checkpoint(path: Path) -> bool:
+def _kind_of_file(path: Path) -> str:
+    """Of what kind a file is; "" for another one, and for a folder."""
     try:
-        survey(path)
+        return additions.kind_of(path) or (MODEL if survey(path).variant else FIRST_STAGE)
     except UndustError:
-        return False
-    return True
+        return ""

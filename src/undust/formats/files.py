@@ -41,6 +41,14 @@ def atomic_write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it. Raises UndustError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UndustError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
     """Gives an empty folder beside `path` to fill; at the end it becomes `path`, all at once.

@@ -34,7 +34,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise UndustError(
-            f"{name} is a name on the hub, which needs another package: pip install undust[hub]"
+            f"there is no {name} here, and to fetch it from the hub needs another package: "
+            "pip install undust[hub]"
         ) from error
     try:
         return _cached(hub, name, revision) or _fetched(hub, name, revision)
@@ -118,4 +119,4 @@ def _fetched(hub: Any, name: str, revision: str | None) -> Path:
 
 
 def _refusal(name: str, reason: str) -> UndustError:
-    return UndustError(f"{name} cannot be fetched: {reason}")
+    return UndustError(f"there is no {name} here, and it cannot be fetched: {reason}")

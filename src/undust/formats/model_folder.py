@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from undust.conditioning.tokenizer import END
 from undust.conditioning.words import Words
 from undust.diffusion.process import Process
 from undust.errors import UndustError, shown
@@ -21,7 +23,7 @@ from undust.formats.parts import Parts
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.networks.config import TextEncoderConfig, UNetConfig
-from undust.networks.text_encoder import TextEncoder
+from undust.networks.text_encoder import LEGACY_END, TextEncoder
 from undust.networks.unet import UNet
 
 # Parts that can be there and that painting does without.
@@ -37,6 +39,7 @@ KINDS = {
 TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 ZEROS = "force_zeros_for_empty_prompt"
 VERSION = "0.42.0"  # of diffusers, which some of its pipelines want to be told
+UPSCALED = 0.08333  # the scale of an upscaler's latents, whatever its folder says, in diffusers
 
 
 def read(folder: Path, dtype: torch.dtype | None) -> Parts:
@@ -57,9 +60,10 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
     if strangers := sorted(index.keys() - known):
         raise UndustError(f"{folder} is not supported: it has a {shown(strangers[0])}")
     with _told_of(folder / "unet"):
-        unet = load_network(UNet, UNetConfig, folder / "unet", dtype)
+        unet = load_network(UNet, UNetConfig, folder / "unet", dtype, **_size(folder / "unet"))
+    scale = {"scaling_factor": UPSCALED} if "low_res_scheduler" in index else {}
     with _told_of(folder / "vae"):
-        autoencoder = load_autoencoder(folder / "vae", dtype)
+        autoencoder = load_autoencoder(folder / "vae", dtype, **scale)
     large = unet.config.addition_embed_type == "text_time"
     process, prediction = _scheduler(folder / "scheduler")
     small = folder / "low_res_scheduler"
@@ -71,7 +75,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
             autoencoder,
             unet,
             tuple(
-                _words(folder / name, folder / tokens, dtype, large=large)
+                _words(folder / name, folder / tokens, index[name][1], dtype, large=large)
                 for name, tokens in texts.items()
             ),
             process,
@@ -121,11 +125,25 @@ def weights_hash(path: Path) -> str:
     return hashlib.sha256(hashes.encode()).hexdigest()[:10]
 
 
-def _words(encoder: Path, tokenizer: Path, dtype: torch.dtype | None, *, large: bool) -> Words:
+def _size(unet: Path) -> dict[str, int]:
+    """The size that diffusers takes for that of a U-Net from before 0.9.0 which has a wrong one."""
+    config = read_json(unet / "config.json")
+    size, version = config.get("sample_size"), str(config.get("_diffusers_version"))
+    old = re.match(r"0\.[0-8](\.|$)", version) and isinstance(size, int) and size < 64
+    return {"sample_size": 64} if old else {}
+
+
+def _words(
+    encoder: Path, tokenizer: Path, kind: str, dtype: torch.dtype | None, *, large: bool
+) -> Words:
     with _told_of(encoder):
-        network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype)
+        network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype, architectures=[kind])
     with _told_of(tokenizer):
-        pieces = tokenizer_files.load(tokenizer)
+        pieces = tokenizer_files.load(tokenizer, network.config.max_position_embeddings)
+    if pieces.added and network.config.eos_token_id == LEGACY_END:
+        # The end no longer has the largest number.
+        end = {"eos_token_id": pieces.vocabulary[END]}
+        network.config = network.config.model_copy(update=end)
     pooled = large and network.text_projection is not None
     return Words(pieces, network, penultimate=large, pooled=pooled)
 

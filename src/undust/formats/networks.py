@@ -21,13 +21,14 @@ K = TypeVar("K", bound=NetworkConfig)
 
 
 def load_network(
-    build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype | None
+    build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype | None, **known: object
 ) -> N:
     """A network with the weights of its folder, without first filling it with random ones.
 
-    dtype: of the weights, None for what each is in the file; as `safetensors_file.load`.
+    dtype: of the weights, None for what each is in the file; as `safetensors_file.load`; known:
+    fields that are told elsewhere, whatever its config.json says.
     """
-    network = blank(build, kind.read(read_json(folder / "config.json")))
+    network = blank(build, kind.read({**read_json(folder / "config.json"), **known}))
     load_into(network, load_component_weights(folder, dtype), folder)
     return network
 
@@ -41,9 +42,11 @@ def blank(build: Callable[[K], N], config: K) -> N:
         return build(config)
 
 
-def load_autoencoder(folder: Path, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
+def load_autoencoder(
+    folder: Path, dtype: torch.dtype | None = torch.float32, **known: object
+) -> Autoencoder:
     """A first stage alone, ready for use. Raises UndustError for a folder that is not one."""
-    network = load_network(Autoencoder, AutoencoderConfig, folder, dtype)
+    network = load_network(Autoencoder, AutoencoderConfig, folder, dtype, **known)
     return network.eval().requires_grad_(False)
 
 

@@ -58,8 +58,9 @@ class Parts:
     def latents(self) -> tuple[float, ...]:
         """What tells the latents of its first stage from others: channels, factor, scale, shift."""
         config = self.autoencoder.config
+        each = *(config.latents_mean or ()), *(config.latents_std or ())
         shift = config.shift_factor or 0.0
-        return config.latent_channels, self.factor, config.scaling_factor, shift
+        return config.latent_channels, self.factor, config.scaling_factor, shift, *each
 
     @property
     def sizes(self) -> int:
@@ -77,7 +78,7 @@ class Parts:
 
         Of Stable Diffusion, which is told by CLIP's vocabulary, that of diffusers' pipelines.
         """
-        if self.texts[0].encoder.config.vocab_size != CLIP_WORDS:
+        if len(self.texts[0].tokenizer.vocabulary) != CLIP_WORDS:
             return 4.0
         if self.low_resolution is not None:
             return 9.0

@@ -26,13 +26,19 @@ from undust.formats import safetensors_file
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 NEST = "state_dict"  # under which a training's checkpoint keeps the weights
 DEEPEST = 3  # how many of these may lie in each other
+LEARNT = "string_to_param"  # under which a textual inversion keeps its vectors
+VECTORS = "emb_params"  # what they are called in a safetensors file
 LEFT_OUT = "left_out"  # the key of the metadata that names what was not taken over
-# What the original checkpoints' trainings left beside the weights: an inert object stands for it.
+# What trainings left beside the weights: an inert object stands for it.
 INERT = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "pytorch_lightning.utilities.enums.AMPType",
+    *("numpy.dtype", "numpy.ndarray"),
+    *("numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
+    *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct"),
 )
+PARAMETERS = "torch.nn.modules.container.ParameterDict"
 # What the process may use: seconds, also a second for so many bytes; times the file's size; bytes.
 PATIENCE, SPEED = 120, 4e6
 TIMES, ROOM = 2, 2**29
@@ -58,9 +64,10 @@ def unpack(path: Path, target: Path, *, seconds: float | None = None) -> None:
     """Writes the tensors in a pickle to `target`, a safetensors file.
 
     seconds: until the reading is given up; None for as many as a file of its size can need. Tensors
-    are taken from below `state_dict` where there is one; what else there is, the metadata names
-    under `LEFT_OUT`. Raises UndustError for what is not a checkpoint, asks for more than tensors or
-    uses more memory, time or disk than such a file may; `target` is then not there.
+    are taken from below `state_dict` where there is one; AUTOMATIC1111's textual inversion becomes
+    its one tensor, `VECTORS`; what else there is, the metadata names under `LEFT_OUT`. Raises
+    UndustError for what is not a checkpoint, asks for more than tensors or uses more memory, time
+    or disk than such a file may; `target` is then not there.
     """
     if sys.platform == "win32":
         raise UndustError(f"{path} is a pickle, and on Windows there is no safe way to read one")
@@ -92,6 +99,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                 content = cast(object, inner)
             case _:
                 break
+    match content:
+        case {"string_to_param": held}:
+            left += [str(key) for key in cast("dict[Any, Any]", content) if key != LEARNT]
+            content = _learnt(cast(object, held))
+        case _:
+            pass
     if not isinstance(content, dict):
         raise UndustError(f"it holds a {type(content).__name__}, not tensors with names")
     found = cast("dict[Any, Any]", content)
@@ -107,6 +120,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if not tensors:
         raise UndustError(f"it holds no tensors; found {shown(', '.join(left) or 'nothing')}")
     return tensors, left
+
+
+def _learnt(held: object) -> dict[object, object]:
+    """The vectors of a textual inversion: of one word under the name that they have elsewhere."""
+    words = held.held if isinstance(held, _Parameters) else held
+    if not isinstance(words, dict):
+        raise UndustError(f"its {LEARNT} is a {type(words).__name__}, not vectors with names")
+    found = cast("dict[object, object]", words)
+    return {VECTORS: next(iter(found.values()))} if len(found) == 1 else found
 
 
 def _run(arguments: list[str], path: Path, patience: float) -> None:
@@ -157,6 +179,19 @@ class _Inert:
         pass
 
 
+class _Parameters(_Inert):
+    """In the place of a ParameterDict: keeps its parameters and nothing else."""
+
+    held: object = None
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case {"_parameters": held}:
+                self.held = cast(object, held)
+            case _:
+                pass
+
+
 def _limit(size: int, seconds: int) -> None:
     """Bounds what this process may use from now on, to read a file of `size` bytes."""
     import resource
@@ -177,7 +212,7 @@ def _limit(size: int, seconds: int) -> None:
 def _loaded(path: Path) -> object:
     with path.open("rb") as file:
         mapped = file.read(len(ZIP)) == ZIP  # what older versions of torch wrote cannot be
-    stand_ins = [(_Inert, name) for name in INERT]
+    stand_ins = [(_Parameters, PARAMETERS), *((_Inert, name) for name in INERT)]
     with torch.serialization.safe_globals(cast("list[Any]", stand_ins)):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
@@ -185,11 +220,11 @@ def _loaded(path: Path) -> object:
 def _told(error: Exception) -> str:
     """One line about what torch's reader raised."""
     text = str(error)
-    if forbidden := re.search(r"GLOBAL (\S+)", text) or re.search(r"class (\S+)", text):
+    if forbidden := re.search(r"GLOBAL (\S+)", text) or re.search(r"class (\w\S+)", text):
         return f"it asks for {shown(forbidden[1])}, which no weights need and which was not run"
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return "it wants more memory than a checkpoint of its size needs"
-    cause = re.search(r"Unpickler error: (.+)", text) or re.match(r"\s*(.+?)(\. |\n|$)", text)
+    cause = re.search(r"Unpickler error:\s*(.+)", text) or re.match(r"\s*(.+?)(\. |\n|$)", text)
     return f"it is damaged or no checkpoint ({shown(cause[1] if cause else type(error).__name__)})"
 
 

@@ -20,7 +20,17 @@ from undust.formats.files import atomic
 
 KEY, A1111_KEY = "undust", "parameters"
 LIMIT = 2**20  # bytes of one text, also of a compressed one when unpacked
+OTHERS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl"}
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def check_name(path: Path) -> None:
+    """Raises UndustError for a file's name that says another kind of picture."""
+    if path.suffix.lower() in OTHERS:
+        raise UndustError(
+            f"{path}: pictures are written as PNG, which holds their recipe; "
+            f"{path.with_suffix('.png')} would be"
+        )
 
 
 def write_picture(path: Path, image: Image.Image, recipe: Mapping[str, Any]) -> None:
@@ -37,7 +47,8 @@ def write_picture(path: Path, image: Image.Image, recipe: Mapping[str, Any]) -> 
         raise UndustError(f"cannot write {path}: its recipe has {size:,} bytes, {LIMIT:,} at most")
     texts = PngImagePlugin.PngInfo()
     texts.add_itxt(KEY, own)
-    texts.add_text(A1111_KEY, a1111_parameters(recipe))  # Latin-1 where that is enough, else iTXt
+    # Latin-1 where that is enough, else iTXt.
+    texts.add_text(A1111_KEY, a1111_parameters(recipe, image.size))
     bare = image.copy()
     bare.info = {}  # what the image remembers of where it came from is not part of this one
     with atomic(path) as temporary:
@@ -51,7 +62,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     texts = read_texts(path)
     if KEY not in texts:
-        others = f"; it carries A1111's {A1111_KEY!r}" if A1111_KEY in texts else ""
+        others = f"; it carries A1111's {A1111_KEY!r}: undust inspect" * (A1111_KEY in texts)
         raise UndustError(f"{path} carries no undust recipe{others}")
     try:
         recipe = json.loads(texts[KEY])

@@ -28,20 +28,28 @@ CLASSES = tuple(
     f"{name}Scheduler"
     for name in """DDIM DDPM PNDM DEISMultistep DPMSolverMultistep DPMSolverSDE DPMSolverSinglestep
     EulerAncestralDiscrete EulerDiscrete HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete
-    LMSDiscrete UniPCMultistep""".split()  # noqa: SIM905
+    LMSDiscrete UniPCMultistep LCM TCD SASolver DDIMParallel DDPMParallel""".split()  # noqa: SIM905
 )
+# Of these, those whose β are Stable Diffusion's if nothing is said, as far as they go or whole.
+KARRAS_CLASSES = tuple(
+    f"{name}Scheduler"
+    for name in ("DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete")
+)
+CONSISTENCY_CLASSES = ("LCMScheduler", "TCDScheduler")
 # Those for rectified flow, and those for EDM. The first of each is the one that is written.
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 # Fields that say how to sample, unless they are those of a process below.
 SAMPLING = frozenset(
-    """algorithm_type base_image_seq_len base_shift clip_sample clip_sample_range disable_corrector
-    dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type
-    lambda_min_clipped lower_order_final max_image_seq_len max_shift noise_sampler_seed
-    num_train_timesteps predict_x0 rho sample_max_value set_alpha_to_one shift_terminal sigma_max
-    sigma_min sigma_schedule skip_prk_steps solver_order solver_p solver_type steps_offset
-    stochastic_sampling thresholding time_shift_type timestep_spacing use_beta_sigmas
-    use_exponential_sigmas use_karras_sigmas use_lu_lambdas variance_type""".split()  # noqa: SIM905
+    """algorithm_type base_image_seq_len base_shift clip_sample clip_sample_range corrector_order
+    denoise_final disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type
+    flow_shift interpolation_type lambda_min_clipped lower_order_final max_image_seq_len max_shift
+    noise_sampler_seed num_train_timesteps original_inference_steps predict_x0 predictor_order rho
+    sample_max_value set_alpha_to_one shift_terminal sigma_max sigma_min sigma_schedule
+    skip_prk_steps solver_order solver_p solver_type steps_offset stochastic_sampling tau_func
+    tensor_format thresholding time_shift_type timestep_scaling timestep_spacing timestep_values
+    use_beta_sigmas use_exponential_sigmas use_karras_sigmas use_lu_lambdas
+    variance_type""".split()  # noqa: SIM905
 )
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # named alike there and here
 # What diffusers' EDM calls ε is F; v is −F of pictures scaled to deviation 1.
@@ -71,6 +79,7 @@ class _Discrete(_Config):
     rescale_betas_zero_snr: bool = False
     prediction_type: str = "epsilon"
     # What follows is not built here; only the neutral value passes.
+    predict_epsilon: Literal[True] = True  # before there was a prediction_type
     timestep_type: Literal["discrete"] = "discrete"
     use_flow_sigmas: Literal[False] = False
     use_dynamic_shifting: Literal[False] = False
@@ -108,6 +117,15 @@ class _Discrete(_Config):
         return process, self.prediction_type
 
 
+class _Karras(_Discrete):
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.012
+
+
+class _Consistency(_Karras):
+    beta_schedule: str = "scaled_linear"
+
+
 class _Flow(_Config):
     num_train_timesteps: Steps = 1000
     shift: Annotated[float, Field(ge=Flow.LEAST, le=Flow.MOST)] = 1.0
@@ -137,6 +155,8 @@ class _EDM(_Config):
 
 KINDS: dict[str, type[_Config]] = {
     **dict.fromkeys(CLASSES, _Discrete),
+    **dict.fromkeys(KARRAS_CLASSES, _Karras),
+    **dict.fromkeys(CONSISTENCY_CLASSES, _Consistency),
     **dict.fromkeys(FLOW_CLASSES, _Flow),
     **dict.fromkeys(EDM_CLASSES, _EDM),
 }

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
+
+from tokenizers import AddedToken
 
 from undust.conditioning.tokenizer import END, HALF, START, Tokenizer
 from undust.errors import UndustError, quoted, shown
 from undust.formats.files import atomic_write
 from undust.formats.folder import TOKENIZER_LIMIT, read_json, write_json
 from undust.networks.config import LARGEST
+
+DECODER = "added_tokens_decoder"
+UNBOUNDED = 10**30  # about what transformers writes where it was told no length
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added word
 
 
 def save(folder: Path, tokenizer: Tokenizer) -> None:
@@ -20,39 +28,104 @@ def save(folder: Path, tokenizer: Tokenizer) -> None:
     atomic_write(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
     ends = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.padding}
     write_json(folder / "special_tokens_map.json", ends)
-    write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, **ends},
-    )
+    settings: dict[str, Any] = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": tokenizer.length,
+        **ends,
+    }
+    if tokenizer.added:
+        settings[DECODER] = {
+            str(number): {"content": word.content} | {flag: getattr(word, flag) for flag in FLAGS}
+            for number, word in tokenizer.added.items()
+        }
+    write_json(folder / "tokenizer_config.json", settings)
 
 
-def load(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder. Raises UndustError naming the file that is absent or damaged."""
+def load(folder: Path, places: int = 77) -> Tokenizer:
+    """The tokenizer in a folder, of an encoder that has a place for so many tokens.
+
+    Raises UndustError naming the file that is absent or damaged.
+    """
     whole = folder / "tokenizer.json"  # the only file that transformers 5 writes
-    if whole.is_file() and not (folder / "vocab.json").exists():
+    one = read_json(whole, TOKENIZER_LIMIT) if whole.is_file() else {}
+    if one and not (folder / "vocab.json").exists():
         path = whole
-        vocabulary, merges = _in_one_file(whole)
+        vocabulary, merges = _in_one_file(whole, one)
     else:
         path = folder / "vocab.json"
         vocabulary, merges = read_json(path, TOKENIZER_LIMIT), _merges(folder / "merges.txt")
     for piece, number in vocabulary.items():
-        if type(number) is not int or not 0 <= number < LARGEST:
-            raise UndustError(f"{path} gives {shown(piece)} the number {quoted(number)}")
+        _check(path, piece, number)
     if HALF.search("".join(vocabulary)):
         raise UndustError(f"{path} is damaged: a piece has half of a letter in it")
-    settings: dict[str, Any] = read_json(folder / "tokenizer_config.json")
-    length = settings.get("model_max_length", 77)
+    where = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = read_json(where)
+    length = settings.get("model_max_length", UNBOUNDED)
+    if isinstance(length, int | float) and length >= UNBOUNDED:
+        length = places
     if not isinstance(length, int) or not 3 <= length <= 4096:
-        where = folder / "tokenizer_config.json"
         raise UndustError(f"{where}: model_max_length is {quoted(length)}")
-    return Tokenizer(vocabulary, merges, length, _padding(folder, settings))
+    added = _added(folder, settings, one, vocabulary)
+    return Tokenizer(vocabulary, merges, length, _padding(folder, settings), added)
+
+
+def _added(
+    folder: Path, settings: Mapping[str, Any], one: Mapping[str, Any], vocabulary: Mapping[str, int]
+) -> dict[int, AddedToken]:
+    """The words that are not in the vocabulary, in whichever of three files they stand."""
+    added: dict[int, AddedToken] = {}
+    for path, number, fields in _said(folder, settings, one):
+        match fields:
+            case {"content": str(word), **flags} if not HALF.search(word):
+                _check(path, word, number)
+            case _:
+                raise UndustError(f"{path} adds {quoted(fields)}, not a word")
+        known = {flag: flags[flag] for flag in FLAGS if flag in flags}
+        if not all(isinstance(value, bool) for value in known.values()):
+            raise UndustError(f"{path} adds {shown(word)} with {quoted(known)}")
+        if vocabulary.get(word) == number:
+            continue  # such as the two ends
+        first = added.setdefault(number, AddedToken(word, **known)).content
+        if first != word:
+            raise UndustError(
+                f"{path} gives {shown(word)} the number {number}, which {shown(first)} has"
+            )
+    return added
+
+
+def _said(
+    folder: Path, settings: Mapping[str, Any], one: Mapping[str, Any]
+) -> Iterator[tuple[Path, Any, Any]]:
+    """A file, the number that it gives to a word, and what else of the word; the newest first."""
+    config, older, whole = (
+        folder / name for name in ("tokenizer_config.json", "added_tokens.json", "tokenizer.json")
+    )
+    decoder, listed = settings.get(DECODER, {}), one.get("added_tokens", [])
+    if not isinstance(decoder, dict) or not isinstance(listed, list):
+        wrong = whole if isinstance(decoder, dict) else config
+        raise UndustError(f"{wrong} is damaged: its added tokens are no list")
+    for number, fields in cast("dict[str, Any]", decoder).items():
+        yield config, int(number) if re.fullmatch("[0-9]{1,8}", number) else number, fields
+    for word, number in (read_json(older) if older.is_file() else {}).items():
+        yield older, number, {"content": word}
+    for fields in cast("list[Any]", listed):
+        yield whole, fields.get("id") if isinstance(fields, dict) else None, fields
+
+
+def _check(path: Path, piece: str, number: object) -> None:
+    if type(number) is not int or not 0 <= number < LARGEST:
+        raise UndustError(f"{path} gives {shown(piece)} the number {quoted(number)}")
 
 
 def _padding(folder: Path, settings: dict[str, Any]) -> str:
-    """The token after the end; the older of the two files that may name it has the last word."""
+    """The token after the end.
+
+    Of the two files that may name it the older has the last word, unless the newer one is of a
+    transformers that no longer needed it.
+    """
     older = folder / "special_tokens_map.json"
-    named: dict[str, Any] = {**settings, **(read_json(older) if older.is_file() else {})}
-    match named.get("pad_token"):
+    last = read_json(older) if DECODER not in settings and older.is_file() else {}
+    match {**settings, **last}.get("pad_token"):
         case str(token) | {"content": str(token)}:
             return token
         case None:
@@ -79,9 +152,11 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _in_one_file(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _in_one_file(
+    path: Path, content: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Vocabulary and merges of a tokenizer.json."""
-    match read_json(path, TOKENIZER_LIMIT).get("model"):
+    match content.get("model"):
         case {"type": "BPE", "vocab": dict(vocab), "merges": [*rows]}:
             vocabulary = cast("dict[str, Any]", vocab)
         case _:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from undust.errors import UndustError, shown
-from undust.generation.given import Frozen, GivenPicture, GivenWeights
+from undust.errors import UndustError, quoted, shown
+from undust.formats.safetensors_file import tensors_hash
+from undust.generation.given import DIGITS, Frozen, GivenPicture, GivenWeights, PathText, is_there
 from undust.generation.guides import reason
 
 if TYPE_CHECKING:
@@ -21,21 +23,37 @@ Pixels = Annotated[int, Field(ge=0, le=2**14)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NUMBER = r"-?\d+(?:\.\d*)?|-?\.\d+"
 EDGES = "canny:"  # before a picture of which the edges are meant
+DURING = rf":(?P<start>{NUMBER})-(?P<end>{NUMBER})"
+TAILS = ("", DURING, rf"(?:@(?P<weight>{NUMBER}))?(?:{DURING})?")  # after the picture of a control
 
 
 class Asked(Frozen):
     """A wish that can be written as one text."""
+
+    written: ClassVar[str]  # how
 
     @classmethod
     def read(cls, given: object) -> Self:
         """From what a person wrote, plain values, or itself. Raises UndustError for others."""
         if isinstance(given, cls):
             return given
-        fields = cls.parsed(given) if isinstance(given, str) else given
+        kind = cls.__name__.lower()
+        if isinstance(given, str | os.PathLike):
+            fields = cls.parsed(os.fsdecode(cast("str | os.PathLike[str]", given)))
+        elif isinstance(given, Mapping):
+            fields = dict(cast("Mapping[str, Any]", given))
+        else:
+            raise UndustError(f"{kind}: {quoted(given)} is none; it is written {cls.written}")
+        for name in fields:
+            if name not in cls.model_fields:
+                raise UndustError(
+                    f"{kind}: {quoted(name)} is none of {', '.join(cls.model_fields)}; as one text "
+                    f"it is written {cls.written}"
+                )
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise UndustError(f"{cls.__name__.lower()}: {reason(error)}") from None
+            raise UndustError(f"{kind}: {reason(error)}") from None
 
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
@@ -52,11 +70,9 @@ class Toward(Frozen):
 
 
 class Upscale(Asked):
-    """A second pass: the picture made `factor` times as large, and painted over that strongly.
+    """A second pass: the picture made `factor` times as large, and painted over that strongly."""
 
-    Written FACTOR or FACTOR@STRENGTH.
-    """
-
+    written = "FACTOR or FACTOR@STRENGTH, such as 2@0.3"
     factor: float = Field(gt=1, le=8)
     strength: float = Field(0.3, gt=0, le=1)
 
@@ -71,19 +87,15 @@ class Upscale(Asked):
         """Of "2" or "2@0.3"."""
         found = re.fullmatch(rf"({NUMBER})(?:@({NUMBER}))?", text.strip())
         if not found:
-            raise UndustError(
-                f"upscale: '{shown(text)}' is not FACTOR or FACTOR@STRENGTH, such as 2@0.3"
-            )
+            raise UndustError(f"upscale: '{shown(text)}' is not {cls.written}")
         return _given(factor=found[1], strength=found[2])
 
 
 class Refiner(Asked):
-    """The model that takes over for the last time steps, after that share of them.
+    """The model that takes over for the last time steps, after that share of them."""
 
-    Written PATH or PATH@SHARE.
-    """
-
-    model: str = Field(min_length=1, max_length=4096)
+    written = "PATH or PATH@SHARE"
+    model: PathText = Field(min_length=1, max_length=4096)
     model_hash: str = ""
     after: Share = 0.8
 
@@ -113,10 +125,10 @@ class Framing(Asked):
     """What Stable Diffusion XL is told of where a picture comes from (Podell et al. 2023, 2.2).
 
     original: width and height of the picture that it was cut from; crop: how far from its left and
-    from its top; target: width and height that it is to have. None is the size painted. Written
-    as original=1024x1024,crop=0x0,target=1024x1024, or some of these.
+    from its top; target: width and height that it is to have. None is the size painted.
     """
 
+    written = "original=WxH, crop=LEFTxTOP or target=WxH, each of them once"
     original: tuple[Pixels, Pixels] | None = None
     crop: tuple[Pixels, Pixels] = (0, 0)
     target: tuple[Pixels, Pixels] | None = None
@@ -130,18 +142,24 @@ class Framing(Asked):
                 r"\s*(original|crop|target)\s*=\s*(\d{1,6})[xX×](\d{1,6})\s*", part
             )
             if not found or found[1] in fields:
-                raise UndustError(
-                    f"framing: '{shown(part)}' is not original=WxH, crop=LEFTxTOP or target=WxH, "
-                    "each of them once"
-                )
+                raise UndustError(f"framing: '{shown(part)}' is not {cls.written}")
             fields[found[1]] = (int(found[2]), int(found[3]))
         return fields
 
 
 class LoRA(Asked, GivenWeights):
-    """Low-rank changes of the weights, and how much of them. Written PATH or PATH:WEIGHT."""
+    """Low-rank changes of the weights, and how much of them."""
 
+    written = "PATH or PATH:WEIGHT, such as style.safetensors:0.8"
     weight: float = Field(1.0, ge=-100, le=100)
+    tensors_hash: str = Field("", max_length=DIGITS, exclude_if=lambda digits: not digits)
+
+    def settle(self) -> Self:
+        """With the hash of the file, and that of its tensors, which picture sites know."""
+        settled, path = super().settle(), Path(self.path)
+        if self.tensors_hash or not path.is_file():
+            return settled
+        return settled.model_copy(update={"tensors_hash": tensors_hash(path)[:12]})
 
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
@@ -151,27 +169,28 @@ class LoRA(Asked, GivenWeights):
 
 
 class Embedding(Asked, GivenWeights):
-    """A word that was learnt, and what it is called in prompts. Written PATH or PATH=WORD.
+    """A word that was learnt, and what it is called in prompts.
 
-    Without a word it is called as the file is.
+    Written without a word it is called as the file is.
     """
 
+    written = "PATH or PATH=WORD"
     word: str = Field(min_length=1, max_length=200)
 
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
         """Of "cat-toy.safetensors=<cat-toy>"."""
-        path, _, word = text.partition("=")
+        path, word = (text, "") if is_there(text) else _sides(text)
         return {"path": path, "word": word or Path(path).stem}
 
 
 class Control(Asked, GivenWeights):
     """A ControlNet, the map it is shown, how strongly, and for which share of the steps.
 
-    Written PATH=PICTURE, then @WEIGHT and :START-END if need be. edges: the map is the edges of the
-    picture that is given, written PATH=canny:PICTURE.
+    edges: the map is the edges of the picture that is given, written PATH=canny:PICTURE.
     """
 
+    written = "PATH=PICTURE, PATH=PICTURE@WEIGHT or PATH=PICTURE@WEIGHT:START-END"
     picture: GivenPicture
     edges: bool = False
     weight: float = Field(1.0, ge=-100, le=100)
@@ -181,22 +200,20 @@ class Control(Asked, GivenWeights):
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
         """Of "canny.safetensors=canny:house.png@0.8:0-0.5"."""
-        path, equals, rest = text.partition("=")
+        path, rest = _sides(text)
         told = rest.removeprefix(EDGES)
-        found = re.fullmatch(
-            rf"(.+?)(?:@({NUMBER}))?(?::({NUMBER})-({NUMBER}))?", told, flags=re.DOTALL
-        )
-        if not equals or not path or not found:
-            raise UndustError(
-                f"control: '{shown(text)}' is not PATH=PICTURE, PATH=PICTURE@WEIGHT or "
-                "PATH=PICTURE@WEIGHT:START-END"
-            )
-        return {
-            "path": path,
-            "picture": {"path": found[1]},
-            "edges": told != rest,
-            **_given(weight=found[2], start=found[3], end=found[4]),
-        }
+        if not path or not told:
+            raise UndustError(f"control: '{shown(text)}' is not {cls.written}")
+        forms = (re.fullmatch(rf"(?P<picture>.+?){tail}", told, re.DOTALL) for tail in TAILS)
+        read = [form.groupdict() for form in forms if form]
+        fields = next((each for each in read if is_there(each["picture"])), read[-1])
+        picture = {"path": fields.pop("picture")}
+        return {"path": path, "picture": picture, "edges": told != rest, **_given(**fields)}
+
+    @field_validator("picture", mode="before")
+    @classmethod
+    def _any_picture(cls, given: object) -> object:
+        return given if isinstance(given, Mapping | GivenPicture) else GivenPicture.of(given)
 
     def settle(self) -> Self:
         """With the hashes of both files."""
@@ -221,7 +238,19 @@ def read_extend(given: object) -> tuple[int, ...]:
 def _tail(text: str, mark: str) -> tuple[str, str | None]:
     """The text before the last mark and the number after it, if it is one: paths have marks too."""
     head, found, tail = text.rpartition(mark)
-    return (head, tail) if found and re.fullmatch(NUMBER, tail) else (text, None)
+    apart = found and re.fullmatch(NUMBER, tail) and not is_there(text)
+    return (head, tail) if apart else (text, None)
+
+
+def _sides(text: str) -> tuple[str, str]:
+    """What is before and after a "=": the last that ends a path which is there, or the first.
+
+    Without any, all is before it.
+    """
+    places = [place for place, letter in enumerate(text) if letter == "="] or [len(text)]
+    there = (place for place in reversed(places) if is_there(text[:place]))
+    place = next(there, places[0])
+    return text[:place], text[place + 1 :]
 
 
 def _given(**fields: object) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, TypeVar, cast
 
 from PIL import Image
+from pydantic import BaseModel
 
 from undust import __version__
+from undust.conditioning.prompt import foreign
 from undust.errors import UndustError, quoted, unknown
 from undust.generation.asked import (
     Control,
@@ -24,16 +29,24 @@ from undust.generation.canvas import size_for
 from undust.generation.given import GivenPicture
 from undust.generation.guides import Guide, read_guide
 from undust.generation.recipe import SEEDS, Recipe
+from undust.pictures import grey
 
 if TYPE_CHECKING:
     from undust.generation.loop import Model
 
+FAR = 6  # times as many pixels as a model was trained on: no longer what somebody means
 NOISE_LEVEL = 20  # of what is to be made larger, in time steps, as the published model has it
-Some = Mapping[str, Any]
+T = TypeVar("T")
+Fields = Mapping[str, Any]
+File = str | PathLike[str]
+Several = Sequence[T] | T | None
 
 
 class Options(TypedDict, total=False):
     """What can be asked for beside the prompt. What is None, or left out, takes its default.
+
+    A picture is a file or an image. What is written as a text may also be a mapping of its fields;
+    one guide, LoRA, embedding or control may stand alone.
 
     negative: what to stay away from; None is nothing, which some models tell from "".
     steps, sampler: as a `Recipe` has them; guidance, schedule: likewise, or the model's own.
@@ -54,22 +67,22 @@ class Options(TypedDict, total=False):
     guidance: float | None
     sampler: str | None
     schedule: str | None
-    guides: Sequence[str | Some | Guide]
+    guides: Several[str | Fields | Guide]
     seed: int | None
     size: tuple[int, int] | int | None
-    count: int
-    init: Image.Image | Path | str | None
+    count: int | None
+    init: Image.Image | File | None
     strength: float | None
-    mask: Image.Image | Path | str | None
+    mask: Image.Image | File | None
     extend: Sequence[int] | str | None
     noise_level: int | None
-    upscale: float | str | Some | Upscale | None
-    refiner: str | Some | Refiner | None
-    framing: str | Some | Framing | None
+    upscale: float | str | Fields | Upscale | None
+    refiner: File | Fields | Refiner | None
+    framing: str | Fields | Framing | None
     clip_skip: int | None
-    loras: Sequence[str | Some | LoRA]
-    embeddings: Sequence[str | Some | Embedding]
-    controls: Sequence[str | Some | Control]
+    loras: Several[File | Fields | LoRA]
+    embeddings: Several[File | Fields | Embedding]
+    controls: Several[str | Fields | Control]
 
 
 def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> list[Recipe]:
@@ -79,39 +92,88 @@ def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> lis
     """
     for name in options.keys() - Options.__annotations__.keys():
         raise unknown("option", name, Options.__annotations__)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    count = options.get("count", 1)
-    if not prompts:
+    texts = _each(prompts)
+    if not texts:
         raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
+    if not all(isinstance(text, str) for text in texts):
+        raise UndustError(f"prompt: has to be a text, or a list of texts, not {quoted(prompts)}")
+    count = _whole(options, "count", 1)
     if count < 1:
         raise UndustError(f"count: has to be at least 1, not {count}")
-    seed = options.get("seed")
-    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    seed = _whole(options, "seed", random.SystemRandom().randrange(2**32))
+    if not 0 <= seed < SEEDS:
+        raise UndustError(
+            f"seed: has to be between 0 and {SEEDS - 1}, not {quoted(seed)}; leave it out for a "
+            "random one"
+        )
     asked = _settled(model, options)
+    for note in _notes(model, [*map(str, texts), options.get("negative") or ""], asked):
+        warnings.warn(note, UserWarning, stacklevel=3)
     return [
         Recipe.read(
             {
                 **asked,
                 "prompt": prompt,
-                "seed": (seed + k) % SEEDS if 0 <= seed < SEEDS else seed,
+                "seed": (seed + k) % SEEDS,
                 "precision": model.precision,
                 "model": model.name,
+                "model_path": model.path,
+                "vae": model.vae,
                 "model_hash": model.hash,
                 "undust": __version__,
             }
         )
-        for prompt in prompts
+        for prompt in texts
         for k in range(count)
     ]
 
 
+def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iterator[str]:
+    """What can be painted and is likely not to be what was meant, a line each."""
+    yield from dict.fromkeys(note for text in texts for note in foreign(text))
+    for embedding in asked["embeddings"]:
+        if not any(embedding.word.lower() in text.lower() for text in texts):
+            yield f"embedding: no prompt says '{embedding.word}', which it is for"
+    pixels, trained = asked["width"] * asked["height"], math.prod(model.size)
+    if "init" in asked and model.low_resolution is None and pixels > FAR * trained:
+        width, height = model.size
+        yield (
+            f"the picture has {pixels / trained:.0f} times the pixels that the model was trained "
+            f"on ({width}x{height}); a size can be given"
+        )
+
+
+def _mask(given: object, extend: object) -> GivenPicture | None:
+    if given is None:
+        return None
+    mask = GivenPicture.of(given)
+    if extend is None and grey(mask.image()).getextrema()[1] == 0:
+        raise UndustError(
+            "mask: nothing in it is white; white is painted anew, black and transparent stay"
+        )
+    return mask
+
+
+def _each(given: object) -> list[object]:
+    """What was given one of, or several; what has fields is one."""
+    if given is None:
+        return []
+    one = isinstance(given, str | Mapping | BaseModel) or not isinstance(given, Iterable)
+    return [given] if one else list(cast("Iterable[object]", given))
+
+
+def _whole(given: Mapping[str, object], name: str, default: int) -> int:
+    """A whole number that was asked for. Raises UndustError for what is none."""
+    number = given.get(name)
+    try:
+        return default if number is None else operator.index(cast("SupportsIndex", number))
+    except TypeError:
+        raise UndustError(f"{name}: has to be a whole number, not {quoted(number)}") from None
+
+
 def _settled(model: Model, options: Options) -> dict[str, Any]:
     """The fields that the recipes share, with what is in the files that are named."""
-
-    def several(name: Literal["guides", "loras", "embeddings", "controls"]) -> Iterable[object]:
-        given = options.get(name, ())
-        return [given] if isinstance(given, str) else given
-
+    given = cast("Mapping[str, object]", options)
     init, mask, extend = (options.get(name) for name in ("init", "mask", "extend"))
     begun = None if init is None else GivenPicture.of(init)
     sides = None if extend is None else read_extend(extend)
@@ -123,24 +185,28 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
     framing = None if framing is None else Framing.read(framing)
     if framing is not None and not model.sizes:
         raise UndustError(f"framing: {model.name} is not told of sizes; Stable Diffusion XL is")
+    if not isinstance(given.get("negative"), str | None):
+        raise UndustError(
+            f"negative: one text goes with all prompts of a call, not {quoted(given['negative'])}"
+        )
     guidance, schedule = options.get("guidance"), options.get("schedule")
     fields: dict[str, Any] = {
         **{name: options.get(name) for name in ("negative", "steps", "sampler")},
         **{name: options.get(name) for name in ("strength", "noise_level", "clip_skip")},
         "guidance": model.guidance if guidance is None else guidance,
         "schedule": model.process.default_schedule if schedule is None else schedule,
-        "guides": [read_guide(each).settle(model, size) for each in several("guides")],
+        "guides": [read_guide(each).settle(model, size) for each in _each(given.get("guides"))],
         "width": size[0],
         "height": size[1],
         "init": begun,
-        "mask": None if mask is None else GivenPicture.of(mask),
+        "mask": _mask(mask, extend),
         "extend": sides,
         "upscale": None if upscale is None else Upscale.read(upscale),
         "refiner": None if refiner is None else _refiner(model, Refiner.read(refiner)),
         "framing": framing,
-        "loras": [LoRA.read(each).settle() for each in several("loras")],
-        "embeddings": [Embedding.read(each).settle() for each in several("embeddings")],
-        "controls": [Control.read(each).settle() for each in several("controls")],
+        "loras": [LoRA.read(each).settle() for each in _each(given.get("loras"))],
+        "embeddings": [Embedding.read(each).settle() for each in _each(given.get("embeddings"))],
+        "controls": [Control.read(each).settle() for each in _each(given.get("controls"))],
     }
     if model.low_resolution is not None and begun is not None and fields["noise_level"] is None:
         fields["noise_level"] = NOISE_LEVEL

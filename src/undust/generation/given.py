@@ -7,12 +7,21 @@ the recipe again needs the file, and is told if it is not the same any more.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from undust.errors import UndustError, few, shown
 from undust.formats.safetensors_file import content_hash
@@ -20,6 +29,14 @@ from undust.generation.guides import reason
 from undust.pictures import read_image, upright
 
 DIGITS = 16  # of a hash, hexadecimal
+PATHS = {"path", "model"}  # what a recipe calls them
+
+
+def _as_text(given: object) -> object:
+    return os.fsdecode(cast("os.PathLike[str]", given)) if isinstance(given, os.PathLike) else given
+
+
+PathText = Annotated[str, BeforeValidator(_as_text)]
 
 
 class Frozen(BaseModel):
@@ -42,19 +59,24 @@ class Frozen(BaseModel):
 class GivenPicture(Frozen):
     """A picture's file, and the hash of its pixels; path is "" for one that was never a file."""
 
-    path: str = Field(max_length=4096)
+    path: PathText = Field(max_length=4096)
     hash: str = Field(default="", max_length=DIGITS)
     _image: Image.Image | None = PrivateAttr(None)
 
     @classmethod
-    def of(cls, given: Image.Image | Path | str | Self) -> Self:
-        """A picture given now, and what is in it. Raises UndustError for a file that is none."""
+    def of(cls, given: object) -> Self:
+        """A file's path, an image or itself, and what is in it. Raises UndustError for others."""
         if isinstance(given, cls):
             path, image = given.path, given.image()
         elif isinstance(given, Image.Image):
             path, image = "", upright(given)
+        elif isinstance(path := _as_text(given), str):
+            image = read_image(Path(path))
         else:
-            path, image = str(given), read_image(Path(str(given)))
+            raise UndustError(
+                f"picture: {type(given).__name__} is neither a file's path nor a PIL image; "
+                "PIL.Image.fromarray makes one of an array of bytes"
+            )
         try:
             made = cls(path=path, hash=_pixels(image))
         except ValidationError as error:
@@ -87,7 +109,8 @@ class GivenPicture(Frozen):
 class GivenWeights(Frozen):
     """A file of weights, and the hash of its bytes."""
 
-    path: str = Field(min_length=1, max_length=4096)
+    written: ClassVar[str] = ""  # how people write it, where it has more than a path
+    path: PathText = Field(min_length=1, max_length=4096)
     hash: str = Field(default="", max_length=DIGITS)
 
     def settle(self) -> Self:
@@ -97,8 +120,13 @@ class GivenWeights(Frozen):
             files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         except OSError as error:
             raise UndustError(f"{self.path} cannot be read: {error.strerror}") from error
-        if not files:
+        if not files and is_there(path):
             raise UndustError(f"{self.path}: no weights there (.safetensors)")
+        if not files:
+            # What follows a mark and cannot be read has been taken for a part of the name.
+            marked = self.written and set(":@") & set(path.name)
+            form = f"; it is written {self.written}" if marked else ""
+            raise UndustError(f"{self.path} does not exist{form}")
         found = hashlib.sha256("".join(map(content_hash, files)).encode()).hexdigest()[:DIGITS]
         if self.hash not in ("", found):
             raise UndustError(f"{self.path} is not the file any more that it was")
@@ -113,21 +141,27 @@ def beside(fields: object, folder: Path) -> Any:
     match fields:
         case dict():
             known = cast("dict[str, Any]", fields)
-            path = known.get("path")
-            found = {name: beside(value, folder) for name, value in known.items()}
-            if isinstance(path, str) and path and not _is_there(Path(path)):
-                near = folder / Path(path).name
-                return {**found, "path": str(near)} if _is_there(near) else found
-            return found
+            return {
+                name: _near(value, folder) if name in PATHS else beside(value, folder)
+                for name, value in known.items()
+            }
         case list():
             return [beside(value, folder) for value in cast("list[object]", fields)]
         case _:
             return fields
 
 
-def _is_there(path: Path) -> bool:
+def _near(path: object, folder: Path) -> object:
+    if not isinstance(path, str) or not path or is_there(path):
+        return path
+    near = folder / Path(path).name
+    return str(near) if is_there(near) else path
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether there is a file or folder of that name."""
     try:
-        return path.exists()
+        return Path(path).exists()
     except (OSError, ValueError):  # a name too long, or with a null character
         return False
 

@@ -108,7 +108,8 @@ def _to_enlarge(model: Model, process: Process, batch: Sequence[Recipe]) -> Grou
     recipe = batch[0]
     if recipe.init is None or recipe.noise_level is None:
         raise UndustError(
-            f"{recipe.model} makes a picture larger: give it one to begin from (init)"
+            f"{recipe.model} only makes pictures larger, with generate: give it one to begin from "
+            "(init)"
         )
     _, height, width = model.latent_shape(recipe.width, recipe.height)
     small = from_image(recipe.init.image(), (width, height)).float() / 127.5 - 1

@@ -21,9 +21,10 @@ from undust.diffusion.process import Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
-from undust.formats.recipe_png import write_picture
+from undust.formats.files import make_folder
+from undust.formats.recipe_png import check_name, write_picture
 from undust.generation.asked import Control
-from undust.generation.given import GivenPicture
+from undust.generation.given import GivenPicture, GivenWeights
 from undust.generation.ground import Ground, prepared
 from undust.generation.recipe import Recipe
 from undust.generation.scene import guided, parts
@@ -129,6 +130,16 @@ class Model(Protocol):
         """What tells its weights from those of all others."""
         ...
 
+    @property
+    def path(self) -> str:
+        """Where it was loaded from; "" for one that comes with undust."""
+        ...
+
+    @property
+    def vae(self) -> GivenWeights | None:
+        """The first stage that it has in the place of its own."""
+        ...
+
     def another(self, name_or_path: str, /) -> Model:
         """Another model, to guide away from."""
         ...
@@ -159,9 +170,15 @@ class Picture:
     latent: Tensor
 
     def save(self, path: Path | str) -> Path:
-        """Writes the picture as PNG with its recipe inside, whole or not at all."""
-        write_picture(Path(path), self.image, self.recipe.model_dump())
-        return Path(path)
+        """Writes the picture as PNG with its recipe inside, whole or not at all; makes the folder.
+
+        Raises UndustError for the name of another kind of picture, and for what cannot be written.
+        """
+        path = Path(path)
+        check_name(path)
+        make_folder(path.parent)
+        write_picture(path, self.image, self.recipe.model_dump())
+        return path
 
 
 def batches(
@@ -217,7 +234,7 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
     model = model.wearing(first)
     shape = model.latent_shape(first.width, first.height)
     drawn = _noise(batch, shape)
-    start = drawn.start() if noise is None else noise.float().reshape(-1, *noise.shape[-3:])
+    start = drawn.start() if noise is None else _batched(noise)
     if start.shape != (len(batch), *shape):
         raise UndustError(
             f"noise: its shape is {list(start.shape)}; here it has to be {[len(batch), *shape]}"
@@ -235,6 +252,16 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
     ground = prepared(model, larger, painted)
     for again in _walk(model, larger, drawn.start(1), drawn, ground):
         yield replace(again, index=step.index + 1 + again.index, total=first.total)
+
+
+def _batched(noise: object) -> Tensor:
+    """Noise that was given, as [B, C, h, w]."""
+    if not isinstance(noise, Tensor):
+        raise UndustError(
+            f"noise: has to be a tensor, not {type(noise).__name__}; torch.from_numpy makes one of "
+            "an array"
+        )
+    return noise.float().reshape(-1, *noise.shape[-3:])
 
 
 def _walk(

@@ -20,7 +20,7 @@ from undust.generation.asked import (
     Toward,
     Upscale,
 )
-from undust.generation.given import Frozen, GivenPicture
+from undust.generation.given import Frozen, GivenPicture, GivenWeights
 from undust.generation.guides import Guide, checked, read_guide, reason
 from undust.pictures import LARGEST
 
@@ -71,7 +71,9 @@ class Recipe(Frozen):
     controls: tuple[Control, ...] = Field((), max_length=16, exclude_if=absent)
     precision: str = Field("float32", max_length=16, exclude_if=lambda name: name == "float32")
     model: str = ""
+    model_path: str = Field("", max_length=4096, exclude_if=lambda path: not path)
     model_hash: str = ""
+    vae: GivenWeights | None = Field(None, exclude_if=absent)
     undust: str = ""
 
     @field_validator("sampler")
@@ -98,6 +100,18 @@ class Recipe(Frozen):
                 return {**cast("dict[str, object]", fields), "steps": len(levels) - 1}
             case _:
                 return fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strength_as_usual(cls, fields: object) -> object:
+        """How strongly a picture is painted over, where that is not said."""
+        if not isinstance(fields, dict):
+            return fields
+        known = cast("dict[str, object]", fields)
+        said = {name for name, value in known.items() if value is not None}
+        if "init" not in said or said & {"strength", "noise_level"}:
+            return fields
+        return {**known, "strength": 1.0 if said & {"mask", "extend"} else STRENGTH}
 
     @field_validator("guides", mode="before")
     @classmethod
@@ -158,10 +172,9 @@ class Recipe(Frozen):
 
         All of them for what is painted anew, and where the picture is one to be made large.
         """
-        if self.init is None or self.noise_level is not None:
+        if self.strength is None:
             return self.steps
-        anew = self.mask is not None or self.extend is not None
-        return share(self.steps, self.strength or (1.0 if anew else STRENGTH))
+        return share(self.steps, self.strength)
 
     @property
     def total(self) -> int:

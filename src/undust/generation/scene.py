@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -92,7 +92,7 @@ class Scene:
             if toward:
                 other = network.condition(toward, recipe, negative=negative)
                 cond = cond.toward(other, parts(self.batch))
-            cond = self._surrounded(cond, network)
+            cond = self._surrounded(cond, network, negative=negative)
             return Branch(network.denoise, cond if perturbed is None else cond.perturb(perturbed))
 
         return ask
@@ -123,7 +123,7 @@ class Scene:
             denoise = guide.guided(self, denoise)
         return denoise
 
-    def _surrounded(self, cond: Conditioning, network: Model) -> Conditioning:
+    def _surrounded(self, cond: Conditioning, network: Model, *, negative: bool) -> Conditioning:
         """With what the network sees beside the words."""
         count = len(cond)
         if network.beside:
@@ -137,7 +137,9 @@ class Scene:
         if network.low_resolution is not None and self.ground.label is not None:
             cond = replace(cond, label=torch.full((count,), self.ground.label))
         # Another model's U-Net has skips of other widths.
-        return replace(cond, control=self.controls) if network is self.model else cond
+        if not self.controls or network is not self.model:
+            return cond
+        return replace(cond, control=self.controls, negative=torch.full((count,), negative))
 
 
 def parts(batch: Sequence[Recipe]) -> Tensor:

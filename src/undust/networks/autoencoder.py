@@ -163,7 +163,7 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Pictures in [-1,1] to latents `factor` times smaller and back; keys as AutoencoderKL's.
 
-    Latents are unscaled: multiplying by `config.scaling_factor` is the caller's part.
+    Latents are unscaled: `scale` is the caller's part.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -182,6 +182,17 @@ class Autoencoder(nn.Module):
     def factor(self) -> int:
         """How many pixels, along one side, a latent pixel stands for."""
         return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """(s, m), with which z [B,C,h,w] becomes the (z − m)·s that a U-Net is trained on."""
+        config = self.config
+        if config.latents_mean is None or config.latents_std is None:
+            return config.scaling_factor, config.shift_factor or 0.0
+        mean, deviation = (
+            torch.tensor(each, device=z.device, dtype=z.dtype)[:, None, None]
+            for each in (config.latents_mean, config.latents_std)
+        )
+        return config.scaling_factor / deviation, mean
 
     @property
     def last_layer(self) -> Tensor:

@@ -5,11 +5,13 @@ No torch here: a recipe or a model folder can be read and refused before anythin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -27,9 +29,8 @@ Length = Annotated[int, Field(gt=0, le=LARGEST)]
 LengthOr0 = Annotated[int, Field(ge=0, le=LARGEST)]
 Token = Annotated[int, Field(ge=-1, le=LARGEST)]
 PerLevel = Length | tuple[Length, ...]
-PerLevelField = Literal[
-    "layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim"
-]
+PerLevelField = Literal["layers_per_block", "cross_attention_dim", "attention_head_dim"]
+Depths = tuple[LengthOr0 | tuple[LengthOr0, ...], ...]
 
 
 class NetworkConfig(BaseModel):
@@ -102,11 +103,12 @@ class AutoencoderConfig(NetworkConfig):
     act_fn: Literal["silu"] = "silu"
     latent_channels: Length = 4
     norm_num_groups: Length = 32
-    sample_size: int = 32
+    sample_size: Annotated[int | tuple[int, ...], BeforeValidator(lambda size: size or 32)] = 32
     scaling_factor: float = Field(0.18215, gt=0)
     shift_factor: float | None = None
-    latents_mean: None = None
-    latents_std: None = None
+    # Each channel's own, in the place of the shift and beside the scale, as in Playground v2.5.
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -122,6 +124,11 @@ class AutoencoderConfig(NetworkConfig):
                 )
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
             raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+        told = self.latents_mean, self.latents_std
+        if told != (None, None) and {len(each or ()) for each in told} != {self.latent_channels}:
+            raise ValueError(
+                "latents_mean and latents_std need one entry for each of the latent_channels"
+            )
         return self
 
 
@@ -129,7 +136,17 @@ class UNetConfig(NetworkConfig):
     """The fields of diffusers' UNet2DConditionModel, and its defaults.
 
     `attention_head_dim` is, in every published file, the number of heads and not their size.
+    `transformer_layers_per_block` is of a level or of each of its layers; then the levels of the
+    way up have theirs in `reverse_transformer_layers_per_block`, the coarsest first.
     """
+
+    # What diffusers leaves beside them where the weights are a moving average.
+    housekeeping = frozenset(
+        {
+            *("decay", "inv_gamma", "min_decay", "optimization_step", "power"),
+            *("update_after_step", "use_ema_warmup"),
+        }
+    )
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: Length = 4
@@ -142,7 +159,10 @@ class UNetConfig(NetworkConfig):
         "CrossAttnDownBlock2D",
         "DownBlock2D",
     )
-    mid_block_type: Literal["UNetMidBlock2DCrossAttn"] | None = "UNetMidBlock2DCrossAttn"
+    # Two residual blocks about a transformer, or one alone, or nothing.
+    mid_block_type: Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"] | None = (
+        "UNetMidBlock2DCrossAttn"
+    )
     up_block_types: tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...] = (
         "UpBlock2D",
         "CrossAttnUpBlock2D",
@@ -154,7 +174,9 @@ class UNetConfig(NetworkConfig):
     norm_num_groups: Length = 32
     norm_eps: float = 1e-5
     cross_attention_dim: PerLevel = 1280
-    transformer_layers_per_block: PerLevel = 1
+    # 0 leaves nothing between a transformer's projections, as in SDXL's smaller ControlNets.
+    transformer_layers_per_block: LengthOr0 | Depths = 1
+    reverse_transformer_layers_per_block: Depths | None = None
     attention_head_dim: PerLevel = 8
     use_linear_projection: bool = False
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
@@ -177,7 +199,6 @@ class UNetConfig(NetworkConfig):
     downsample_padding: Literal[1] = 1
     mid_block_scale_factor: float = Field(1.0, ge=1, le=1)
     dropout: float = Field(0.0, ge=0, le=0)
-    reverse_transformer_layers_per_block: None = None
     encoder_hid_dim: None = None
     encoder_hid_dim_type: None = None
     num_attention_heads: None = None
@@ -200,13 +221,19 @@ class UNetConfig(NetworkConfig):
     @model_validator(mode="after")
     def _check(self) -> UNetConfig:
         widths = self.block_out_channels
-        lists = ("down_block_types", "up_block_types", "only_cross_attention")
+        depths = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+        lists = ("down_block_types", "up_block_types", "only_cross_attention", *depths)
         for name in (*lists, *get_args(PerLevelField)):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(cast("tuple[object]", value)) != len(widths):
                 raise ValueError(f"{name} needs one entry for each of block_out_channels")
         if any(width % self.norm_num_groups for width in widths):
             raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+        for level, up in itertools.product(range(len(widths)), (False, True)):
+            if len(self.depths(level, up=up)) != self.at("layers_per_block", level) + up:
+                raise ValueError(
+                    f"{depths[up]} needs one entry for each of layers_per_block{' + 1' * up}"
+                )
         if self.addition_embed_type == "text":
             width, heads = self.cross_attention_dim, self.addition_embed_type_num_heads
             if not isinstance(width, int) or width % heads:
@@ -237,6 +264,15 @@ class UNetConfig(NetworkConfig):
         value: PerLevel = getattr(self, field)
         return value if isinstance(value, int) else value[level]
 
+    def depths(self, level: int, *, up: bool = False) -> tuple[int, ...]:
+        """How deep the transformers of a level are, one after another, on the way down or up."""
+        given = self.transformer_layers_per_block
+        if up and self.reverse_transformer_layers_per_block is not None:
+            given = self.reverse_transformer_layers_per_block[::-1]
+        own = given if isinstance(given, int) else given[level]
+        layers = self.at("layers_per_block", level) + up
+        return (own,) * layers if isinstance(own, int) else own
+
     def crosses_only(self, level: int) -> bool:
         """Whether the transformers of a level see the text in the place of their own pixels."""
         return bool(self.only_cross_attention) and self.only_cross_attention[level]
@@ -248,13 +284,20 @@ class TextEncoderConfig(NetworkConfig):
     `architectures` says whether the end's state is projected to CLIP's shared space.
     """
 
-    # What transformers writes into every configuration and no text encoder depends on.
+    # What transformers writes, or once wrote, into every configuration and no text encoder depends
+    # on: how a model is kept and asked, what a decoder is and how text is generated.
     housekeeping = frozenset(
-        {
-            *("transformers_version", "dtype", "torch_dtype", "return_dict"),
-            *("output_hidden_states", "output_attentions", "chunk_size_feed_forward"),
-            *("is_encoder_decoder", "id2label", "label2id", "problem_type"),
-        }
+        """transformers_version dtype torch_dtype return_dict output_hidden_states output_attentions
+        chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type
+        use_cache use_bfloat16 torchscript tf_legacy_loss gradient_checkpointing tokenizer_class
+        finetuning_task task_specific_params tie_word_embeddings tie_encoder_decoder
+        is_decoder add_cross_attention cross_attention_hidden_size decoder_start_token_id
+        sep_token_id prefix max_length min_length do_sample early_stopping num_beams
+        num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+        length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+        num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+        forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
+        begin_suppress_tokens""".split()  # noqa: SIM905
     )
 
     architectures: tuple[Literal["CLIPTextModel", "CLIPTextModelWithProjection"], ...] | None = (
@@ -275,6 +318,8 @@ class TextEncoderConfig(NetworkConfig):
     dropout: float = Field(0.0, ge=0, le=0)
     # The width of CLIP's shared space, in which pictures and texts are compared.
     projection_dim: LengthOr0 | None = 512
+    # Heads that are left out; only the neutral value passes.
+    pruned_heads: dict[str, object] = Field({}, max_length=0, exclude=True)
     pad_token_id: Token | None = 1
     bos_token_id: Token | None = 49406
     eos_token_id: Token | tuple[Token, ...] | None = 49407
@@ -299,7 +344,8 @@ class TextEncoderConfig(NetworkConfig):
 class ControlNetConfig(UNetConfig):
     """The fields of diffusers' ControlNetModel: the U-Net whose half it repeats, and what it sees.
 
-    `conditioning_embedding_out_channels`: each but the first halves the hint once more.
+    `conditioning_embedding_out_channels`: each but the first halves the hint once more;
+    `global_pool_conditions`: what it adds is the same at every pixel, its mean ("shuffle").
     """
 
     # What a U-Net's other half needs, and ControlNetModel's configuration has no field for.
@@ -319,12 +365,10 @@ class ControlNetConfig(UNetConfig):
             kind.replace("Down", "Up") for kind in data["down_block_types"][::-1]
         )
     )
-    # 0 leaves nothing between a transformer's projections, as in SDXL's smaller ControlNets.
-    transformer_layers_per_block: LengthOr0 | tuple[LengthOr0, ...] = 1
     conditioning_channels: Literal[3] = 3
     conditioning_embedding_out_channels: tuple[Length, ...] = Field((16, 32, 96, 256), min_length=1)
     controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb"
-    global_pool_conditions: Literal[False] = False
+    global_pool_conditions: bool = False
 
     @model_serializer(mode="wrap")
     def _published(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

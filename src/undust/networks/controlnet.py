@@ -43,6 +43,7 @@ class ControlNet(Encoder):
         super().__init__(config)
         widths = config.block_out_channels
         self.bgr = config.controlnet_conditioning_channel_order == "bgr"
+        self.pools = config.global_pool_conditions
         self.controlnet_cond_embedding = HintEmbedding(
             config.conditioning_channels, config.conditioning_embedding_out_channels, widths[0]
         )
@@ -87,7 +88,10 @@ class ControlNet(Encoder):
         control = [
             block(state) for block, state in zip(self.controlnet_down_blocks, states, strict=True)
         ]
-        return [*control, self.controlnet_mid_block(middle)]
+        control.append(self.controlnet_mid_block(middle))
+        if self.pools:
+            control = [part.mean((2, 3), keepdim=True).expand_as(part) for part in control]
+        return control
 
 
 def from_unet(unet: UNet) -> ControlNet:

@@ -14,6 +14,8 @@ from undust.networks.attention import Perturbation, SpatialTransformer, TokenEmb
 from undust.networks.config import UNetConfig
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
 
+CROSSED = "UNetMidBlock2DCrossAttn"
+
 
 def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
     return ResnetBlock(
@@ -27,19 +29,19 @@ def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBl
 
 
 def _transformers(
-    config: UNetConfig, level: int, count: int, *, only_cross: bool = False
+    config: UNetConfig, level: int, depths: Sequence[int], *, only_cross: bool = False
 ) -> nn.ModuleList:
     return nn.ModuleList(
         SpatialTransformer(
             config.block_out_channels[level],
-            depth=config.at("transformer_layers_per_block", level),
+            depth=depth,
             heads=config.at("attention_head_dim", level),
             context_channels=config.at("cross_attention_dim", level),
             groups=config.norm_num_groups,
             linear=config.use_linear_projection,
             only_cross=only_cross,
         )
-        for _ in range(count)
+        for depth in depths
     )
 
 
@@ -64,8 +66,9 @@ class DownBlock(nn.Module):
         inputs = [in_channels] + [width] * (layers - 1)
         self.resnets = nn.ModuleList(_resnet(config, channels, width) for channels in inputs)
         crossed = config.down_block_types[level] == "CrossAttnDownBlock2D"
+        depths = config.depths(level) if crossed else ()
         self.attentions = _transformers(
-            config, level, layers if crossed else 0, only_cross=config.crosses_only(level)
+            config, level, depths, only_cross=config.crosses_only(level)
         )
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, padding=1)])
@@ -83,13 +86,14 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The coarsest resolution: a transformer between two resnet blocks."""
+    """The coarsest resolution: a transformer between two resnet blocks, or one of these alone."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        width = config.block_out_channels[-1]
-        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
-        self.attentions = _transformers(config, len(config.block_out_channels) - 1, 1)
+        width, level = config.block_out_channels[-1], len(config.block_out_channels) - 1
+        depths = config.depths(level)[:1] if config.mid_block_type == CROSSED else ()
+        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in (None, *depths))
+        self.attentions = _transformers(config, level, depths)
 
     def forward(
         self,
@@ -99,8 +103,11 @@ class MidBlock(nn.Module):
         perturbed: Sequence[Perturbation | None] = (),
     ) -> Tensor:
         """[B,C,H,W] → [B,C,H,W]; `perturbed` as in `SpatialTransformer`."""
-        before, after = self.resnets
-        return after(self.attentions[0](before(x, time), context, perturbed), time)
+        first, *rest = self.resnets
+        x = first(x, time)
+        for attention, resnet in zip(self.attentions, rest, strict=True):
+            x = resnet(attention(x, context, perturbed), time)
+        return x
 
 
 class UpBlock(nn.Module):
@@ -118,8 +125,9 @@ class UpBlock(nn.Module):
             for channels, skip in zip(inputs, skips, strict=True)
         )
         crossed = config.up_block_types[::-1][level] == "CrossAttnUpBlock2D"
+        depths = config.depths(level, up=True) if crossed else ()
         self.attentions = _transformers(
-            config, level, layers if crossed else 0, only_cross=config.crosses_only(level)
+            config, level, depths, only_cross=config.crosses_only(level)
         )
         self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
 
@@ -253,16 +261,16 @@ class UNet(Encoder):
         text as one vector [B,P], and sizes: numbers [B,N] (Podell et al. 2023, section 2.2), for a
         U-Net of addition_embed_type "text_time"; label: classes [B], for one of num_class_embeds;
         control: what is added to each state that the way up gets, and last to the middle's (Zhang
-        et al. 2023, fig. 3), or () for nothing. Raises UndustError for a U-Net without a middle
-        block, for what it needs and is not given, and for a control of other shapes.
+        et al. 2023, fig. 3), or () for nothing. Raises UndustError for what would be replaced and
+        is not there, for what it needs and is not given, and for a control of other shapes.
         """
         time = self.told(timestep, context, pooled, sizes, label, x.dtype)
         states = self.down(self.conv_in(x), time, context)
         x = states[-1]
+        if perturbed and not (self.mid_block and self.mid_block.attentions):
+            raise UndustError("this U-Net has no middle block whose attention could be perturbed")
         if self.mid_block is not None:
             x = self.mid_block(x, time, context, perturbed)
-        elif perturbed:
-            raise UndustError("this U-Net has no middle block whose attention could be perturbed")
         if control:
             *states, x = _controlled([*states, x], control)
         for block in self.up_blocks:

@@ -43,7 +43,7 @@ class Latents:
             kept = safetensors_file.load(path)
         else:
             posterior = encode(autoencoder, pictures, range(len(pictures)))
-            scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor or 0.0
+            scale, shift = autoencoder.scale(posterior.mean)
             kept = {
                 "mean": (posterior.mean - shift) * scale,
                 "deviation": (0.5 * posterior.logvar).exp() * scale,

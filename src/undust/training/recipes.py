@@ -247,7 +247,7 @@ def parse(tree: object, where: str) -> FirstStageRecipe | DiffusionRecipe:
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"][1:]]
-        said = first["msg"].lower()
+        said = first["msg"].removeprefix("Value error, ").lower()
         if place[:1] == ["dust"] and len(place) > 2:  # the kind of dust stands in between
             said += f", with process {place.pop(1)}"
         said = f"{where}: {'.'.join(place) or 'kind'}: {said}"

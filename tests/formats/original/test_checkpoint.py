@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from undust.errors import UndustError
 from undust.formats.original import checkpoint as checkpoints
 from undust.formats.original import keys
 from undust.formats.original.checkpoint import original, survey
-from undust.formats.original.variants import FIRST_STAGE, UNET, VARIANTS
+from undust.formats.original.variants import FIRST_STAGE, STRANGERS, UNET, VARIANTS
 
 GIGABYTES = {  # of the published files in half precision
     "sd1": 2.13,
@@ -217,9 +218,16 @@ def test_whatever_is_unknown_is_named(name, tiny, hollow):
         return
     if name in found:
         return
-    with pytest.raises(UndustError, match="1 unknown: ") as error:
-        survey(hollow({**found, name: (1,)}))
+    with pytest.raises(UndustError, match=r"1 unknown: ['\"]?model\.diff") as error:
+        survey(hollow({**found, UNET + name: (1,)}))
     one_line(error)
+    # Outside of the networks it is named and left out, or tells what else the file is.
+    try:
+        beside = survey(hollow({**found, name: (1,)}))
+        assert beside.strays == (name,) or (beside.spare and not beside.strays)
+    except UndustError as refused:
+        assert "1 unknown: " in str(refused)
+        assert any(re.search(pattern, name) for pattern in STRANGERS)
 
 
 def test_a_number_that_no_integer_can_be_is_a_name(tiny, hollow):
@@ -229,10 +237,11 @@ def test_a_number_that_no_integer_can_be_is_a_name(tiny, hollow):
     one_line(error)
 
 
-@pytest.mark.parametrize("name", ["text_projection", "transformer.resblocks.30.ln_1.bias"])
+@pytest.mark.parametrize("name", ["text_projection", "text.transformer.resblocks.30.ln_1.bias"])
 def test_only_the_text_encoder_has_unused_layers(name, tiny, hollow):
-    with pytest.raises(UndustError, match=f"1 unknown: {name}"):
-        survey(hollow({**shapes(tiny("sd2").original()), name: (1,)}))
+    found = survey(hollow({**shapes(tiny("sd2").original()), name: (1,)}))
+    assert found.strays == (name,)
+    assert found.spare == {"of nothing known": 1}
 
 
 def test_many_are_counted_and_the_first_are_named(tiny, hollow):
@@ -246,6 +255,23 @@ def test_many_are_counted_and_the_first_are_named(tiny, hollow):
         "model.diffusion_model.time_embed.0.weight, model.diffusion_model.time_embed.2.bias "
         "and 1 more; 4 unknown: a, b, c and 1 more"
     )
+
+
+def test_what_lies_beside_the_networks_is_told(tiny, save):
+    zero = torch.zeros(1)
+    whole = tiny("sd1").original()
+    assert survey(save({**whole, "state_dict.foo": zero, "__step__": zero})).strays == (
+        "__step__",
+        "state_dict.foo",
+    )
+    eyes = {"cond_stage_model.transformer.vision_model.a": zero, "safety_checker.b": zero}
+    assert survey(save({**whole, **eyes})).strays == ()
+
+
+@pytest.mark.parametrize("name", ["edm_mean", "control_model.a", "double_blocks.0.b", "lora_te_c"])
+def test_what_tells_of_another_kind_of_model_is_refused(name, tiny, hollow):
+    with pytest.raises(UndustError, match=f"1 unknown: {name}"):
+        survey(hollow({**shapes(tiny("sd1").original()), name: (1,)}))
 
 
 @SLOW

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from undust.errors import UndustError
 from undust.formats import safetensors_file
-from undust.formats.convert import check, opened, size, variant_of, write
+from undust.formats.convert import check, opened, size, write
 from undust.formats.folder import load_component_weights
 from undust.formats.original import keys
 from undust.formats.original.checkpoint import original, survey
 from undust.formats.original.variants import UNET, VARIANTS
+from undust.formats.single_file import variant_of
 from undust.networks.text_encoder import TextEncoder
 
 PIPELINES = {
@@ -281,7 +282,7 @@ def test_a_folder_that_a_file_could_not_tell(sd1, convert, tmp_path, part, chang
 
 
 def test_what_changes_nothing_is_let_pass(sd1, convert, tmp_path):
-    edit(sd1 / "unet" / "config.json", sample_size=8, upcast_attention=True)
+    edit(sd1 / "unet" / "config.json", upcast_attention=True)
     edit(sd1 / "vae" / "config.json", sample_size=64, force_upcast=False)
     edit(sd1 / "text_encoder" / "config.json", projection_dim=512, eos_token_id=2)
     assert convert(sd1, tmp_path / "b.safetensors", "single-file") == []
@@ -348,7 +349,7 @@ def test_what_lies_in_each_other_is_refused(sd1, tmp_path):
 def test_names_that_cannot_be_written(sd1, tmp_path):
     for target, layout, reason in (
         (tmp_path / "b.ckpt", "single-file", r"ends in \.safetensors"),
-        (tmp_path / "no" / "where", "folder", "the folder .* does not exist"),
+        (tmp_path / "sd1.safetensors" / "b", "folder", r"sd1\.safetensors is not a folder"),
         (tmp_path / "b", "zip", "is no layout; possible are folder and single-file"),
     ):
         with pytest.raises(UndustError, match=reason):

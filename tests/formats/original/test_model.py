@@ -16,8 +16,11 @@ import undust
 from undust.conditioning.clip import clip
 from undust.errors import UndustError
 from undust.formats import safetensors_file
-from undust.formats.original.checkpoint import original
-from undust.formats.original.variants import VARIANTS
+from undust.formats.folder import save_component
+from undust.formats.original.checkpoint import original, survey
+from undust.formats.original.variants import FIRST_STAGE, VARIANTS
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
 from undust.networks.text_encoder import TextEncoder
 
 BY_DIFFUSERS = ("sd1", "sd2", "sd2-v")  # whose files diffusers reads without the network
@@ -109,6 +112,45 @@ def test_every_variant_is_painted_with(file: Path):
     assert got.latent.isfinite().all()
 
 
+@pytest.mark.parametrize("left", ["nothing", "the decoder", "everything"])
+def test_another_first_stage_is_used_whatever_there_is(left: str, tiny, tmp_path: Path):
+    """Many files come without one, or with half of one."""
+    path = write("sd1", tiny, tmp_path)
+    whole = safetensors_file.load(path)
+    parts = {"nothing": "no.such", "the decoder": f"{FIRST_STAGE}decoder.", "everything": ""}
+    kept = {k: t for k, t in whole.items() if not k.startswith(FIRST_STAGE) or parts[left] in k}
+    safetensors_file.save(path, kept)
+    # With nothing to go by it is as in published models: 8 times smaller.
+    levels = 4 if left == "nothing" else 3
+    config = AutoencoderConfig(block_out_channels=(32,) * levels, scaling_factor=0.18215)
+    network = Autoencoder(config)
+    save_component(tmp_path / "vae", network, "AutoencoderKL")
+    model = undust.load(path, vae=tmp_path / "vae")
+    assert model.size == (512, 512)
+    assert torch.equal(model.autoencoder.last_layer, network.last_layer)
+    half = undust.load(path, vae=tmp_path / "vae", dtype=torch.float16)
+    assert {weight.dtype for weight in half.autoencoder.parameters()} == {torch.float16}
+    assert half.hash == model.hash
+    if left != "everything":
+        lacks = "no first stage of its own" if left == "nothing" else "has no encoder"
+        with pytest.raises(UndustError, match=lacks):
+            undust.load(path)
+    if left == "nothing":
+        assert list(survey(path).parts) == ["text_encoder", "unet"]
+
+
+def test_what_belongs_to_nothing_is_named_and_left_out(tiny, tmp_path: Path):
+    path = write("sd1", tiny, tmp_path)
+    expected = undust.load(path)
+    stray = {"state_dict.foo": torch.zeros(1), "__step__": torch.zeros(1)}
+    safetensors_file.save(path, {**safetensors_file.load(path), **stray})
+    with pytest.warns(RuntimeWarning, match=r"2 that belong to nothing known.*: __step__, state_"):
+        model = undust.load(path)
+    for name, network in expected.networks.items():
+        own = model.networks[name].state_dict()
+        assert all(torch.equal(own[key], weight) for key, weight in network.state_dict().items())
+
+
 def test_precision(file: Path):
     model = undust.load(file, dtype=torch.bfloat16)
     for network in model.networks.values():
@@ -168,6 +210,8 @@ def test_a_first_stage_from_a_file_takes_the_place_of_the_models_own(tiny, tmp_p
     assert changed.autoencoder.config.scaling_factor == VARIANTS["sdxl"].scaling_factor
     found = changed.autoencoder.state_dict()
     assert all(torch.equal(t / 20, found[key]) for key, t in own.items())
-    assert changed.hash != plain.hash
+    assert changed.hash == plain.hash
+    assert changed.vae is not None
+    assert changed.vae.path == str(other)
     with pytest.raises(UndustError, match="is a Stable Diffusion XL; a first stage alone"):
         undust.load(path, vae=path)

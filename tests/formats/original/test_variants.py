@@ -72,6 +72,26 @@ def test_nine_channels_are_inpainting(variant, published):
     assert evidence[0].says == "U-Net of 9 input channels"
 
 
+@pytest.mark.parametrize("variant", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("said", ["v", "v_prediction", "epsilon", "sample"])
+def test_trainers_write_what_they_trained(variant, said, published):
+    def tensor(key: str) -> torch.Tensor:
+        return torch.zeros(8)  # as of ε
+
+    told = {"modelspec.prediction_type": said}
+    found, evidence = detect(published(variant), tensor, told)
+    assert found.prediction == ("v_prediction" if said.startswith("v") else "epsilon")
+    assert (evidence[-1].where == "modelspec.prediction_type") == (said != "sample")
+    if variant == "sd2":
+        assert found == VARIANTS["sd2-v" if said.startswith("v") else "sd2"]
+
+
+def test_a_mark_of_v_counts_alone(published):
+    """Zero terminal SNR beside ε is left over: from noise alone ε does not tell the picture."""
+    found, _ = detect({**published("sdxl"), "ztsnr": (0,)}, nothing)
+    assert found == VARIANTS["sdxl"]
+
+
 def test_marks_change_what_was_trained(published):
     found, evidence = detect({**published("sdxl"), "v_pred": (0,), "ztsnr": (0,)}, nothing)
     assert found == replace(VARIANTS["sdxl"], prediction="v_prediction", zero_snr=True)
@@ -116,7 +136,7 @@ def test_other_channels_are_no_known_model(channels, published, hollow):
             "found U-Net of 4 input channels, text width 768, first stage",
         ),
         ("sdxl", "conditioner.embedders.0.", "text encoder of OpenCLIP, first stage; known are"),
-        ("sd1", "first_stage_model.", r"the first stage has no encoder\.down\.0"),
+        ("sd1", "first_stage_model.encoder.", r"the first stage has no encoder\.down\.0"),
         ("sd1", UNET, "a first stage does not fit: 19[67] unknown: cond_stage_model"),
     ],
 )

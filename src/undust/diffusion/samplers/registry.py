@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undust.diffusion.names import ALSO_SAMPLERS, FROM_SAMPLERS
 from undust.diffusion.process.base import ENDLESS
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, unknown
@@ -130,7 +131,7 @@ def checked(sigmas: Tensor) -> Tensor:
     return sigmas
 
 
-SAMPLERS: Registry[Sampler] = Registry("sampler")
+SAMPLERS: Registry[Sampler] = Registry("sampler", FROM_SAMPLERS | ALSO_SAMPLERS)
 
 
 def sampler(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undust.diffusion.names import ALSO_SCHEDULES, FROM_SCHEDULES
 from undust.diffusion.process import Process
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError
@@ -16,7 +17,7 @@ from undust.errors import UndustError
 Schedule = Callable[..., Tensor]
 LISTED = 1e-5  # as much may a listed σ be off, by having been written with few digits
 
-SCHEDULES: Registry[Schedule] = Registry("schedule")
+SCHEDULES: Registry[Schedule] = Registry("schedule", FROM_SCHEDULES | ALSO_SCHEDULES)
 """name -> (process, steps) -> σ, float64 [steps + 1], strictly falling, the last one 0."""
 
 

@@ -21,13 +21,17 @@ from undust.networks.unet import UNet
 CHANGED = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)
 PEFT = "base_model.model."
 # Before a module's name with its dots (diffusers, PEFT), and with all of them "_" (kohya, LyCORIS).
+# CLIP is clip_l, clip_h and clip_g to ComfyUI and to the Open Model Initiative.
 DOTTED = {
-    "unet": ("", "unet.", "diffusion_model."),
-    "text_encoder": ("", "text_encoder."),
-    "text_encoder_2": ("", "text_encoder_2."),
+    "unet": ("", "unet.", "unet.unet.", "diffusion_model.", "model.diffusion_model."),
+    "text_encoder": (
+        *("", "text_encoder.", "clip_l."),
+        *("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
+    ),
+    "text_encoder_2": ("", "text_encoder_2.", "clip_g.", "text_encoders.clip_g.transformer."),
 }
 FLAT = {
-    "unet": ("lora_unet_",),
+    "unet": ("lora_unet_", "lycoris_"),
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_",),
 }
@@ -48,7 +52,8 @@ ROLES = {
     },
     "diff": r"\.(?:diff|w_norm)",
     "bias": r"\.(?:diff_b|b_norm)",
-    "alpha": r"\.alpha",
+    "up_bias": r"\.lora_B(?:\.[^.]+)?\.bias",  # PEFT's, a part of lora_up and scaled with it
+    "alpha": r"(?:[._]lora)?\.alpha",
     "dora_scale": r"\.dora_scale",
     # PEFT's, and what diffusers makes of it for other programs.
     "magnitude": r"\.lora_magnitude_vector(?:\.[^.]+){0,2}|\.dora_scale\.weight",
@@ -68,7 +73,7 @@ def split(key: str) -> tuple[str, str]:
     found = ROLE.search(key)
     if found is None or found.lastgroup is None:
         return "", ""
-    return key[: found.start()].removeprefix(PEFT), found.lastgroup
+    return key[: found.start()].replace(PEFT, "", 1), found.lastgroup
 
 
 def lookup(networks: Mapping[str, nn.Module]) -> dict[str, set[Target]]:

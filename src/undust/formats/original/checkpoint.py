@@ -23,6 +23,7 @@ from undust.formats.original.infer import Shapes
 from undust.formats.original.places import Places, Shape
 from undust.formats.original.variants import (
     FIRST_STAGE,
+    STRANGERS,
     UNET,
     V_MARK,
     ZERO_SNR_MARK,
@@ -50,10 +51,14 @@ SPARE = {
     "training of the first stage": r"(first_stage_model\.)?loss\..+",
     "constants": r"(\S+\.)?(position_ids|attn_mask)",
     "training of CLIP": r"(\S+\.)?logit_scale",
+    "CLIP's eyes": r"\S+\.(vision_model\..+|visual_projection\.weight)",
+    "safety checker": r"safety_checker\..+",
     "training of words": r"embedding_manager\..+",
     "marks": f"{V_MARK}|{ZERO_SNR_MARK}",
 }
 UNUSED = "unused parts of the text encoder"
+STRAY = "of nothing known"
+BLOCK = re.compile(rf"(?:{re.escape(FIRST_STAGE)})?decoder\.up\.(\d{{1,3}})\.")
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,10 @@ class Part:
 class Checkpoint:
     """What is in a file: known from its header, and held against what has to be there.
 
-    variant: None for a first stage alone; parts: under the names that they have in a model folder;
-    spare: what else there is → how many tensors.
+    variant: None for a first stage alone; parts: under the names that they have in a model folder,
+    without a first stage if there is none; spare: what else there is → how many tensors; factor:
+    pixels that stand for one of the latent, along a side; strays: tensors that belong to nothing
+    known, and lie outside of the networks.
     """
 
     path: Path
@@ -87,6 +94,8 @@ class Checkpoint:
     evidence: list[Evidence]
     parts: dict[str, Part]
     spare: dict[str, int]
+    factor: int
+    strays: tuple[str, ...]
 
     def load(self, dtype: torch.dtype | None = torch.float32) -> dict[str, nn.Module]:
         """The networks, with their weights from the file, by the parts' names.
@@ -102,23 +111,32 @@ class Checkpoint:
         return {name: part.network for name, part in self.parts.items()}
 
 
-def survey(path: Path, *, ema: bool = False) -> Checkpoint:
+def survey(path: Path, *, ema: bool = False, first_stage: bool = True) -> Checkpoint:
     """What a checkpoint in one file is.
 
-    ema: take the moving averages of the U-Net's weights, not the last ones. Raises UndustError for
-    a file that is damaged, of no known model, or whose tensors are not those of such a model: what
-    is missing, what is unknown, what is of another shape.
+    ema: take the moving averages of the U-Net's weights, not the last ones; first_stage: whether
+    its first stage is wanted, or another one used. Raises UndustError for a file that is damaged,
+    of no known model, or whose tensors are not those of such a model: what is missing, what is
+    unknown, what is of another shape.
     """
-    entries = safetensors_file.header(path).tensors
+    header = safetensors_file.header(path)
+    entries = header.tensors
     shapes = {key: entry.shape for key, entry in entries.items()}
     try:
-        variant, facts, parts = _known(path, shapes)
+        variant, facts, parts = _known(path, shapes, header.metadata, first_stage=first_stage)
         if ema and "unet" in parts:
             parts["unet"] = _averaged(parts["unet"], shapes)
         ours = {f"{at}/{name}": shape for at in parts for name, shape in parts[at].shapes.items()}
         where = {f"{at}/{name}": place for at in parts for name, place in parts[at].places.items()}
         wanted = {place.key for place in where.values()}
         beside = {key: _spare(key, variant, ema=ema) for key in shapes.keys() - wanted}
+        # Of a file that lacks something all is shown that is left over.
+        whole = wanted <= shapes.keys()
+        strays = [key for key in beside if whole and not beside[key] and _apart(key, variant)]
+        beside |= dict.fromkeys(strays, STRAY)
+        if not first_stage:
+            others = [key for key in beside if key.startswith(FIRST_STAGE)]
+            beside |= dict.fromkeys(others, "its own first stage")
         found = {key: shape for key, shape in shapes.items() if not beside.get(key)}
         places.check(found, ours, where, variant.title if variant else "a first stage")
         for key in sorted(wanted):
@@ -126,7 +144,9 @@ def survey(path: Path, *, ema: bool = False) -> Checkpoint:
                 raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
-    return Checkpoint(path, variant, facts, parts, dict(Counter(sorted(beside.values()))))
+    spare = dict(Counter(sorted(beside.values())))
+    factor = _factor(variant, shapes)
+    return Checkpoint(path, variant, facts, parts, spare, factor, tuple(sorted(strays)))
 
 
 def original(
@@ -144,23 +164,27 @@ def original(
     return tensors
 
 
-def _known(path: Path, shapes: Shapes) -> tuple[Variant | None, list[Evidence], dict[str, Part]]:
+def _known(
+    path: Path, shapes: Shapes, metadata: Mapping[str, str], *, first_stage: bool
+) -> tuple[Variant | None, list[Evidence], dict[str, Part]]:
     """Which variant a file is of, why, and its parts."""
     prefix = loose_first_stage(shapes)
     if prefix is not None:
         shown_by = Evidence("first stage alone", f"{prefix}decoder.mid.block_1.norm1.weight")
         return None, [shown_by], {"vae": _vae(prefix, _config(shapes, prefix, infer.first_stage))}
-    variant, facts = detect(shapes, lambda key: safetensors_file.load(path)[key])
+    variant, facts = detect(shapes, lambda key: safetensors_file.load(path)[key], metadata)
     told = {"scaling_factor": variant.scaling_factor, "sample_size": variant.size}
-    first_stage = _config(shapes, FIRST_STAGE, partial(infer.first_stage, **told))
-    vae = _vae(FIRST_STAGE, first_stage)
-    latent = variant.size >> (len(first_stage.block_out_channels) - 1)
+    vae: dict[str, Part] = {}
+    if first_stage and any(key.startswith(FIRST_STAGE) for key in shapes):
+        own = _config(shapes, FIRST_STAGE, partial(infer.first_stage, **told))
+        vae = {"vae": _vae(FIRST_STAGE, own)}
+    latent = variant.size // _factor(variant, shapes)
     build = partial(infer.unet, heads=variant.heads, sample_size=latent)
     config = _config(shapes, UNET, build)
     network = blank(UNet, config)
     unet = Part(network, _places(variant, "unet", config, network.state_dict()))
     texts = {text.part: _text(shapes, text) for text in variant.texts}
-    return variant, facts, {**texts, "unet": unet, "vae": vae}
+    return variant, facts, {**texts, "unet": unet, **vae}
 
 
 def _vae(prefix: str, config: AutoencoderConfig) -> Part:
@@ -234,6 +258,19 @@ def _spare(key: str, variant: Variant | None, *, ema: bool) -> str:
         if block and text.layers and int(block[1]) >= text.layers:
             return UNUSED
     return next((what for what, names in SPARE.items() if re.fullmatch(names, key)), "")
+
+
+def _factor(variant: Variant | None, shapes: Shapes) -> int:
+    """How many pixels, along a side, one of the latent stands for."""
+    blocks = {match[1] for key in shapes if (match := BLOCK.match(key))}
+    return 2 ** (len(blocks) - 1) if blocks else variant.factor if variant else 8
+
+
+def _apart(key: str, variant: Variant | None) -> bool:
+    """Whether a tensor lies outside of a model's networks and tells of no other kind of model."""
+    if variant is None or key.startswith((UNET, FIRST_STAGE, *(t.prefix for t in variant.texts))):
+        return False
+    return not any(re.search(pattern, key) for pattern in STRANGERS)
 
 
 def _config(shapes: Shapes, prefix: str, infer: Callable[[Shapes], K]) -> K:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import cast
 
@@ -10,21 +11,27 @@ import torch
 from undust.conditioning.clip import clip
 from undust.conditioning.words import Words
 from undust.errors import UndustError
-from undust.formats.original.checkpoint import survey
-from undust.formats.original.variants import Text
+from undust.formats.folder import named
+from undust.formats.networks import blank
+from undust.formats.original.checkpoint import Checkpoint, survey
+from undust.formats.original.variants import Text, Variant
 from undust.formats.parts import Parts
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
 
-def load(path: Path, dtype: torch.dtype | None, *, ema: bool = False) -> Parts:
-    """The model in a checkpoint of the original layout; `ema` as `survey`.
+def load(
+    path: Path, dtype: torch.dtype | None, *, ema: bool = False, first_stage: bool = True
+) -> Parts:
+    """The model in a checkpoint of the original layout; `ema` and `first_stage` as `survey`.
 
-    What the tensors cannot tell is its variant's. Raises UndustError as `survey`, and for a file
-    that is not a whole model.
+    In the place of a first stage that is not wanted stands one without weights. What the tensors
+    cannot tell is the variant's. A RuntimeWarning names tensors that belong to nothing. Raises
+    UndustError as `survey`, and for a file that is not a whole model.
     """
-    checkpoint = survey(path, ema=ema)
+    checkpoint = survey(path, ema=ema, first_stage=first_stage)
     variant = checkpoint.variant
     if variant is None:
         raise UndustError(f"{path} is a first stage alone; a U-Net and a text encoder are missing")
@@ -32,9 +39,13 @@ def load(path: Path, dtype: torch.dtype | None, *, ema: bool = False) -> Parts:
         _words(path, text, cast(TextEncoder, checkpoint.parts[text.part].network))
         for text in variant.texts
     )
+    if first_stage and "vae" not in checkpoint.parts:
+        raise UndustError(f"{path} has no first stage of its own; give it one (vae)")
+    for stray in named("that belong to nothing known and are left out", checkpoint.strays):
+        warnings.warn(f"{path}: {stray}", RuntimeWarning, stacklevel=2)
     networks = checkpoint.load(dtype)
     return Parts(
-        cast(Autoencoder, networks["vae"]),
+        cast(Autoencoder, networks.get("vae") or _stand_in(checkpoint, variant).to(dtype)),
         cast(UNet, networks["unet"]),
         texts,
         variant.process(),
@@ -50,6 +61,13 @@ def load_first_stage(path: Path, dtype: torch.dtype | None) -> Autoencoder:
     if checkpoint.variant is not None:
         raise UndustError(f"{path} is a {checkpoint.variant.title}; a first stage alone is needed")
     return cast(Autoencoder, checkpoint.load(dtype)["vae"])
+
+
+def _stand_in(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
+    """A first stage without weights, of the model's latents: what another one has to fit."""
+    levels = checkpoint.factor.bit_length()
+    config = {"block_out_channels": (32,) * levels, "scaling_factor": variant.scaling_factor}
+    return blank(Autoencoder, AutoencoderConfig.read(config))
 
 
 def _words(path: Path, text: Text, encoder: TextEncoder) -> Words:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -23,18 +23,21 @@ V_PREDICTION = "v_prediction"
 V_DEVIATION = 0.09
 ADDED = ("label_emb.0.0.weight", "label_emb.weight")
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"  # tensors that only say something by being there
+PREDICTION_KEY = "modelspec.prediction_type"  # of a file's metadata, as trainers write it
+PREDICTIONS_TOLD = {"v": V_PREDICTION, V_PREDICTION: V_PREDICTION, "epsilon": "epsilon"}
 # What other files that people have hold, to be named when nothing fits.
 STRANGERS = {
     r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.": "a ControlNet",
     r"lora_(up|down|[AB])\b|^lora_|\.lora\.|\.hada_w|\.lokr_w": "a LoRA",
     r"time_stack": "Stable Video Diffusion",
-    r"edm_mean|edm_vpred": "a model of another process (EDM)",
+    r"edm_(mean|std|vpred)": "a model of another process (EDM)",
     r"joint_blocks\.": "Stable Diffusion 3",
     r"double_blocks\.": "Flux",
     r"^(down_blocks|up_blocks|encoder\.down_blocks|decoder\.up_blocks)\.": (
         "a part of a model folder, which wants its config.json beside it"
     ),
     r"^text_model\.|^transformer\.resblocks\.": "a text encoder alone",
+    r"^(diffusion_model\.)?(input|output)_blocks\.": "a U-Net alone",
 }
 
 
@@ -90,6 +93,11 @@ class Variant:
     zero_snr: bool = False
     zeros_for_nothing: bool = False
     enlarges: bool = False
+
+    @property
+    def factor(self) -> int:
+        """How many pixels, along a side, one of the published latents stands for."""
+        return 4 if self.enlarges else 8
 
     def low_resolution(self) -> VP | None:
         """The process that the dust on the small picture is of, if it sees one."""
@@ -187,26 +195,35 @@ VARIANTS = {
 TEXTS = {text.prefix: text for variant in VARIANTS.values() for text in variant.texts}
 
 
-def detect(shapes: Shapes, tensor: Callable[[str], Tensor]) -> tuple[Variant, list[Evidence]]:
+def detect(
+    shapes: Shapes, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[Variant, list[Evidence]]:
     """The variant of a file whose tensors have these shapes, and why it is that.
 
-    tensor: gives one of them. Raises UndustError, listing what was found, if it is of none.
+    tensor: gives one of them; metadata: the file's. Raises UndustError, listing what was found, if
+    it is of none.
     """
     facts = list(_evidence(shapes))
     fits = [variant for variant in VARIANTS.values() if _fits(variant, shapes)]
     if not fits:
         raise _unknown(shapes, facts)
     variant = fits[0]
-    if len(fits) > 1:
+    told = PREDICTIONS_TOLD.get((metadata or {}).get(PREDICTION_KEY, ""))
+    if V_MARK in shapes:
+        variant = replace(fits[-1], prediction=V_PREDICTION)
+        facts.append(Evidence("trained to predict v", V_MARK))
+    elif told is not None:
+        alike = [one for one in fits if one.prediction == told]
+        variant = alike[0] if alike else replace(variant, prediction=told)
+        facts.append(Evidence(f"trained to predict {told}", PREDICTION_KEY))
+    elif len(fits) > 1:
         key = _last_bias(shapes)
         deviation = float(tensor(key).float().std(correction=0)) if key else 0.0
         prediction = V_PREDICTION if deviation > V_DEVIATION else "epsilon"
         variant = next(one for one in fits if one.prediction == prediction)
         facts.append(Evidence(f"deviation {deviation:.3f}, as of {prediction}", key))
-    if V_MARK in shapes:
-        variant = replace(variant, prediction=V_PREDICTION)
-        facts.append(Evidence("trained to predict v", V_MARK))
-    if ZERO_SNR_MARK in shapes:
+    # Beside ε it is left over: noise alone does not tell ε what the picture is.
+    if ZERO_SNR_MARK in shapes and variant.prediction == V_PREDICTION:
         variant = replace(variant, zero_snr=True)
         facts.append(Evidence("trained to zero terminal SNR", ZERO_SNR_MARK))
     return variant, facts

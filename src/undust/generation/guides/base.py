@@ -142,5 +142,7 @@ def reason(error: ValidationError) -> str:
     name = shown(".".join(str(part) for part in first["loc"]) or "the name of a field")
     if first["type"] == "missing":
         return f"{name} is missing"
+    if first["type"] == "extra_forbidden":
+        return f"{name}: is not known"
     message = first["msg"].removeprefix("Input should be ")
     return f"{name}: has to be {message}, not {quoted(first['input'])}"

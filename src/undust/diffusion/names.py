@@ -1,0 +1,50 @@
+"""What AUTOMATIC1111's web UI calls samplers and schedules that are the same there as here.
+
+Simple, Normal and DDIM may differ by the rounding to whole time steps. Some have the names of ours
+and are others: its KL Optimal ends at the smallest σ and not at 0, its Align Your Steps visits the
+last level of the table too, its Beta places σ instead of times, and its Restart takes what it
+repeats out of the number of steps, so that fewer than 20 repeat nothing.
+"""
+
+from __future__ import annotations
+
+SAMPLERS = {  # ours -> theirs
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpm-adaptive": "DPM adaptive",
+    "dpm-fast": "DPM fast",
+    "dpm2": "DPM2",
+    "dpm2-ancestral": "DPM2 a",
+    "dpmpp-2m": "DPM++ 2M",
+    "dpmpp-2m-sde": "DPM++ 2M SDE",
+    "dpmpp-2s-ancestral": "DPM++ 2S a",
+    "dpmpp-3m-sde": "DPM++ 3M SDE",
+    "dpmpp-sde": "DPM++ SDE",
+    "euler": "Euler",
+    "euler-ancestral": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "lms": "LMS",
+    "plms": "PLMS",
+    "unipc": "UniPC",
+}
+SCHEDULES = {
+    "exponential": "Exponential",
+    "karras": "Karras",
+    "leading": "DDIM",
+    "linspace": "Normal",
+    "polyexponential": "Polyexponential",
+    "sgm-uniform": "SGM Uniform",
+    "trailing": "Simple",
+}
+# Theirs -> ours. Their Uniform is their Normal.
+FROM_SAMPLERS = {theirs: ours for ours, theirs in SAMPLERS.items()}
+FROM_SCHEDULES = {theirs: ours for ours, theirs in SCHEDULES.items()} | {"Uniform": "linspace"}
+
+# What else people may say, and what of ours is nearest: samplers and schedules used to be one name.
+ALSO_SAMPLERS = {
+    f"{theirs} {schedule}": ours
+    for theirs, ours in FROM_SAMPLERS.items()
+    for schedule in ("Karras", "Exponential")
+}
+ALSO_SCHEDULES = {"DDIM Uniform": "leading"}

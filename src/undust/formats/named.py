@@ -1,0 +1,41 @@
+"""Where the model is that somebody names: inside undust, on the disk, or on the hub."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import undust
+from undust.errors import UndustError, unknown
+from undust.formats import hub, pickles
+from undust.formats.folder import INDEX
+
+BUILT_IN = Path(undust.__file__).parent / "models"
+
+
+def built_in() -> list[str]:
+    """Names of the models that come with undust."""
+    return sorted(path.parent.name for path in BUILT_IN.glob(f"*/{INDEX}"))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The folder or file of a built-in model's name, a path, or org/name[@revision] on the hub.
+
+    Raises UndustError for what is nowhere, as `hub.fetch`, and for a pickle.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    given, _, revision = name.partition("@")
+    if name in built_in():
+        return BUILT_IN / name
+    if hub.is_name(given) and not path.exists():
+        return hub.fetch(given, revision or None)
+    if not path.exists():
+        if path.suffix or len(path.parts) > 1:
+            raise UndustError(f"there is no model at {path}: it does not exist")
+        raise unknown("model", name, built_in())
+    if path.is_file() and pickles.is_pickle(path):
+        raise UndustError(
+            f"{path} is a pickle, which can run code; make a model of it that cannot: "
+            f"undust convert {shlex.quote(str(path))} {shlex.quote(path.stem)} --to folder"
+        )
+    return path

@@ -1,0 +1,192 @@
+"""What a single file of the original layout holds of a model, and whether that is all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from undust.conditioning.clip import clip
+from undust.diffusion.process import VP, Process
+from undust.errors import UndustError, shown
+from undust.formats import controlnet, model_folder
+from undust.formats.original.checkpoint import original, survey
+from undust.formats.original.variants import (
+    ADDED,
+    V_MARK,
+    V_PREDICTION,
+    VARIANTS,
+    ZERO_SNR_MARK,
+    Variant,
+    detect,
+)
+from undust.formats.parts import Parts
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import NetworkConfig, UNetConfig
+from undust.networks.controlnet import ControlNet
+
+# What of a configuration plays a part in what a network computes and is in none of its modules.
+FIELDS = (
+    *("flip_sin_to_cos", "freq_shift", "scaling_factor", "shift_factor"),
+    *("latents_mean", "latents_std"),
+)
+Model = Parts | Autoencoder | ControlNet
+
+
+def variant_of(parts: Parts) -> Variant:
+    """The variant of which a single file with such parts would be; UndustError if of none."""
+    config = parts.unet.config
+    added = {"text_time": ADDED[0], "text": "text"}.get(config.addition_embed_type or "", "")
+    added = added or (ADDED[1] if config.num_class_embeds else "")
+    seen = [(w.penultimate, w.pooled, w.encoder.config.hidden_act) for w in parts.texts]
+    fits = [
+        variant
+        for variant in VARIANTS.values()
+        if (variant.channels, variant.added) == (config.in_channels, added)
+        and [(t.penultimate, t.pooled, t.activation) for t in variant.texts] == seen
+    ]
+    if not fits:
+        raise UndustError(
+            f"no single file holds such a model: a U-Net of {config.in_channels} channels with "
+            f"{len(seen)} text encoders ({', '.join(kind for *_, kind in seen)}); "
+            f"known are {', '.join(VARIANTS)}"
+        )
+    named = next((one for one in fits if one.prediction == parts.prediction), fits[0])
+    for zero_snr in (False, True):
+        variant = replace(named, prediction=parts.prediction, zero_snr=zero_snr)
+        if _same(variant.process(), parts.process):
+            return variant
+    raise UndustError(
+        f"the noise that the model was trained on is not {named.title}'s, and a single file has no "
+        "place to say so"
+    )
+
+
+def tensors(model: Model) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a single file, and what they cannot tell its reader.
+
+    Raises UndustError for a model that a single file cannot hold without becoming another one.
+    """
+    match model:
+        case ControlNet():
+            return controlnet.original(model), []
+        case Autoencoder():
+            scale = f"{model.config.scaling_factor:g}"
+            unsaid = f"the file of a first stage alone does not tell its latents' scale, {scale}"
+            return original(None, {"vae": (model.config, model.state_dict())}), [unsaid]
+        case Parts():
+            variant = variant_of(model)
+            return _named(variant, model), list(_unsaid(variant, model))
+
+
+def check(path: Path, model: Model) -> None:
+    """Raises UndustError if what is read from a file computes something else than was written."""
+    if isinstance(model, ControlNet):
+        _compare({"ControlNet": model}, {"ControlNet": controlnet.load(path, None)})
+        return
+    found = {name: part.network for name, part in survey(path).parts.items()}
+    if isinstance(model, Autoencoder):
+        # Alone, it has no variant that would know this.
+        _compare({"vae": model}, found, but=("scaling_factor", "shift_factor"))
+    else:
+        _compare(_networks(model, variant_of(model)), found)
+
+
+def _named(variant: Variant, parts: Parts) -> dict[str, Tensor]:
+    """The tensors of a single file, from which the model is told again."""
+    tensors = original(
+        variant,
+        {
+            name: (cast(NetworkConfig, network.config), network.state_dict())
+            for name, network in _networks(parts, variant).items()
+        },
+    )
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    found, _ = detect(shapes, tensors.__getitem__)
+    if found.prediction != variant.prediction:
+        if variant.prediction != V_PREDICTION:
+            raise UndustError(
+                f"a model that predicts {shown(variant.prediction)} would be taken for one of "
+                f"{found.prediction} from a single file"
+            )
+        tensors[V_MARK] = torch.empty(0)
+    if variant.zero_snr:
+        tensors[ZERO_SNR_MARK] = torch.empty(0)
+    return tensors
+
+
+def _networks(parts: Parts, variant: Variant) -> dict[str, nn.Module]:
+    """The networks under the names of their places in the original's parts."""
+    texts = zip(variant.texts, parts.texts, strict=True)
+    return {
+        **{text.part: words.encoder for text, words in texts},
+        "unet": parts.unet,
+        "vae": parts.autoencoder,
+    }
+
+
+def _unsaid(variant: Variant, parts: Parts) -> Generator[str]:
+    """What a reader of the single file will take otherwise than the folder says."""
+    for text, words in zip(variant.texts, parts.texts, strict=True):
+        usual, own = clip(text.padding), words.tokenizer
+        if (own.vocabulary, own.merges) != (usual.vocabulary, usual.merges):
+            raise UndustError("the tokenizer is not CLIP's, and a single file has no place for it")
+        if own.added:
+            words = ", ".join(shown(word.content) for word in [*own.added.values()][:3])
+            raise UndustError(
+                f"words were learnt, and a single file has no place for them: {words}"
+            )
+        if own.padding != usual.padding:
+            yield (
+                f"the file does not tell that prompts are padded with {shown(own.padding)}: "
+                f"a {variant.title}'s are with {usual.padding}"
+            )
+    latent, usual = parts.unet.config.sample_size or 64, variant.size // parts.factor
+    if latent not in (usual, (usual, usual)):
+        yield (
+            f"the file does not tell the size of the pictures, {variant.size}x{variant.size} if "
+            f"none is asked for: the folder's latents are {latent}, not {usual}"
+        )
+    if parts.zeros_for_nothing != variant.zeros_for_nothing:
+        yield (
+            f"the file does not tell that {model_folder.ZEROS} is {parts.zeros_for_nothing}: "
+            f"a {variant.title}'s is not"
+        )
+
+
+def _compare(
+    networks: Mapping[str, nn.Module], found: Mapping[str, nn.Module], but: Iterable[str] = ()
+) -> None:
+    for name, network in networks.items():
+        own, other = _traits(network), _traits(found[name])
+        for trait in sorted(own.keys() | other.keys()):
+            if own.get(trait) != other.get(trait) and trait not in but:
+                raise UndustError(
+                    f"a single file has no place to say that the {name}'s {trait} is "
+                    f"{own.get(trait)}: it would be read as {other.get(trait)}"
+                )
+
+
+def _traits(network: nn.Module) -> dict[str, Any]:
+    """All of a network that decides what it computes and is not a tensor."""
+    config = cast(NetworkConfig, network.config)
+    traits: dict[str, Any] = {name: getattr(config, name, None) for name in FIELDS}
+    if isinstance(config, UNetConfig):
+        traits["addition_time_embed_dim"] = config.addition_time_embed_dim
+    for name, module in network.named_modules():
+        traits[name] = type(module).__name__
+        for key, value in vars(module).items():
+            if isinstance(value, int | float | str | tuple) and key not in ("training", "config"):
+                traits[f"{name}.{key}".removeprefix(".")] = value
+    return traits
+
+
+def _same(one: Process, other: Process) -> bool:
+    """Whether two processes are told by the same table of β."""
+    if not isinstance(one, VP) or not isinstance(other, VP) or one.steps != other.steps:
+        return False
+    return torch.allclose(one.betas, other.betas, rtol=1e-6, atol=0)

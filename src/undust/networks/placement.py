@@ -1,0 +1,29 @@
+"""What networks are kept in and where they are asked, as people name these."""
+
+from __future__ import annotations
+
+import torch
+
+from undust.errors import UndustError, quoted
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def precision(given: torch.dtype | str) -> torch.dtype:
+    """What weights are kept in, by our name or torch's. Raises UndustError for anything else."""
+    theirs = {str(kind): kind for kind in (*PRECISIONS.values(), torch.float64)}
+    short = {name.removeprefix("torch."): kind for name, kind in theirs.items()}
+    found = {**PRECISIONS, **theirs, **short}.get(str(given))
+    if found is None:
+        raise UndustError(f"dtype: weights are kept in fp32, fp16 or bf16, not in {quoted(given)}")
+    return found
+
+
+def device(given: torch.device | str | None) -> torch.device:
+    """A device that is here, the CPU unless told. Raises UndustError for one that is not."""
+    try:
+        place = torch.device(given or "cpu")
+        return torch.empty(0, device=place).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0].removesuffix(".")
+        raise UndustError(f"device: {given} cannot be used here: {reason}") from error
