@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import undust
 from undust.errors import UndustError, unknown
 from undust.formats import hub, pickles
 from undust.formats.folder import INDEX
 
-BUILT_IN = Path(undust.__file__).parent / "models"
+BUILT_IN = Path(__file__).parents[1] / "models"
 
 
 def built_in() -> list[str]:
