@@ -168,6 +168,23 @@ def test_what_is_too_large_is_refused_and_nothing_stays(folders, adapters):
         assert device.used < needed // 4
 
 
+def test_a_first_stage_without_room_for_a_whole_picture_works_in_strips(folders):
+    """As it does with large pictures: the same up to rounding, and what is left of the memory."""
+    model = undust.load(folders["sd1"])
+    latents = torch.randn(2, 4, 64, 64, generator=torch.manual_seed(0))
+    pictures = torch.rand(2, 3, 256, 256, generator=torch.manual_seed(0)) * 2 - 1
+    for ask, given in ((LatentDiffusion.decode, latents), (LatentDiffusion.encode, pictures)):
+        expected = ask(model, given)
+        with Device() as device:
+            ask(undust.load(folders["sd1"], device="cuda:0"), given)
+        room = int(0.6 * device.most)
+        with Device(room) as small:
+            found = ask(undust.load(folders["sd1"], device="cuda:0"), given)
+        assert small.most <= room
+        assert not torch.equal(found, expected)
+        assert apart(found, expected) < 1e-5
+
+
 def test_a_model_is_saved_from_the_device(folders, adapters, tmp_path):
     with Device():
         model = undust.load(folders["sd1"], device="cuda:0")

@@ -199,13 +199,14 @@ class LatentDiffusion(Parts):
         """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
         vae = self.autoencoder
         scale, shift = vae.scale(latents)
-        unscaled = latents / scale + shift
-        return self._offload.ask(vae, lambda: first_stage.decode(vae, unscaled)).to(latents.device)
+        whole = partial(first_stage.decode, vae, latents / scale + shift)
+        return self._offload.ask(vae, whole, partial(whole, streamed=True)).to(latents.device)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
         vae = self.autoencoder
-        mean = self._offload.ask(vae, lambda: first_stage.encode(vae, pictures)).to(pictures.device)
+        whole = partial(first_stage.encode, vae, pictures)
+        mean = self._offload.ask(vae, whole, partial(whole, streamed=True)).to(pictures.device)
         scale, shift = vae.scale(mean)
         return (mean - shift) * scale
 

@@ -30,27 +30,24 @@ class Offload:
         self.device = device
         self._away: dict[nn.Module, list[Place]] = {}
 
-    def ask(self, network: nn.Module, question: Callable[[], T]) -> T:
+    def ask(self, network: nn.Module, question: Callable[[], T], *frugal: Callable[[], T]) -> T:
         """What the question comes to, with the network on the device.
 
-        It may be asked twice. Raises UndustError if there is no room even for the one network.
+        It may be asked twice; after that `frugal`, which asks the same with less memory, if there
+        is a way. Raises UndustError if there is no room even for that and the one network.
         """
-        try:
-            return self._asked(network, question)
-        except RuntimeError as error:
-            if not _is_full(error):
-                raise
-        # Not while the error is held: its frames hold what the question had made.
-        self.clear()
-        try:
-            return self._asked(network, question)
-        except RuntimeError as error:
-            if not _is_full(error):
-                raise
-            raise UndustError(
-                f"device: {self.device or 'the machine'} has not enough memory for this; smaller "
-                "pictures, fewer at once (exact: one by one) or half precision (dtype) need less"
-            ) from error
+        for attempt in (question, question, *frugal):
+            try:
+                return self._asked(network, attempt)
+            except RuntimeError as error:
+                if not _is_full(error):
+                    raise
+            # Not while the error is held: its frames hold what the question had made.
+            self.clear()
+        raise UndustError(
+            f"device: {self.device or 'the machine'} has not enough memory for this; smaller "
+            "pictures, fewer at once (exact: one by one) or half precision (dtype) need less"
+        )
 
     def clear(self) -> None:
         """Sends every network home."""

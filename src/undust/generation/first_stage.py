@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,25 +14,31 @@ from undust.errors import UndustError
 from undust.networks.autoencoder import Autoencoder
 
 
-def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+def decode(autoencoder: Autoencoder, latents: Tensor, *, streamed: bool = False) -> Tensor:
     """Unscaled latents [B,C,h,w] → pictures [B,3,H,W] in float32, about in [-1,1].
 
     Latents may be on any device and in any precision, the wider the better. A picture that leaves
     the range of the weights' half precision is decoded again in float32, and a RuntimeWarning says
     so. That is decided for each picture by itself, with a copy of the weights, so that none depends
     on those beside or before it. bfloat16 would have the range too but costs levels of colour: up
-    to 9 of 255 with random weights of Stable Diffusion's shape.
+    to 9 of 255 with random weights of Stable Diffusion's shape. streamed: in less memory, as
+    `Autoencoder.decode` has it.
     Raises UndustError for latents that are not finite, and for pictures that are not in float32.
     """
-    return _finite(autoencoder, latents, Autoencoder.decode, "latents")
+    run = partial(Autoencoder.decode, streamed=streamed)
+    return _finite(autoencoder, latents, run, "latents")
 
 
-def encode(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
+def encode(autoencoder: Autoencoder, pictures: Tensor, *, streamed: bool = False) -> Tensor:
     """Pictures [B,3,H,W] in [-1,1] → the means of their unscaled latents [B,C,h,w], float32.
 
     What leaves the range of half precision is encoded again and told of as `decode` does it.
     """
-    return _finite(autoencoder, pictures, lambda vae, x: vae.encode(x).mode(), "pictures")
+
+    def run(vae: Autoencoder, x: Tensor) -> Tensor:
+        return vae.encode(x, streamed=streamed).mode()
+
+    return _finite(autoencoder, pictures, run, "pictures")
 
 
 def _finite(

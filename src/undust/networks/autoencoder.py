@@ -199,28 +199,29 @@ class Autoencoder(nn.Module):
         """The weight at which an adversarial loss weighs its gradient against the others'."""
         return self.decoder.conv_out.weight
 
-    def encode(self, x: Tensor) -> Posterior:
+    def encode(self, x: Tensor, *, streamed: bool = False) -> Posterior:
         """Pictures [B,3,H,W] in [-1,1] → the posterior over latents [B,C,H/f,W/f].
 
-        Pictures of more than `LARGE` pixels go through one by one and strip by strip, which is
-        exact up to rounding and takes a third of the memory, unless gradients are asked for.
+        Pictures of more than `LARGE` pixels, and smaller ones if `streamed`, go through one by one
+        and strip by strip, which is exact up to rounding and takes a third of the memory, unless
+        gradients are asked for.
         """
-        moments = self._run(self.encoder, x, x.shape[2] * x.shape[3])
+        streamed = streamed or x.shape[2] * x.shape[3] > LARGE
+        moments = self._run(self.encoder, x, streamed=streamed)
         mean, logvar = self.quant_conv(moments).chunk(2, dim=1)
         # Beyond these bounds the exponential leaves float16, or the variance is nought.
         return Posterior(mean, logvar.clamp(-30, 20))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, *, streamed: bool = False) -> Tensor:
         """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1].
 
         Large pictures are streamed as `encode` does it.
         """
-        return self._run(
-            self.decoder, self.post_quant_conv(z), z.shape[2] * z.shape[3] * self.factor**2
-        )
+        streamed = streamed or z.shape[2] * z.shape[3] * self.factor**2 > LARGE
+        return self._run(self.decoder, self.post_quant_conv(z), streamed=streamed)
 
-    def _run(self, half: Encoder | Decoder, x: Tensor, pixels: int) -> Tensor:
+    def _run(self, half: Encoder | Decoder, x: Tensor, *, streamed: bool) -> Tensor:
         asked = torch.is_grad_enabled() and (x.requires_grad or self.last_layer.requires_grad)
-        if pixels <= LARGE or asked:
+        if asked or not streamed:
             return half(x)
         return torch.cat([half.streamed(one) for one in x.split(1)]).contiguous()
