@@ -11,6 +11,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +204,12 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(undust: Run, tiny_mo
 
 
 def test_ctrl_c_keeps_the_finished_pictures(tiny_model: Path, here: Path):
-    """In a process of its own: hypothesis's callbacks of the collector swallow a Ctrl-C."""
+    """In a process of its own, which listens to it even if these tests run in the background."""
     asked = ["a", "--count", "5000", "--exact", "--steps", "1", "--model", str(tiny_model)]
     command = [sys.executable, "-m", "undust", "generate", *asked]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **streams, text=True, preexec_fn=listening) as running:
         while len(list(here.glob("undust-out/*.png"))) < 3 and running.poll() is None:
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)
