@@ -16,7 +16,7 @@ picture:
 
 test:
 	@scripts/setup test
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 	@$(MAKE) --no-print-directory lint types
 
 lint:

@@ -77,7 +77,7 @@ def test_samplers_are_called_as_their_functions_are():
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
-@pytest.mark.parametrize("theirs", names.FROM_SCHEDULES.keys() & PLACED.keys())
+@pytest.mark.parametrize("theirs", sorted(names.FROM_SCHEDULES.keys() & PLACED.keys()))
 def test_schedules_of_one_name_are_the_same_to_half_a_time_step(theirs: str, steps: int):
     ours = SCHEDULES[names.FROM_SCHEDULES[theirs]](PROCESS, steps)[:-1]
     placed = torch.from_numpy(PLACED[theirs](steps).copy())
