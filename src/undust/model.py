@@ -22,6 +22,7 @@ from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
 from undust.formats import loose, model_folder, named, textual_inversion
 from undust.formats.controlnet import load as load_controlnet
+from undust.formats.files import read_whole
 from undust.formats.lora.file import Lora
 from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
@@ -363,11 +364,14 @@ def load(
         name, read, hashed = folder.stem, single, content_hash
     else:
         name, read, hashed = folder.resolve().name, model_folder.read, model_folder.weights_hash
-    # The hash of some gigabytes takes as long as reading them.
-    with ThreadPoolExecutor(1) as beside:
-        digits = beside.submit(hashed, folder)
-        parts = read(folder, dtype)
-        found = digits.result()[:10]
+
+    def opened() -> tuple[Parts, str]:
+        # The hash of some gigabytes takes as long as reading them.
+        with ThreadPoolExecutor(1) as beside:
+            digits = beside.submit(hashed, folder)
+            return read(folder, dtype), digits.result()[:10]
+
+    parts, found = read_whole(folder, opened)  # a run may be publishing it
     instead = None
     if vae is not None:
         instead = GivenWeights(path=str(loose.place(Path(vae)))).settle()

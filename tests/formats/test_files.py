@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 from undust.errors import UndustError
+from undust.formats import files
 from undust.formats.files import atomic, atomic_folder, atomic_write
 
 
@@ -35,7 +37,9 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path):
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: type):
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, failure: type[BaseException]
+):
     target = tmp_path / "a.txt"
     target.write_bytes(b"old")
     with pytest.raises(failure), atomic(target) as temporary:
@@ -208,3 +212,139 @@ def test_what_a_kill_between_the_two_renames_left_is_still_the_folder(tmp_path: 
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model", replace=True):
         raise RuntimeError("the next attempt fails too")
     assert (tmp_path / "model" / "weights").read_text() == "the only copy"
+
+
+WRITERS = """
+    import secrets, sys
+    from pathlib import Path
+    from undust.formats import files
+    if "plain" in sys.argv:
+        files._exchange_call = lambda: None
+    while True:
+        with files.atomic_folder(Path("model"), replace=True) as building:
+            version = secrets.token_hex(8)
+            for name in "abc":
+                (building / name).write_text(version * 1000)
+        files.atomic_write(Path("file"), version.encode() * 1000)
+    """
+
+
+def look(folder: Path) -> set[bytes]:
+    """The versions that the files of a folder are of; UndustError if one is not there."""
+    found: set[bytes] = set()
+    for name in "abc":
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise UndustError(str(error)) from error
+        assert content == content[:16] * 1000
+        found.add(content[:16])
+    return found
+
+
+@pytest.mark.parametrize("way", ["exchanged", "plain"])
+def test_writers_that_are_killed_and_readers_meet(way: str, tmp_path: Path):
+    """Three writers, one after another killed and replaced; every look is at a whole folder.
+
+    "plain" is the way of systems that cannot exchange two folders, where it is absent for moments.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITERS), way],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    folder = tmp_path / "model"
+    writers = [start() for _ in range(3)]
+    seen: set[bytes] = set()
+    looks = 0
+    try:
+        while not (folder / "a").exists() or not (tmp_path / "file").exists():
+            time.sleep(0.01)
+        for victim in (0, 1, 2, 0, 1, 2):
+            until = time.monotonic() + 0.25
+            while time.monotonic() < until:
+                looks += 1
+                try:
+                    (version,) = files.read_whole(folder, lambda: look(folder))
+                    seen.add(version)
+                    if way == "exchanged":
+                        look(folder)  # even without care each file is there at any time
+                except UndustError:
+                    assert way == "plain"
+                content = (tmp_path / "file").read_bytes()
+                assert content == content[:16] * 1000
+            writers[victim].kill()
+            writers[victim].wait()
+            writers[victim] = start()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+    assert looks > 20
+    assert len(seen) > 5
+    with atomic_folder(folder, replace=True) as building:
+        assert len(look(folder)) == 1
+        (building / "whole").write_text("")
+    assert names(tmp_path) == {"file", "model", "model/whole"}
+
+
+def test_the_temporary_of_a_live_writer_is_left_alone(tmp_path: Path):
+    with atomic(tmp_path / "a") as slow:
+        atomic_write(tmp_path / "b", b"b")
+        with atomic_folder(tmp_path / "c"):
+            pass
+        slow.write_bytes(b"a")
+    assert names(tmp_path) == {"a", "b", "c"}
+
+
+def test_a_folder_that_a_killed_writer_had_moved_aside_is_restored(tmp_path: Path):
+    """By whatever is written next beside it; in the way of this version, and of earlier ones."""
+    for place in (".undust-0.tmp/old/model", ".two.old"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "weights").write_text(place)
+    (tmp_path / ".two.new").mkdir()
+    files.restore(tmp_path / "two")
+    assert names(tmp_path) == {"model", "model/weights", "two", "two/weights"}
+
+
+def test_the_temporaries_of_earlier_versions_are_removed_when_they_are_old(tmp_path: Path):
+    for name, age in ((".undust-old.tmp", 2 * files.DAY), (".undust-new.tmp", 60)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    (tmp_path / ".undust-mine").write_bytes(b"not a temporary")
+    atomic_write(tmp_path / "a", b"")
+    assert names(tmp_path) == {"a", ".undust-new.tmp", ".undust-mine"}
+
+
+def test_a_folder_that_is_filled_meanwhile_is_not_replaced_unasked(tmp_path: Path):
+    target = tmp_path / "model"
+    with pytest.raises(UndustError, match="not empty"), atomic_folder(target):
+        target.mkdir()
+        (target / "of another").write_text("")
+    assert names(tmp_path) == {"model", "model/of another"}
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path):
+    """The first of two files is read, then the folder is replaced: both are read of the new one."""
+    folder = tmp_path / "model"
+
+    def write(version: str) -> None:
+        with atomic_folder(folder, replace=True) as building:
+            for name in "ab":
+                (building / name).write_text(version)
+
+    write("old")
+    newer = iter(["newer", "newest"])
+
+    def read() -> list[str]:
+        first = (folder / "a").read_text()
+        if version := next(newer, None):
+            write(version)
+        return [first, (folder / "b").read_text()]
+
+    assert files.read_whole(folder, read) == ["newest", "newest"]
+    with pytest.raises(UndustError, match="replaced all the time"):
+        files.read_whole(folder, lambda: write("again"))

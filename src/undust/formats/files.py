@@ -1,15 +1,30 @@
-"""Writing files so that a crash, a full disk or Ctrl-C never leaves half of one."""
+"""Writing files so that a crash, a full disk, Ctrl-C or a second writer never leaves half of one.
+
+What is written is built in a locked folder `.undust-*.tmp` beside its place. The lock tells the
+folder of a live writer from that of a killed one, which the next write beside it removes.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Generator
+import sys
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from undust.errors import UndustError
+from undust.formats.locks import FileLock, LockedError
+
+TRIES = 100  # of one more attempt, where another process was faster
+DAY = 86_400.0  # seconds
+T = TypeVar("T")
 
 
 @contextmanager
@@ -20,19 +35,15 @@ def atomic(path: Path) -> Generator[Path]:
     `path` is as it was. Raises UndustError if the folder is absent, unwritable or full, or if
     `path` is something that a file must not replace.
     """
-    target = path.resolve()  # a link stays a link: what it points at is replaced
+    target = path.resolve()  # a link stays a link: its target is replaced
     if target.exists() and not target.is_file():
         raise UndustError(f"cannot write {path}: it is there already and is not a file")
-    temporary = target.with_name(f".undust-{secrets.token_hex(6)}.tmp")
-    try:
-        with _explained(path, temporary):
-            yield temporary
-            _sync(temporary)
-            temporary.replace(target)
-            _sync(target.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with _workspace(path, target.parent) as workspace:
+        temporary = workspace / "new"
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -53,57 +64,191 @@ def make_folder(path: Path) -> None:
 def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
     """Gives an empty folder beside `path` to fill; at the end it becomes `path`, all at once.
 
-    What a killed run left of an earlier attempt is removed first. An existing `path` is refused
-    unless it is empty or `replace` is given. Raises UndustError as `atomic` does.
+    An existing `path` is refused unless it is empty or `replace` is given. It is exchanged for the
+    new folder in one step, so that `path` is a whole folder at any time and the last of several
+    writers wins. Where the system or the file system cannot exchange (Windows, some network
+    mounts), the old one is first moved aside and `path` is absent for a moment. Raises UndustError
+    as `atomic` does.
     """
     target = path.resolve()
     if target.exists() and not target.is_dir():
         raise UndustError(f"cannot write the folder {path}: there is a file of that name")
-    building, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
-    with _explained(path, building):
-        if not replace and target.exists() and any(target.iterdir()):
-            raise UndustError(f"cannot write the folder {path}: it is there already and not empty")
-        # The names are fixed, so that the next attempt finds and removes this one's leftovers.
-        if old.exists() and not target.exists():
-            old.rename(target)  # killed between the two renames: the older one is still the one
-        for leftover in (building, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
+    taken = UndustError(f"cannot write the folder {path}: it is there already and not empty")
+    restore(target)
+    if not replace and _filled(target):
+        raise taken
+    with _workspace(path, target.parent) as workspace:
+        building = workspace / "new"
         building.mkdir()
+        yield building
+        for folder, _, files in os.walk(building):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        for _ in range(TRIES):
+            if not replace and _filled(target):
+                raise taken
+            if _put(building, target, workspace / "old", replace=replace):
+                break
+        else:
+            raise UndustError(f"cannot write {path}: others write it all the time")
+        _sync(target.parent)
+
+
+def restore(path: Path) -> None:
+    """Brings back a folder whose writer was killed while it was moved aside; else does nothing."""
+    _remove_leftovers(path.parent)
+    # Earlier versions built a folder in .NAME.new and moved the one before it to .NAME.old.
+    building, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
+    with suppress(OSError):
+        if old.is_dir() and not path.exists():
+            old.rename(path)
+    for leftover in (building, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_whole(folder: Path, read: Callable[[], T]) -> T:
+    """The result of `read`, which reads files of a folder, all from the same writing of it.
+
+    It is called again if the folder was replaced meanwhile. Raises UndustError if that happens
+    every time.
+    """
+    for _ in range(TRIES):
+        before = _identity(folder)
         try:
-            yield building
-            for folder, _, files in os.walk(building):
-                for name in files:
-                    _sync(Path(folder, name))
-                _sync(Path(folder))
-            if target.exists():
-                target.rename(old)
-            try:
-                building.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
+            result = read()
+        except UndustError:
+            if _identity(folder) == before:
                 raise
-            _sync(target.parent)
-        finally:
-            for leftover in (building, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            if _identity(folder) == before:
+                return result
+    raise UndustError(f"{folder} cannot be read: it is replaced all the time")
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Numbers that differ for another folder in this place."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _filled(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
 
 
 @contextmanager
-def _explained(path: Path, temporary: Path) -> Generator[None]:
-    """Turns the system's refusal into a line that names what was being written, as it was asked."""
+def _workspace(path: Path, parent: Path) -> Generator[Path]:
+    """A locked folder in `parent` for the writing of `path`; it is removed at the end.
+
+    Refusals of the system become an UndustError that names `path`.
+    """
+    _remove_leftovers(parent)
+    place, lock = parent, None
     try:
-        yield
+        while lock is None:
+            place = parent / f".undust-{secrets.token_hex(6)}.tmp"
+            place.mkdir()
+            with suppress(FileNotFoundError, LockedError):  # removed before it was locked
+                lock = FileLock(place / "lock")
+        yield place
     except UndustError as error:
-        if str(temporary) in str(error):
-            raise UndustError(str(error).replace(str(temporary), str(path))) from error
+        if str(place / "new") in str(error):
+            raise UndustError(str(error).replace(str(place / "new"), str(path))) from error
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError) and not path.resolve().parent.is_dir():
+        if isinstance(error, PermissionError):  # which of its two numbers depends on the system
+            reason = os.strerror(errno.EACCES)
+        if isinstance(error, FileNotFoundError) and not parent.is_dir():
             reason = f"the folder {path.parent} does not exist"
         raise UndustError(f"cannot write {path}: {reason}") from error
+    finally:
+        if place != parent:
+            shutil.rmtree(place, ignore_errors=True)
+        if lock:
+            lock.release()
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Removes the workspaces of killed writers, after a folder that one had moved aside is back."""
+    with suppress(OSError):
+        found = [Path(entry) for entry in os.scandir(parent) if entry.name.startswith(".undust-")]
+        for place in found:
+            if place.suffix == ".tmp":
+                _remove_if_dead(place)
+
+
+def _remove_if_dead(place: Path) -> None:
+    with suppress(OSError, LockedError):
+        if not place.is_dir():  # of an earlier version, which did not lock
+            if time.time() - place.stat().st_mtime > DAY:
+                place.unlink()
+            return
+        lock = FileLock(place / "lock")
+        if lock.certain:
+            for folder in place.glob("old/*"):
+                if not place.with_name(folder.name).exists():
+                    folder.rename(place.with_name(folder.name))
+            shutil.rmtree(place, ignore_errors=True)
+        lock.release()
+
+
+def _put(new: Path, target: Path, aside: Path, *, replace: bool) -> bool:
+    """Makes `new` the folder `target`; False if another writer came between, and nothing is done.
+
+    The folder that was there before is then at `new` or in `aside`.
+    """
+    try:
+        new.rename(target)  # where there is none, or an empty one
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if not replace and _filled(target):
+        return False
+    if replace and _exchange(new, target):
+        return True
+    moved = aside / target.name
+    shutil.rmtree(moved, ignore_errors=True)
+    aside.mkdir(exist_ok=True)
+    try:
+        target.rename(moved)
+    except FileNotFoundError:
+        return False
+    try:
+        new.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        moved.rename(target)
+        raise
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; False where that cannot be."""
+    call = _exchange_call()
+    return call is not None and call(os.fsencode(one), os.fsencode(other)) == 0
+
+
+@cache
+def _exchange_call() -> Callable[[bytes, bytes], int] | None:
+    """The system's call (renameat2 of Linux, renamex_np of macOS), or None if it has none."""
+    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE, and RENAME_SWAP
+    if sys.platform not in ("linux", "darwin"):
+        return None
+    try:
+        library = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            swap = library.renamex_np
+            return lambda one, other: swap(one, other, ctypes.c_uint(exchange))
+        rename = library.renameat2
+        return lambda one, other: rename(here, one, here, other, ctypes.c_uint(exchange))
+    except (OSError, AttributeError):
+        return None
 
 
 def _sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from undust.errors import UndustError
+from undust.formats.files import read_whole
 from undust.formats.folder import load_component_weights, load_into, read_json
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, NetworkConfig
@@ -46,7 +47,9 @@ def load_autoencoder(
     folder: Path, dtype: torch.dtype | None = torch.float32, **known: object
 ) -> Autoencoder:
     """A first stage alone, ready for use. Raises UndustError for a folder that is not one."""
-    network = load_network(Autoencoder, AutoencoderConfig, folder, dtype, **known)
+    network = read_whole(
+        folder, lambda: load_network(Autoencoder, AutoencoderConfig, folder, dtype, **known)
+    )
     return network.eval().requires_grad_(False)
 
 

@@ -1,0 +1,92 @@
+"""Exclusive locks on files, which the system releases when their holder ends, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+# A file system that has no locks, such as some network mounts.
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+
+
+class LockedError(Exception):
+    """Another process holds the lock; the message names it: "process 1234 on HOST"."""
+
+
+class FileLock:
+    """An exclusive lock on a file that exists while the lock is held.
+
+    The file holds the process and the host as text. A file that a killed process left is locked
+    by nobody and is taken over. certain: False where the file system has no locks; nobody is kept
+    out then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Takes the lock. LockedError if another holds it, OSError if there can be no such file."""
+        self.path = path
+        self.certain = False
+        self._descriptor = -1
+        while self._descriptor < 0:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self.certain = _lock(descriptor)
+                with suppress(FileNotFoundError):  # its holder may have removed it in between
+                    if os.path.samestat(os.fstat(descriptor), path.stat()):
+                        self._descriptor = descriptor
+            except BlockingIOError:
+                holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+                raise LockedError(holder or "another process") from None
+            finally:
+                if self._descriptor < 0:
+                    os.close(descriptor)
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Removes the file and gives the lock up; a second call does nothing."""
+        if self._descriptor < 0:
+            return
+        with suppress(OSError):  # Windows removes no open file
+            if os.path.samestat(os.fstat(self._descriptor), self.path.stat()):
+                self.path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _FAR = 2**30  # beyond the text: Windows lets nobody read what is locked
+
+    def _lock(descriptor: int) -> bool:
+        os.lseek(descriptor, _FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        return True
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> bool:
+        """Whether it is locked for certain; BlockingIOError if another holds it."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            return False
+        return True
