@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from undust.errors import LONGEST, NAME, UndustError, quoted, shown, unknown
+from undust.errors import LONGEST, NAME, UndustError, demand, quoted, shown, unknown
 
 
 def test_what_can_be_printed_stays():
@@ -74,3 +77,59 @@ def test_values_are_as_python_writes_them(value: object, text: str):
 
 def test_what_is_known_is_said_also_after_a_long_name():
     assert str(unknown("sampler", "x" * 10**5, ["euler"])).endswith("known: euler")
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    kind: Literal["one"] = "one"
+
+
+class Other(BaseModel):
+    kind: Literal["two"] = "two"
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    word: str = Field("", min_length=1, max_length=3, pattern="^a")
+    whole: int = 0
+    number: float = Field(0, gt=0, le=8)
+    few: tuple[int, ...] = Field((), max_length=2)
+    pair: tuple[int, int] = (0, 0)
+    named: dict[str, int] = Field({}, min_length=1)
+    inner: Inner = Inner()
+    one: Inner | Other = Field(Inner(), discriminator="kind")
+    place: Path = Path()
+    on: bool = False
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"word": "abcd"}, "has to have at most 3 characters"),
+        ({"word": ""}, "has to have at least 1 character"),
+        ({"word": "b"}, "has to match pattern '^a'"),
+        ({"word": 1}, "has to be a valid string"),
+        ({"whole": "x"}, "has to be a valid integer"),
+        ({"whole": 1.5}, "has to be a valid integer"),
+        ({"whole": "9" * 5000}, "has to be a smaller number"),
+        ({"number": float("nan")}, "has to be a finite number"),
+        ({"number": 9}, "has to be less than or equal to 8"),
+        ({"few": (1, 2, 3)}, "has to have at most 2 items"),
+        ({"pair": (1, 2, 3)}, "has to have at most 2 items"),
+        ({"pair": (1,)}, "is missing"),
+        ({"named": {}}, "has to have at least 1 item"),
+        ({"inner": 1}, "has to be a valid dictionary"),
+        ({"inner": {"kind": "two"}}, "has to be 'one'"),
+        ({"inner": {"size": 1}}, "is not known"),
+        ({"one": {"kind": "three"}}, "'kind': 'three' is none of 'one', 'two'"),
+        ({"one": {}}, "has no 'kind'"),
+        ({"place": 3}, "has to be a path"),
+        ({"on": "perhaps"}, "has to be a valid boolean"),
+        ({"other": 1}, "is not known"),
+        ({3: 1}, "has to be strings"),
+    ],
+)
+def test_a_finding_of_pydantic_is_a_predicate(fields: dict[str, object], said: str):
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate(fields)
+    assert demand(caught.value.errors()[0]) == said

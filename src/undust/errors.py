@@ -6,6 +6,10 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sized
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 LONGEST = 1000  # characters of a message
 NAME = 120  # characters of a name in it
@@ -61,6 +65,29 @@ def few(what: str, values: Sized) -> None:
     """
     if len(values) > MOST:
         raise UndustError(f"{what} has {len(values):,} entries, more than can be meant")
+
+
+def demand(details: ErrorDetails) -> str:
+    """A finding of pydantic's as a predicate of the field: "has to be less than or equal to 8"."""
+    message, context = details["msg"], details.get("ctx", {})
+    match details["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return "is not known"
+        case "value_error" | "assertion_error":
+            return message.partition(", ")[2]
+        case "int_parsing_size":
+            return "has to be a smaller number"
+        case "union_tag_not_found":
+            return f"has no {context['discriminator']}"
+        case "union_tag_invalid":
+            given = shown(context["tag"])
+            return f"{context['discriminator']}: '{given}' is none of {context['expected_tags']}"
+        case "path_type":
+            return "has to be a path"
+    message = re.sub(r"(, unable .*|, got .*| after validation.*| or instance of .*)$", "", message)
+    return re.sub(r"^[\w ]+? should ", "has to ", message)
 
 
 _QUOTING = reprlib.Repr()

@@ -83,14 +83,14 @@ def test_every_process_has_its_own_dust(process: str, changes: list[str], write_
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["dust.process=flow", "dust.beta_start=1"], "dust.beta_start: extra .* with process flow"),
+        (["dust.process=flow", "dust.beta_start=1"], "dust.beta_start: is not known, with process flow"),
         (["dust.process=flow", "dust.prediction=epsilon"], "dust.prediction: .* process flow"),
         (["dust.process=flow", "dust.shift=0"], "dust.shift: .* process flow"),
-        (["dust.process=edm", "dust.shift=2"], "dust.shift: extra .* with process edm"),
+        (["dust.process=edm", "dust.shift=2"], "dust.shift: is not known, with process edm"),
         (["dust.process=edm", "dust.p_std=0"], "dust.p_std: .* with process edm"),
         (["dust.process=cosine", "dust.beta_end=1"], "dust.beta_end: .* with process cosine"),
         (["dust.prediction=flow"], "dust.prediction: .* with process scaled-linear"),
-        (["dust.p_mean=1"], "dust.p_mean: extra .* with process scaled-linear"),
+        (["dust.p_mean=1"], "dust.p_mean: is not known, with process scaled-linear"),
         (["dust.process=sub-vp"], "dust: .*'sub-vp'.*'linear', 'scaled-linear'.*'flow', 'edm'"),
         (["dust=3"], "dust: "),
     ],

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.process import DISCRETE, EDM, VP, Flow, Process, zero_terminal_snr
-from undust.errors import UndustError, few, quoted, shown
+from undust.errors import UndustError, demand, few, quoted, shown
 
 BETA_SCHEDULES = {  # diffusers' name -> ours
     "linear": "linear",
@@ -186,7 +186,7 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
         field = shown(fault["loc"][0]) if fault["loc"] else "the name of a field"
         raise UndustError(
             f"{where} ({name}) is not supported: {field} = {quoted(fault['input'])}: "
-            f"{fault['msg'].removeprefix('Value error, ')}"
+            f"{demand(fault)}"
         ) from error
     except UndustError as error:
         raise UndustError(f"{where} is not supported: {error}") from error

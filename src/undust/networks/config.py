@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from undust.errors import UndustError, few, quoted, shown
+from undust.errors import UndustError, demand, few, quoted, shown
 
 LARGEST = 2**20  # of any length: what a damaged file claims is not built
 FIRST = 4  # faults of a configuration are named
@@ -79,11 +79,10 @@ class NetworkConfig(BaseModel):
 def _fault(details: ErrorDetails) -> str:
     if details["type"] == "default_factory_not_called":
         return ""  # only ever the consequence of another fault
-    message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
-        return message
+        return demand(details)
     field = shown(details["loc"][0]) if details["loc"] else "the name of a field"
-    return f"{field} = {quoted(details['input'])}: {message}"
+    return f"{field} = {quoted(details['input'])}: {demand(details)}"
 
 
 class AutoencoderConfig(NetworkConfig):

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from undust.errors import UndustError
+from undust.errors import UndustError, demand
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 
@@ -247,7 +247,7 @@ def parse(tree: object, where: str) -> FirstStageRecipe | DiffusionRecipe:
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"][1:]]
-        said = first["msg"].removeprefix("Value error, ").lower()
+        said = demand(first)
         if place[:1] == ["dust"] and len(place) > 2:  # the kind of dust stands in between
             said += f", with process {place.pop(1)}"
         said = f"{where}: {'.'.join(place) or 'kind'}: {said}"

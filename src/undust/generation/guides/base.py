@@ -17,7 +17,7 @@ from pydantic import (
 
 from undust.diffusion.guidance import Scale
 from undust.diffusion.registry import Registry
-from undust.errors import UndustError, quoted, shown, unknown
+from undust.errors import UndustError, demand, quoted, shown, unknown
 
 if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
@@ -144,5 +144,4 @@ def reason(error: ValidationError) -> str:
         return f"{name} is missing"
     if first["type"] == "extra_forbidden":
         return f"{name}: is not known"
-    message = first["msg"].removeprefix("Input should be ")
-    return f"{name}: has to be {message}, not {quoted(first['input'])}"
+    return f"{name}: {demand(first)}, not {quoted(first['input'])}"
