@@ -281,12 +281,18 @@ def test_how_many_steps_are_taken(fields: dict[str, Any], taken: int, total: int
     assert (recipe.taken, recipe.total) == (taken, total)
 
 
-@given(st.integers(1, 1000), st.floats(0, 1, exclude_min=True))
-def test_a_share_of_the_steps(steps: int, strength: float):
-    """At least one and at most all, rounded down, as diffusers has it."""
-    taken = share(steps, strength)
-    assert 1 <= taken <= steps
-    assert taken <= max(1, steps * strength) < taken + 1
+@pytest.mark.parametrize(
+    ("steps", "strength", "taken"),
+    [(100, 0.29, 29), (50, 0.58, 29), (90, 0.7, 63), (1000, 0.001, 1), (3, 0.999999, 2)],
+)
+def test_a_share_of_the_steps_as_people_count(steps: int, strength: float, taken: int):
+    assert share(steps, strength) == taken
+
+
+@given(st.integers(1, 1000), st.decimals("0.0001", "1", places=4))
+def test_a_share_of_the_steps(steps: int, strength: Decimal):
+    """At least one and at most all, rounded down, by exact arithmetic."""
+    assert share(steps, float(strength)) == max(1, math.floor(steps * strength))
 
 
 @given(st.integers(1, 1000), st.decimals("1.01", "8", places=2))

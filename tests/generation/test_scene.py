@@ -115,6 +115,13 @@ def test_each_prompt_has_its_steps():
     assert [step.x0[0, 0, 0, 0].item() for step in steps] == [0, 0, 1, 1, -1]
 
 
+def test_a_prompt_begins_where_its_share_of_the_steps_ends():
+    """0.07 × 100 is 7, although the product of the two floats is a little more."""
+    asked = recipe("grey", "then:prompt=red,after=0.07", guidance=1, steps=100)
+    steps = loop.paint(Painter(), [asked])
+    assert [step.x0[0, 0, 0, 0].item() for step in steps] == [0] * 7 + [1] * 93
+
+
 def test_each_region_has_its_prompt():
     """White is its prompt, black the first one, grey shades between; overlaps are shared."""
     guide = f"region:prompt=red,mask={mask([255, 255, 51, 0])}"

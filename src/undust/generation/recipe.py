@@ -184,7 +184,8 @@ class Recipe(Frozen):
 
 def share(steps: int, strength: float) -> int:
     """How many of the steps, the last ones, paint over a picture with that strength."""
-    return max(1, int(steps * strength))
+    # To six digits first: 100 × 0.29 is a little less than 29.
+    return max(1, int(round(steps * strength, 6)))
 
 
 def between(first: Recipe, last: Recipe, count: int) -> list[Recipe]:
