@@ -171,6 +171,11 @@ def test_no_prompt_takes_quadratic_time(prompt):
     parse(prompt)
 
 
+@pytest.mark.parametrize("mark", ["{", "{|", "__a", "a++b", "<random:", "[:", "（", "1::a", " AND"])
+def test_no_prompt_takes_long_to_look_through(mark):
+    foreign(mark * (10_000 // len(mark)))  # as long as a prompt may be
+
+
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
@@ -179,6 +184,28 @@ def test_no_prompt_takes_quadratic_time(prompt):
         ("[cat|dog]", r"\[cat\|dog\] is read as words"),
         ("a cat AND a dog", "AND is read as words; another prompt to fit"),
         ("(cat:1,3)", r":1,3\) is read as words; a weight has a point"),
+        ("a cat++ on a mat", r"'s cat\+\+ is read as words; a weight is written \(cat:1\.3\)$"),
+        ("dog, cat--, bird", "'s cat-- is read as words; a weight is written"),
+        ("a cat+++", r"'s cat\+\+\+ is read"),
+        ("고양이++", r"'s 고양이\+\+ is read"),
+        ("猫++", r"'s 猫\+\+ is read"),
+        ("a (smiling cat)++ here", r"'s \)\+\+ is read as words; a weight"),
+        ("a (smiling cat)1.3", r"'s \)1\.3 is read as words; a weight"),
+        ('("a cat", "a dog").blend(1, 0.5)', r"\.blend\( is read as words; prompts are combined"),
+        ("a {red|blue} cat", r"'s \{red\|blue\} is read as words; each choice can be a prompt"),
+        ("a {2$$red|blue|} cat", r"\{2\$\$red\|blue\|\} is read as words; each choice"),
+        ("a __colour__ cat", "'s __colour__ is read as words; each choice"),
+        ("a __animals/cats-1*__, b", r"__animals/cats-1\*__ is read as words"),
+        ("<random:red,blue> cat", "<random:red,blue> is read as words; each choice"),
+        ("a {{masterpiece}}", r"'s \{masterpiece\} is read as words; a weight"),
+        ("1.5::a cat::, b", "5::a cat:: is read as words; a weight"),
+        ("cat::2 dog::-1", "t::2 is read as words; a weight"),
+        ("bad, embedding:easy-negative", "embedding:easy-negative is read as words; a learnt word"),
+        ("(embedding:EasyNegative:1.2)", "embedding:EasyNegative is read as words; a learnt word"),
+        ("（猫：1.3）", "（猫：1.3） is read as words; .* with ASCII brackets"),
+        ("(cat：1.3)", r"：1\.3\) is read as words; .* with ASCII brackets"),
+        ("a cat --ar 16:9 --v 6", "--ar is read as words; options stand outside"),
+        ("this one AND That one", "'s AND is read as words; another prompt"),
     ],
 )
 def test_what_other_tools_read_otherwise_is_told(prompt: str, said: str):
@@ -191,6 +218,18 @@ def test_what_is_escaped_is_not_foreign(prompt: str):
     assert not [line for line in foreign(prompt) if "then" in line]
 
 
-@pytest.mark.parametrize("prompt", ["a [cat], (dog:1.3)", "HANDS", "10:30 (morning)", r"\[a:b:1\]"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("a [cat], (dog:1.3)", "HANDS", "10:30 (morning)", r"\[a:b:1\]"),
+        *("a C++ book", "g++ and C++17", "Notepad++, open", "A++ energy label", "10++", "18+ only"),
+        *("a cat -- sitting", "a cat--sitting", "well-known (semi)-transparent", "a cat BREAK dog"),
+        *("BLACK AND WHITE", "A CAT AND A DOG", "R AND D", "black and white", "BRAND new SAND"),
+        *("snake_case __ names", "____", "3:4", "std::vector", "cat:: dog", "an embedding: words"),
+        *("a face {} with nothing", "{}", "a | b", "猫：犬", "$5 -- a lot", "a--b --", "e-mail --no"),
+        *("(((cat)))", r"\(a\)", "a (cat), (dog) and (bird).", "version 1.3", "mother-in-law's"),
+        *("", "웃는 고양이", "a smiling cat (front view:1.2), 4k", "he said: (yes)", "5 - 3 + 2 = 4"),
+    ],
+)
 def test_what_all_read_alike_is_not_told(prompt: str):
     assert foreign(prompt) == []

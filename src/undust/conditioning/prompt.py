@@ -27,14 +27,40 @@ _MARK = re.compile(
     r"|(?P<cut>\bBREAK\b)"
 )
 _LITERAL = re.compile(r"[()\[\]\\]|\bBREAK\b")
-# What other tools do not take for words, and how the same is asked for here.
+# Marks with a meaning in other tools, and the way to ask for the same here.
+_END = r"(?=[\s,.;)]|$)"
+_WEIGHT = "a weight is written (cat:1.3)"
+_CHOICE = "each choice can be a prompt of its own"
+_WORD = "a learnt word is put in by --embedding FILE=WORD"
 _FOREIGN = {
     re.compile(r"<(?:lora|lyco|hypernet):[^<>]{0,200}>"): "a LoRA is put in by --lora FILE:WEIGHT",
     re.compile(r"(?<!\\)\[[^][]{0,200}[:|][^][]{0,200}(?<!\\)\]"): (
         "another prompt from some step on is asked for by --guide then"
     ),
-    re.compile(r"\bAND\b"): "another prompt to fit as well is asked for by --guide and",
+    # In a text of capitals it is a word.
+    re.compile(r"(?<![A-Z])(?:\s|^)AND(?:\s+(?![A-Z]+\b)|$)"): (
+        "another prompt to fit as well is asked for by --guide and"
+    ),
     re.compile(r":\s{0,9}[+-]?[0-9]{1,9},[0-9]{1,9}\s{0,9}\)"): "a weight has a point, as in 1.3",
+    # compel: cat++, (a cat)-- and (a cat)1.3; C++ and g++ are words.
+    re.compile(
+        rf"(?<!\w)(?![Nn]otepad)(?:[^\W\d_]{{2,40}}|[^\W\x00-\x7f])(?:\+\++|--+){_END}"
+        rf"|(?<!\\)\)(?:\++|--+|[0-9]\.[0-9]{{1,9}}){_END}"
+    ): _WEIGHT,
+    re.compile(r"[\"'\w)]\.(?:and|blend|swap)\("): "prompts are combined by --guide",
+    # NovelAI and Midjourney
+    re.compile(r"(?<![$\\])\{[^{}|]{1,200}\}|[0-9]::[^:]{1,200}::|\w::-?[0-9]"): _WEIGHT,
+    # Dynamic Prompts and SwarmUI
+    re.compile(r"\{[^{}|]{0,200}\|[^{}]{0,200}\}|<(?:random|wildcard)[:[][^<>]{0,200}>"): _CHOICE,
+    re.compile(r"(?<!\w)__[^\W_](?:[\w/*.-]{0,99}[^\W_])?(?:\*\*?)?__(?!\w)"): _CHOICE,
+    # ComfyUI and SwarmUI
+    re.compile(r"(?<!\w)embedding:[^\s,:)]{1,200}|<embed:[^<>]{0,200}>"): _WORD,
+    re.compile(r"[（［][^（）［］]{1,200}[）］]|：\s?[0-9０-９.．]{1,9}\s?[)）]"): (
+        f"{_WEIGHT}, with ASCII brackets and colon"
+    ),
+    re.compile(r"(?<!\S)--(?:ar|aspect|chaos|iw|niji|no|q|s|seed|style|stylize|v)(?= [\w:./])"): (
+        "options stand outside the prompt, such as --size, --negative and --seed"
+    ),
 }
 
 
@@ -80,10 +106,10 @@ def parse(prompt: str) -> list[list[Fragment]]:
 
 
 def foreign(prompt: str) -> list[str]:
-    """What in a prompt is read as plain words here, and as more by other tools, a line each."""
+    """A line for each kind of mark in a prompt that other tools read and that is text here."""
     found = ((pattern.search(prompt), instead) for pattern, instead in _FOREIGN.items())
     return [
-        f"the prompt's {shown(match[0])} is read as words; {instead}"
+        f"the prompt's {shown(match[0].strip())} is read as words; {instead}"
         for match, instead in found
         if match
     ]

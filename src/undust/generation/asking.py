@@ -130,7 +130,8 @@ def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> lis
 
 def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iterator[str]:
     """What can be painted and is likely not to be what was meant, a line each."""
-    yield from dict.fromkeys(note for text in texts for note in foreign(text))
+    more = (getattr(guide, "prompt", "") for guide in asked["guides"])
+    yield from dict.fromkeys(note for text in (*texts, *more) for note in foreign(text))
     for embedding in asked["embeddings"]:
         if not any(embedding.word.lower() in text.lower() for text in texts):
             yield f"embedding: no prompt says '{embedding.word}', which it is for"
