@@ -6,10 +6,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sized
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from typing import Any
 
 LONGEST = 1000  # characters of a message
 NAME = 120  # characters of a name in it
@@ -67,7 +64,7 @@ def few(what: str, values: Sized) -> None:
         raise UndustError(f"{what} has {len(values):,} entries, more than can be meant")
 
 
-def demand(details: ErrorDetails) -> str:
+def demand(details: Mapping[str, Any]) -> str:
     """A finding of pydantic's as a predicate of the field: "has to be less than or equal to 8"."""
     message, context = details["msg"], details.get("ctx", {})
     match details["type"]:
@@ -86,6 +83,8 @@ def demand(details: ErrorDetails) -> str:
             return f"{context['discriminator']}: '{given}' is none of {context['expected_tags']}"
         case "path_type":
             return "has to be a path"
+        case _:
+            pass
     message = re.sub(r"(, unable .*|, got .*| after validation.*| or instance of .*)$", "", message)
     return re.sub(r"^[\w ]+? should ", "has to ", message)
 

@@ -22,7 +22,7 @@ from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
 from undust.formats import loose, model_folder, named, textual_inversion
 from undust.formats.controlnet import load as load_controlnet
-from undust.formats.files import read_whole
+from undust.formats.files import expanded, read_whole
 from undust.formats.lora.file import Lora
 from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
@@ -191,7 +191,8 @@ class LatentDiffusion(Parts):
     def another(self, name_or_path: str, /) -> LatentDiffusion:
         """Another model in this one's precision and place, loaded once."""
         if name_or_path not in self._others:
-            other = load(name_or_path, dtype=self.dtype, device=self.device)
+            with torch.inference_mode(False):  # LoRAs cannot be put into tensors of inference
+                other = load(name_or_path, dtype=self.dtype, device=self.device)
             other._offload = self._offload  # so that each makes room for the other
             self._others[name_or_path] = other
         return self._others[name_or_path]
@@ -331,7 +332,7 @@ class LatentDiffusion(Parts):
                 "save: LoRAs that are worn live are not in the weights; load the model without live"
             )
         self._worn.wear(self._outfit)
-        model_folder.write(self, Path(folder), dtype)
+        model_folder.write(self, expanded(folder), dtype)
 
     def _batch(self, recipes: list[Recipe], noise: Tensor | None) -> list[Recipe]:
         given = {"batch": len(recipes), "given_noise": noise is not None}

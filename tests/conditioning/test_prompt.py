@@ -226,9 +226,23 @@ def test_what_is_escaped_is_not_foreign(prompt: str):
         *("a cat -- sitting", "a cat--sitting", "well-known (semi)-transparent", "a cat BREAK dog"),
         *("BLACK AND WHITE", "A CAT AND A DOG", "R AND D", "black and white", "BRAND new SAND"),
         *("snake_case __ names", "____", "3:4", "std::vector", "cat:: dog", "an embedding: words"),
-        *("a face {} with nothing", "{}", "a | b", "猫：犬", "$5 -- a lot", "a--b --", "e-mail --no"),
+        *(
+            "a face {} with nothing",
+            "{}",
+            "a | b",
+            "猫：犬",
+            "$5 -- a lot",
+            "a--b --",
+            "e-mail --no",
+        ),
         *("(((cat)))", r"\(a\)", "a (cat), (dog) and (bird).", "version 1.3", "mother-in-law's"),
-        *("", "웃는 고양이", "a smiling cat (front view:1.2), 4k", "he said: (yes)", "5 - 3 + 2 = 4"),
+        *(
+            "",
+            "웃는 고양이",
+            "a smiling cat (front view:1.2), 4k",
+            "he said: (yes)",
+            "5 - 3 + 2 = 4",
+        ),
     ],
 )
 def test_what_all_read_alike_is_not_told(prompt: str):

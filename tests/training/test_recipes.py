@@ -83,7 +83,10 @@ def test_every_process_has_its_own_dust(process: str, changes: list[str], write_
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["dust.process=flow", "dust.beta_start=1"], "dust.beta_start: is not known, with process flow"),
+        (
+            ["dust.process=flow", "dust.beta_start=1"],
+            "dust.beta_start: is not known, with process flow",
+        ),
         (["dust.process=flow", "dust.prediction=epsilon"], "dust.prediction: .* process flow"),
         (["dust.process=flow", "dust.shift=0"], "dust.shift: .* process flow"),
         (["dust.process=edm", "dust.shift=2"], "dust.shift: is not known, with process edm"),

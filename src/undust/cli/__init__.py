@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that help and a wrong optio
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -29,6 +30,7 @@ from undust.cli import (
     train,
 )
 from undust.errors import UndustError
+from undust.formats.files import expanded
 
 WRONG, BUG, STOPPED = 2, 1, 130  # exit codes
 
@@ -79,10 +81,10 @@ def options(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit code; every error is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    debug = "--debug" in ours
-    if debug:
-        arguments.remove("--debug")
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:end]
+    ours = [_at_home(each) for each in arguments[:end] if each != "--debug"]
+    arguments = ours + arguments[end:]
     try:
         command = typer.main.get_command(app)
         with warnings.catch_warnings():
@@ -106,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         show.note(_explained(error) if known else f"{_explained(error)}; --debug shows where")
         return WRONG if known else BUG
     return 0
+
+
+def _at_home(argument: str) -> str:
+    """The argument, a path in which "~" stands for a home, also after "--option="."""
+    found = re.fullmatch(r"(--[\w-]+=)?(~[\w.-]*[/\\].*)", argument, re.DOTALL)
+    return (found[1] or "") + str(expanded(found[2])) if found else argument
 
 
 def _noted(message: Warning | str, *_: object) -> None:

@@ -325,7 +325,7 @@ def _prompts(given: Iterable[str]) -> Iterator[str]:
             yield prompt
             continue
         try:
-            yield from filter(None, map(str.strip, sys.stdin))
+            yield from filter(None, (line.strip("\ufeff \t\r\n") for line in sys.stdin))
         except UnicodeDecodeError as error:
             raise UndustError(f"stdin is not text: {error}") from error
 

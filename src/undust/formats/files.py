@@ -27,6 +27,15 @@ DAY = 86_400.0  # seconds
 T = TypeVar("T")
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path, with a home folder for a "~" or "~user" at its beginning, as shells have it."""
+    path = Path(path)
+    try:
+        return path.expanduser()
+    except (RuntimeError, ValueError):  # no such user, or no home
+        return path
+
+
 @contextmanager
 def atomic(path: Path) -> Generator[Path]:
     """Gives a temporary path beside `path` to write to; at the end it becomes `path`, all at once.

@@ -35,7 +35,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     try:
         if path.stat().st_size > limit:
             raise UndustError(f"{path} is larger than {limit:,} bytes: not a configuration")
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         if text.count("[") + text.count("{") > BRACKETS:
             raise UndustError(f"{path} has over {BRACKETS:,} brackets: not a configuration")
         content = json.loads(text)

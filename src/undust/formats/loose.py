@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from undust.errors import UndustError
+from undust.formats.files import expanded
 from undust.formats.folder import INDEX
 from undust.formats.networks import load_autoencoder
 from undust.formats.original.model import load_first_stage
@@ -14,6 +15,7 @@ from undust.networks.autoencoder import Autoencoder
 
 def place(path: Path) -> Path:
     """Where a first stage is: of a model's folder, inside."""
+    path = expanded(path)
     return path / "vae" if (path / INDEX).is_file() else path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from undust.errors import UndustError, unknown
 from undust.formats import hub, pickles
+from undust.formats.files import expanded
 from undust.formats.folder import INDEX
 
 BUILT_IN = Path(__file__).parents[1] / "models"
@@ -22,7 +23,7 @@ def find(name_or_path: str | Path) -> Path:
 
     Raises UndustError for what is nowhere, as `hub.fetch`, and for a pickle.
     """
-    name, path = str(name_or_path), Path(name_or_path)
+    name, path = str(name_or_path), expanded(name_or_path)
     given, _, revision = name.partition("@")
     if name in built_in():
         return BUILT_IN / name

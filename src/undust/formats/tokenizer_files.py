@@ -138,7 +138,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     try:
         if path.stat().st_size > TOKENIZER_LIMIT:
             raise UndustError(f"{path} is larger than {TOKENIZER_LIMIT:,} bytes: no merges")
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UndustError(f"{path} cannot be read: {error}") from error
     merges: list[tuple[str, str]] = []

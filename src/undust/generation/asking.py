@@ -34,6 +34,7 @@ from undust.pictures import grey
 if TYPE_CHECKING:
     from undust.generation.loop import Model
 
+BYTE_ORDER_MARK = "\ufeff"  # at the beginning of many text files
 FAR = 6  # times as many pixels as a model was trained on: no longer what somebody means
 NOISE_LEVEL = 20  # of what is to be made larger, in time steps, as the published model has it
 T = TypeVar("T")
@@ -97,6 +98,7 @@ def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> lis
         raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
     if not all(isinstance(text, str) for text in texts):
         raise UndustError(f"prompt: has to be a text, or a list of texts, not {quoted(prompts)}")
+    texts = [str(text).replace(BYTE_ORDER_MARK, "") for text in texts]
     count = _whole(options, "count", 1)
     if count < 1:
         raise UndustError(f"count: has to be at least 1, not {count}")
@@ -107,7 +109,7 @@ def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> lis
             "random one"
         )
     asked = _settled(model, options)
-    for note in _notes(model, [*map(str, texts), options.get("negative") or ""], asked):
+    for note in _notes(model, [*texts, asked.get("negative", "")], asked):
         warnings.warn(note, UserWarning, stacklevel=3)
     return [
         Recipe.read(
@@ -191,8 +193,10 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
             f"negative: one text goes with all prompts of a call, not {quoted(given['negative'])}"
         )
     guidance, schedule = options.get("guidance"), options.get("schedule")
+    negative = options.get("negative")
     fields: dict[str, Any] = {
-        **{name: options.get(name) for name in ("negative", "steps", "sampler")},
+        "negative": None if negative is None else negative.replace(BYTE_ORDER_MARK, ""),
+        **{name: options.get(name) for name in ("steps", "sampler")},
         **{name: options.get(name) for name in ("strength", "noise_level", "clip_skip")},
         "guidance": model.guidance if guidance is None else guidance,
         "schedule": model.process.default_schedule if schedule is None else schedule,

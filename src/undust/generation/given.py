@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from undust.errors import UndustError, few, shown
+from undust.formats.files import expanded
 from undust.formats.safetensors_file import content_hash
 from undust.generation.guides import reason
 from undust.pictures import read_image, upright
@@ -33,7 +34,10 @@ PATHS = {"path", "model"}  # what a recipe calls them
 
 
 def _as_text(given: object) -> object:
-    return os.fsdecode(cast("os.PathLike[str]", given)) if isinstance(given, os.PathLike) else given
+    if not isinstance(given, str | os.PathLike):
+        return given
+    text = os.fsdecode(cast("str | os.PathLike[str]", given))
+    return str(expanded(text)) if text.startswith("~") else text
 
 
 PathText = Annotated[str, BeforeValidator(_as_text)]
@@ -161,7 +165,7 @@ def _near(path: object, folder: Path) -> object:
 def is_there(path: Path | str) -> bool:
     """Whether there is a file or folder of that name."""
     try:
-        return Path(path).exists()
+        return expanded(path).exists()
     except (OSError, ValueError):  # a name too long, or with a null character
         return False
 

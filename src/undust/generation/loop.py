@@ -21,7 +21,7 @@ from undust.diffusion.process import Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
-from undust.formats.files import make_folder
+from undust.formats.files import expanded, make_folder
 from undust.formats.recipe_png import check_name, write_picture
 from undust.generation.asked import Control
 from undust.generation.given import GivenPicture, GivenWeights
@@ -174,7 +174,7 @@ class Picture:
 
         Raises UndustError for the name of another kind of picture, and for what cannot be written.
         """
-        path = Path(path)
+        path = expanded(path)
         check_name(path)
         make_folder(path.parent)
         write_picture(path, self.image, self.recipe.model_dump())

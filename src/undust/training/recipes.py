@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,7 +19,10 @@ from pydantic import (
 )
 
 from undust.errors import UndustError, demand
+from undust.formats.files import expanded
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+
+Place = Annotated[Path, AfterValidator(expanded)]
 
 
 class Table(BaseModel):
@@ -30,7 +34,7 @@ class Table(BaseModel):
 class Data(Table):
     """Which pictures, how large, and in what order they are drawn."""
 
-    folder: Path = Field(description="pictures and metadata.jsonl")
+    folder: Place = Field(description="pictures and metadata.jsonl")
     size: int = Field(gt=0, description="pictures are resized and centre-cropped to this, pixels")
     crop: int | None = Field(
         default=None, gt=0, description="train on random crops of this many pixels"
@@ -210,7 +214,7 @@ class DiffusionRecipe(Table):
 
     kind: Literal["diffusion"]
     seed: int = Field(default=0, ge=0)
-    first_stage: Path = Field(description="folder of the trained autoencoder")
+    first_stage: Place = Field(description="folder of the trained autoencoder")
     data: Data
     captions: Captions = Captions()
     dust: Dust = BetaDust()
@@ -230,7 +234,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> FirstStageRecipe | Diffusio
     Raises UndustError for an absent or broken file, an unknown key and a value of the wrong type.
     """
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
+        tree = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UndustError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

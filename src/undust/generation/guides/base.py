@@ -108,7 +108,7 @@ def read_guide(given: object) -> Guide:
     if isinstance(given, Guide):
         return given
     if isinstance(given, str):
-        name, _, rest = given.partition(":")
+        name, _, rest = given.replace("\ufeff", "").partition(":")  # no byte order marks
         # A comma that no key follows is part of the value before it: prompts have commas.
         pairs = [pair.partition("=") for pair in re.split(r",(?=\s*\w+=)", rest)] if rest else []
         fields: dict[str, Any] = {key.strip(): value for key, _, value in pairs}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -11,6 +10,7 @@ from pydantic import Field, model_validator
 
 from undust.diffusion.guidance import Composable, PromptSchedule, Regional
 from undust.errors import UndustError
+from undust.formats.files import expanded
 from undust.generation.guides.base import Guide, guide
 from undust.pictures import DATA, from_data, grey, levels, read_image, to_data
 
@@ -57,7 +57,7 @@ class Region(Asking):
         image = (
             from_data(self.mask)
             if self.mask.startswith(DATA)
-            else grey(read_image(Path(self.mask)))
+            else grey(read_image(expanded(self.mask)))
         )
         return self.model_copy(update={"mask": to_data(image, (width, height))})
 
