@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ MODULES = {
 # Each floor may import those before it; rooms on one floor know nothing of each other.
 FLOORS = (
     {"errors"},
+    {"regular"},
     {"diffusion", "pictures"},
     {"networks"},
     {"conditioning"},
@@ -31,7 +33,11 @@ FLOORS = (
     {"cli"},
 )
 # Where less is allowed than the floor allows.
-ONLY = {"diffusion": {"errors"}, "pictures": {"errors"}, "datasets": {"errors", "formats"}}
+ONLY = {
+    "diffusion": {"errors"},
+    "pictures": {"errors", "regular"},
+    "datasets": {"errors", "regular", "formats"},
+}
 OPTIONAL = {
     *("accelerate", "diffusers", "emoji", "huggingface_hub", "matplotlib"),
     *("peft", "tensorboard", "transformers"),
@@ -144,6 +150,28 @@ def test_importing_is_light(module: str):
     heavy = {"torch", "numpy", "safetensors", "tokenizers", "PIL"}
     code = f"import sys, {module}; print(*({heavy!r} & set(sys.modules)))"
     assert in_a_new_process(code).split() == []
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"undust.regular"}))
+def test_files_are_read_through_one_function(module: str):
+    """Any other waits for ever where a pipe lies in the place of a file."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    wrong = [
+        ast.unparse(call)
+        for call in calls
+        if (
+            re.search(r"\bread_(text|bytes)$", method := ast.unparse(call.func))
+            and isinstance(call.func, ast.Attribute)
+        )
+        or re.search(r"^(shutil\.copy\w*|tomllib\.load|open)$", method)
+        or (method == "Image.open" and "path" in ast.unparse(call.args[0]))
+        or (method.endswith("path.open") and "'rb'" in ast.unparse(call))
+    ]
+    assert not wrong, f"{module}: open_regular, read_text and read_bytes of undust.regular do that"
 
 
 def test_help_does_not_import_torch():

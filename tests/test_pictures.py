@@ -107,9 +107,11 @@ def test_a_text_that_is_no_picture(text: str):
 
 def test_a_file_that_is_no_picture(tmp_path: Path):
     (tmp_path / "mask.png").write_text("white")
-    for name in ("mask.png", "none.png", "", "x" * 300):
+    for name in ("mask.png", "none.png", "x" * 300):
         with pytest.raises(UndustError, match="cannot be read as a picture"):
             read_image(tmp_path / name)
+    with pytest.raises(UndustError, match="is a folder, not a file"):
+        read_image(tmp_path)
     with pytest.raises(UndustError, match="is a damaged picture: embedded null byte"):
         read_image(tmp_path / "a\0b")
 

@@ -360,7 +360,7 @@ def load(
     Raises UndustError for a name that is not known and for what is no whole model.
     """
     folder, dtype = named.find(name_or_path), placement.precision(dtype or "fp32")
-    if folder.is_file():
+    if not folder.is_dir():
         single = partial(load_single_file, first_stage=vae is None)
         name, read, hashed = folder.stem, single, content_hash
     else:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from undust.errors import UndustError
+from undust.regular import open_regular
 
 LARGEST = 4096 * 4096  # pixels of a picture
 # Of files; other kinds that Pillow knows run programs (PostScript) or hold no pictures that are
@@ -65,7 +66,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of them is an error here
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file) as image:
                 if image.width * image.height > LARGEST:
                     raise UndustError(
                         f"{path} is too large: {image.width}x{image.height}; "

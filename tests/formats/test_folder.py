@@ -15,7 +15,6 @@ from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.folder import (
     BRACKETS,
-    JSON_LIMIT,
     load_component_weights,
     load_into,
     read_json,
@@ -26,6 +25,7 @@ from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
+from undust.regular import LIMIT
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4)
 UNET = UNetConfig(
@@ -94,7 +94,7 @@ def test_what_is_absent_or_too_large_is_refused(tmp_path: Path):
     with pytest.raises(UndustError, match=r"a\.json cannot be read: No such file"):
         read_json(tmp_path / "a.json")
     with (tmp_path / "large.json").open("wb") as file:
-        file.truncate(JSON_LIMIT + 1)
+        file.truncate(LIMIT + 1)
     with pytest.raises(UndustError, match="larger than"):
         read_json(tmp_path / "large.json")
     (tmp_path / "brackets.json").write_text('{"a":[' + "[]," * BRACKETS + "[]]}")

@@ -125,7 +125,7 @@ def test_what_is_no_png_is_refused(tmp_path: Path):
         read_recipe(tmp_path / "a.jpg")
     with pytest.raises(UndustError, match="No such file"):
         read_recipe(tmp_path / "absent.png")
-    with pytest.raises(UndustError, match="Is a directory"):
+    with pytest.raises(UndustError, match="is a folder, not a file"):
         read_recipe(tmp_path)
 
 

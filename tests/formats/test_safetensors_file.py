@@ -295,7 +295,7 @@ def test_a_real_pickle_is_refused(tmp_path: Path):
 def test_what_is_not_there_is_named(tmp_path: Path, read):
     with pytest.raises(UndustError, match=r"nothing cannot be read: No such file"):
         read(tmp_path / "nothing")
-    with pytest.raises(UndustError, match=r"Is a directory"):
+    with pytest.raises(UndustError, match="is a folder, not a file"):
         read(tmp_path)
 
 

@@ -132,7 +132,7 @@ def test_files_that_are_no_recipe(tmp_path: Path):
     path = tmp_path / "recipe.toml"
     with pytest.raises(UndustError, match=r"cannot read the recipe .*recipe\.toml: No such file"):
         recipes.read(path)
-    with pytest.raises(UndustError, match="Is a directory"):
+    with pytest.raises(UndustError, match="is a folder, not a file"):
         recipes.read(tmp_path)
     path.write_text("kind = ")
     with pytest.raises(UndustError, match=r"recipe\.toml is not TOML"):

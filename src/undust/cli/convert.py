@@ -64,7 +64,7 @@ def convert(
             raise UndustError(f"{source} does not exist")
         source = BUILT_IN / source
     replaced = check(source, target, to)
-    if source.is_file() and pickles.is_pickle(source):
+    if not source.is_dir() and pickles.is_pickle(source):
         show.summary(f"reading {source} in a process of its own")
     kept = precision(dtype) if dtype else None
     with opened(source, target.resolve().parent, ema=ema) as found:

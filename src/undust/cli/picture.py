@@ -16,7 +16,9 @@ Facts = dict[str, Any]
 
 def format_of(path: Path) -> str | None:
     """What kind of picture a file is, as Pillow calls it; None if it is none."""
-    with path.open("rb") as file:
+    from undust.regular import open_regular
+
+    with open_regular(path) as file:
         if file.read(4) == b"\x89PNG":
             return "PNG"
     from PIL import Image, UnidentifiedImageError
@@ -26,7 +28,7 @@ def format_of(path: Path) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # reading it tells what matters of them
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file) as image:
                 return image.format
     except UnidentifiedImageError:
         return None

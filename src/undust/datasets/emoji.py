@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from undust.datasets import image_folder
 from undust.datasets.keywords import Keywords
 from undust.errors import UndustError
+from undust.regular import open_regular
 
 _FONT = "NotoColorEmoji.ttf"
 _FONT_SIZE = 109  # the one size of the font's bitmaps, 136 by 128 pixels
@@ -244,7 +245,9 @@ def _refuse_strangers(folder: Path, size: int, expected: set[str]) -> None:
     left_by_a_stop = {str(Path(name).with_suffix(".tmp")) for name in expected} | {"metadata.tmp"}
     for path in sorted(folder.iterdir()):
         if path.name == image_folder.METADATA:
-            listed = re.findall(r'"file_name": "([^"]*)"', path.read_text("utf-8", "replace"))
+            with open_regular(path) as file:
+                text = file.read().decode(errors="replace")
+            listed = re.findall(r'"file_name": "([^"]*)"', text)
             ours = bool(listed) and expected.issuperset(listed)
         else:
             ours = path.name in expected or path.name in left_by_a_stop
@@ -260,7 +263,7 @@ def _refuse_strangers(folder: Path, size: int, expected: set[str]) -> None:
 
 def _width(path: Path) -> int | None:
     try:
-        with Image.open(path) as picture:
+        with open_regular(path) as file, Image.open(file) as picture:
             return picture.width
     except OSError:  # broken, to be drawn again
         return None

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from PIL import Image, ImageOps
 
 from undust.errors import UndustError, shown
+from undust.regular import open_regular
 
 METADATA = "metadata.jsonl"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -68,7 +69,8 @@ def scan(folder: Path | str) -> Iterator[Sample | UndustError]:
         yield from _without_captions(folder)
         return
     try:
-        lines = metadata.read_bytes().split(b"\n")
+        with open_regular(metadata) as file:
+            lines = file.read().split(b"\n")
     except OSError as error:
         raise UndustError(f"cannot read {metadata}: {error.strerror}") from error
     line_of: dict[Path, int] = {}
@@ -89,9 +91,11 @@ def scan(folder: Path | str) -> Iterator[Sample | UndustError]:
 def open_picture(path: Path) -> Image.Image:
     """The decoded picture, turned upright; broken or too large is an `UndustError`."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
+        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return ImageOps.exif_transpose(file)
+            return ImageOps.exif_transpose(image)
+    except UndustError:
+        raise
     except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UndustError(f"cannot read the picture {path}: {reason}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from undust.errors import UndustError
+from undust.regular import open_regular
 
 FOLDER = Path("/usr/share/unicode/cldr/common")  # Debian's unicode-cldr-core
 _PARTS = ("annotations", "annotationsDerived")  # of emoji, and of emoji with tones and the like
@@ -37,7 +38,8 @@ class Keywords:
             if not path.exists():
                 continue
             try:
-                annotations = ElementTree.parse(path).iter("annotation")
+                with open_regular(path) as file:
+                    annotations = ElementTree.parse(file).iter("annotation")
             except (OSError, ElementTree.ParseError) as error:
                 raise UndustError(f"cannot read CLDR's keywords in {path}: {error}") from error
             for annotation in annotations:

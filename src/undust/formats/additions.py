@@ -52,6 +52,6 @@ def read(path: Path, kind: str, beside: Path) -> Addition:
     metadata = {"format": "pt", **safetensors_file.header(path).metadata}
     metadata.pop(pickles.LEFT_OUT, None)
     scales = beside.with_name(peft_config.BESIDE)
-    if scales.is_file() and any(key.startswith(PEFT) for key in tensors):
+    if scales.exists() and any(key.startswith(PEFT) for key in tensors):
         metadata.setdefault(peft_config.METADATA, json.dumps(read_json(scales)))
     return Addition(kind, tensors, metadata)

@@ -113,7 +113,7 @@ def _config(shapes: Shapes) -> ControlNetConfig:
 def _config_beside(path: Path) -> ControlNetConfig | None:
     """What a file's folder says of it, unless that is said of something else."""
     beside = path.with_name("config.json")
-    fields = read_json(beside) if beside.is_file() else {}
+    fields = read_json(beside) if beside.exists() else {}
     return ControlNetConfig.read(fields) if fields.get("_class_name") == KIND else None
 
 

@@ -6,7 +6,6 @@ lies in memory: mapped, as long as nothing changes a weight.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from undust.formats.original.checkpoint import survey
 from undust.formats.parts import Parts
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.controlnet import ControlNet
+from undust.regular import read_bytes
 
 LAYOUTS = ("folder", "single-file")
 CONFIG = "config.json"
@@ -168,7 +168,7 @@ def _from_folder(folder: Path, scratch: Path) -> Opened:
     if safe != parts:
         source = scratch / "model"
         source.mkdir()
-        shutil.copy(folder / INDEX, source)
+        (source / INDEX).write_bytes(read_bytes(folder / INDEX))
         for name, part in safe.items():
             (source / name).symlink_to(part.resolve())
     model = _blamed(folder, source, lambda: model_folder.read(source, None))
@@ -180,8 +180,8 @@ def _from_file(path: Path, scratch: Path, *, ema: bool) -> Opened:
     if pickles.is_pickle(path):
         source = scratch / f"weights{SUFFIX}"
         pickles.unpack(path, source)
-        if (config := path.with_name(CONFIG)).is_file():  # as a ControlNet may have
-            shutil.copy(config, scratch)
+        if (config := path.with_name(CONFIG)).exists():  # as a ControlNet may have
+            (scratch / CONFIG).write_bytes(read_bytes(config))
         if left := safetensors_file.header(source).metadata.get(pickles.LEFT_OUT):
             notes.append(f"left out: {left}")
     found = _blamed(path, source, lambda: _from_safetensors(source, path, ema=ema))
@@ -224,12 +224,12 @@ def _blamed(path: Path, copy: Path, read: Callable[[], T]) -> T:
 
 def _safe(component: Path, scratch: Path) -> Path:
     """The component's folder, or a copy of one that has its weights as a pickle only."""
-    found = [name for name in PICKLED if (component / name).is_file()]
+    found = [name for name in PICKLED if (component / name).exists()]
     if not found or any(component.glob(f"*{SUFFIX}")):
         return component
     copy = scratch / component.name
     copy.mkdir(parents=True)
-    shutil.copy(component / CONFIG, copy)
+    (copy / CONFIG).write_bytes(read_bytes(component / CONFIG))
     pickles.unpack(component / found[0], copy / PICKLED[found[0]])
     return copy
 
@@ -282,7 +282,7 @@ def _kind_of_folder(folder: Path) -> str:
     if (folder / INDEX).is_file():
         return MODEL
     config = folder / CONFIG
-    found = read_json(config).get("_class_name") if config.is_file() else None
+    found = read_json(config).get("_class_name") if config.exists() else None
     return next((kind for name, kind in ALONE.items() if name == found), "")
 
 

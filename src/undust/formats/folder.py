@@ -14,10 +14,9 @@ from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
 from undust.formats.files import atomic_write
 from undust.networks.config import NetworkConfig
+from undust.regular import LIMIT, read_text
 
-# Bytes of a file: read, it takes many times that.
-JSON_LIMIT = 2**20
-TOKENIZER_LIMIT = 4 * 2**20  # CLIP's has 3.6 million
+TOKENIZER_LIMIT = 4 * 2**20  # bytes of a file; CLIP's has 3.6 million
 BRACKETS = 100_000  # that open in a file; CLIP's tokenizer has 49,000
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' name for weights, and transformers'
@@ -30,12 +29,10 @@ OLD_ATTENTION = {
 }
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     """The object in a JSON file. UndustError says what is wrong with the file, and where in it."""
     try:
-        if path.stat().st_size > limit:
-            raise UndustError(f"{path} is larger than {limit:,} bytes: not a configuration")
-        text = path.read_text("utf-8-sig")
+        text = read_text(path, limit)
         if text.count("[") + text.count("{") > BRACKETS:
             raise UndustError(f"{path} has over {BRACKETS:,} brackets: not a configuration")
         content = json.loads(text)
@@ -58,7 +55,7 @@ def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
 
     Raises UndustError for a path that is no such folder, and says what it is instead.
     """
-    if not (folder / INDEX).is_file():
+    if not (folder / INDEX).exists():
         raise UndustError(f"{folder} is not a model folder (no {INDEX}): {_instead(folder)}")
     components: dict[str, tuple[str, str]] = {}
     for name, entry in read_json(folder / INDEX).items():
@@ -81,10 +78,10 @@ def load_component_weights(folder: Path, dtype: torch.dtype | None = None) -> di
     for variant in ("", ".fp16"):
         for stem in STEMS:
             whole = folder / f"{stem}{variant}.safetensors"
-            if whole.is_file():
+            if whole.exists():
                 return _published_names(safetensors_file.load(whole, dtype))
             index = folder / f"{stem}.safetensors.index{variant}.json"
-            if index.is_file():
+            if index.exists():
                 return _published_names(_load_parts(index, dtype))
     if not folder.is_dir():
         raise UndustError(f"{folder} does not exist")

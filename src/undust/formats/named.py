@@ -33,7 +33,7 @@ def find(name_or_path: str | Path) -> Path:
         if path.suffix or len(path.parts) > 1:
             raise UndustError(f"there is no model at {path}: it does not exist")
         raise unknown("model", name, built_in())
-    if path.is_file() and pickles.is_pickle(path):
+    if not path.is_dir() and pickles.is_pickle(path):
         raise UndustError(
             f"{path} is a pickle, which can run code; make a model of it that cannot: "
             f"undust convert {shlex.quote(str(path))} {shlex.quote(path.stem)} --to folder"

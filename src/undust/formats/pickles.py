@@ -22,6 +22,7 @@ from torch import Tensor
 
 from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
+from undust.regular import open_regular, read_text
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 NEST = "state_dict"  # under which a training's checkpoint keeps the weights
@@ -53,7 +54,7 @@ def is_pickle(path: Path) -> bool:
     if path.suffix in SUFFIXES:
         return True
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(4)
     except OSError:
         return False
@@ -71,8 +72,10 @@ def unpack(path: Path, target: Path, *, seconds: float | None = None) -> None:
     """
     if sys.platform == "win32":
         raise UndustError(f"{path} is a pickle, and on Windows there is no safe way to read one")
-    if not path.is_file():
-        raise UndustError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        raise UndustError(f"{path} cannot be read: {error.strerror}") from error
     patience = seconds or PATIENCE + path.stat().st_size / SPEED
     with tempfile.TemporaryDirectory(prefix=".undust-", dir=target.parent) as scratch:
         written = Path(scratch, "weights").resolve()
@@ -197,7 +200,7 @@ def _limit(size: int, seconds: int) -> None:
     import resource
 
     pages = Path("/proc/self/statm")
-    used = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
+    used = int(read_text(pages).split()[0]) * resource.getpagesize() if pages.exists() else 0
     for limit, value in (
         (resource.RLIMIT_AS, used + TIMES * size + ROOM),
         (resource.RLIMIT_CPU, seconds),
@@ -210,7 +213,7 @@ def _limit(size: int, seconds: int) -> None:
 
 
 def _loaded(path: Path) -> object:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         mapped = file.read(len(ZIP)) == ZIP  # what older versions of torch wrote cannot be
     stand_ins = [(_Parameters, PARAMETERS), *((_Inert, name) for name in INERT)]
     with torch.serialization.safe_globals(cast("list[Any]", stand_ins)):

@@ -7,6 +7,7 @@ Two text chunks: `undust`, the recipe as JSON, from which the picture can be mad
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from undust.errors import UndustError
 from undust.formats.a1111 import a1111_parameters
 from undust.formats.files import atomic
+from undust.regular import open_regular
 
 KEY, A1111_KEY = "undust", "parameters"
 LIMIT = 2**20  # bytes of one text, also of a compressed one when unpacked
@@ -80,10 +82,10 @@ def read_texts(path: Path) -> dict[str, str]:
     more than a MiB.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(8) != SIGNATURE:
                 raise UndustError(f"{path} is not a PNG picture")
-            return dict(_texts(file, path.stat().st_size))
+            return dict(_texts(file, os.fstat(file.fileno()).st_size))
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
     except _DamageError as damage:

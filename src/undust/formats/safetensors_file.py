@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from undust.errors import UndustError, shown
 from undust.formats.files import atomic
+from undust.regular import open_regular
 
 HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
 # What a header may have beside an eighth of the file: read, it takes many times its bytes.
@@ -143,7 +145,7 @@ def load(
     )
     tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(path, "pt") as mapped, path.open("rb") as file:
+        with safe_open(path, "pt") as mapped, open_regular(path) as file:
             for name, entry in entries.items():
                 if kept[name]:
                     tensors[name] = mapped.get_tensor(name)
@@ -161,8 +163,8 @@ def header(path: Path) -> Header:
     Raises UndustError as `load` does.
     """
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
             text = file.read(length) if length <= min(size - 8, _longest(size)) else b""
@@ -190,7 +192,7 @@ def content_hash(path: Path) -> str:
     Raises UndustError if the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
@@ -203,7 +205,7 @@ def tensors_hash(path: Path) -> str:
     the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(8 + min(int.from_bytes(file.read(8), "little"), HEADER_LIMIT))
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -14,6 +14,7 @@ from undust.errors import UndustError, quoted, shown
 from undust.formats.files import atomic_write
 from undust.formats.folder import TOKENIZER_LIMIT, read_json, write_json
 from undust.networks.config import LARGEST
+from undust.regular import read_text
 
 DECODER = "added_tokens_decoder"
 UNBOUNDED = 10**30  # about what transformers writes where it was told no length
@@ -47,7 +48,7 @@ def load(folder: Path, places: int = 77) -> Tokenizer:
     Raises UndustError naming the file that is absent or damaged.
     """
     whole = folder / "tokenizer.json"  # the only file that transformers 5 writes
-    one = read_json(whole, TOKENIZER_LIMIT) if whole.is_file() else {}
+    one = read_json(whole, TOKENIZER_LIMIT) if whole.exists() else {}
     if one and not (folder / "vocab.json").exists():
         path = whole
         vocabulary, merges = _in_one_file(whole, one)
@@ -106,7 +107,7 @@ def _said(
         raise UndustError(f"{wrong} is damaged: its added tokens are no list")
     for number, fields in cast("dict[str, Any]", decoder).items():
         yield config, int(number) if re.fullmatch("[0-9]{1,8}", number) else number, fields
-    for word, number in (read_json(older) if older.is_file() else {}).items():
+    for word, number in (read_json(older) if older.exists() else {}).items():
         yield older, number, {"content": word}
     for fields in cast("list[Any]", listed):
         yield whole, fields.get("id") if isinstance(fields, dict) else None, fields
@@ -124,7 +125,7 @@ def _padding(folder: Path, settings: dict[str, Any]) -> str:
     transformers that no longer needed it.
     """
     older = folder / "special_tokens_map.json"
-    last = read_json(older) if DECODER not in settings and older.is_file() else {}
+    last = read_json(older) if DECODER not in settings and older.exists() else {}
     match {**settings, **last}.get("pad_token"):
         case str(token) | {"content": str(token)}:
             return token
@@ -136,9 +137,7 @@ def _padding(folder: Path, settings: dict[str, Any]) -> str:
 
 def _merges(path: Path) -> list[tuple[str, str]]:
     try:
-        if path.stat().st_size > TOKENIZER_LIMIT:
-            raise UndustError(f"{path} is larger than {TOKENIZER_LIMIT:,} bytes: no merges")
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_text(path, TOKENIZER_LIMIT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UndustError(f"{path} cannot be read: {error}") from error
     merges: list[tuple[str, str]] = []

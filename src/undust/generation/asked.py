@@ -157,7 +157,7 @@ class LoRA(Asked, GivenWeights):
     def settle(self) -> Self:
         """With the hash of the file, and that of its tensors, which picture sites know."""
         settled, path = super().settle(), Path(self.path)
-        if self.tensors_hash or not path.is_file():
+        if self.tensors_hash or path.is_dir():
             return settled
         return settled.model_copy(update={"tensors_hash": tensors_hash(path)[:12]})
 

@@ -121,7 +121,8 @@ class GivenWeights(Frozen):
         """The same with its hash. Raises UndustError for a file that is absent or has changed."""
         path = Path(self.path)
         try:
-            files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+            inside = sorted(path.glob("*.safetensors"))
+            files = inside if path.is_dir() else [path] * path.exists()
         except OSError as error:
             raise UndustError(f"{self.path} cannot be read: {error.strerror}") from error
         if not files and is_there(path):

@@ -22,6 +22,7 @@ from torch import Tensor
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.files import atomic_folder
+from undust.regular import read_text
 
 TENSOR_FILES = ("weights", "average", "optimizer")
 
@@ -61,7 +62,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 def load(path: Path) -> Checkpoint:
     """One checkpoint. Raises UndustError, naming the file, for one that is cut or damaged."""
     try:
-        state = json.loads((path / "state.json").read_text("utf-8"))
+        state = json.loads(read_text(path / "state.json"))
         digests = {name: str(state["sha256"][name]) for name in TENSOR_FILES}
         step, recipe = int(state["step"]), dict(state["recipe"])
         if step != _step(path):

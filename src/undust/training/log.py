@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from undust.formats.files import atomic, atomic_write
+from undust.regular import open_regular
 
 
 class Log:
@@ -66,7 +67,9 @@ class Log:
 
 def _until(path: Path, step: int) -> Iterator[str]:
     """The whole lines of a log up to a step."""
-    for line in path.read_text("utf-8").splitlines(keepends=True):
+    with open_regular(path) as file:
+        text = file.read().decode()
+    for line in text.splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 yield line

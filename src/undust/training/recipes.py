@@ -21,6 +21,7 @@ from pydantic import (
 from undust.errors import UndustError, demand
 from undust.formats.files import expanded
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.regular import read_text
 
 Place = Annotated[Path, AfterValidator(expanded)]
 
@@ -234,7 +235,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> FirstStageRecipe | Diffusio
     Raises UndustError for an absent or broken file, an unknown key and a value of the wrong type.
     """
     try:
-        tree = tomllib.loads(path.read_text("utf-8-sig"))
+        tree = tomllib.loads(read_text(path))
     except OSError as error:
         raise UndustError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -64,7 +64,7 @@ def read(path: Path, keys: Collection[str], metadata: Mapping[str, str]) -> Conf
             raise UndustError(f"{where} is no JSON object")
         return _parts(cast("dict[str, Any]", content), where)
     beside = path.with_name(BESIDE)
-    if beside.is_file() and any(key.startswith(PEFT) for key in keys):
+    if beside.exists() and any(key.startswith(PEFT) for key in keys):
         return {"": _config(read_json(beside), str(beside))}
     return {}
 

@@ -1,0 +1,63 @@
+"""Reading regular files alone: a pipe or a device in the place of one would be waited for forever.
+
+A file's name may come from a recipe or from the command line, and a file in a model's folder from
+anybody. Everything that is read by name is opened here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from undust.errors import UndustError
+
+LIMIT = 2**20  # bytes of a configuration or a recipe
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a file for reading. Raises UndustError for a pipe, a socket, a device or a folder.
+
+    Other failures are the OSError or ValueError of `open`.
+    """
+    # Before opening, for that alone may change a device; after it, for the name may have changed
+    # its meaning in between.
+    _check(path, path.stat())
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAITING))  # noqa: SIM115
+    try:
+        _check(path, os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """A file's content. Raises UndustError for more than `limit`, and as `open_regular` does."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UndustError(f"{path} is larger than {limit:,} bytes")
+    return content
+
+
+def read_text(path: Path, limit: int = LIMIT) -> str:
+    """A file's text without a byte order mark, as `read_bytes`; UnicodeDecodeError if not UTF-8."""
+    return read_bytes(path, limit).decode("utf-8-sig")
+
+
+def _check(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISREG(found.st_mode):
+        return
+    kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+    instead = "; save what comes out of it to a file first" if kind == "a pipe" else ""
+    raise UndustError(f"{path} is {kind}, not a file{instead}")
