@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from io import BytesIO
@@ -195,6 +198,38 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.ckpt")
     with pytest.raises(UndustError, match="is a pipe, not a file"):
         unpack(tmp_path / "pipe.ckpt", tmp_path / "out")
+
+
+def test_the_reader_is_the_package_that_asks(write, tmp_path):
+    """Wherever that lies: here a copy on PYTHONPATH alone, which says something else."""
+    place = tmp_path / "a place"
+    source = Path(pickles.__file__).parents[1]
+    shutil.copytree(source, place / "undust", ignore=shutil.ignore_patterns("models"))
+    copied = place / "undust" / "formats" / "pickles.py"
+    copied.write_text(copied.read_text("utf-8").replace("holds no tensors", "is bare"), "utf-8")
+    code = "import sys; from pathlib import Path; from undust.formats.pickles import unpack; "
+    code += "unpack(*map(Path, sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, write(saved({})), tmp_path / "out"],
+        env={**os.environ, "PYTHONPATH": str(place)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "it is bare; found nothing" in done.stderr
+
+
+def test_why_the_reader_cannot_start_is_said(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(UndustError, match=r"ended with 1 \(ModuleNotFoundError: No module named"):
+        unpack(write(saved(WEIGHTS)), tmp_path / "out")
+
+
+def test_a_shape_that_no_weights_have(write, tmp_path):
+    path = write(saved({"a": torch.ones((1,) * 71)}))
+    with pytest.raises(UndustError, match=rf"{path} is not read: a has a shape of"):
+        unpack(path, tmp_path / "out")
 
 
 # The reader

@@ -8,6 +8,7 @@ writes a safetensors file; and only that is read here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -44,6 +45,10 @@ PARAMETERS = "torch.nn.modules.container.ParameterDict"
 PATIENCE, SPEED = 120, 4e6
 TIMES, ROOM = 2, 2**29
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from undust.formats import pickles; sys.exit(pickles.main())"
+)
 REFUSED = 3  # exit code of the process when the last line of its stderr says why
 LINE = 1000  # bytes, the longest that such a line can be
 ZIP = b"PK\x03\x04"
@@ -80,7 +85,11 @@ def unpack(path: Path, target: Path, *, seconds: float | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix=".undust-", dir=target.parent) as scratch:
         written = Path(scratch, "weights").resolve()
         _run([str(path.resolve()), str(written), str(int(patience) + 1)], path, patience)
-        safetensors_file.header(written)
+        try:
+            safetensors_file.header(written)
+        except UndustError as error:
+            reason = str(error).removeprefix(f"{written}: ").replace(str(written), "it")
+            raise _refusal(path, reason) from error
         written.replace(target)
 
 
@@ -135,10 +144,10 @@ def _learnt(held: object) -> dict[object, object]:
 
 
 def _run(arguments: list[str], path: Path, patience: float) -> None:
-    """Has `_main` run in a process of its own; UndustError unless it succeeds in time."""
+    """Has `main` run in a process of its own; UndustError unless it succeeds in time."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "undust.formats.pickles", *arguments],
+            [sys.executable, "-I", "-c", START, json.dumps(_places()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
@@ -158,6 +167,11 @@ def _run(arguments: list[str], path: Path, patience: float) -> None:
             raise _refusal(path, _reason(code, said))
 
 
+def _places() -> list[str]:
+    """Where this process finds its packages; -I would leave out what PYTHONPATH names."""
+    return [place for place in sys.path if Path(place).is_absolute()]
+
+
 def _refusal(path: Path, reason: str) -> UndustError:
     return UndustError(f"{path} is not read: {reason}")
 
@@ -165,11 +179,17 @@ def _refusal(path: Path, reason: str) -> UndustError:
 def _reason(code: int, said: BinaryIO) -> str:
     """What to tell of a process that failed."""
     if code == REFUSED:
-        said.seek(-min(LINE, said.seek(0, os.SEEK_END)), os.SEEK_END)
-        return said.read().decode(errors="replace").splitlines()[-1]
+        return _last_line(said)
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return "reading it took more time or memory than a checkpoint of its size needs"
-    return f"the process that read it ended with {signal.Signals(-code).name if code < 0 else code}"
+    how = signal.Signals(-code).name if code < 0 else code
+    last = _last_line(said)
+    return f"the process that read it ended with {how}{f' ({last})' if last else ''}"
+
+
+def _last_line(said: BinaryIO) -> str:
+    said.seek(-min(LINE, said.seek(0, os.SEEK_END)), os.SEEK_END)
+    return (said.read().decode(errors="replace").splitlines() or [""])[-1]
 
 
 class _Inert:
@@ -243,15 +263,12 @@ def _write(path: Path, target: Path, seconds: int) -> None:
     safetensors_file.save(target, tensors, note)
 
 
-def _main() -> int:
-    _, source, target, seconds = sys.argv
+def main() -> int:
+    """What the process runs."""
+    source, target, seconds = sys.argv[1:]
     try:
         _write(Path(source), Path(target), int(seconds))
     except Exception as error:
         sys.stderr.write(f"\n{error if isinstance(error, UndustError) else _told(error)}")
         return REFUSED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

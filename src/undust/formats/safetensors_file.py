@@ -20,13 +20,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, quoted, shown
 from undust.formats.files import atomic
 from undust.regular import open_regular
 
 HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
 # What a header may have beside an eighth of the file: read, it takes many times its bytes.
 HEADER_ROOM = 3 * 2**19
+DIMENSIONS = 8  # of a tensor; a convolution over time has 5, and torch fails from 26 or 65 on
+LARGEST = 2**59  # numbers in a tensor, were none of its lengths 0; more overflow in torch
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -245,6 +247,11 @@ def _entries(
                 "shape": [*shape],
                 "data_offsets": [int(start), int(end)],
             } if all(type(length) is int and length >= 0 for length in shape):
+                if len(shape) > DIMENSIONS or math.prod(length or 1 for length in shape) > LARGEST:
+                    raise UndustError(
+                        f"{path}: {shown(name)} has a shape of {len(shape)} dimensions, "
+                        f"{quoted(shape)}, which no weights have"
+                    )
                 if dtype not in DTYPES:
                     raise UndustError(f"{path}: {shown(name)} has the unknown dtype {dtype!r:.40}")
                 entry = Entry(DTYPES[dtype], tuple(shape))
