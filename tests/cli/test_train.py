@@ -27,7 +27,7 @@ def test_the_two_kinds_in_turn(
     assert "3/3 steps: loss" in first.err
     second = undust("train", diffusion_recipe, "--out", "mine")
     assert second.code == 0, second.err
-    assert "undust generate 'a smiling cat' --model mine/model" in second.err
+    assert "undust generate 'grey 0' --model mine/model" in second.err
     assert undust("generate", "grey 2", "--model", "mine/model", "--steps", 1).code == 0
 
     facts = json.loads(undust("inspect", "mine", "--json").out)

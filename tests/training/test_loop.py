@@ -51,7 +51,7 @@ def test_muon_goes_on_to_the_bit(diffusion_recipe: Diffusion, tmp_path: Path, co
 
 def test_the_other_optimizer_cannot_go_on(diffusion_recipe: Diffusion, tmp_path: Path):
     train(diffusion_recipe("run.steps=2"), tmp_path)
-    with pytest.raises(UndustError, match=r"another optimizer\.kind than the recipe's"):
+    with pytest.raises(UndustError, match=r"optimizer\.kind was adamw, is muon"):
         train(diffusion_recipe("optimizer.kind=muon"), tmp_path, resume=True)
 
 
@@ -123,7 +123,7 @@ def test_checkpoints_that_cannot_be_gone_on_from_are_not_overwritten(
     train(recipe, tmp_path)
     with pytest.raises(UndustError, match="--resume goes on from them, another --out"):
         train(recipe, tmp_path)
-    with pytest.raises(UndustError, match="of another network"):
+    with pytest.raises(UndustError, match=r"autoencoder\.latent_channels was 4, is 8"):
         train(first_stage_recipe("autoencoder.latent_channels=8"), tmp_path, resume=True)
     for file in tmp_path.glob("checkpoints/*/state.json"):
         file.unlink()

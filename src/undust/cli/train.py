@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from undust.cli.output import try_writing
 from undust.formats.files import make_folder
 
 RUNS = Path("runs")
+MEAN = 100  # steps over which the loss shown is a mean
 
 
 def train(
@@ -40,26 +42,30 @@ def train(
     go_on = f"go on with: {shlex.join(again)}"
     try:
         from undust.training.loop import Progress
-        from undust.training.run import prepare
+        from undust.training.run import check_run, prepare
 
+        if resume and (note := check_run(read, out)):
+            show.note(note)
         make_folder(out)
         show.summary(f"reading {read.data.folder}")
-        trainer, refused = prepare(read, out, resume=resume)
-        for sentence in refused:
-            show.note(f"passed over: {sentence}")
+        with show.counted("pictures", "making latents") as observe_latents:
+            trainer, notes = prepare(read, out, resume=resume, observe=observe_latents)
+        for sentence in notes:
+            show.note(sentence)
         size = sum(parameter.numel() for parameter in trainer.parameters.values())
-        show.summary(
-            f"{read.kind}: {show.amount(size)} parameters, "
-            f"steps {trainer.step + 1} to {read.run.steps} of {read.run.batch} samples, in {out}"
-        )
+        steps = f"steps {trainer.step + 1} to {read.run.steps} of {read.run.batch} samples"
+        if trainer.step >= read.run.steps:
+            steps = f"all {trainer.step} steps are done"
+        show.summary(f"{read.kind}: {show.amount(size)} parameters, {steps}, in {out}")
         with show.Progress(read.run.steps, "steps", trainer.step) as bar:
-            rate = 0.0
+            rate, losses = 0.0, deque[float](maxlen=MEAN)
 
             def observe(progress: Progress) -> None:
                 nonlocal rate
                 now = read.run.batch / progress.seconds
                 rate = now if not rate else 0.9 * rate + 0.1 * now
-                loss = progress.losses["loss"]
+                losses.append(progress.losses["loss"])
+                loss = sum(losses) / len(losses)
                 bar.update(progress.step, f"loss {loss:.4f}, {show.amount(rate)} samples/s")
 
             finished = trainer.train(observe)
@@ -70,7 +76,8 @@ def train(
     model = out / "model"
     show.line(model)
     show.summary(
-        f"paint with it: undust generate 'a smiling cat' --model {shlex.quote(str(model))}"
+        f"paint with it: undust generate {shlex.quote(trainer.task.example)} "
+        f"--model {shlex.quote(str(model))}"
         if read.kind == "diffusion"
         else f'train on its latents: a diffusion recipe with first_stage = "{model}"'
     )

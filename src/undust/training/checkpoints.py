@@ -4,7 +4,9 @@ out/checkpoints/step-00001000/
     weights.safetensors    every trained parameter
     average.safetensors    their moving average
     optimizer.safetensors  the optimizer's moments
-    state.json             step, recipe, and the SHA-256 of the three files
+    tokenizer/             of a diffusion model
+    state.json             step, recipe, digests of the data and the first stage, and the SHA-256
+                           of the other files
 """
 
 from __future__ import annotations
@@ -13,29 +15,38 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
-from undust.formats import safetensors_file
+from undust.formats import safetensors_file, tokenizer_files
 from undust.formats.files import atomic_folder
+from undust.formats.folder import read_json
 from undust.regular import read_text
 
 TENSOR_FILES = ("weights", "average", "optimizer")
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on as if it had never stopped."""
+    """All that a run needs to go on as if it had never stopped.
+
+    inputs: digests of what the run reads, by name; none in checkpoints of earlier versions, which
+    have no tokenizer either.
+    """
 
     step: int
     recipe: dict[str, Any]
     weights: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    tokenizer: Tokenizer | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -44,14 +55,23 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Newer ones than this, which the run went on without since they are damaged, stay and count not.
     """
     target = folder / f"step-{checkpoint.step:08d}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     with atomic_folder(target, replace=True) as building:  # a damaged one may be there
         digests: dict[str, str] = {}
         for name in TENSOR_FILES:
             path = building / f"{name}.safetensors"
             safetensors_file.save(path, getattr(checkpoint, name))
             digests[name] = safetensors_file.content_hash(path)
-        state = {"step": checkpoint.step, "recipe": checkpoint.recipe, "sha256": digests}
+        if checkpoint.tokenizer:
+            tokenizer_files.save(building / TOKENIZER, checkpoint.tokenizer)
+            for path in sorted((building / TOKENIZER).iterdir()):
+                digests[f"{TOKENIZER}/{path.name}"] = safetensors_file.content_hash(path)
+        state = {
+            "step": checkpoint.step,
+            "recipe": checkpoint.recipe,
+            "inputs": dict(checkpoint.inputs),
+            "sha256": digests,
+        }
         (building / "state.json").write_text(json.dumps(state, indent=2), "utf-8")
     until_now = [path for path in _newest_first(folder) if _step(path) <= checkpoint.step]
     for old in until_now[keep:]:
@@ -63,19 +83,23 @@ def load(path: Path) -> Checkpoint:
     """One checkpoint. Raises UndustError, naming the file, for one that is cut or damaged."""
     try:
         state = json.loads(read_text(path / "state.json"))
-        digests = {name: str(state["sha256"][name]) for name in TENSOR_FILES}
+        digests = {str(name): str(digest) for name, digest in dict(state["sha256"]).items()}
         step, recipe = int(state["step"]), dict(state["recipe"])
-        if step != _step(path):
+        inputs = {str(name): str(digest) for name, digest in dict(state.get("inputs", {})).items()}
+        others = digests.keys() - set(TENSOR_FILES)
+        if step != _step(path) or not digests.keys() >= set(TENSOR_FILES):
             raise ValueError(f"step {step}")
+        if not all(re.fullmatch(rf"{TOKENIZER}/\w+\.(json|txt)", name) for name in others):
+            raise ValueError(f"files {others}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UndustError(f"{path / 'state.json'} is damaged or absent") from error
-    tensors: dict[str, Mapping[str, Tensor]] = {}
     for name, digest in digests.items():
-        file = path / f"{name}.safetensors"
+        file = path / (f"{name}.safetensors" if name in TENSOR_FILES else name)
         if not file.is_file() or safetensors_file.content_hash(file) != digest:
             raise UndustError(f"{file} is damaged or absent: its SHA-256 is not the one written")
-        tensors[name] = safetensors_file.load(file)
-    return Checkpoint(step=step, recipe=recipe, **tensors)
+    tensors = {name: safetensors_file.load(path / f"{name}.safetensors") for name in TENSOR_FILES}
+    tokenizer = tokenizer_files.load(path / TOKENIZER) if others else None
+    return Checkpoint(step=step, recipe=recipe, **tensors, inputs=inputs, tokenizer=tokenizer)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -87,6 +111,16 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except UndustError as error:
             refused.append(str(error))
     return None, refused
+
+
+def newest_recipe(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and recipe of the newest checkpoint whose state can be read, or None."""
+    for path in _newest_first(folder):
+        try:
+            return _step(path), dict(read_json(path / "state.json")["recipe"])
+        except (UndustError, KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -7,7 +7,9 @@ the uninterrupted run saw, whatever the batch size or the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from undust.datasets.image_folder import Sample, open_picture
 from undust.diffusion.noise import normal, uniform
+from undust.formats.safetensors_file import content_hash
 from undust.pictures import from_image
 
 
@@ -98,6 +101,21 @@ def groups(samples: Sequence[Sample], draw_by: str) -> list[list[int]]:
     for index, sample in enumerate(samples):
         by_name.setdefault(sample.group, []).append(index)
     return list(by_name.values())
+
+
+def content_digest(paths: Iterable[Path]) -> str:
+    """One hash of the contents of all these files, in order."""
+    return hashlib.sha256("".join(map(content_hash, paths)).encode()).hexdigest()
+
+
+def digest(samples: Sequence[Sample], *, captions: bool = True) -> str:
+    """One hash of the samples in their order: pictures, groups and, if trained on, captions.
+
+    It is the same wherever the folder lies.
+    """
+    rows = [[sample.group, dict(sample.captions) if captions else {}] for sample in samples]
+    text = json.dumps(rows, sort_keys=True) + content_digest(sample.path for sample in samples)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Pictures:

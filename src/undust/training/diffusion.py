@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,16 +18,17 @@ from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import tokenizer_files
 from undust.formats.networks import load_autoencoder
-from undust.formats.safetensors_file import content_hash
 from undust.generation import loop
 from undust.model import LatentDiffusion
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
-from undust.training.data import Batch, Order, Pictures, Purpose, groups
+from undust.training.checkpoints import Checkpoint
+from undust.training.data import Batch, Order, Pictures, Purpose, content_digest, digest, groups
 from undust.training.dust import forward
-from undust.training.latents import Latents
-from undust.training.recipes import Captions, DiffusionRecipe
+from undust.training.latents import Latents, Observe
+from undust.training.recipes import DiffusionRecipe
+from undust.training.resume import compare_inputs
 from undust.training.wording import Wording
 
 
@@ -40,7 +39,17 @@ class DiffusionTask:
     error, weighted by level (seed 001, eq. 3), is the loss.
     """
 
-    def __init__(self, recipe: DiffusionRecipe, out: Path) -> None:
+    def __init__(
+        self,
+        recipe: DiffusionRecipe,
+        out: Path,
+        resumed: Checkpoint | None = None,
+        observe: Observe = lambda _done, _all: None,
+    ) -> None:
+        """A run in the folder `out`, which goes on from `resumed` if that is given.
+
+        observe: told how many pictures of all are encoded as latents.
+        """
         self.recipe = recipe
         data, captions, dust = recipe.data, recipe.captions, recipe.dust
         if data.crop is not None:
@@ -51,8 +60,15 @@ class DiffusionTask:
         samples = image_folder.read(data.folder, split="train", on_error=data.on_error)
         if not samples:
             raise UndustError(f"{data.folder} has no training pictures")
+        first_stage = sorted(recipe.first_stage.glob("*.safetensors"))
+        self.inputs = {"data": digest(samples), "first_stage": content_digest(first_stage)}
+        self.notes = compare_inputs(resumed, self.inputs, out) if resumed else []
         self.wording = Wording(captions, [sample.captions for sample in samples])
-        tokenizer = _tokenizer(self.wording, captions, out)
+        tokenizer = (
+            _tokenizer(resumed, out)
+            if resumed
+            else tokenizers.train(self.wording.every(), captions.vocabulary, captions.length)
+        )
         ends = {
             "vocab_size": len(tokenizer.vocabulary),
             "max_position_embeddings": captions.length,
@@ -79,11 +95,15 @@ class DiffusionTask:
             Pictures([sample.path for sample in samples], data.size, memory=0),
             out / "latents.safetensors",
             {
-                "first_stage": _digest(sorted(recipe.first_stage.glob("*.safetensors"))),
+                "first_stage": self.inputs["first_stage"],
                 "size": data.size,
-                "pictures": _digest(sample.path for sample in samples),
+                "pictures": content_digest(sample.path for sample in samples),
             },
+            observe,
+            resumed=resumed is not None,
         )
+        if self.latents.note:
+            self.notes.append(self.latents.note)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted squared error of the network's output, a mean over the batch."""
@@ -101,10 +121,24 @@ class DiffusionTask:
         error = (output - target).square().mean((1, 2, 3))
         return {"loss": (self.weighting(sigma, self.prediction) * error).mean()}
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The prompts of the preview's pictures."""
+        return self.recipe.previews or ("",)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The one that the weights learn with."""
+        return self.words.tokenizer
+
+    @property
+    def example(self) -> str:
+        """A caption of the data, as a prompt that the model was trained on."""
+        return next((escape(caption) for caption in self.wording.every() if caption.strip()), "")
+
     def preview(self) -> Image.Image:
         """The recipe's prompts, painted with seeds that never change."""
-        prompts = self.recipe.previews or [""]
-        recipes = self.model.recipes([*map(escape, prompts)], seed=0, steps=20)
+        recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=20)
         *_, last = loop.paint(self.model, recipes)
         return grid([picture.image for picture in loop.finish(recipes, last)])
 
@@ -127,13 +161,14 @@ class DiffusionTask:
         )
 
 
-def _tokenizer(wording: Wording, captions: Captions, out: Path) -> Tokenizer:
-    """Learnt from the captions; a run that goes on keeps the one that its weights learnt with."""
-    if any((out / "checkpoints").glob("step-*")):
-        return tokenizer_files.load(out / "model" / "tokenizer")
-    return tokenizers.train(wording.every(), captions.vocabulary, captions.length)
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    """One hash of the contents of all these files, in order."""
-    return hashlib.sha256("".join(map(content_hash, paths)).encode()).hexdigest()
+def _tokenizer(resumed: Checkpoint, out: Path) -> Tokenizer:
+    """The tokenizer that the weights learnt with."""
+    if resumed.tokenizer:
+        return resumed.tokenizer
+    folder = out / "model" / "tokenizer"
+    if not folder.is_dir():
+        raise UndustError(
+            f"the checkpoint of step {resumed.step} is of an earlier version, which kept the "
+            f"tokenizer in {folder} alone, and that is gone: put it back"
+        )
+    return tokenizer_files.load(folder)

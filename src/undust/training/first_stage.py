@@ -15,7 +15,7 @@ from undust.formats.files import atomic_folder
 from undust.formats.folder import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.pictures import grid, to_images
-from undust.training.data import Batch, Order, Pictures, Purpose, crop, groups
+from undust.training.data import Batch, Order, Pictures, Purpose, crop, digest, groups
 from undust.training.latents import encode
 from undust.training.losses import edges
 from undust.training.recipes import FirstStageRecipe
@@ -27,11 +27,16 @@ SHOWN = 16  # pictures of a preview
 class FirstStageTask:
     """Reconstruction, edges and KL; the published latents have mean 0 and variance 1 a channel."""
 
+    tokenizer = None
+    example = ""
+    captions = ()
+
     def __init__(self, recipe: FirstStageRecipe) -> None:
         data = recipe.data
         samples = image_folder.read(data.folder, split="train", on_error=data.on_error)
         if not samples:
             raise UndustError(f"{data.folder} has no training pictures")
+        self.inputs = {"data": digest(samples, captions=False)}
         torch.manual_seed(recipe.seed)
         self.autoencoder = Autoencoder(recipe.autoencoder)
         side = data.crop or data.size

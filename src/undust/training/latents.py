@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from undust.errors import UndustError
 from undust.formats import safetensors_file
+from undust.formats.files import make_folder
 from undust.networks.autoencoder import Autoencoder, Posterior
 from undust.training.data import Pictures
 
 TOGETHER = 32  # pictures encoded at once
 
 
+Observe = Callable[[int, int], object]
+
+
 @torch.no_grad()
-def encode(autoencoder: Autoencoder, pictures: Pictures, which: Sequence[int]) -> Posterior:
-    """The posterior of the pictures `which`: mean and log-variance [N, C, h, w]."""
-    parts = [
-        autoencoder.encode(pictures(which[start : start + TOGETHER]))
-        for start in range(0, len(which), TOGETHER)
-    ]
+def encode(
+    autoencoder: Autoencoder,
+    pictures: Pictures,
+    which: Sequence[int],
+    observe: Observe = lambda _done, _all: None,
+) -> Posterior:
+    """The posterior of the pictures `which`: mean and log-variance [N, C, h, w].
+
+    observe: told after each batch the number of pictures done and of all.
+    """
+    parts: list[Posterior] = []
+    for start in range(0, len(which), TOGETHER):
+        part = which[start : start + TOGETHER]
+        parts.append(autoencoder.encode(pictures(part)))
+        observe(start + len(part), len(which))
     return Posterior(
         torch.cat([part.mean for part in parts]), torch.cat([part.logvar for part in parts])
     )
@@ -32,23 +46,47 @@ class Latents:
     """The scaled latents of a whole data set, kept in a file of the run's folder.
 
     A resumed run reads the file, so that it goes on with the very same numbers. `made_of` names
-    what they depend on; a file made of something else is made again.
+    what they depend on; a file made of something else is made again, and so is a damaged one:
+    `note` then says so, or is "".
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, pictures: Pictures, path: Path, made_of: object
+        self,
+        autoencoder: Autoencoder,
+        pictures: Pictures,
+        path: Path,
+        made_of: object,
+        observe: Observe = lambda _done, _all: None,
+        *,
+        resumed: bool = False,
     ) -> None:
-        stamp = json.dumps(made_of)
-        if path.is_file() and safetensors_file.header(path).metadata.get("made_of") == stamp:
-            kept = safetensors_file.load(path)
-        else:
-            posterior = encode(autoencoder, pictures, range(len(pictures)))
+        """observe: told how many pictures of all are encoded; resumed: there is a checkpoint.
+
+        Raises UndustError for broken pictures, and if a resumed run's file is made of others.
+        """
+        stamp, self.note = json.dumps(made_of), ""
+        kept: dict[str, Tensor] = {}
+        other = False
+        if path.is_file():
+            try:
+                other = safetensors_file.header(path).metadata.get("made_of") != stamp
+                if not other:
+                    kept = safetensors_file.load(path, names=("mean", "deviation"))
+            except UndustError as error:
+                self.note = f"the latents were made again: {error}"
+        if other and resumed:
+            raise UndustError(
+                f"{path} was made of other pictures, of another first stage or at another "
+                "data.size; set that back, or choose another --out"
+            )
+        if not kept:
+            posterior = encode(autoencoder, pictures, range(len(pictures)), observe)
             scale, shift = autoencoder.scale(posterior.mean)
             kept = {
                 "mean": (posterior.mean - shift) * scale,
                 "deviation": (0.5 * posterior.logvar).exp() * scale,
             }
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             safetensors_file.save(path, kept, {"made_of": stamp})
         self.mean, self.deviation = kept["mean"], kept["deviation"]
 

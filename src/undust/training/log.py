@@ -1,16 +1,18 @@
-"""Numbers and pictures of a run: log.jsonl, samples/*.png, and TensorBoard where it is there."""
+"""Figures and pictures of a run: log.jsonl, samples/*.png, and TensorBoard where it is there."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from undust.formats.files import atomic, atomic_write
 from undust.regular import open_regular
@@ -31,9 +33,7 @@ class Log:
         self._lines = path.open("a", encoding="utf-8")
         self._board = None
         if find_spec("tensorboard"):
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+            self._board = _Board(out / "tensorboard", step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -54,15 +54,59 @@ class Log:
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.scalars(step, values)
+
+    def picture(self, step: int, picture: Image.Image, captions: Sequence[str] = ()) -> None:
+        """Keeps a sample picture of a step.
+
+        captions: of its cells, row by row. They stand in the picture's text chunk "captions" and,
+        a line each, in `samples/captions.txt`: Pillow's own font has no letters but Latin ones.
+        """
+        text = PngImagePlugin.PngInfo()
+        if captions:
+            lines = "".join(f"{' '.join(caption.split())}\n" for caption in captions)
+            text.add_itxt("captions", lines)
+            atomic_write(self.samples / "captions.txt", lines.encode())
+        with atomic(self.samples / f"step-{step:08d}.png") as path:
+            picture.save(path, "PNG", pnginfo=text)
+        if self._board:
+            self._board.picture(step, picture)
+
+
+class _Board:
+    """A TensorBoard event file, written at once.
+
+    torch's SummaryWriter writes in a thread of its own and opens the file anew each time, so that
+    a folder that is moved meanwhile ends that thread in a traceback.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Events of `step` and later ones that are in the folder count no more."""
+        self._summary = import_module("torch.utils.tensorboard.summary")
+        self._event = import_module("tensorboard.compat.proto.event_pb2")
+        records = import_module("tensorboard.summary.writer.record_writer")
+        folder.mkdir(exist_ok=True)
+        self._file = (folder / f"events.out.tfevents.{time.time():.6f}").open("ab")
+        self._records = records.RecordWriter(self._file)
+        self._write(0, file_version="brain.Event:2")
+        start = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._write(step, session_log=start)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._write(step, summary=self._summary.scalar(name, value))
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        """Keeps a sample picture of a step."""
-        with atomic(self.samples / f"step-{step:08d}.png") as path:
-            picture.save(path, "PNG")
-        if self._board:
-            self._board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+        drawn = self._summary.image("samples", np.asarray(picture), dataformats="HWC")
+        self._write(step, summary=drawn)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, step: int, **content: object) -> None:
+        event = self._event.Event(wall_time=time.time(), step=step, **content)
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
 
 def _until(path: Path, step: int) -> Iterator[str]:

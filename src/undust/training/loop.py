@@ -7,10 +7,11 @@ does the rest: gradients, averages, checkpoints, logs, samples, and stopping wel
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
+from undust.formats.locks import FileLock
 from undust.training import checkpoints
 from undust.training.checkpoints import Checkpoint
 from undust.training.data import Batch, Order
@@ -35,6 +38,26 @@ class Task(Protocol):
 
     modules: nn.ModuleDict
     order: Order
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Digests of what the run reads, by name."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the weights learn with, if there is one."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Captions of the preview's cells, row by row; none if they have none."""
+        ...
+
+    @property
+    def example(self) -> str:
+        """A prompt that the finished model can be tried with; "" for what takes none."""
+        ...
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar terms of the batch's loss by name; "loss" is what is minimised."""
@@ -61,28 +84,29 @@ class Progress:
 
 
 class Trainer:
-    """One run in one folder: from its newest checkpoint, or from the start, to its last step."""
+    """One run in one folder: from its newest checkpoint, or from the start, to its last step.
+
+    lock: kept until `train` ends.
+    """
 
     def __init__(
-        self, task: Task, optimizer: Optimizer, run: Run, recipe: dict[str, Any], out: Path
+        self,
+        task: Task,
+        optimizer: Optimizer,
+        run: Run,
+        recipe: dict[str, Any],
+        out: Path,
+        lock: FileLock | None = None,
     ) -> None:
-        self.task, self.settings, self.run, self.recipe, self.out = (
-            task,
-            optimizer,
-            run,
-            recipe,
-            out,
-        )
+        self.task, self.settings, self.run, self.recipe = task, optimizer, run, recipe
+        self.out, self._lock = out, lock
         self.step = 0
         self.parameters = dict(task.modules.named_parameters())
         self.ema = Ema(self.parameters, run.ema)
         self.optimizers = Optimizers(self.parameters, optimizer)
 
-    def resume(self) -> list[str]:
-        """Goes to the newest whole checkpoint; returns what was refused on the way, by name."""
-        checkpoint, refused = checkpoints.newest(self.out / "checkpoints")
-        if checkpoint is None:
-            return refused
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes to a checkpoint. Raises UndustError for one of other tensors."""
         if set(checkpoint.weights) != set(self.parameters) or any(
             checkpoint.weights[name].shape != value.shape for name, value in self.parameters.items()
         ):
@@ -98,18 +122,33 @@ class Trainer:
         try:
             self.optimizers.load(checkpoint.optimizer, checkpoint.step)
         except KeyError as error:
-            raise UndustError(
-                f"the checkpoints in {self.out} are of another optimizer.kind than the recipe's: "
-                f"they have no {error}"
-            ) from error
-        return refused
+            raise UndustError(f"{self.out}: the newest checkpoint has no {error}") from error
 
     def train(self, observe: Callable[[Progress], None]) -> bool:
-        """Runs to the last step; False when Ctrl-C or SIGTERM asked to stop (state is saved)."""
-        with Log(self.out, self.step) as log, _stop_asked() as asked:
+        """Runs to the last step; False when Ctrl-C or SIGTERM asked to stop (state is saved).
+
+        Raises UndustError if the folder is removed or moved meanwhile.
+        """
+        try:
+            with _still_there(self.out) as check, _stop_asked() as asked:
+                return self._train(observe, check, asked)
+        finally:
+            if self._lock:
+                self._lock.release()
+
+    def _train(
+        self,
+        observe: Callable[[Progress], None],
+        check: Callable[[], None],
+        asked: Callable[[], bool],
+    ) -> bool:
+        if self.step >= self.run.steps and not (self.out / "model").is_dir():
+            self.save()  # somebody removed it
+        with Log(self.out, self.step) as log:
             while self.step < self.run.steps:
                 began = time.monotonic()
                 losses = self._step()
+                check()
                 progress = Progress(
                     self.step,
                     self.run.steps,
@@ -124,7 +163,7 @@ class Trainer:
                     log.scalars(self.step, {**losses, "learning_rate": rate}, progress.seconds)
                 if last or self.step % self.run.sample_every == 0:
                     with self._averaged():
-                        log.picture(self.step, self.task.preview())
+                        log.picture(self.step, self.task.preview(), self.task.captions)
                 if last or asked() or self.step % self.run.checkpoint_every == 0:
                     self.save()
                 if asked():
@@ -140,7 +179,13 @@ class Trainer:
             self.task.publish(self.out / "model")
         weights = {name: value.detach() for name, value in self.parameters.items()}
         state = Checkpoint(
-            self.step, self.recipe, weights, self.ema.average, self.optimizers.moments()
+            self.step,
+            self.recipe,
+            weights,
+            self.ema.average,
+            self.optimizers.moments(),
+            self.task.inputs,
+            self.task.tokenizer,
         )
         return checkpoints.save(self.out / "checkpoints", state, self.run.keep)
 
@@ -181,6 +226,27 @@ class Trainer:
         finally:
             self.task.modules.train()
             self.ema.swap()
+
+
+@contextmanager
+def _still_there(folder: Path) -> Generator[Callable[[], None]]:
+    """Gives a check that a folder is the one that it was; failures within it are told as that."""
+    at_first = folder.stat()
+
+    def check() -> None:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(at_first, folder.stat()):
+                return
+        raise UndustError(
+            f"{folder} was moved or removed while a run trained in it; where it was moved to, "
+            "--resume with that --out goes on from its newest checkpoint"
+        )
+
+    try:
+        yield check
+    except (OSError, UndustError):
+        check()
+        raise
 
 
 @contextmanager

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 from undust.errors import UndustError
+from undust.formats.files import make_folder, restore
+from undust.formats.locks import FileLock, LockedError
+from undust.training import checkpoints
 from undust.training.diffusion import DiffusionTask
 from undust.training.first_stage import FirstStageTask
+from undust.training.latents import Observe
 from undust.training.loop import Progress, Trainer
 from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+from undust.training.resume import compare_inputs, compare_recipes, same_run
+
+LOCK = "run.lock"  # there while a run trains in the folder
 
 
 def train(
@@ -29,27 +37,96 @@ def train(
     return trainer.train(observe)
 
 
+def check_run(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> str:
+    """A note if there is nothing in `out` to resume, so that the run starts anew; else "".
+
+    Raises UndustError if `out` is probably mistyped: it does not exist, and a folder beside it has
+    a run of this very recipe, whatever its table `run` says.
+    """
+    if checkpoints.newest_recipe(out / "checkpoints"):
+        return ""
+    runs = {
+        path.parent.name: found
+        for path in out.parent.glob("*/checkpoints")
+        if (found := checkpoints.newest_recipe(path))
+    }
+    names = get_close_matches(out.name, runs, n=len(runs) or 1, cutoff=0.0)
+    for name in names:
+        step, other = runs[name]
+        if not out.exists() and same_run(other, recipe.model_dump(mode="json")):
+            raise UndustError(
+                f"{out} does not exist; {out.with_name(name)} is at step {step} of this recipe: "
+                "is that meant? Without --resume this starts anew"
+            )
+    near = f"; the nearest run is {out.with_name(names[0])}" if names else ""
+    return f"{out} has no checkpoint to resume from: it starts at step 1{near}"
+
+
 def prepare(
-    recipe: FirstStageRecipe | DiffusionRecipe, out: Path, *, resume: bool = False
+    recipe: FirstStageRecipe | DiffusionRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    observe: Observe = lambda _done, _all: None,
 ) -> tuple[Trainer, list[str]]:
-    """A run ready to train, and a sentence for each damaged checkpoint that it passed over.
+    """A run ready to train, and notes for people: what was passed over, what changed.
 
     With `resume` it stands at the newest whole checkpoint of `out`, or at the start if there is
-    none yet. Raises UndustError for checkpoints that would be lost without `resume`, for ones of
-    which none is whole, and for data that cannot be trained on.
+    none yet. `out` is locked until the run ends. observe: told how many pictures of all are
+    encoded as latents. Raises UndustError for a folder in which another run trains, for
+    checkpoints that would be lost without `resume`, for ones of which none is whole or that the
+    recipe cannot go on from, and for data that cannot be trained on.
     """
+    make_folder(out)
+    try:
+        lock = FileLock(out / LOCK)
+    except LockedError as error:
+        raise UndustError(
+            f"{out} is in use: {error} trains in it; stop that first, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise UndustError(f"cannot write to {out}: {error.strerror}") from error
+    try:
+        return _locked(recipe, out, lock, observe, resume=resume)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _locked(
+    recipe: FirstStageRecipe | DiffusionRecipe,
+    out: Path,
+    lock: FileLock,
+    observe: Observe,
+    *,
+    resume: bool,
+) -> tuple[Trainer, list[str]]:
+    restore(out / "model")
     if not resume and any((out / "checkpoints").glob("step-*")):
         raise UndustError(
             f"{out} has the checkpoints of an earlier run: --resume goes on from them, "
             "another --out starts anew"
         )
-    task = (
-        FirstStageTask(recipe)
-        if isinstance(recipe, FirstStageRecipe)
-        else DiffusionTask(recipe, out)
-    )
-    trainer = Trainer(task, recipe.optimizer, recipe.run, recipe.model_dump(mode="json"), out)
-    refused = trainer.resume() if resume else []
-    if refused and not trainer.step:
+    checkpoint, refused = checkpoints.newest(out / "checkpoints")
+    if refused and not checkpoint:
         raise UndustError(f"{refused[0]}; {out} has no whole checkpoint to resume from")
-    return trainer, refused
+    notes = [f"passed over: {sentence}" for sentence in refused]
+    written = recipe.model_dump(mode="json")
+    if checkpoint:
+        notes += compare_recipes(checkpoint, written, out)
+    if isinstance(recipe, FirstStageRecipe):
+        task = FirstStageTask(recipe)
+        if checkpoint:
+            notes += compare_inputs(checkpoint, task.inputs, out)
+    else:
+        task = DiffusionTask(recipe, out, checkpoint, observe)
+        notes += task.notes
+    trainer = Trainer(task, recipe.optimizer, recipe.run, written, out, lock)
+    if checkpoint:
+        trainer.resume(checkpoint)
+        if checkpoint.step > recipe.run.steps:
+            notes.append(
+                f"run.steps is {recipe.run.steps}, but {checkpoint.step} are done: nothing is "
+                "left to train"
+            )
+    return trainer, notes
