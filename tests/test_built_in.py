@@ -31,6 +31,11 @@ def test_it_fits_the_wheel():
     assert sum(len(zlib.compress(path.read_bytes())) for path in files) < LARGEST
 
 
+def test_its_hash_stays(emoji):
+    """Recipes of pictures that were made with it name it."""
+    assert emoji.hash == "24e883535f"
+
+
 def test_words_matter(emoji):
     """The same noise under two prompts: a red heart is redder than a blue one, and not blank."""
     red, blue = emoji.generate(["red heart", "blue heart"], seed=3, steps=10)
@@ -40,10 +45,10 @@ def test_words_matter(emoji):
 
 
 def test_diffusers_paints_the_same_picture_from_the_same_latent(emoji):
-    """Its own pipeline on the very folder, in both languages."""
+    """Its own pipeline on the very folder by the plain call, in both languages."""
     from diffusers import StableDiffusionPipeline
 
-    theirs = StableDiffusionPipeline.from_pretrained(BUILT_IN / "emoji", torch_dtype=torch.float32)
+    theirs = StableDiffusionPipeline.from_pretrained(BUILT_IN / "emoji")
     theirs.set_progress_bar_config(disable=True)
     noise = torch.randn(1, *emoji.latent_shape(*emoji.size), generator=torch.manual_seed(0))
     for prompt in ("a smiling cat", "빨간 하트"):

@@ -143,7 +143,7 @@ def test_what_is_written_is_the_same_process_in_diffusers(name: str):
         ({"_class_name": None}, "_class_name = None; possible are DDIMScheduler"),
         ({"_class_name": []}, r"_class_name = \[\]"),
         ({"rescale_betas_zero_snr": 3}, "rescale_betas_zero_snr = 3"),
-        ({"use_flow_sigmas": True}, "use_flow_sigmas = True"),
+        ({"use_flow_sigmas": 3}, "use_flow_sigmas"),
         ({"predict_epsilon": False}, "predict_epsilon = False"),
         ({"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid'; possible are linear, scaled"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -24,11 +26,17 @@ from undust.formats.scheduler import (
     EDM_CLASSES,
     EDM_PREDICTIONS,
     FLOW_CLASSES,
+    FLOW_SIGMAS,
     read_scheduler,
     scheduler_config,
 )
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+SIGMAS = {
+    "_class_name": "UniPCMultistepScheduler",
+    "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction",
+}
 EDM_EULER = {"_class_name": "EDMEulerScheduler"}
 SHIFTS = [1.0, 3.0, 0.5]
 
@@ -58,10 +66,10 @@ def test_the_flow_is_the_one_diffusers_has(kind: Any, shift: float):
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 28])
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_the_flow_that_is_written_is_sampled_at_the_same_levels(shift: float, steps: int):
+def test_trailing_is_where_stable_diffusion_3_is_sampled(shift: float, steps: int):
     """`trailing` are the even times 1, 1 − 1/n … that their pipelines hand to their scheduler."""
     process = Flow(shift)
-    theirs = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(process, "flow"))
+    theirs = FlowMatchEulerDiscreteScheduler(shift=process.shift)
     theirs.set_timesteps(sigmas=(1 - torch.arange(steps) / steps).tolist())
     sigmas = SCHEDULES["trailing"](process, steps)
     torch.testing.assert_close((sigmas / (1 + sigmas)).float(), theirs.sigmas)
@@ -74,11 +82,46 @@ def test_a_level_is_shifted_once():
     The last σ trained on is shift/(T − 1), which `linspace` visits; theirs stops far above.
     """
     process = Flow(3.0)
-    theirs = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(process, "flow"))
+    theirs = FlowMatchEulerDiscreteScheduler(shift=process.shift)
     assert theirs.sigma_min / (1 - theirs.sigma_min) == pytest.approx(3 / 999, rel=1e-5)
     theirs.set_timesteps(10)
     assert theirs.sigmas[-2] / (1 - theirs.sigmas[-2]) == pytest.approx(9 / 999, rel=1e-2)
     assert SCHEDULES["linspace"](process, 10)[-2].item() == pytest.approx(3 / 999)
+
+
+@pytest.mark.parametrize("kind", FLOW_SIGMAS)
+def test_schedulers_with_flow_sigmas_are_rectified_flow(kind: str):
+    """As Wan and Sana have it, with the fields of the β that they then do not use."""
+    scheduler = getattr(diffusers, kind)
+    asked = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    assert read_scheduler(with_name(scheduler(**asked)), "here") == (Flow(3.0), "flow")
+    asked |= {"flow_shift": 1.0, "num_train_timesteps": 50}
+    assert read_scheduler(with_name(scheduler(**asked)), "here") == (Flow(1.0, 50), "flow")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 28])
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_the_flow_that_is_written_is_sampled_by_euler(shift: float, steps: int):
+    """Of even times, but from 1 − 1/T, where `trailing` begins at 1; no step differs from Euler's.
+
+    Seen from x = x0 + σ·n, Euler's method goes straight towards x0.
+    """
+    process = Flow(shift)
+    theirs = DPMSolverMultistepScheduler.from_config(scheduler_config(process, "flow"))
+    theirs.set_timesteps(steps)
+    times = (1 - 1 / process.steps) * (1 - torch.arange(steps, dtype=torch.float64) / steps)
+    levels = process.deviation(times)
+    torch.testing.assert_close(theirs.sigmas[:-1].double(), levels, rtol=1e-5, atol=0)
+    assert theirs.sigmas[-1] == 0
+    told = process.timestep(process.sigma(times))
+    assert ((theirs.timesteps - told).abs() <= 1).all()  # in whole numbers
+    sample, x0 = (normal(seed, (0, 0, 0), (1, 4, 4)).double() for seed in (0, 1))
+    levels = theirs.sigmas.double()
+    for level, below, told in zip(levels, levels[1:], theirs.timesteps, strict=False):
+        flow = (sample - x0) / level  # n − x0, since sample = (1 − τ)·x0 + τ·n
+        expected = sample + (below - level) * flow
+        sample = theirs.step(flow, told, sample).prev_sample
+        torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- EDM ------------------------------------------------------------------------------------
@@ -162,6 +205,11 @@ def test_every_process_of_the_kind_is_read_back(
         ({**FLOW, "num_train_timesteps": 1}, "num_train_timesteps = 1"),
         ({**FLOW, "beta_start": 0.1}, "beta_start = 0.1"),
         ({**FLOW, "prediction_type": "epsilon"}, "prediction_type = 'epsilon'"),
+        ({**SIGMAS, "prediction_type": "epsilon"}, "'epsilon'; possible are flow_prediction"),
+        ({**SIGMAS, "prediction_type": "-"}, "prediction_type = '-'; possible are flow_pred"),
+        ({**SIGMAS, "flow_shift": 0}, "flow_shift = 0"),
+        ({**SIGMAS, "use_dynamic_shifting": True}, "use_dynamic_shifting = True"),
+        ({**SIGMAS, "_class_name": "DDIMScheduler"}, "use_flow_sigmas: only DPMSolverMultistep"),
         ({**EDM_EULER, "prediction_type": "sample"}, "'sample'; possible are epsilon, v_pred"),
         ({**EDM_EULER, "sigma_min": 0}, "sigma_min = 0"),
         ({**EDM_EULER, "sigma_min": 90}, r"sigma_min = 90.0 is not below 80.0"),

@@ -146,12 +146,15 @@ def save_component(
     does.
     """
     config = cast(NetworkConfig, network.config).model_dump(mode="json")
-    diffusers = not kind.startswith("CLIP")  # transformers' configurations name their class inside
+    diffusers = not kind.startswith("CLIP")
+    # transformers' configurations name their class inside. Where no precision is asked for,
+    # transformers 5 loads the one that config.json names, else the file's; diffusers loads float32.
+    said = {"_class_name": kind} if diffusers else {"torch_dtype": "float32"}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UndustError(f"cannot write {folder}: {error.strerror}") from error
-    write_json(folder / "config.json", {"_class_name": kind, **config} if diffusers else config)
+    write_json(folder / "config.json", {**said, **config})
     safetensors_file.save(
         folder / f"{STEMS[not diffusers]}.safetensors",
         network.state_dict(),

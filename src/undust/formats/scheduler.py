@@ -36,14 +36,21 @@ KARRAS_CLASSES = tuple(
     for name in ("DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete")
 )
 CONSISTENCY_CLASSES = ("LCMScheduler", "TCDScheduler")
-# Those for rectified flow, and those for EDM. The first of each is the one that is written.
+# Those of them that sample rectified flow too, with `use_flow_sigmas`. The first is written: unlike
+# the classes below, it works in the pipelines of Stable Diffusion.
+FLOW_SIGMAS = tuple(
+    f"{name}Scheduler"
+    for name in """DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep
+    SASolver""".split()  # noqa: SIM905
+)
+# Those for rectified flow, and those for EDM, of which the first is written.
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 # Fields that say how to sample, unless they are those of a process below.
 SAMPLING = frozenset(
     """algorithm_type base_image_seq_len base_shift clip_sample clip_sample_range corrector_order
     denoise_final disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type
-    flow_shift interpolation_type lambda_min_clipped lower_order_final max_image_seq_len max_shift
+    interpolation_type lambda_min_clipped lower_order_final max_image_seq_len max_shift
     noise_sampler_seed num_train_timesteps original_inference_steps predict_x0 predictor_order rho
     sample_max_value set_alpha_to_one shift_terminal sigma_max sigma_min sigma_schedule
     skip_prk_steps solver_order solver_p solver_type steps_offset stochastic_sampling tau_func
@@ -52,11 +59,13 @@ SAMPLING = frozenset(
     variance_type""".split()  # noqa: SIM905
 )
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # named alike there and here
+FLOW_PREDICTION = "flow_prediction"
 # What diffusers' EDM calls ε is F; v is −F of pictures scaled to deviation 1.
 EDM_PREDICTIONS = {"edm": "epsilon", "v_prediction": "v_prediction"}  # ours -> theirs
 Steps = Annotated[int, Field(ge=2, le=100_000)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 Sigma = Annotated[float, Field(ge=1e-9, le=1e9)]  # its square is a number in float32 too
+Shift = Annotated[float, Field(ge=Flow.LEAST, le=Flow.MOST)]
 
 
 class _Config(BaseModel):
@@ -78,10 +87,12 @@ class _Discrete(_Config):
     trained_betas: list[float] | None = None
     rescale_betas_zero_snr: bool = False
     prediction_type: str = "epsilon"
+    # Rectified flow in the place of the β.
+    use_flow_sigmas: bool = False
+    flow_shift: Shift | None = 1.0
     # What follows is not built here; only the neutral value passes.
     predict_epsilon: Literal[True] = True  # before there was a prediction_type
     timestep_type: Literal["discrete"] = "discrete"
-    use_flow_sigmas: Literal[False] = False
     use_dynamic_shifting: Literal[False] = False
 
     @field_validator("trained_betas", mode="before")
@@ -94,6 +105,10 @@ class _Discrete(_Config):
         return given
 
     def read(self) -> tuple[Process, str]:
+        if self.use_flow_sigmas:
+            if self.prediction_type != FLOW_PREDICTION:
+                raise _unsupported("prediction_type", self.prediction_type, [FLOW_PREDICTION])
+            return Flow(self.flow_shift or 1.0, self.num_train_timesteps), "flow"
         if self.prediction_type not in PREDICTION_TYPES:
             raise _unsupported("prediction_type", self.prediction_type, PREDICTION_TYPES)
         if self.trained_betas is not None:
@@ -128,7 +143,7 @@ class _Consistency(_Karras):
 
 class _Flow(_Config):
     num_train_timesteps: Steps = 1000
-    shift: Annotated[float, Field(ge=Flow.LEAST, le=Flow.MOST)] = 1.0
+    shift: Shift = 1.0
     # As above: a shift that follows the size of the picture, and a network of reversed time.
     use_dynamic_shifting: Literal[False] = False
     invert_sigmas: Literal[False] = False
@@ -174,6 +189,8 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
     try:
         if kind is None:
             raise _unsupported("_class_name", name, KINDS)
+        if fields.get("use_flow_sigmas") and name not in FLOW_SIGMAS:
+            raise UndustError(f"use_flow_sigmas: only {', '.join(FLOW_SIGMAS)} have it")
         known = {
             key: value
             for key, value in fields.items()
@@ -197,7 +214,9 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
     """The scheduler_config.json of a model.
 
     A discrete process is diffusers' DDIM, which then samples as `leading` + `ddim` do; betas that
-    no schedule gives are written one by one. Raises UndustError for what diffusers does not know.
+    no schedule gives are written one by one. Rectified flow is its DPM-Solver++ of order 1, which
+    is Euler's method, at about the levels of `trailing`. Raises UndustError for what diffusers does
+    not know.
     """
     # What is wrong is said here, not to the one who loads the file.
     if isinstance(process, VP):
@@ -219,9 +238,13 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
         if prediction != "flow":
             raise _unsupported("prediction", prediction, ["flow"])
         return {
-            "_class_name": FLOW_CLASSES[0],
+            "_class_name": FLOW_SIGMAS[0],
             "num_train_timesteps": process.steps,
-            "shift": process.shift,
+            "use_flow_sigmas": True,
+            "flow_shift": process.shift,
+            "prediction_type": FLOW_PREDICTION,
+            "solver_order": 1,
+            "steps_offset": 1,  # of no effect, but the pipelines warn of others
         }
     if isinstance(process, EDM):
         if prediction not in EDM_PREDICTIONS:
