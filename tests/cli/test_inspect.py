@@ -84,11 +84,13 @@ def test_a_picture_begun_from_has_its_own_size(undust: Run, here: Path):
     assert "--size" not in command
 
 
-def test_what_parameters_cannot_say_is_refused(undust: Run, here: Path):
+def test_what_cannot_be_read_is_noted(undust: Run, here: Path):
     with_parameters(here / "a.png", "a cat\nSteps: many, Seed: 1, CFG scale: 7")
-    done = undust("inspect", "a.png")
-    assert (done.code, done.out) == (2, "")
-    assert done.err == "undust: a.png: parameters: Steps has to be a number, not 'many'\n"
+    facts = json.loads(undust("inspect", "a.png", "--json").out)
+    assert facts["notes"] == ["parameters: Steps has to be a number, not 'many'"]
+    assert facts["command"] == (
+        "undust generate 'a cat' --guidance 7.0 --seed 1 --model MODEL.safetensors"
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from undust.errors import UndustError
-from undust.formats.recipe_png import LIMIT, SIGNATURE, read_recipe, read_texts, write_picture
+from undust.formats.metadata.containers import SIGNATURE
+from undust.formats.recipe_png import LIMIT, read_recipe, read_texts, write_picture
 
 RECIPE = {
     "prompt": "웃는 고양이, smiling\n“quoted” \\ 🐱",
@@ -119,10 +120,10 @@ def test_a_picture_without_a_recipe_is_refused(tmp_path: Path, texts: dict[str, 
         read_recipe(tmp_path / "a.png")
 
 
-def test_what_is_no_png_is_refused(tmp_path: Path):
-    picture().save(tmp_path / "a.jpg")
-    with pytest.raises(UndustError, match="not a PNG"):
-        read_recipe(tmp_path / "a.jpg")
+def test_what_is_no_picture_with_texts_is_refused(tmp_path: Path):
+    picture().save(tmp_path / "a.bmp")
+    with pytest.raises(UndustError, match=r"a\.bmp is not a PNG, JPEG, WebP, AVIF or TIFF picture"):
+        read_recipe(tmp_path / "a.bmp")
     with pytest.raises(UndustError, match="No such file"):
         read_recipe(tmp_path / "absent.png")
     with pytest.raises(UndustError, match="is a folder, not a file"):

@@ -34,6 +34,7 @@ def inspect(
     if as_json:
         typer.echo(show.as_json(facts, indent=2))
         return
+    command = facts.pop("command", None)
     plain = {name: value for name, value in facts.items() if not isinstance(value, dict | list)}
     show.facts({name: _readable(name, value) for name, value in plain.items()})
     for name, value in facts.items():
@@ -42,11 +43,15 @@ def inspect(
         typer.echo()
         if isinstance(value, dict):
             show.facts({name: "", **value})
+        elif name == "notes":
+            show.facts({name: ""})
+            for note in value:
+                show.line(note)
         else:
             _table(value)
-    if told := facts.get("A1111"):
+    if command:
         show.summary("here that would be, with other noise:")
-        show.summary(picture.command(told))
+        typer.echo(command, err=True)
 
 
 def describe(path: Path) -> Facts:

@@ -1,16 +1,22 @@
-"""What `undust inspect` says of pictures."""
+"""The facts that `undust inspect` shows of pictures."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import warnings
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 
 SUFFIX = ".safetensors"
 FIRST = ("prompt", "negative", "steps", "sampler", "schedule", "guidance", "seed")  # of a recipe
+# Options that take a recipe's value as it is, in the order of the command.
+PLAIN = ("negative", "steps", "sampler", "schedule", "guidance", "seed", "clip_skip")
+LONGEST = 10_000  # characters of a prompt
 Facts = dict[str, Any]
 
 
@@ -42,60 +48,213 @@ def describe(path: Path, kind: str) -> Facts:
 
     Raises UndustError for what is damaged.
     """
-    from undust.formats.a1111 import parse_a1111
-    from undust.formats.recipe_png import A1111_KEY, KEY, read_recipe, read_texts
+    from undust.formats.metadata import containers, programs
+    from undust.formats.recipe_png import KEY, read_recipe
     from undust.pictures import read_image
 
-    texts = read_texts(path) if kind == "PNG" else {}
-    recipe: Facts = {}
-    told: Facts = {}
-    if KEY in texts:
-        recipe = read_recipe(path)
-    elif A1111_KEY in texts:
-        try:
-            told = parse_a1111(texts[A1111_KEY])
-        except UndustError as error:
-            raise UndustError(f"{path}: {error}") from error
     image = read_image(path)
-    other = told.pop("other", {})
-    found = {
-        "recipe": {name: recipe[name] for name in FIRST if name in recipe} | recipe,
-        "A1111": {name: value for name, value in told.items() if value != ""},
-        "other settings": other,
-    }
-    return {
+    facts: Facts = {
         "path": str(path),
         "kind": "picture",
         "format": kind,
         "pixels": f"{image.width}x{image.height}",
-        **{name: fields for name, fields in found.items() if fields},
     }
+    if kind not in ("PNG", *containers.KINDS):
+        return facts
+    texts = containers.read(path)
+    if KEY in texts.found:
+        recipe = read_recipe(path)
+        own = {name: recipe[name] for name in FIRST if name in recipe} | recipe
+        return {**facts, "recipe": own, **({"notes": texts.notes} if texts.notes else {})}
+    try:
+        found = programs.read(texts.found)
+    except UndustError as error:
+        raise UndustError(f"{path}: {error}") from error
+    notes = [*texts.notes, *(found.notes if found else [])]
+    if found:
+        facts["program"] = found.program
+        told = {name: found.recipe[name] for name in FIRST if name in found.recipe} | found.recipe
+        facts[found.program.partition(" (")[0]] = {
+            name: value for name, value in told.items() if value not in ("", None)
+        }
+        facts["other settings"] = found.other
+        if found.recipe:
+            facts["command"], left_out = command(found.recipe)
+            notes += left_out
+    facts["notes"] = notes
+    return {name: value for name, value in facts.items() if value not in ({}, [])}
 
 
-def command(told: Facts) -> str:
-    """How to ask for what A1111's `parameters` tell, as far as there is a way."""
-    from undust.diffusion.samplers import SAMPLERS
-    from undust.diffusion.schedules import SCHEDULES
+def command(told: Facts) -> tuple[str, list[str]]:
+    """The nearest command line for facts of another program, and a note on each value left out.
+
+    Every value in it has passed the recipe's checks.
+    """
     from undust.formats.named import built_in
 
-    known = {"sampler": SAMPLERS, "schedule": SCHEDULES}
-    options: list[object] = []
-    for name in ("negative", "steps", "sampler", "schedule", "guidance", "seed", "clip_skip"):
-        if name in told and told[name] in known.get(name, (told[name],)):
-            options += [f"--{name.replace('_', '-')}", told[name]]
-    width, height = told.get("width", 1), told.get("height", 1)
-    if not (width % 8 or height % 8):  # other sizes are those of a picture begun from
-        options += ["--size", f"{width}x{height}"]
-    if "strength" in told:
-        options += ["--init", "PICTURE", "--strength", told["strength"]]
-    if upscale := told.get("upscale"):
-        options += ["--upscale", "@".join(map(str, upscale.values()))]
-    for lora in told.get("loras", ()):
-        options += ["--lora", f"{lora['path']}{SUFFIX}:{lora['weight']}"]
-    if refiner := told.get("refiner"):
-        options += ["--refiner", f"{refiner['model']}{SUFFIX}@{refiner.get('after', 0.8)}"]
-    if (model := told.get("model", "MODEL")) not in built_in():
-        options += ["--model", f"{model}{SUFFIX}"]
-    prompt = told.get("prompt", "")
+    notes: list[str] = []
+    given = _possible(told, notes)
+    options: list[str] = []
+
+    def add(option: str, value: object) -> None:
+        text = _plain(value)
+        options.extend([f"{option}={text}"] if text.startswith("-") else [option, text])
+
+    for name in PLAIN:
+        if name in given:
+            add(f"--{name.replace('_', '-')}", given[name])
+    if "size" in given:
+        add("--size", given["size"])
+    if "strength" in given:
+        add("--init", "PICTURE")
+        add("--strength", given["strength"])
+    if upscale := given.get("upscale"):
+        add("--upscale", "@".join(map(_plain, upscale.values())))
+    for lora in given.get("loras", ()):
+        add("--lora", f"{lora['path']}:{_plain(lora['weight'])}")
+    if refiner := given.get("refiner"):
+        add("--refiner", f"{refiner['model']}@{_plain(refiner.get('after', 0.8))}")
+    if (model := given["model"]) not in built_in():
+        add("--model", model)
+    prompt: str = given["prompt"]
     words = [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
-    return "undust generate " + shlex.join(map(str, words))
+    return f"undust generate {shlex.join(words)}", notes
+
+
+def _possible(told: Facts, notes: list[str]) -> Facts:
+    """The values that a recipe can have; a note on each of the others."""
+    from undust.formats.named import built_in
+
+    given: Facts = {name: _prompt(name, told, notes) for name in ("prompt", "negative")}
+    if given["prompt"] == "-":
+        given["prompt"] = "- "  # alone it would stand for the standard input
+    if not told.get("negative"):
+        del given["negative"]
+    for name in ("steps", "sampler", "schedule", "guidance", "seed", "clip_skip", "strength"):
+        if name in told and _valid(name, told[name], notes):
+            given[name] = told[name]
+    if "upscale" in told and _valid("upscale", told["upscale"], notes):
+        given["upscale"] = told["upscale"]
+    loras = [{**each, "path": _file(each["path"], notes)} for each in told.get("loras", ())]
+    if kept := [each for each in loras if _valid("loras", [each], notes)]:
+        given["loras"] = kept
+    if "refiner" in told:
+        refiner = {**told["refiner"], "model": _file(told["refiner"]["model"], notes)}
+        if _valid("refiner", refiner, notes):
+            given["refiner"] = refiner
+    if size := _size(told, notes):
+        given["size"] = size
+    model = told.get("model", "MODEL")
+    given["model"] = model if model in built_in() else _file(model, notes)
+    return _together(given, notes)
+
+
+def _valid(name: str, value: object, notes: list[str]) -> bool:
+    """Whether a recipe can have that value by itself; if not, a note."""
+    from undust.diffusion.samplers import SAMPLERS
+    from undust.diffusion.schedules import SCHEDULES, listed
+    from undust.generation.recipe import SEEDS
+
+    match name, value:
+        case "seed", -1:
+            notes.append("seed: -1 stands for any; left out")
+            return False
+        case "seed", int(seed) if not 0 <= seed < SEEDS:
+            notes.append(
+                f"seed: {shown(seed)} cannot be given here, only 0 to {SEEDS - 1}; left out"
+            )
+            return False
+        case "sampler", str(text) if text not in SAMPLERS:
+            notes.append(f"sampler: '{shown(text)}' has no known counterpart here; left out")
+            return False
+        case "schedule", str(text) if text not in SCHEDULES:
+            with suppress(UndustError):
+                if listed(text):
+                    return True
+            notes.append(f"schedule: '{shown(text)}' has no known counterpart here; left out")
+            return False
+        case _:
+            return not (fault := _fault({name: value})) or bool(notes.append(fault))
+
+
+def _fault(given: Facts) -> str:
+    """Why a recipe cannot have these values; "" if it can."""
+    from undust.generation.recipe import Recipe
+
+    fields: Facts = {"prompt": "", "seed": 0, "width": 8, "height": 8, **given}
+    if "strength" in given:
+        fields["init"] = {"path": "PICTURE"}
+    if size := fields.pop("size", None):
+        fields["width"], fields["height"] = map(int, size.split("x"))
+    try:
+        Recipe.read(fields)
+    except UndustError as error:
+        return f"{error}; left out"
+    return ""
+
+
+def _together(given: Facts, notes: list[str]) -> Facts:
+    """Without those that cannot be beside the others: a size that is too large when upscaled."""
+    given = dict(given)
+    for name in ("", "upscale", "size", "schedule", "loras"):
+        fault = _fault({name: value for name, value in given.items() if name != "model"})
+        if not fault:
+            break
+        if given.pop(name, None) is not None:
+            notes.append(f"{name} is left out: {fault.removesuffix('; left out')}")
+    return given
+
+
+def _size(told: Facts, notes: list[str]) -> str:
+    """The size as the command takes it, or "": a picture begun from has its own."""
+    width, height = told.get("width"), told.get("height")
+    if width is None or height is None:
+        return ""
+    if width % 8 or height % 8:
+        if "strength" not in told:
+            notes.append(f"size: {width}x{height} is not in steps of 8 pixels; left out")
+        return ""
+    size = f"{width}x{height}"
+    if not (0 < width < 10**6 and 0 < height < 10**6):
+        notes.append(f"size: {shown(size)} cannot be; left out")
+        return ""
+    return size if _valid("size", size, notes) else ""
+
+
+def _prompt(name: str, told: Facts, notes: list[str]) -> str:
+    """A prompt as the command takes it: in one line, of weights that there can be."""
+    from undust.conditioning.prompt import escape, parse
+
+    text = _printable(str(told.get(name) or ""))
+    if len(text) > LONGEST:
+        notes.append(f"{name}: it has {len(text):,} characters, {LONGEST:,} at most; cut")
+        text = text[:LONGEST]
+    try:
+        parse(text)
+    except UndustError as error:
+        notes.append(f"{name}: its brackets are taken as text, for {error}")
+        text = escape(text)[:LONGEST]
+    return text
+
+
+def _file(name: str, notes: list[str]) -> str:
+    """The file of a model known by its name alone."""
+    from undust.formats.metadata.found import MODEL_FILE
+
+    name = _printable(name)[:200]
+    if not MODEL_FILE.search(name):
+        return name + SUFFIX
+    if not name.lower().endswith((SUFFIX, ".sft")):
+        notes.append(f"{shown(name)} is a pickle: undust convert makes a {SUFFIX} file of it")
+    return name
+
+
+def _plain(value: object) -> str:
+    """A value as the options take it: no exponent in a number."""
+    text = str(value)
+    return f"{Decimal(text):f}" if isinstance(value, float) and "e" in text else text
+
+
+def _printable(text: str) -> str:
+    """A text in one line, without what cannot be part of a command line."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "", re.sub(r"[\t\n\r]", " ", text))

@@ -8,20 +8,42 @@ Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4, Seed: 1, Size
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from undust.diffusion.names import FROM_SAMPLERS, FROM_SCHEDULES, SAMPLERS, SCHEDULES
-from undust.errors import UndustError, few, quoted
+from undust.diffusion.names import (
+    FROM_SAMPLERS,
+    FROM_SCHEDULES,
+    SAMPLERS,
+    SCHEDULES,
+    elsewhere,
+    schedule_elsewhere,
+)
+from undust.errors import few, quoted, shown
+from undust.formats.metadata.found import (
+    as_json,
+    as_list,
+    as_number,
+    as_object,
+    different_weights,
+    texts_of,
+)
 
 NEGATIVE = "Negative prompt:"
 FEWEST = 3  # a last line with fewer settings than this is part of the prompt
+USUAL = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash")
 # The key's length is bounded so that no line takes quadratic time.
-SETTING = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-LORA = re.compile(r" ?<lora:([^:<>\n]+)(?::([-+.\de]{1,30}))?>")
+SETTING = re.compile(r"(\w[\w \-/]{1,60}):\s*")
+QUOTED = re.compile(r'("(?:\\.|[^\\"])+")\s*(?:,|$)')
+NAMED = re.compile(r"(\w[\w \-/]{1,60}):(?:\s+|$)(.*)", re.DOTALL)  # a line after the settings
+AFTER = "after the settings"  # what lines without a name are called
+JSON = json.JSONDecoder()
+FUNCTION = re.compile(r"[a-z0-9_]+")  # a sampler's name as ComfyUI has it
+NETWORK = re.compile(r" ?<(lora|lyco|hypernet):([^:<>\n]+)((?::[^:<>\n]{0,200}){0,20})>")
+RESOURCES = "Civitai resources"
+MOST = 20  # notes on them
 FIELDS = {  # their name -> the recipe's, and its type
     "Steps": ("steps", int),
     "CFG scale": ("guidance", float),
@@ -87,54 +109,126 @@ def a1111_parameters(recipe: Mapping[str, Any], size: tuple[int, int]) -> str:
 def parse_a1111(text: str) -> dict[str, Any]:
     """The recipe's plain values that a `parameters` text tells of; files by their names alone.
 
-    What has no place in a recipe stands under "other". Raises UndustError for a number that is none
-    and for more settings than can be meant.
+    Values without a place in a recipe stand under "other"; "notes" has a line for each value that
+    cannot be read or is meant otherwise here. Raises UndustError for more settings and LoRAs than
+    can be meant.
     """
-    *lines, last = text.strip().split("\n")
-    found = SETTING.findall(last)
-    if len(found) < FEWEST:
-        lines, found = [*lines, last], []
-    few("parameters", found)
-    settings = {name: _unquoted(given.strip()) for name, given in found}
+    text = text.strip()
+    if 0 < text.count("\n") == text.count("\r\n"):
+        text = text.replace("\r\n", "\n")
+    lines, line, after = _parted(text.split("\n"))
+    settings = dict(_settings(line))
+    notes: list[str] = []
     body, _, negative = ("\n" + "\n".join(lines)).partition("\n" + NEGATIVE)
-    tags: list[tuple[str, str]] = LORA.findall(body)
+    tags: list[tuple[str, str, str]] = NETWORK.findall(body)
     few("parameters: the prompt", tags)
-    recipe: dict[str, Any] = {"prompt": LORA.sub("", body).strip(), "negative": negative.strip()}
+    recipe: dict[str, Any] = {"prompt": NETWORK.sub("", body).strip(), "negative": negative.strip()}
     recipe |= _how(settings)
     taken = [name for name in FIELDS if name in settings]
     if settings.keys() & TO_SIZE and "Denoising strength" in taken:
         taken.remove("Denoising strength")  # it belongs to that pass
     for name in taken:
         field, kind = FIELDS[name]
-        recipe[field] = _number(name, settings.pop(name), kind)
+        number = settings[name] if kind is str else _number(name, settings, kind, notes)
+        if number is not None:
+            recipe[field] = number
+            del settings[name]
     if size := re.fullmatch(r"(\d{1,9})x(\d{1,9})", settings.get("Size", "")):
         recipe["width"], recipe["height"] = int(size[1]), int(size[2])
         del settings["Size"]
-    if (skip := _number("Clip skip", settings.pop("Clip skip", 1), int)) > 1:
-        recipe["clip_skip"] = skip - 1
-    if "Hires upscale" in settings:
-        recipe["upscale"] = _upscale(recipe, settings)
+    if skip := _number("Clip skip", settings, int, notes):
+        del settings["Clip skip"]
+        if abs(skip) > 1:  # ComfyUI counts it from the end, below zero
+            recipe["clip_skip"] = abs(skip) - 1
+    if factor := _number("Hires upscale", settings, float, notes):
+        recipe["upscale"] = _upscale(factor, recipe, settings, notes)
     if refiner := settings.pop("Refiner", ""):
         model, _, digits = refiner.removesuffix("]").rpartition(" [")
         recipe["refiner"] = {"model": model, "model_hash": digits} if model else {"model": digits}
-        if after := settings.pop("Refiner switch at", ""):
-            recipe["refiner"]["after"] = _number("Refiner switch at", after, float)
-    if tags:
-        recipe["loras"] = [
-            {"path": name, "weight": _number(f"the weight of {name}", weight or 1, float)}
-            for name, weight in tags
-        ]
-    if settings:
-        recipe["other"] = settings
+        if (share := _number("Refiner switch at", settings, float, notes)) is not None:
+            recipe["refiner"]["after"] = share
+            del settings["Refiner switch at"]
+    if loras := list(_networks(tags, notes)) or list(_weights(settings)):
+        recipe["loras"] = loras
+    if other := settings | _after(after, notes):
+        recipe["other"] = other
+    if notes := [*notes, *_resources(settings, "model" in recipe)]:
+        recipe["notes"] = [f"parameters: {note}" for note in notes]
     return recipe
+
+
+def _parted(lines: list[str]) -> tuple[list[str], str, list[str]]:
+    """The lines of the prompts, the line of settings, and the lines after it.
+
+    Picture sites and extensions add lines, so the settings are the last line that has two of the
+    usual names; failing that the last line, if it has enough of any.
+    """
+    for place in reversed(range(len(lines))):
+        if sum(f"{name}:" in lines[place] for name in USUAL) > 1:
+            found = _settings(lines[place])
+            if len(found) >= FEWEST and sum(name in USUAL for name, _ in found) > 1:
+                return lines[:place], lines[place], lines[place + 1 :]
+    if len(_settings(lines[-1])) >= FEWEST:
+        return lines[:-1], lines[-1], []
+    return lines, "", []
+
+
+def _settings(line: str) -> list[tuple[str, str]]:
+    """Names and values in a line; a comma inside quotation marks or JSON ends no value."""
+    found: list[tuple[str, str]] = []
+    place = 0
+    while name := SETTING.search(line, place):
+        start = name.end()
+        value = QUOTED.match(line, start)
+        if value:
+            found.append((name[1], _unquoted(value[1])))
+            place = value.end()
+            continue
+        place = _end_of_json(line, start) or line.find(",", start)
+        place = len(line) if place < 0 else place
+        found.append((name[1], line[start:place].strip()))
+    few("parameters", found)
+    return found
+
+
+def _end_of_json(line: str, start: int) -> int:
+    """Where the JSON that begins there ends, if it is followed by a comma or nothing; else 0."""
+    if line[start : start + 1] not in ("[", "{"):
+        return 0
+    try:
+        _, end = JSON.raw_decode(line, start)
+    except (ValueError, RecursionError):
+        return 0
+    return end if re.compile(r"\s*(?:,|$)").match(line, end) else 0
+
+
+def _after(lines: list[str], notes: list[str]) -> dict[str, str]:
+    """The lines after the settings by their names, such as dynamic prompts' `Template:`."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in lines:
+        if keyed := NAMED.match(line):
+            name, line = keyed[1], keyed[2]
+        key = name or AFTER
+        found[key] = f"{found[key]}\n{line}" if key in found else line
+    few("parameters", found)
+    found = {name: text.strip() for name, text in found.items() if text.strip()}
+    if AFTER in found:
+        notes.append("text after the settings is no part of the prompts")
+    return found
 
 
 def _how(settings: dict[str, str]) -> dict[str, str]:
     """Sampler and schedule under our names, where they are ours; taken out of the settings."""
     sampler, schedule = settings.pop("Sampler", ""), settings.pop("Schedule type", "")
+    if not schedule:  # Fooocus and ComfyUI's savers have ComfyUI's name for it
+        schedule = settings.pop("Scheduler", "")
+        schedule = schedule_elsewhere(schedule) or schedule
     name, _, tail = sampler.rpartition(" ")
     if name in FROM_SAMPLERS and tail in FROM_SCHEDULES:  # one name until the web UI's 1.9
         sampler, schedule = name, tail if schedule in ("", "Automatic") else schedule
+    elif FUNCTION.fullmatch(sampler) and (found := elsewhere(sampler))[0]:
+        sampler, schedule = found[0], schedule or found[1]
     ours = FROM_SAMPLERS.get(sampler, sampler)
     beside = BESIDE.get(ours, {}) if ours != sampler else {}
     if all(settings.get(key, "").removesuffix(".0") == value for key, value in beside.items()):
@@ -145,11 +239,15 @@ def _how(settings: dict[str, str]) -> dict[str, str]:
     return {field: name for field, name in how.items() if name}
 
 
-def _upscale(recipe: dict[str, Any], settings: dict[str, str]) -> dict[str, float]:
+def _upscale(
+    factor: float, recipe: dict[str, Any], settings: dict[str, str], notes: list[str]
+) -> dict[str, float]:
     """The second pass, taken out of the settings; the one strength there is belongs to it."""
-    upscale = {"factor": _number("Hires upscale", settings.pop("Hires upscale"), float)}
-    if strength := settings.pop("Hires strength", ""):
-        upscale["strength"] = _number("Hires strength", strength, float)
+    upscale = {"factor": factor}
+    del settings["Hires upscale"]
+    if strength := _number("Hires strength", settings, float, notes):
+        upscale["strength"] = strength
+        del settings["Hires strength"]
     elif "strength" in recipe:
         upscale["strength"] = recipe.pop("strength")
     for name, _ in RESIZED.items() & settings.items():
@@ -157,15 +255,67 @@ def _upscale(recipe: dict[str, Any], settings: dict[str, str]) -> dict[str, floa
     return upscale
 
 
-def _number(name: str, given: object, kind: Any) -> Any:
-    """What is given, as a finite number, or as text if the kind is that."""
-    try:
-        number = kind(given)
-        if kind is str or math.isfinite(number):
-            return number
-    except (ValueError, OverflowError):
-        pass
-    raise UndustError(f"parameters: {name} has to be a number, not {quoted(given)}")
+def _networks(tags: list[tuple[str, str, str]], notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The LoRAs among the tags `<lora:NAME:TEXT ENCODER:U-NET:key=value>`; notes on the rest."""
+    for kind, name, tail in tags:
+        if kind == "hypernet":
+            notes.append(f"hypernetwork {shown(name)}: there are none here; left out")
+            continue
+        values = [each.strip() for each in tail.split(":")[1:]]
+        named = dict(each.split("=", 1) for each in values if "=" in each)
+        placed = [each for each in values if each and "=" not in each]
+        text = named.pop("te", placed[0] if placed else "1")
+        unet = named.pop("unet", placed[1] if len(placed) > 1 else text)
+        weight, other = as_number(unet, float), as_number(text, float)
+        if weight is None or other is None:
+            notes.append(
+                f"the weight of {shown(name)} has to be a number, not {quoted(tail[1:])}; 1 is used"
+            )
+            weight = 1.0
+        elif weight != other:
+            notes.append(different_weights(name, other, weight))
+        if named or len(placed) > 2:
+            rest = ":".join([*placed[2:], *(f"{key}={value}" for key, value in named.items())])
+            notes.append(f"LoRA {shown(name)}: {shown(rest)} cannot be given here; left out")
+        yield {"path": name, "weight": weight}
+
+
+def _weights(settings: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The LoRAs in Fooocus' `Lora weights: "NAME: WEIGHT, …"`."""
+    parts = settings.get("Lora weights", "").split(", ")
+    few("parameters: Lora weights", parts)
+    for part in parts:
+        name, _, weight = part.rpartition(": ")
+        if name and (number := as_number(weight, float)) is not None:
+            yield {"path": name, "weight": number}
+
+
+def _resources(settings: Mapping[str, str], known: bool) -> Iterator[str]:
+    """Notes on Civitai's list of models: it has their titles, not their files' names.
+
+    known: the checkpoint's file is told elsewhere.
+    """
+    for each in as_list(as_json(settings.get(RESOURCES, "")))[:MOST]:
+        told = as_object(each)
+        title = " ".join(texts_of([told.get("modelName"), told.get("modelVersionName")]))
+        kind, weight = told.get("type"), told.get("weight")
+        if not isinstance(kind, str) or not (title or "modelVersionId" in told):
+            continue
+        if known and kind == "checkpoint":
+            continue
+        title = title or f"of version {quoted(told['modelVersionId'])}"
+        how = "" if weight is None else f", weight {quoted(weight)}"
+        yield f"{shown(kind)} {shown(title)}{how}: Civitai does not tell its file's name"
+
+
+def _number(name: str, settings: Mapping[str, str], kind: Any, notes: list[str]) -> Any:
+    """A setting as a finite number; None, and a note unless it is absent, if it is none."""
+    if name not in settings:
+        return None
+    number = as_number(settings[name], kind)
+    if number is None:
+        notes.append(f"{name} has to be a number, not {quoted(settings[name])}")
+    return number
 
 
 def _name(path: str) -> str:

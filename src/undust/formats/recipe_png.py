@@ -7,23 +7,19 @@ Two text chunks: `undust`, the recipe as JSON, from which the picture can be mad
 from __future__ import annotations
 
 import json
-import os
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from PIL import Image, PngImagePlugin
 
 from undust.errors import UndustError
 from undust.formats.a1111 import a1111_parameters
 from undust.formats.files import atomic
-from undust.regular import open_regular
+from undust.formats.metadata import containers, programs
+from undust.formats.metadata.containers import A1111_KEY, KEY, LIMIT
 
-KEY, A1111_KEY = "undust", "parameters"
-LIMIT = 2**20  # bytes of one text, also of a compressed one when unpacked
 OTHERS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl"}
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def check_name(path: Path) -> None:
@@ -58,14 +54,13 @@ def write_picture(path: Path, image: Image.Image, recipe: Mapping[str, Any]) -> 
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a picture written by `write_picture`, not yet checked for sense.
+    """The recipe in a picture that undust wrote, not yet checked for sense.
 
-    Raises UndustError for a file that is absent, no PNG, cut short or without a recipe.
+    Raises UndustError for a picture without a recipe, and as `read_texts` does.
     """
-    texts = read_texts(path)
+    texts = containers.read(path).found
     if KEY not in texts:
-        others = f"; it carries A1111's {A1111_KEY!r}: undust inspect" * (A1111_KEY in texts)
-        raise UndustError(f"{path} carries no undust recipe{others}")
+        raise UndustError(f"{path} carries no undust recipe{_other_program(texts)}")
     try:
         recipe = json.loads(texts[KEY])
     except (ValueError, RecursionError) as error:
@@ -76,61 +71,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The texts `undust` and `parameters` of a PNG, those that it has.
+    """The texts `undust` and `parameters` of a PNG, JPEG, WebP, AVIF or TIFF, those that it has.
 
-    Raises UndustError for a file that is absent, no PNG, damaged or cut short, and for texts of
-    more than a MiB.
+    Raises UndustError for a file that is absent, no such picture, damaged or cut short, and for
+    texts of more than a MiB.
     """
+    found = containers.read(path).found
+    return {key: found[key] for key in (KEY, A1111_KEY) if key in found}
+
+
+def _other_program(texts: Mapping[str, str]) -> str:
+    """The end of the error for a picture that another program made."""
+    if A1111_KEY in texts and not texts[A1111_KEY].lstrip().startswith("{"):
+        return f"; it carries A1111's {A1111_KEY!r}: undust inspect"
     try:
-        with open_regular(path) as file:
-            if file.read(8) != SIGNATURE:
-                raise UndustError(f"{path} is not a PNG picture")
-            return dict(_texts(file, os.fstat(file.fileno()).st_size))
-    except OSError as error:
-        raise UndustError(f"{path} cannot be read: {error.strerror}") from error
-    except _DamageError as damage:
-        raise UndustError(f"{path} is damaged: {damage}") from damage
-
-
-class _DamageError(Exception):
-    """What is wrong inside a file whose name the caller knows."""
-
-
-def _texts(file: BinaryIO, size: int) -> Iterator[tuple[str, str]]:
-    """Walks through the chunks (PNG specification, third edition, 5.3 and 11.3.3)."""
-    kind = b""
-    while kind != b"IEND":
-        head = file.read(8)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8 or length + 4 > size - file.tell():
-            raise _DamageError("it is cut short")
-        end = file.tell() + length + 4
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            key = file.read(min(length, 80)).partition(b"\0")[0].decode("latin-1")
-            if key in (KEY, A1111_KEY):
-                if length > LIMIT + 80:
-                    raise _DamageError(f"its text {key!r} has more than {LIMIT:,} bytes")
-                file.seek(end - length - 4)
-                content = file.read(length)
-                if zlib.crc32(kind + content) != int.from_bytes(file.read(4), "big"):
-                    raise _DamageError(f"its text {key!r} does not fit its checksum")
-                yield key, _decode(kind, content[len(key) + 1 :])
-        file.seek(end)
-
-
-def _decode(kind: bytes, rest: bytes) -> str:
-    """A text chunk after its keyword, unpacked as far as the limit."""
-    packed, encoding = kind == b"zTXt", "latin-1"
-    if kind == b"zTXt":
-        rest = rest[1:]  # the compression method; there is only one
-    elif kind == b"iTXt":
-        packed, encoding = rest[:1] == b"\1", "utf-8"
-        # After the flag and the method: language, translated keyword, text.
-        rest = (rest[2:].split(b"\0", 2) + 2 * [b""])[2]
-    try:
-        text = zlib.decompressobj().decompress(rest, LIMIT + 1) if packed else rest
-        if len(text) > LIMIT:
-            raise _DamageError(f"a text in it has more than {LIMIT:,} bytes")
-        return text.decode(encoding)
-    except (zlib.error, UnicodeDecodeError) as error:
-        raise _DamageError(f"a text in it cannot be read: {error}") from error
+        found = programs.read(texts)
+    except UndustError:
+        found = None
+    return f"; it carries facts of {found.program}: undust inspect" if found else ""

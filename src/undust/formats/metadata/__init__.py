@@ -1,0 +1,1 @@
+"""What other programs write into pictures: the texts of a file, and a reader per program."""

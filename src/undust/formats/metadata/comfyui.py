@@ -1,0 +1,335 @@
+"""The facts in ComfyUI's graph of nodes, as its API takes it: the PNG text `prompt`.
+
+They are those of the first sampler that leads to a saved picture. Inputs are known by their names,
+not by the node's class, because there are thousands of classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from undust.errors import few
+from undust.formats.metadata.found import (
+    MODEL_FILE,
+    Found,
+    as_json,
+    as_list,
+    as_number,
+    as_object,
+    base_name,
+    texts_of,
+)
+from undust.formats.metadata.graph import CHAIN, TEXTS, Graph, Link, Node, link_of, read_nodes
+
+PROGRAM = "ComfyUI"
+MODELS = ("ckpt_name", "unet_name", "base_ckpt_name", "model_name")  # a checkpoint's file
+PER_ENCODER = {"text_g", "text_l", "t5xxl", "clip_l"}
+PAIRS = {"text_a", "text_b", "text1", "text2", "string_a", "string_b"}  # texts that are joined
+JOINED = ("delimiter", "separator")
+SAMPLES = ("latent_image", "samples", "latent", "pixels", "image", "images")
+CONDITION = re.compile(r"cond|positive|negative", re.IGNORECASE)
+# Links on the way from a sampler to its text that do not carry any.
+ASIDE = {
+    *("clip", "model", "vae", "image", "images", "control_net", "mask", "style_model", "pixels"),
+    *("clip_vision", "clip_vision_output", "latent", "samples"),
+}
+MEANT = {  # the sampler's input -> the recipe's field
+    "seed": "seed",
+    "noise_seed": "seed",
+    "steps": "steps",
+    "cfg": "guidance",
+    "sampler_name": "sampler",
+    "scheduler": "schedule",
+    "denoise": "strength",
+}
+CIVITAI = {  # in the text `extraMetadata` of Civitai's own generator
+    "prompt": "prompt",
+    "negativePrompt": "negative",
+    "steps": "steps",
+    "cfgScale": "guidance",
+    "sampler": "sampler",
+    "seed": "seed",
+    "clipSkip": "clip_skip",
+    "width": "width",
+    "height": "height",
+}
+SIDES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))
+PLACED = re.compile(r"(Karras|Exponential|Polyexponential)Scheduler")  # nodes that are a schedule
+# Bounds far above what people build: samplers in a row, nodes and characters of a prompt.
+PASSES, CONDITIONS, LONGEST = 100, 1000, 2**17
+
+
+def read(text: str) -> Found | None:
+    """The facts in a graph, or None for a text that is none.
+
+    Raises UndustError for a graph that samples with more LoRAs than can be meant.
+    """
+    given = as_object(text)
+    if not read_nodes(given) and isinstance(given.get("prompt"), dict | str):
+        given = as_object(given["prompt"])
+    nodes = read_nodes(given)
+    if not nodes:
+        return None
+    graph, found = Graph(nodes), Found(PROGRAM)
+    samplers = _samplers(graph)
+    if samplers:
+        _sample(graph, samplers[0], found)
+        if len(samplers) > 1:
+            others = ", ".join(map(str, samplers[1:6]))
+            found.notes.append(
+                f"{len(samplers)} samplers, of which the first is shown: {samplers[0]}, then "
+                f"{others}"
+            )
+    else:
+        found.notes.append("no sampler was found among the nodes")
+    _civitai(found, given)
+    return found
+
+
+def _is_sampler(node: Node) -> bool:
+    """Whether a node makes a latent or a picture out of noise, by what it takes."""
+    names = node.inputs.keys()
+    custom = {"sampler", "sigmas"} <= names or node.kind.startswith("SamplerCustom")
+    usual = "steps" in names and ("sampler_name" in names or "positive" in names)
+    seeded = "seed" in names or "noise_seed" in names
+    return custom or (usual and seeded)
+
+
+def _samplers(graph: Graph) -> list[Node]:
+    """The samplers that lead to a saved picture, the first pass first."""
+    saving = [node for node in graph.nodes.values() if "save" in node.kind.lower()]
+    used = {name for node in graph.nodes.values() for name, _ in node.links().values()}
+    ends = saving or [node for node in graph.nodes.values() if node.name not in used]
+    seen = set[str]()
+    for end in ends or list(graph.nodes.values()):
+        reached = graph.upstream((end.name, 0), lambda _, __: True, seen)
+        if found := [node for node in reached if _is_sampler(node)]:
+            return _in_order(graph, found)
+    return []
+
+
+def _in_order(graph: Graph, found: list[Node]) -> list[Node]:
+    """Begins with the sampler whose latent no other sampler made, on the way from the nearest."""
+    first, seen = found[0], set[str]()
+    while first.name not in seen and len(seen) < PASSES:
+        seen.add(first.name)
+        for link in (first.links().get(name) for name in SAMPLES):
+            made = graph.upstream(link, lambda _, key: key in SAMPLES)
+            before = next((node for node in made if _is_sampler(node)), None)
+            if before and before.name not in seen:
+                first = before
+                break
+    return [first, *(node for node in reversed(found) if node is not first)]
+
+
+def _sample(graph: Graph, sampler: Node, found: Found) -> None:
+    """Takes over what a sampler is given."""
+    links = sampler.links()
+    # SamplerCustom's parts come from nodes of their own.
+    parts = {
+        name: list(graph.upstream(links.get(name), lambda _, key: key not in ASIDE))
+        for name in ("noise", "sampler", "sigmas", "guider")
+    }
+    holders = [sampler, *(node for part in parts.values() for node in part)]
+    for name, ours in MEANT.items():
+        values = (graph.scalar(node, name) for node in holders if name in node.inputs)
+        value = next((each for each in values if each is not None), None)
+        if value is not None and ours not in found.recipe:
+            found.set(ours, value, name)
+    for name, key in (("sampler", "sampler_name"), ("sigmas", "scheduler")):
+        part = parts[name]
+        if part and not any(key in node.inputs for node in part):
+            if placed := PLACED.match(part[0].kind):
+                found.set_schedule(placed[1])
+            else:
+                found.notes.append(f"{name}: {part[0]} has no known counterpart here")
+    guider = next(
+        (node for node in parts["guider"] if node.inputs.keys() & {"positive", "conditioning"}),
+        sampler,
+    )
+    if guider is not sampler and "positive" not in guider.inputs:
+        found.recipe["guidance"] = 1.0  # ComfyUI's BasicGuider asks for the prompt alone
+    for field, name in (("prompt", "positive"), ("negative", "negative")):
+        link = guider.links().get(name)
+        if name == "positive":
+            link = link or guider.links().get("conditioning")
+        value = guider.inputs.get(name)
+        if isinstance(value, str):
+            found.recipe[field] = value
+        elif link:
+            found.recipe[field] = _text(graph, link, name, found)[:LONGEST]
+    _model(graph, links.get("model") or guider.links().get("model"), found)
+    _latent(graph, sampler, found)
+
+
+def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
+    """The text behind a conditioning; role: positive or negative, where a node carries both."""
+    told: list[str] = []
+    waiting, seen, concat = [start], set[str](), False
+    while waiting and len(seen) < CONDITIONS and sum(map(len, told)) < LONGEST:
+        name, _ = waiting.pop()
+        node = graph.nodes.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        concat = concat or "concat" in node.kind.lower()
+        if isinstance(own := node.inputs.get(role), str):
+            told.append(own)
+            continue
+        if node.kind == "ConditioningZeroOut":
+            continue
+        held = {key: _string(graph, node, key) for key in TEXTS if key in node.inputs}
+        if held:
+            told += _one_prompt(node, held, found)
+            _clip_skip(graph, node, found)
+            continue
+        links = node.links()
+        follow = [links[role]] if role in links else []
+        follow = follow or [link for key, link in links.items() if CONDITION.search(key)]
+        follow = follow or [link for key, link in links.items() if key not in ASIDE]
+        if "control_net" in links:
+            found.notes.append(f"{node}: a ControlNet, which has to be given by --control")
+        waiting += reversed(follow)
+    if not told and not any(
+        graph.nodes[each].kind == "ConditioningZeroOut" or _speaks(graph.nodes[each])
+        for each in seen
+    ):
+        node = graph.nodes.get(start[0])
+        found.notes.append(f"the {role} prompt could not be followed beyond {node or 'its link'}")
+    if len(told) > 1 and not concat:
+        found.notes.append(f"{len(told)} {role} prompts are combined there; here they are one text")
+    return ("\nBREAK\n" if concat else ", ").join(told)
+
+
+def _speaks(node: Node) -> bool:
+    return any(isinstance(node.inputs.get(key), str) for key in TEXTS)
+
+
+def _one_prompt(node: Node, held: Mapping[str, str | None], found: Found) -> list[str]:
+    """The text of a node; of one for each encoder the first, since a recipe has one for all."""
+    texts = texts_of(held.values())
+    if held.keys() <= PAIRS:
+        joint = next((node.inputs[key] for key in JOINED if key in node.inputs), " ")
+        return [str(joint).join(texts)] if texts else []
+    if PER_ENCODER & held.keys() and len(set(texts)) > 1:
+        found.notes.append(f"{node}: its encoders have different texts; the first is shown")
+    return texts[:1]
+
+
+def _string(graph: Graph, node: Node, key: str) -> str | None:
+    """An input's text: as it stands, or joined from the nodes of text that it comes from."""
+    value = node.inputs[key]
+    if isinstance(value, str):
+        return value
+    told: list[str] = []
+    way = graph.upstream(link_of(value), lambda _, name: name in TEXTS or name.startswith("input"))
+    for source in islice(way, CHAIN):
+        own = texts_of(source.inputs.get(name) for name in TEXTS)
+        told += own if source.inputs.keys() & PAIRS else own[:1]
+    return " ".join(told)[:LONGEST] if told else None
+
+
+def _clip_skip(graph: Graph, node: Node, found: Found) -> None:
+    for source in graph.upstream(node.links().get("clip"), lambda _, key: key == "clip"):
+        layer = as_number(source.inputs.get("stop_at_clip_layer"), int)
+        if layer is not None and layer < -1:
+            found.recipe["clip_skip"] = -layer - 1
+            return
+
+
+def _model(graph: Graph, link: Link | None, found: Found) -> None:
+    """The checkpoint and the LoRAs behind a sampler's model, those nearest to it last."""
+    loras: list[tuple[str, object, object]] = []
+    passed: list[str] = []
+    for node in graph.upstream(link, lambda _, key: key in ("model", "lora_stack", "any", "")):
+        own = list(_loras(graph, node))
+        loras += own
+        name = next(iter(texts_of(graph.scalar(node, key) for key in MODELS)), "")
+        if name and "lora" not in node.kind.lower():
+            found.set("model", name)
+            break
+        if not own and not re.search(r"reroute|lora|loader", node.kind, re.IGNORECASE):
+            passed.append(str(node))
+    few("ComfyUI's LoRAs", loras)
+    for name, unet, text in reversed(loras):
+        found.add_lora(name, unet, text)
+    if passed:
+        found.notes.append(f"what these do to the model is left out: {', '.join(passed[:10])}")
+    if "model" not in found.recipe:
+        found.notes.append("the checkpoint could not be followed")
+
+
+def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
+    """Name, weight for the U-Net and for the text encoder of a node's LoRAs, the last first."""
+    name = graph.scalar(node, "lora_name")
+    if isinstance(name, str) and name not in ("", "None"):
+        unet = graph.scalar(node, "strength_model", "lora_model_strength", "strength")
+        text = graph.scalar(node, "strength_clip", "lora_clip_strength")
+        yield name, 1.0 if unet is None else unet, text
+    for key, value in reversed(list(node.inputs.items())):
+        told = as_object(value) if isinstance(value, dict) else {}
+        stacked = re.fullmatch(r"lora_?(?:name_)?\d+", key)
+        if isinstance(lora := told.get("lora"), str) and told.get("on", True):  # rgthree's
+            yield lora, told.get("strength", 1), told.get("strengthTwo")
+        elif stacked and isinstance(value, str) and MODEL_FILE.search(value):  # a stack's
+            number = re.sub(r"\D", "", key)
+            weights = (f"model_weight_{number}", f"lora_wt_{number}", f"strength_{number}")
+            unet = graph.scalar(node, *weights)
+            yield value, 1.0 if unet is None else unet, node.inputs.get(f"clip_weight_{number}")
+
+
+def _latent(graph: Graph, sampler: Node, found: Found) -> None:
+    """Size of an empty latent, or that a picture was begun from; steps as we count them."""
+    recipe, begun = found.recipe, ""
+    link = next((sampler.links()[name] for name in SAMPLES if name in sampler.links()), None)
+    for node in graph.upstream(link, lambda _, key: key in SAMPLES):
+        pair = SIDES["empty" not in node.kind.lower()]
+        sides = [as_number(graph.scalar(node, name), int) for name in pair]
+        if None not in sides:
+            recipe["width"], recipe["height"] = sides
+            break
+        if "load" in node.kind.lower() and isinstance(node.inputs.get("image"), str):
+            begun = base_name(node.inputs["image"])
+            found.other["init"] = begun
+            break
+    strength = recipe.pop("strength", 1.0)
+    start, end = (as_number(sampler.inputs.get(f"{at}_at_step"), int) for at in ("start", "end"))
+    steps = recipe.get("steps")
+    if isinstance(steps, int) and steps > 0:
+        if start and 0 < start < steps:
+            strength = 1 - start / steps
+        elif 1e-3 < strength < 1 and begun:  # there, so many steps are taken; here, a share of them
+            recipe["steps"] = int(steps / strength)
+            found.notes.append(
+                f"{steps} steps at denoise {strength:g} are the last of {recipe['steps']} here"
+            )
+        if end is not None and end < steps:
+            found.notes.append(f"its sampler ends at step {end} of {steps}; the rest is left out")
+    if begun:
+        recipe["strength"] = strength
+    elif strength != 1:
+        found.notes.append(f"denoise {strength:g} of an empty latent has no counterpart here")
+    if not begun and "width" not in recipe:
+        found.notes.append("the size could not be followed")
+
+
+def _civitai(found: Found, given: Mapping[str, Any]) -> None:
+    """What Civitai's generator adds, for what the graph does not tell."""
+    told = as_object(given.get("extraMetadata"))
+    if not told:
+        return
+    extra = Found("Civitai")
+    extra.take(told, CIVITAI)
+    found.program = "ComfyUI (Civitai)"
+    found.recipe = {**extra.recipe, **{k: v for k, v in found.recipe.items() if v != ""}}
+    found.other |= extra.other
+    found.notes += extra.notes
+
+
+def is_workflow(text: str) -> bool:
+    """Whether a text is the editor's form of a graph, which names inputs by their place alone."""
+    given = as_json(text)
+    return isinstance(given, dict) and bool(as_list(as_object(given).get("nodes")))

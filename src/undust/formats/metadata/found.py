@@ -1,0 +1,158 @@
+"""The facts that a program's text gives, in the terms of our recipes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from undust.diffusion.names import elsewhere, schedule_elsewhere
+from undust.errors import few, quoted, shown
+
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip"), int),
+    **dict.fromkeys(("guidance", "strength"), float),
+}
+MODEL_FILE = re.compile(r"\.(?:safetensors|ckpt|pt|pth|bin|sft)$", re.IGNORECASE)
+
+
+@dataclass
+class Found:
+    """What a program wrote into a picture.
+
+    recipe: plain values of a recipe, files by their names alone; other: what has no place in one;
+    notes: one line for each value that could not be read or is meant otherwise.
+    """
+
+    program: str
+    recipe: dict[str, Any] = field(default_factory=dict[str, Any])
+    other: dict[str, Any] = field(default_factory=dict[str, Any])
+    notes: list[str] = field(default_factory=list[str])
+
+    def take(self, given: Mapping[str, Any], fields: Mapping[str, str]) -> None:
+        """Takes over values under the recipe's names; fields: the program's name -> the recipe's.
+
+        The rest goes to `other`. Raises UndustError for more values than can be meant.
+        """
+        few(self.program, given)
+        for name, value in given.items():
+            if value is None or value == "" or value == [] or value == {}:
+                continue
+            ours = fields.get(name)
+            if ours is None:
+                self.other[name] = value
+            else:
+                self.set(ours, value, name)
+
+    def set(self, field: str, value: object, name: str = "") -> None:
+        """Sets one value of the recipe, or notes why it cannot be; name: the program's for it."""
+        name = name or field
+        if field in KINDS:
+            number = as_number(value, KINDS[field])
+            if number is None:
+                self.notes.append(f"{name} has to be a number, not {quoted(value)}")
+            else:
+                self.recipe[field] = number
+        elif not isinstance(value, str):
+            self.notes.append(f"{name} has to be a text, not {quoted(value)}")
+        elif field == "sampler":
+            self.set_sampler(value, name)
+        elif field == "schedule":
+            self.set_schedule(value, name)
+        elif field in ("model", "vae"):
+            self.recipe[field] = base_name(value)
+        else:
+            self.recipe[field] = value
+
+    def set_sampler(self, value: str, name: str = "sampler") -> None:
+        """A sampler, and the schedule that its name may hold, under our names."""
+        sampler, schedule = elsewhere(value)
+        if sampler:
+            self.recipe["sampler"] = sampler
+        else:
+            self.no_counterpart("sampler", value, name)
+        if schedule:
+            self.recipe.setdefault("schedule", schedule)
+
+    def set_schedule(self, value: str, name: str = "schedule") -> None:
+        """A schedule under our name."""
+        schedule = schedule_elsewhere(value)
+        if schedule:
+            self.recipe["schedule"] = schedule
+        else:
+            self.no_counterpart("schedule", value, name)
+
+    def no_counterpart(self, field: str, value: str, name: str) -> None:
+        """Notes a sampler or a schedule that there is not here."""
+        self.other[name] = value
+        self.notes.append(
+            f"{field}: {self.program}'s '{shown(value)}' has no known counterpart here"
+        )
+
+    def add_lora(self, name: str, unet: object, text: object = None) -> None:
+        """Adds a LoRA and its weight; text: that of the text encoder, where it is another."""
+        weight = as_number(unet, float)
+        if weight is None:
+            self.notes.append(f"the weight of {shown(name)} is no number; 1 is used")
+            weight = 1.0
+        other = weight if text is None else as_number(text, float)
+        if other != weight:
+            self.notes.append(different_weights(name, other, weight))
+        self.recipe.setdefault("loras", []).append({"path": base_name(name), "weight": weight})
+
+
+def different_weights(name: str, text: object, unet: object) -> str:
+    """The note on a LoRA whose two weights a recipe cannot tell apart."""
+    return (
+        f"LoRA {shown(name)}: {quoted(text)} for the text encoder and {quoted(unet)} for the U-Net "
+        f"cannot be told apart here; {quoted(unet)} is used"
+    )
+
+
+def as_number(value: object, kind: Any) -> Any:
+    """The value as a finite number of that kind, or None; 20.0 and "20" are whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = kind(value)
+        if kind is int and isinstance(value, float) and number != value:
+            return None
+    except (ValueError, OverflowError):
+        if kind is not int or not isinstance(value, str):
+            return None
+        whole = as_number(value, float)
+        return int(whole) if whole is not None and whole == int(whole) else None
+    return number if isinstance(number, int) or math.isfinite(number) else None
+
+
+def base_name(path: str) -> str:
+    """A model's name without folders and without the ending for safetensors."""
+    return re.split(r"[/\\]", path)[-1].removesuffix(".safetensors")
+
+
+def as_json(text: str) -> Any:
+    """The value of a JSON text, or None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """A JSON object, or an empty one for anything else."""
+    if isinstance(value, str):
+        value = as_json(value)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    """A JSON array, or an empty one for anything else."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def texts_of(values: Iterable[object]) -> list[str]:
+    """Those of the values that are texts and say something."""
+    return [value for value in values if isinstance(value, str) and value.strip()]

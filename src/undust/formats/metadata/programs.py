@@ -1,0 +1,72 @@
+"""Which program wrote a picture's texts, and the facts in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from undust.formats.a1111 import parse_a1111
+from undust.formats.metadata import comfyui, flat, fooocus, invokeai, novelai
+from undust.formats.metadata.containers import A1111_KEY
+from undust.formats.metadata.found import Found, as_object
+
+A1111 = "A1111"
+
+
+def read(texts: Mapping[str, str]) -> Found | None:
+    """The facts of the program that a picture is from, or None if no known one wrote its texts.
+
+    Where several wrote, the plainest text counts, and a note names the others. Raises UndustError
+    for texts with more values than can be meant.
+    """
+    found = list(_all(texts))
+    if not found:
+        return None
+    first, *others = found
+    if others:
+        names = ", ".join(each.program for each in others)
+        first.notes.append(f"the picture also carries facts of {names}, which are not shown")
+    return first
+
+
+def _all(texts: Mapping[str, str]) -> Iterator[Found]:
+    """Every reading that there is, the plainest first."""
+    parameters = texts.get(A1111_KEY, "").strip()
+    told = as_object(parameters) if parameters.startswith("{") else {}
+    readings = (
+        _a1111(texts, parameters) if parameters and not told else None,
+        flat.swarmui(told),
+        comfyui.read(parameters) if told else None,
+        fooocus.read(told, texts.get("fooocus_scheme", "")),
+        flat.draw_things(told),
+        flat.easy_diffusion(told) or flat.easy_diffusion(texts),
+        flat.tensor_art(told),
+        flat.tensor_art(as_object(texts.get("generation_data", "").strip("\0"))),
+        novelai.read(texts) or novelai.read({k: v for k, v in told.items() if isinstance(v, str)}),
+        invokeai.read(texts),
+        comfyui.read(texts.get("prompt", "")),
+    )
+    known = [each for each in readings if each]
+    yield from known
+    if known:
+        return
+    if told:
+        yield Found("an unknown program", other=told, notes=["its JSON is of no known form"])
+    elif comfyui.is_workflow(texts.get("workflow", "")):
+        yield Found(
+            comfyui.PROGRAM,
+            notes=["there is the editor's workflow alone; the graph as it was run is not there"],
+        )
+
+
+def _a1111(texts: Mapping[str, str], text: str) -> Found:
+    """The web UI's text, and which of the programs that write it did."""
+    recipe = parse_a1111(text)
+    other, notes = recipe.pop("other", {}), recipe.pop("notes", [])
+    program = A1111
+    if texts.get("fooocus_scheme"):
+        program = f"{A1111} (Fooocus)"
+    elif "Civitai resources" in other:
+        program = f"{A1111} (Civitai)"
+    elif (app := other.get("App")) or str(other.get("Version", "")).startswith("f"):
+        program = f"{A1111} ({app or 'Forge'})"
+    return Found(program, recipe, other, notes)
