@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import undust as package
+from undust.cli import app
+from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.formats.safetensors_file import save
+from undust.generation.other_names import OTHER_NAMES
 
 Run = Callable[..., Any]
 QUICK = ("--steps", 1, "--seed", 1)
@@ -111,3 +115,97 @@ def test_a_byte_order_mark_is_no_part_of_a_configuration(home: Path):
         if file.exists():
             file.write_text("\ufeff" + file.read_text("utf-8"), "utf-8")
     assert package.load("~/tiny").generate("a cat", steps=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "here"),
+    [
+        ("generate --prompt cat", "PROMPT without an option: cat"),
+        ("generate -p cat", "PROMPT without an option: cat"),
+        ("generate a --width 512 --height 768", "--size 512x768"),
+        ("generate a --height=768 --width=512", "--size 512x768"),
+        ("generate a -W 512 -H 768", "--size 512x768"),
+        ("generate a --H 768", "--size WIDTHx768"),
+        ("generate a --resolution 512", "--size 512x512"),
+        ("generate a --image-size 512x768", "--size 512x768"),
+        ("generate a --cfg-scale 7.5", "--guidance 7.5"),
+        ("generate a --cfg 7", "--guidance 7"),
+        ("generate a --scale 7", "--guidance 7"),
+        ("generate a --guidance_scale=7", "--guidance 7"),
+        ("generate a --negative-prompt ugly", "--negative ugly"),
+        ("generate a --negative_prompt=ugly", "--negative ugly"),
+        ("generate a -n ugly", "--negative ugly"),
+        ("generate a -n 4", "--count 4"),
+        ("generate a --num-images 4", "--count 4"),
+        ("generate a --num_images_per_prompt 4", "--count 4"),
+        ("generate a --n_samples 4", "--count 4"),
+        ("generate a --n_iter 4", "--count 4"),
+        ("generate a --batch-size 4", "--count 4"),
+        ("generate a --ddim_steps 50", "--steps 50"),
+        ("generate a --num-inference-steps 50", "--steps 50"),
+        ("generate a --ckpt sd.safetensors", "--model sd.safetensors"),
+        ("generate a --scheduler euler", "--sampler euler, or --schedule for levels of noise"),
+        ("generate a --sampler-name euler_a", "--sampler euler_a"),
+        ("generate a --sampling_method euler_a", "--sampler euler_a"),
+        ("generate a --output b.png", "--out b.png"),
+        ("generate a -o b.png", "--out b.png"),
+        ("generate a --outdir b", "--out b"),
+        ("generate a --denoise 0.5", "--strength 0.5"),
+        ("generate a --denoising-strength 0.5", "--strength 0.5"),
+        ("generate a --input a.png", "--init a.png"),
+        ("generate a --image a.png", "--init a.png"),
+        ("generate a --init-image a.png", "--init a.png"),
+        ("generate a --init_img a.png", "--init a.png"),
+        ("generate a --mask-image a.png", "--mask a.png"),
+        ("generate a --seeds 4", "--seed 4"),
+        ("generate a --seeds 1,2,3", "--seed N, and --count for the seeds after it"),
+        ("generate a --clip_skip 2", "--clip-skip 2"),
+        ("generate a --fp16", "--dtype fp16"),
+        ("generate a --cuda", "--device cuda"),
+        ("generate a --hires-fix 2", "--upscale 2"),
+        ("generate --from-file names.txt", "- < names.txt"),
+        ("generate -h", "--help"),
+        ("interpolate --prompt a", "FROM without an option: a"),
+        ("interpolate a b --num-images 4", "--count 4"),
+        ("invert --image a.png", "PICTURE without an option: a.png"),
+        ("invert a.png --prompt cat", "PROMPT without an option: cat"),
+        ("likelihood a.png -p cat", "--prompt cat"),
+        ("rerun --input a.png", "PICTURE without an option: a.png"),
+        ("rerun a.png --output b.png", "--out b.png"),
+        ("convert --checkpoint_path a.ckpt --dump_path b", "SRC without an option: a.ckpt"),
+        ("convert a b --half", "--dtype fp16"),
+        ("convert a b --extract_ema", "--ema"),
+        ("evaluate --model emoji data", "MODEL without an option: emoji"),
+        ("train a.toml --max_train_steps 5", "--set run.steps=5"),
+        ("train a.toml --learning-rate 1e-4", "--set optimizer.learning_rate=1e-4"),
+        ("train a.toml --output_dir b", "--out b"),
+        ("lab order --output b", "--out b"),
+        ("data check --input b", "DIR without an option: b"),
+        ("schedules fit emoji --num_steps 5", "--steps 5"),
+    ],
+)
+def test_an_option_of_another_program_is_pointed_to_ours(undust: Run, line: str, here: str):
+    done = undust(*line.split(" "))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "undust: no such option: -" in done.err
+    assert f"; here it is {here}" in done.err
+
+
+@pytest.mark.parametrize("line", ["samplers --prompt a", "inspect a --width 3", "generate a --zzz"])
+def test_what_is_nowhere_here_is_not_pointed_to(undust: Run, line: str):
+    done = undust(*line.split(" "))
+    assert (done.code, "here it is" in done.err) == (2, False)
+
+
+def test_every_name_elsewhere_is_pointed_to_an_option_there_is():
+    command = typer.main.get_command(app).commands["generate"]  # pyright: ignore
+    known = {option for each in command.params for option in each.opts} | {"--prompt"}
+    assert {f"--{name.replace('_', '-')}" for name in OTHER_NAMES.values()} <= known
+    assert not {f"--{name.replace('_', '-')}" for name in OTHER_NAMES} & known
+
+
+def test_python_points_to_the_same_names(tiny_model: Path):
+    model = package.load(tiny_model)
+    for other, own in [("num_inference_steps", "steps"), ("width", "size"), ("cfg", "guidance")]:
+        with pytest.raises(UndustError, match=f"unknown option '{other}'; did you mean '{own}'"):
+            model.recipes("a", **{other: 3})

@@ -22,6 +22,7 @@ from undust.cli import (
     data,
     evaluate,
     generate,
+    habits,
     inspect,
     lab,
     schedules,
@@ -105,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         known = isinstance(error, UndustError | typer.TyperException | OSError)
-        show.note(_explained(error) if known else f"{_explained(error)}; --debug shows where")
+        told = _explained(error, ours)
+        show.note(told if known else f"{told}; --debug shows where")
         return WRONG if known else BUG
     return 0
 
@@ -121,13 +123,19 @@ def _noted(message: Warning | str, *_: object) -> None:
     show.note(str(message))
 
 
-def _explained(error: Exception) -> str:
-    """What one line can say of an error."""
+def _explained(error: Exception, arguments: Sequence[str]) -> str:
+    """What one line can say of an error of a command line."""
     match error:
         case UndustError():
             return str(error)
-        case typer.TyperException(option_name=name, possibilities=[nearest, *_]):
-            return f"no such option: {name}; did you mean {nearest}?"
+        case typer.TyperException(option_name=name, possibilities=near, ctx=context) if context:
+            params = context.command.params
+            takes = [each.metavar or "" for each in params if each.param_type_name == "argument"]
+            options = [option for each in params for option in each.opts]
+            if here := habits.instead(name, arguments, options, takes):
+                return f"no such option: {name}; here it is {here}"
+            nearest = f"did you mean {near[0]}?" if near else f"see {context.command_path} --help"
+            return f"no such option: {name}; {nearest}"
         case typer.TyperException():
             message = error.format_message().rstrip(".")
             context = getattr(error, "ctx", None)

@@ -28,6 +28,7 @@ from undust.generation.asked import (
 from undust.generation.canvas import size_for
 from undust.generation.given import GivenPicture
 from undust.generation.guides import Guide, read_guide
+from undust.generation.other_names import OTHER_NAMES
 from undust.generation.recipe import SEEDS, Recipe
 from undust.pictures import grey
 
@@ -92,7 +93,9 @@ def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> lis
     Raises UndustError for no prompts, for any value that cannot be, and for a file that cannot.
     """
     for name in options.keys() - Options.__annotations__.keys():
-        raise unknown("option", name, Options.__annotations__)
+        known = Options.__annotations__
+        elsewhere = {other: own for other, own in OTHER_NAMES.items() if own in known}
+        raise unknown("option", name, known, elsewhere)
     texts = _each(prompts)
     if not texts:
         raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
