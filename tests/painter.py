@@ -21,6 +21,7 @@ class ColourPainter:
     latents = (3, 1, 1.0, 0.0)
     beside = 0
     low_resolution = None
+    max_noise_level = 350
     size = (8, 8)
     name = hash = "painter"
     path, vae, guidance = "", None, 4.0

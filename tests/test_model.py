@@ -318,6 +318,20 @@ def test_the_first_stage_of_another_model(model: LatentDiffusion, tmp_path: Path
     assert whole.hash == inside.hash == model.hash
     assert whole.vae == inside.vae
     assert whole.vae is not None
+    file = tmp_path / "other/vae/diffusion_pytorch_model.safetensors"
+    single = undust.load(tmp_path / "model", vae=file)  # its config.json is beside it
+    assert single.vae is not None
+    assert single.vae.path == str(file)
+    assert single.autoencoder.config == whole.autoencoder.config
+    shutil.move(file, file.with_name("other name.safetensors"))
+    again = undust.load(tmp_path / "model", vae=file.with_name("other name.safetensors"))
+    file.with_name("config.json").unlink()
+    with pytest.raises(UndustError, match=r"wants its config\.json beside it"):
+        undust.load(tmp_path / "model", vae=again.vae.path if again.vae else "")
+    for ours, theirs in zip(
+        single.autoencoder.parameters(), again.autoencoder.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
     assert whole.recipes("a cat")[0].vae == whole.vae
     assert model.recipes("a cat")[0].vae is None
     for ours, theirs in zip(

@@ -86,7 +86,8 @@ def test_every_variant_comes_back_to_the_bit(written: Written, tmp_path: Path, v
     own, back = weights(model), weights(read)
     assert own.keys() == back.keys()
     assert all(torch.equal(own[name], back[name]) for name in own)
-    for name in ("prediction", "zeros_for_nothing", "text_names", "beside", "sizes", "factor"):
+    names = ("prediction", "zeros_for_nothing", "text_names", "beside", "sizes", "factor")
+    for name in (*names, "max_noise_level"):
         assert getattr(read, name) == getattr(model, name), name
     for ours, theirs in zip(model.texts, read.texts, strict=True):
         assert (ours.penultimate, ours.pooled) == (theirs.penultimate, theirs.pooled)
@@ -190,6 +191,16 @@ def test_whether_nothing_is_zeros(written: Written, tmp_path: Path, said: bool |
     plain = Path(shutil.copytree(written("sd1")[1], tmp_path / "sd1"))
     change(plain / "model_index.json", force_zeros_for_empty_prompt=True)
     assert not model_folder.read(plain, torch.float32).zeros_for_nothing
+
+
+def test_the_most_noise_of_an_upscaler(written: Written, tmp_path: Path):
+    folder = Path(shutil.copytree(written("x4-upscaler")[1], tmp_path / "x4"))
+    assert json.loads((folder / "model_index.json").read_text())["max_noise_level"] == 350
+    change(folder / "model_index.json", max_noise_level=100)
+    assert model_folder.read(folder, torch.float32).max_noise_level == 100
+    change(folder / "model_index.json", max_noise_level="all")
+    with pytest.raises(UndustError, match="max_noise_level is 'all', not a number of steps"):
+        model_folder.read(folder, torch.float32)
 
 
 def test_flags_that_are_none(written: Written, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +212,22 @@ def test_models_that_make_pictures_larger_have_their_own_defaults():
         larger.generate("a", steps=1)
     with pytest.raises(UndustError, match="only makes pictures larger, with generate"):
         list(backwards.invert(larger, larger.recipes("a"), torch.zeros(1, 4, 16, 16)))
+    assert larger.recipes("a", init=picture(9, 5), noise_level=350)[0].noise_level == 350
+    with pytest.raises(UndustError, match=r"noise level: .* trained with at most 350, not 351"):
+        larger.recipes("a", init=picture(9, 5), noise_level=351)
     for name, value in {"strength": 0.5, "mask": picture(9, 5), "upscale": 2.0}.items():
         with pytest.raises(UndustError, match=f"{name}: a model that makes pictures larger"):
             larger.recipes("a", init=picture(9, 5), **{name: value})
+
+
+@pytest.mark.parametrize(("guidance", "counts"), [(0, "does not count"), (0.5, "counts for less")])
+def test_guidance_below_one_is_told(model: LatentDiffusion, guidance: float, counts: str):
+    with pytest.warns(UserWarning, match=f"at {guidance} the prompt {counts}; --guidance 1 is"):
+        model.recipes("a cat", guidance=guidance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.recipes("a cat", guidance=1)
+        model.recipes("a cat", guidance=guidance, guides="scales:values=4 2")
 
 
 # Batches

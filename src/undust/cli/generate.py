@@ -82,7 +82,8 @@ def generate(
         float | None,
         typer.Option(
             metavar="F",
-            help="How much is painted over, 0 to 1.  [default: 0.75; 1 with a mask]",
+            help="How much is painted over, 0 to 1; at 1 nothing of it stays.  "
+            "[default: 0.75; 1 with a mask]",
             rich_help_panel=OVER,
         ),
     ] = None,

@@ -74,7 +74,10 @@ def load_component_weights(folder: Path, dtype: torch.dtype | None = None) -> di
 
     The full-precision file is preferred where there is an fp16 one too; `dtype` as
     `safetensors_file.load`. Raises UndustError for missing, damaged or pickled weights.
+    A path of a file is that file.
     """
+    if folder.is_file():
+        return _published_names(safetensors_file.load(folder, dtype))
     for variant in ("", ".fp16"):
         for stem in STEMS:
             whole = folder / f"{stem}{variant}.safetensors"

@@ -10,6 +10,7 @@ from undust.formats.folder import INDEX
 from undust.formats.networks import load_autoencoder
 from undust.formats.original.model import load_first_stage
 from undust.formats.parts import Parts
+from undust.formats.safetensors_file import header
 from undust.networks.autoencoder import Autoencoder
 
 
@@ -20,13 +21,13 @@ def place(path: Path) -> Path:
 
 
 def first_stage(path: Path, parts: Parts) -> Autoencoder:
-    """A first stage for a model.
+    """A first stage for a model: a folder, a file of one with its config.json beside it, or a file.
 
-    A file does not say how its latents are scaled: as those that the U-Net was trained on. Raises
+    A file alone does not say how its latents are scaled: as those that the U-Net was trained on. Raises
     UndustError for what is no first stage, and for one of other latents.
     """
     own = parts.autoencoder
-    if path.is_dir():
+    if path.is_dir() or _configured(path):
         network = load_autoencoder(path, own.last_layer.dtype)
         known = network.config
     else:
@@ -43,3 +44,12 @@ def first_stage(path: Path, parts: Parts) -> Autoencoder:
             f"{told[1]} times smaller, scaled by {told[2]}"
         )
     return network
+
+
+def _configured(path: Path) -> bool:
+    """Whether a file is a component's, in diffusers' names, whose config.json is beside it."""
+    beside = path.with_name("config.json")
+    return beside.is_file() and any(
+        name.startswith(("encoder.down_blocks.", "decoder.up_blocks."))
+        for name in header(path).tensors
+    )

@@ -14,12 +14,12 @@ import torch
 from undust.conditioning.tokenizer import END
 from undust.conditioning.words import Words
 from undust.diffusion.process import Process
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, quoted, shown
 from undust.formats import tokenizer_files
 from undust.formats.files import atomic_folder
 from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
 from undust.formats.networks import load_autoencoder, load_network
-from undust.formats.parts import Parts
+from undust.formats.parts import MAX_NOISE_LEVEL, Parts
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.networks.config import TextEncoderConfig, UNetConfig
@@ -37,7 +37,7 @@ KINDS = {
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-ZEROS = "force_zeros_for_empty_prompt"
+ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
 VERSION = "0.42.0"  # of diffusers, which some of its pipelines want to be told
 UPSCALED = 0.08333  # the scale of an upscaler's latents, whatever its folder says, in diffusers
 
@@ -67,9 +67,12 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
     large = unet.config.addition_embed_type == "text_time"
     process, prediction = _scheduler(folder / "scheduler")
     small = folder / "low_res_scheduler"
-    zeros = read_json(folder / INDEX).get(ZEROS, True)
+    flags = read_json(folder / INDEX)
+    zeros, most = flags.get(ZEROS, True), flags.get(NOISE, MAX_NOISE_LEVEL)
     if not isinstance(zeros, bool):
         raise UndustError(f"{folder / INDEX}: {ZEROS} is {zeros!r:.40}, not true or false")
+    if type(most) is not int or most < 0:
+        raise UndustError(f"{folder / INDEX}: {NOISE} is {quoted(most)}, not a number of steps")
     with _told_of(folder):
         return Parts(
             autoencoder,
@@ -82,6 +85,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
             prediction,
             zeros_for_nothing=large and zeros,
             low_resolution=_scheduler(small)[0] if "low_res_scheduler" in index else None,
+            max_noise_level=most,
         )
 
 
@@ -188,7 +192,7 @@ def _index(parts: Parts) -> dict[str, Any]:
         if aesthetic or parts.beside:
             flags |= {"requires_aesthetics_score": aesthetic}
     elif parts.low_resolution is not None:
-        flags = {}
+        flags = {NOISE: parts.max_noise_level}
     return index | flags
 
 

@@ -22,15 +22,16 @@ K = TypeVar("K", bound=NetworkConfig)
 
 
 def load_network(
-    build: Callable[[K], N], kind: type[K], folder: Path, dtype: torch.dtype | None, **known: object
+    build: Callable[[K], N], kind: type[K], path: Path, dtype: torch.dtype | None, **known: object
 ) -> N:
     """A network with the weights of its folder, without first filling it with random ones.
 
-    dtype: of the weights, None for what each is in the file; as `safetensors_file.load`; known:
+    path: the folder, or a file in it; dtype: of the weights, None for what each is in the file; as `safetensors_file.load`; known:
     fields that are told elsewhere, whatever its config.json says.
     """
+    folder = path.parent if path.is_file() else path
     network = blank(build, kind.read({**read_json(folder / "config.json"), **known}))
-    load_into(network, load_component_weights(folder, dtype), folder)
+    load_into(network, load_component_weights(path, dtype), path)
     return network
 
 
@@ -44,11 +45,15 @@ def blank(build: Callable[[K], N], config: K) -> N:
 
 
 def load_autoencoder(
-    folder: Path, dtype: torch.dtype | None = torch.float32, **known: object
+    path: Path, dtype: torch.dtype | None = torch.float32, **known: object
 ) -> Autoencoder:
-    """A first stage alone, ready for use. Raises UndustError for a folder that is not one."""
+    """A first stage alone, ready for use. Raises UndustError for a folder that is not one.
+
+    path: the folder, or a file of weights with its config.json beside it.
+    """
     network = read_whole(
-        folder, lambda: load_network(Autoencoder, AutoencoderConfig, folder, dtype, **known)
+        path.parent if path.is_file() else path,
+        lambda: load_network(Autoencoder, AutoencoderConfig, path, dtype, **known),
     )
     return network.eval().requires_grad_(False)
 

@@ -13,6 +13,7 @@ from undust.networks.autoencoder import Autoencoder
 from undust.networks.unet import UNet
 
 CLIP_WORDS = 49408  # in the vocabulary of Radford et al. 2021
+MAX_NOISE_LEVEL = 350  # of the published upscaler, stable-diffusion-x4-upscaler
 
 
 @dataclass(eq=False)
@@ -22,7 +23,8 @@ class Parts:
     texts: the text encoders, whose states stand side by side; process and prediction: what the
     U-Net was trained on, and to say; zeros_for_nothing: whether no prompt at all is zeros and not
     the empty prompt; low_resolution: the dust on the small pictures that it makes large, if it
-    does. Raises UndustError for parts that do not fit one another.
+    does; max_noise_level: the most of it, in time steps. Raises UndustError for parts that do not
+    fit one another.
     """
 
     autoencoder: Autoencoder
@@ -32,6 +34,7 @@ class Parts:
     prediction: str
     zeros_for_nothing: bool = False
     low_resolution: Process | None = None
+    max_noise_level: int = MAX_NOISE_LEVEL
 
     def __post_init__(self) -> None:
         widths = [words.encoder.config.hidden_size for words in self.texts]

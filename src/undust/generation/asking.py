@@ -55,7 +55,8 @@ class Options(TypedDict, total=False):
     guides: "apg:eta=0,norm=10" or such; see `undust guidances`. Their files are read here.
     seed: any, unless given. count: pictures a prompt, of seeds that follow one another.
     size: (width, height) or one number, pixels; that of the picture begun from, or as trained.
-    init: a picture to begin from; strength: how much of the steps it is painted over with, 0 to 1.
+    init: a picture to begin from; strength: the share of the steps that paint over it, 0 to 1. At 1
+    nothing of it is left; diffusers adds the noise to it even then.
     mask: a picture as large as it, white where it is painted anew. extend: pixels to add to it at
     the left, top, right and bottom. noise_level: for a model that makes the picture larger.
     upscale: a factor, or "2@0.3": a second pass over the picture made larger.
@@ -140,6 +141,13 @@ def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iter
     for embedding in asked["embeddings"]:
         if not any(embedding.word.lower() in text.lower() for text in texts):
             yield f"embedding: no prompt says '{embedding.word}', which it is for"
+    guidance, scaled = asked["guidance"], any(guide.role == "scale" for guide in asked["guides"])
+    if isinstance(guidance, int | float) and guidance < 1 and not scaled:
+        counts = "counts for less" if guidance else "does not count"
+        yield (
+            f"guidance: at {guidance:g} the prompt {counts}; --guidance 1 is the prompt alone, "
+            "which diffusers paints at 0 too"
+        )
     pixels, trained = asked["width"] * asked["height"], math.prod(model.size)
     if "init" in asked and model.low_resolution is None and pixels > FAR * trained:
         width, height = model.size
@@ -218,6 +226,9 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
     }
     if model.low_resolution is not None and begun is not None and fields["noise_level"] is None:
         fields["noise_level"] = NOISE_LEVEL
+    level, most = fields["noise_level"], model.max_noise_level
+    if isinstance(level, int) and level > most and model.low_resolution is not None:
+        raise UndustError(f"noise level: {model.name} was trained with at most {most}, not {level}")
     return {name: value for name, value in fields.items() if value is not None}
 
 

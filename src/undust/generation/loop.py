@@ -62,6 +62,11 @@ class Model(Protocol):
         """What dust is on the small pictures that the model makes large, if it does that."""
         ...
 
+    @property
+    def max_noise_level(self) -> int:
+        """The most noise on these small pictures that it was trained with, in time steps."""
+        ...
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent; UndustError for a size that has none."""
         ...
