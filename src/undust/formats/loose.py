@@ -23,8 +23,8 @@ def place(path: Path) -> Path:
 def first_stage(path: Path, parts: Parts) -> Autoencoder:
     """A first stage for a model: a folder, a file of one with its config.json beside it, or a file.
 
-    A file alone does not say how its latents are scaled: as those that the U-Net was trained on. Raises
-    UndustError for what is no first stage, and for one of other latents.
+    A file alone does not say how its latents are scaled: as those that the U-Net was trained on.
+    Raises UndustError for what is no first stage, and for one of other latents.
     """
     own = parts.autoencoder
     if path.is_dir() or _configured(path):

@@ -26,8 +26,8 @@ def load_network(
 ) -> N:
     """A network with the weights of its folder, without first filling it with random ones.
 
-    path: the folder, or a file in it; dtype: of the weights, None for what each is in the file; as `safetensors_file.load`; known:
-    fields that are told elsewhere, whatever its config.json says.
+    path: the folder, or a file in it; dtype: of the weights, None for what each is in the file; as
+    `safetensors_file.load`; known: fields that are told elsewhere, whatever its config.json says.
     """
     folder = path.parent if path.is_file() else path
     network = blank(build, kind.read({**read_json(folder / "config.json"), **known}))
