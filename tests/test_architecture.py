@@ -19,7 +19,7 @@ MODULES = {
 }
 # Each floor may import those before it; rooms on one floor know nothing of each other.
 FLOORS = (
-    {"errors"},
+    {"errors", "interrupts"},
     {"regular"},
     {"diffusion", "pictures"},
     {"networks"},

@@ -32,8 +32,9 @@ from undust.cli import (
 )
 from undust.errors import UndustError
 from undust.formats.files import expanded
+from undust.interrupts import STOPPED, stopping_in_imports
 
-WRONG, BUG, STOPPED = 2, 1, 130  # exit codes
+WRONG, BUG = 2, 1  # exit codes, beside STOPPED
 
 app = typer.Typer(
     help="Latent diffusion, whole: paint with a model, train one, measure it, look into it.",
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = ours + arguments[end:]
     try:
         command = typer.main.get_command(app)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stopping_in_imports():
             warnings.showwarning = _noted
             with command.make_context("undust", arguments or ["--help"]) as context:
                 command.invoke(context)

@@ -1,0 +1,40 @@
+"""Ctrl-C while Python modules are being imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+STOPPED = 130  # exit code
+
+
+@contextmanager
+def stopping_in_imports() -> Generator[None]:
+    """Within it Ctrl-C in an import ends the process at once, with one line on stderr.
+
+    A KeyboardInterrupt there is not safe: torch's import aborts on it, or swallows it. Elsewhere it
+    is raised as ever. A process that ignores Ctrl-C, or has a handler of its own, keeps that.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()  # others have no handlers
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stop(_number: int, frame: FrameType | None) -> None:
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            with suppress(OSError):
+                os.write(2, b"undust: stopped\n")
+            os._exit(STOPPED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
