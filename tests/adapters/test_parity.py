@@ -256,6 +256,32 @@ CONFIGS = {
         init_lora_weights=False,
     ),
     "loha-alpha": LoHaConfig(r=3, alpha=7, init_weights=False),
+    "lokr-whole": LoKrConfig(r=4, alpha=2, init_weights=False),
+    "lokr-whole-both": LoKrConfig(r=5, alpha=9, decompose_both=True, init_weights=False),
+    "lokr-alpha": LoKrConfig(r=1, alpha=3, init_weights=False),
+    "lokr-factor": LoKrConfig(r=2, alpha=7, decompose_factor=2, init_weights=False),
+    "lokr-factor-whole": LoKrConfig(r=6, alpha=7, decompose_factor=2, init_weights=False),
+    "lokr-whole-tucker": LoKrConfig(
+        r=3, alpha=2, decompose_both=True, use_effective_conv2d=True, init_weights=False
+    ),
+    "lokr-patterns": LoKrConfig(
+        r=4, alpha=2, rank_pattern={"linear": 8, "conv": 1}, alpha_pattern={"plain": 3},
+        init_weights=False,
+    ),
+    "lokr-dropout": LoKrConfig(
+        r=4, alpha=2, rank_dropout=0.5, module_dropout=0.5, rank_dropout_scale=True,
+        init_weights=False,
+    ),
+    "loha-patterns": LoHaConfig(
+        r=4, alpha=2, rank_pattern={"linear": 3}, alpha_pattern={"plain": 3}, init_weights=False
+    ),
+    "rslora-patterns": LoraConfig(
+        r=3, lora_alpha=7, use_rslora=True, rank_pattern={"conv": 2}, alpha_pattern={"conv": 5},
+        init_lora_weights=False,
+    ),
+    "dora-rslora": LoraConfig(
+        r=3, lora_alpha=7, use_dora=True, use_rslora=True, init_lora_weights=False
+    ),
 }  # fmt: skip
 
 

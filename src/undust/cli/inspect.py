@@ -119,13 +119,15 @@ def _weights(path: Path) -> Facts:
 def _adapter(path: Path) -> Facts:
     """What goes into a model, if a file is that: a LoRA, a ControlNet, a learnt word."""
     from undust.formats import controlnet, textual_inversion
+    from undust.formats.lora.kinds import refusal
     from undust.formats.lora.outline import outline
 
     if lora := outline(path):
         ranks = ", ".join(f"{rank} (of {count})" for rank, count in lora.ranks.items())
         return {
             "kind": lora.kind,
-            "for": lora.model.removeprefix("a LoRA for ") or None,
+            **({} if lora.supported else {"cannot be used": str(refusal(lora.kind))}),
+            "for": lora.model or None,
             "modules": lora.modules,
             "ranks": ranks or None,
         }

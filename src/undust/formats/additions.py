@@ -12,6 +12,7 @@ from undust.errors import UndustError
 from undust.formats import controlnet, pickles, safetensors_file, textual_inversion
 from undust.formats.folder import read_json
 from undust.formats.lora import peft_config
+from undust.formats.lora.kinds import refusal
 from undust.formats.lora.names import PEFT
 from undust.formats.lora.outline import outline
 
@@ -29,11 +30,16 @@ class Addition:
 
 
 def kind_of(path: Path) -> str:
-    """Which of the three a file is; "" if none. Raises UndustError as `header` does."""
+    """Which of the three a file is; "" if none.
+
+    Raises UndustError as `outline` does, and for a LoRA of a kind that is not supported.
+    """
     keys = safetensors_file.header(path).tensors.keys()
     if not CONTROLS.isdisjoint(keys):
         return CONTROLNET
-    if outline(path):
+    if lora := outline(path):
+        if not lora.supported:
+            raise UndustError(f"{path}: {refusal(lora.kind)}")
         return LORA
     try:
         textual_inversion.words(path)

@@ -9,7 +9,6 @@ modules are the model's, since that is for another one.
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -22,39 +21,12 @@ from torch import Tensor, nn
 from undust.errors import UndustError, shown
 from undust.formats import safetensors_file, textual_inversion
 from undust.formats.folder import named
-from undust.formats.lora import peft_config
-from undust.formats.lora.factors import Factors, factors, magnitude, same
+from undust.formats.lora import kinds, peft_config
+from undust.formats.lora.factors import Factors, Kronecker, factors, magnitude, same
 from undust.formats.lora.names import Target, lookup, split
 from undust.formats.lora.peft_config import Configs
 
 OTHERS = ("alpha", "bias", "up_bias", "dora_scale", "magnitude")  # roles beside the factors'
-# What a single key says that a file is, whatever else of it fits; the first that is found is said.
-FOREIGN = {
-    r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._]": "a LoRA for Flux",
-    r"(^|[._])joint_blocks[._]": "a LoRA for Stable Diffusion 3",
-    r"^(lora_)?transformer[._]": "a LoRA for a transformer, not a U-Net",
-    r"^lllite_": "a ControlNet-LLLite, a kind that is not known here",
-    r"\.oft_(blocks|diag)$|\.oft_[RL]\.": "an OFT, a kind that is not known here",
-    r"\.[ab][12]\.weight$": "a GLoRA, a kind that is not known here",
-    r"\.on_input$": "an IA³, a kind that is not known here",
-}
-# What a file may be in which no key is a LoRA's.
-STRANGERS = {
-    r"^lora_controlnet$": "a Control-LoRA",
-    r"^(control_model|input_hint_block|controlnet_\w+)\.": "a ControlNet",
-    r"^(adapter\.)?body\.\d+\.": "a T2I-Adapter, a kind that is not known here",
-    r"^(emb_params|clip_[lg])$|string_to_param": "a textual inversion",
-    r"^model\.diffusion_model\.|^first_stage_model\.": "a checkpoint of a whole model",
-    r"^(down_blocks|mid_block|up_blocks)\.": "a part of a model folder",
-}
-# How wide the text is that a U-Net sees.
-FAMILIES = {
-    768: "a LoRA for Stable Diffusion 1",
-    1024: "a LoRA for Stable Diffusion 2",
-    1280: "a LoRA for Stable Diffusion XL's refiner",
-    2048: "a LoRA for Stable Diffusion XL",
-}
-TEXT = re.compile(r"attn2[._](?:processor\.)?to_[kv]$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +71,9 @@ def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
             if factor and not tensor.float().isfinite().all():
                 raise UndustError(f"it is damaged: {shown(key)} holds NaN or infinity")
         configs = peft_config.read(path, tensors.keys(), header.metadata)
+        shapes = {key: entry.shape for key, entry in header.tensors.items()}
+        if kind := kinds.unsupported(shapes, peft_config.methods(configs)):
+            raise kinds.refusal(kind)
         found, faults = _sorted(tensors, networks)
         changes: defaultdict[str, dict[str, Change]] = defaultdict(dict)
         for target, keys in found.items():
@@ -116,7 +91,7 @@ def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
             raise _stranger(tensors)
         fit = sum(map(len, changes.values()))
         absent = len({module for key in faults.unmatched if (module := split(key)[0])})
-        if faults.wrong or fit < absent or _matching(FOREIGN, tensors):
+        if faults.wrong or fit < absent or kinds.other_model(tensors):
             raise UndustError(faults.text(tensors))
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
@@ -137,16 +112,15 @@ class _Faults:
 
     def text(self, tensors: Mapping[str, Tensor]) -> str:
         """All of it in one line, the first few of a kind by name."""
-        kinds = [
+        found = [
             *named("unmatched", self.unmatched),
             *named("ambiguous", self.ambiguous),
             *named("given twice", self.twice),
             *named("unusable", (f"{shown(name)} {why}" for name, why in self.unusable.items())),
         ]
-        family = _family({key: tensors[key] for key in (*self.wrong, *self.unmatched)})
-        guess = _kind(tensors) or family
+        guess = _looks(tensors, (*self.wrong, *self.unmatched))
         looks = f"; it looks like {guess}" if guess else ""
-        return f"it does not fit this model: {'; '.join(kinds)}{looks}"
+        return f"it does not fit this model: {'; '.join(found)}{looks}"
 
     def note(self, path: Path) -> str:
         """What is left out of a file, and what else would use it."""
@@ -194,7 +168,12 @@ def _change(roles: dict[str, Tensor], layer: nn.Module, target: Target, configs:
     change, rank = factors(
         {role: tensor for role, tensor in roles.items() if role not in OTHERS}, shape
     )
-    scale = _scale(roles.get("alpha"), rank, target, configs)
+    if "alpha" in roles:
+        scale = _scale(roles["alpha"], rank)
+    elif rank or isinstance(change, Kronecker):  # PEFT's LoKr is scaled also where it has no rank
+        scale = peft_config.scale(configs, target, rank)
+    else:
+        scale = 1.0
     if "bias" in roles and "up_bias" in roles:
         raise UndustError("has biases of two kinds")
     bias = roles.get("bias", roles.get("up_bias"))
@@ -210,10 +189,8 @@ def _change(roles: dict[str, Tensor], layer: nn.Module, target: Target, configs:
     return Change(change, scale, stretched, bias)
 
 
-def _scale(alpha: Tensor | None, rank: int, target: Target, configs: Configs) -> float:
-    """alpha/rank (Hu et al. 2021, section 4.1); 1 without an alpha, and where alpha is 0."""
-    if alpha is None:
-        return peft_config.scale(configs, target, rank) if rank else 1.0
+def _scale(alpha: Tensor, rank: int) -> float:
+    """alpha/rank (Hu et al. 2021, section 4.1); 1 without a rank, and where alpha is 0."""
     if alpha.numel() != 1 or alpha.is_complex() or not math.isfinite(value := float(alpha)):
         raise UndustError("has an alpha that is no number")
     return value / rank if value and rank else 1.0
@@ -221,7 +198,7 @@ def _scale(alpha: Tensor | None, rank: int, target: Target, configs: Configs) ->
 
 def _stranger(tensors: Mapping[str, Tensor]) -> UndustError:
     """What a file is of which nothing fits."""
-    guess = _kind(tensors) or _family(tensors)
+    guess = _looks(tensors, tensors)
     keys = sorted(tensors)
     examples = f"it holds {_examples(keys)}" if keys else "it holds no tensors"
     return UndustError(
@@ -233,22 +210,8 @@ def _examples(keys: list[str]) -> str:
     return ", ".join(map(shown, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
 
 
-def _kind(keys: Collection[str]) -> str:
-    """What a file looks like that is no LoRA, or none for such a model; "" if not known."""
-    none = not any(split(key)[1] for key in keys)
-    return _matching(FOREIGN, keys) or (_matching(STRANGERS, keys) if none else "")
-
-
-def _matching(kinds: Mapping[str, str], keys: Collection[str]) -> str:
-    """The first of the kinds of which there is a key, or ""."""
-    found = (what for kind, what in kinds.items() if any(re.search(kind, key) for key in keys))
-    return next(found, "")
-
-
-def _family(tensors: Mapping[str, Tensor]) -> str:
-    """Which models a LoRA is for, from the width of the text."""
-    for key, tensor in tensors.items():
-        module, role = split(key)
-        if role == "lora_down" and tensor.ndim >= 2 and TEXT.search(module):
-            return FAMILIES.get(tensor.shape[1], "")
-    return ""
+def _looks(tensors: Mapping[str, Tensor], strange: Collection[str]) -> str:
+    """What a file looks like, of which the `strange` keys do not fit; "" if that is not known."""
+    other = kinds.other_model(tensors)
+    found = other or kinds.model({key: tuple(tensors[key].shape) for key in strange})
+    return (not other and kinds.stranger(tensors)) or (f"a LoRA for {found}" if found else "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from undust.formats import safetensors_file
-from undust.formats.lora.file import FAMILIES, TEXT
+from undust.formats.lora import kinds, peft_config
 from undust.formats.lora.names import split
 
 # What the factors of each kind are called; the first that is found is the file's.
@@ -25,21 +25,31 @@ DORA = ("dora_scale", "magnitude")
 class Outline:
     """The kind of the factors, how many modules they change, rank → modules of that rank.
 
-    model: what it is for, where the text's width tells; else "".
+    model: the model that it is for, as far as that can be told, else ""; supported: whether
+    `lora.file.load` reads such a kind.
     """
 
     kind: str
     modules: int
     ranks: dict[int, int]
     model: str
+    supported: bool = True
 
 
 def outline(path: Path) -> Outline | None:
-    """The outline of a file, None if nothing in it is a LoRA's. UndustError as `header` raises."""
-    entries = safetensors_file.header(path).tensors
+    """The outline of a file, None if nothing in it is a LoRA's.
+
+    Raises UndustError as `header` and `peft_config.read` do.
+    """
+    header = safetensors_file.header(path)
+    entries = header.tensors
+    configs = peft_config.read(path, entries.keys(), header.metadata)
     roles = {key: split(key) for key in entries}
     modules = {module for module, role in roles.values() if role}
     found = {role for _, role in roles.values()}
+    shapes = {key: entry.shape for key, entry in entries.items()}
+    if kind := kinds.unsupported(shapes, peft_config.methods(configs)):
+        return Outline(kind, len(modules), {}, kinds.model(shapes), supported=False)
     kind = next((name for role, name in KINDS.items() if role in found), "")
     if not kind:
         return None
@@ -48,8 +58,7 @@ def outline(path: Path) -> Outline | None:
         for key, (module, role) in roles.items()
         if role == "lora_down" and len(entries[key].shape) >= 2
     }
-    models = (FAMILIES.get(shape[1], "") for module, shape in downs.items() if TEXT.search(module))
     ranks = Counter(shape[0] for shape in downs.values())
     dora = not found.isdisjoint(DORA)
     name = f"DoRA ({kind})" if dora else kind
-    return Outline(name, len(modules), dict(sorted(ranks.items())), next(models, ""))
+    return Outline(name, len(modules), dict(sorted(ranks.items())), kinds.model(shapes))

@@ -23,26 +23,36 @@ LARGEST = 2**31  # of any alpha
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What alpha is for each module; without an alpha a change is taken as it stands.
+    """The scale of each module; without an alpha a change is taken as it stands.
 
-    alphas: a module's name, or the end of one after a dot, → its own alpha.
+    alphas: a module's name, or the end of one after a dot, → its own alpha; content: all that was
+    read, and where.
     """
 
     alpha: float | None = None
     alphas: dict[str, float] = field(default_factory=dict[str, float])
     rank_stabilised: bool = False
+    content: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    where: str = ""
 
     def scale(self, module: str, rank: int) -> float:
-        """alpha/rank, or alpha/√rank (rsLoRA, Kalajdzievski 2023)."""
-        own = (
-            alpha
-            for name, alpha in self.alphas.items()
-            if module == name or module.endswith(f".{name}")
-        )
-        alpha = next(own, self.alpha)
+        """alpha/rank, or alpha/√rank (rsLoRA, Kalajdzievski 2023).
+
+        rank: as the tensors show it; 0 if they do not. Raises UndustError if nothing tells it.
+        """
+        alpha = _own(self.alphas, module, self.alpha)
         if alpha is None:
             return 1.0
-        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+        divisor = rank or self._rank(module)
+        return alpha / (math.sqrt(divisor) if self.rank_stabilised else divisor)
+
+    def _rank(self, module: str) -> float:
+        """The rank of a module whose tensors do not show it."""
+        ranks = _pattern(self.content, "rank_pattern", self.where)
+        rank = _own(ranks, module, _number(self.content.get("r"), f"{self.where}: r"))
+        if not rank or rank < 0:
+            raise UndustError(f"{self.where}: r is {rank}, which cannot be")
+        return rank
 
 
 Configs = Mapping[str, PeftConfig]
@@ -69,8 +79,14 @@ def read(path: Path, keys: Collection[str], metadata: Mapping[str, str]) -> Conf
     return {}
 
 
+def methods(configs: Configs) -> list[str]:
+    """The methods that the configurations name, such as "LOHA"."""
+    named = (config.content.get("peft_type") for config in configs.values())
+    return [kind.upper() for kind in named if isinstance(kind, str)]
+
+
 def scale(configs: Configs, target: Target, rank: int) -> float:
-    """The scale of a module's change that has no alpha in the file."""
+    """The scale of a module's change that has no alpha in the file, as `PeftConfig.scale`."""
     config = configs.get(target.part, configs.get("", PeftConfig()))
     return config.scale(target.module, rank)
 
@@ -86,23 +102,39 @@ def _parts(content: dict[str, Any], where: str) -> Configs:
 
 def _config(content: Mapping[str, Any], where: str) -> PeftConfig:
     alpha = content.get("lora_alpha", content.get("alpha"))
-    alphas = content.get("alpha_pattern") or {}
-    if not isinstance(alphas, dict):
-        raise UndustError(f"{where}: alpha_pattern is no object")
-    for name in cast("dict[str, Any]", alphas):
+    return PeftConfig(
+        None if alpha is None else _number(alpha, f"{where}: alpha"),
+        _pattern(content, "alpha_pattern", where),
+        content.get("use_rslora") is True,
+        content,
+        where,
+    )
+
+
+def _pattern(content: Mapping[str, Any], field: str, where: str) -> dict[str, float]:
+    """A number for each of some modules."""
+    found = content.get(field) or {}
+    if not isinstance(found, dict):
+        raise UndustError(f"{where}: {field} is no object")
+    for name in cast("dict[str, Any]", found):
         if not NAME.fullmatch(name):
             raise UndustError(
-                f"{where}: alpha_pattern has {shown(name)}, which is no module's name; "
-                "expressions are not understood here"
+                f"{where}: {field} has {shown(name)}, which is no module's name; "
+                "regular expressions are not supported"
             )
-    return PeftConfig(
-        None if alpha is None else _number(alpha, where),
-        {name: _number(value, where) for name, value in cast("dict[str, Any]", alphas).items()},
-        content.get("use_rslora") is True,
+    known = cast("dict[str, Any]", found).items()
+    return {name: _number(value, f"{where}: {field}") for name, value in known}
+
+
+def _own(pattern: Mapping[str, float], module: str, otherwise: float | None) -> float | None:
+    """The first number for a module's name, or for the end of it."""
+    fitting = (
+        number for name, number in pattern.items() if module == name or module.endswith(f".{name}")
     )
+    return next(fitting, otherwise)
 
 
 def _number(value: object, where: str) -> float:
     if type(value) in (int, float) and abs(cast(float, value)) < LARGEST:
         return float(cast(float, value))
-    raise UndustError(f"{where}: an alpha is {shown(value)}, which cannot be")
+    raise UndustError(f"{where} is {shown(value)}, which cannot be")

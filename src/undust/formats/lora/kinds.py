@@ -1,0 +1,129 @@
+"""Kinds of files for --lora, told by the names of their tensors: supported, not supported, others.
+
+`undust inspect` and the loading of a LoRA both ask here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from undust.errors import UndustError, shown
+from undust.formats.lora.names import split
+
+Shapes = Mapping[str, tuple[int, ...]]
+SUPPORTED = "LoRA, LoHa, LoKr, DoRA and full differences"
+# PEFT's other methods (its release 0.21): a tensor's name begins with the method's.
+PEFT_METHODS = {
+    "adamss": "AdaMSS",
+    "beft": "BEFT",
+    "boft": "BOFT",
+    "bone": "Bone",
+    "c3a": "C3A",
+    "deft": "DEFT",
+    "delora": "DeLoRA",
+    "fourierft": "FourierFT",
+    "frod": "FRoD",
+    "glora": "GLoRA",
+    "gralora": "GraLoRA",
+    "hira": "HiRA",
+    "hra": "HRA",
+    "ia3": "IA³",
+    "lily": "Lily",
+    "ln_tuning": "LN tuning",
+    "miss": "MiSS",
+    "oft": "OFT",
+    "osf": "OSF",
+    "peanut": "PEANuT",
+    "poly": "Poly",
+    "psoft": "PSOFT",
+    "pvera": "PVeRA",
+    "randlora": "RandLoRA",
+    "road": "RoAd",
+    "shira": "SHiRA",
+    "supertuning": "SuperTuning",
+    "tinylora": "TinyLoRA",
+    "unilora": "Uni-LoRA",
+    "vblora": "VB-LoRA",
+    "vera": "VeRA",
+    "waveft": "WaveFT",
+}
+PEFT_TYPES = ("LORA", "LOHA", "LOKR")  # peft_type of the supported ones
+# Of LyCORIS, kohya and others: one such tensor tells the kind, whatever stands beside it.
+OTHERS = {
+    r"\.oft_(blocks|diag)$": "OFT",
+    r"\.([ab][12]|bm)\.weight$": "GLoRA",
+    r"\.on_input$": "IA³",
+    r"\.lambda_layer$": "T-LoRA",
+    r"\.lora_E(\.[^.]+)?$": "AdaLoRA",
+    r"^lllite_": "ControlNet-LLLite",
+}
+METHOD = re.compile(rf"\.(?P<method>{'|'.join(PEFT_METHODS)})_\w+(?:\.\w+)?$")
+# One such tensor tells a LoRA for another model.
+MODELS = {
+    r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._]": "Flux",
+    r"(^|[._])joint_blocks[._]": "Stable Diffusion 3",
+    r"^(lora_)?transformer[._]": "a transformer, not a U-Net",
+}
+# Files in which no key is a LoRA's.
+STRANGERS = {
+    r"^lora_controlnet$": "a Control-LoRA",
+    r"^(control_model|input_hint_block|controlnet_\w+)\.": "a ControlNet",
+    r"^(adapter\.)?body\.\d+\.": "a T2I-Adapter, which is not supported",
+    r"^(emb_params|clip_[lg])$|string_to_param": "a textual inversion",
+    r"^model\.diffusion_model\.|^first_stage_model\.": "a checkpoint of a whole model",
+    r"^(down_blocks|mid_block|up_blocks)\.": "a part of a model folder",
+}
+# The width of the text that a U-Net sees.
+FAMILIES = {
+    768: "Stable Diffusion 1",
+    1024: "Stable Diffusion 2",
+    1280: "Stable Diffusion XL's refiner",
+    2048: "Stable Diffusion XL",
+}
+TEXT = re.compile(r"attn2[._](?:processor\.)?to_[kv]$")
+
+
+def unsupported(shapes: Shapes, peft_types: Iterable[str]) -> str:
+    """The kind of a file that cannot be used, such as "GLoRA"; "" for any other file.
+
+    peft_types: as PEFT's configurations of the file name them, as far as there are any.
+    """
+    for key, shape in shapes.items():
+        if kind := _matching(OTHERS, (key,)):
+            return "BOFT" if kind == "OFT" and len(shape) == 4 else kind  # LyCORIS'
+        if found := METHOD.search(key):
+            return PEFT_METHODS[found["method"]]
+    return next((f"PEFT's {shown(kind)}" for kind in peft_types if kind not in PEFT_TYPES), "")
+
+
+def refusal(kind: str) -> UndustError:
+    """What to say of a kind that is not supported."""
+    return UndustError(f"it is of the kind {kind}, which is not supported; {SUPPORTED} are")
+
+
+def other_model(keys: Collection[str]) -> str:
+    """A model of another architecture that a LoRA is for, or ""."""
+    return _matching(MODELS, keys)
+
+
+def model(shapes: Shapes) -> str:
+    """The model that a LoRA is for, as far as the names or the width of the text tell; else ""."""
+    if other := other_model(shapes):
+        return other
+    for key, shape in shapes.items():
+        module, role = split(key)
+        if role == "lora_down" and len(shape) >= 2 and TEXT.search(module):
+            return FAMILIES.get(shape[1], "")
+    return ""
+
+
+def stranger(keys: Collection[str]) -> str:
+    """What a file is in which no key is a LoRA's; "" for a LoRA, and if that is not known."""
+    return "" if any(split(key)[1] for key in keys) else _matching(STRANGERS, keys)
+
+
+def _matching(kinds: Mapping[str, str], keys: Collection[str]) -> str:
+    """The first of the kinds of which there is a key, or ""."""
+    found = (what for kind, what in kinds.items() if any(re.search(kind, key) for key in keys))
+    return next(found, "")
