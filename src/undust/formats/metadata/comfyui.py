@@ -212,11 +212,15 @@ def _one_prompt(node: Node, held: Mapping[str, str | None], found: Found) -> lis
     """The text of a node; of one for each encoder the first, since a recipe has one for all."""
     texts = texts_of(held.values())
     if held.keys() <= PAIRS:
-        joint = next((node.inputs[key] for key in JOINED if key in node.inputs), " ")
-        return [str(joint).join(texts)] if texts else []
+        return [_joined(node, texts)] if texts else []
     if PER_ENCODER & held.keys() and len(set(texts)) > 1:
         found.notes.append(f"{node}: its encoders have different texts; the first is shown")
     return texts[:1]
+
+
+def _joined(node: Node, texts: list[str]) -> str:
+    joint = next((node.inputs[key] for key in JOINED if key in node.inputs), " ")
+    return (joint if isinstance(joint, str) else " ").join(texts)
 
 
 def _string(graph: Graph, node: Node, key: str) -> str | None:
@@ -228,8 +232,8 @@ def _string(graph: Graph, node: Node, key: str) -> str | None:
     way = graph.upstream(link_of(value), lambda _, name: name in TEXTS or name.startswith("input"))
     for source in islice(way, CHAIN):
         own = texts_of(source.inputs.get(name) for name in TEXTS)
-        told += own if source.inputs.keys() & PAIRS else own[:1]
-    return " ".join(told)[:LONGEST] if told else None
+        told += [_joined(source, own)] if source.inputs.keys() & PAIRS else own[:1]
+    return " ".join(filter(None, told))[:LONGEST] if told else None
 
 
 def _clip_skip(graph: Graph, node: Node, found: Found) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from undust.errors import few
@@ -102,7 +103,7 @@ def _dream(text: str) -> Found:
         words = shlex.split(rest)
     except ValueError:
         words = rest.split()
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in pairwise([*words, ""]):
         option, joined = word[:2], word[2:]  # -s50 and -s 50
         if option in OPTIONS:
             found.set(OPTIONS[option], joined or value, option)
