@@ -136,3 +136,35 @@ def test_a_sampler_by_another_name_is_pointed_to(said: str, meant: str):
 def test_a_schedule_by_another_name_is_pointed_to(said: str, meant: str):
     with pytest.raises(UndustError, match=f"did you mean '{meant}'"):
         SCHEDULES[said]
+
+
+@pytest.mark.parametrize(
+    ("said", "sampler", "schedule"),
+    [
+        ("euler", "euler", ""),
+        ("dpmpp_2m_sde_gpu", "dpmpp-2m-sde", ""),
+        ("dpm_2_ancestral", "dpm2-ancestral", ""),
+        ("k_euler_a", "euler-ancestral", ""),
+        ("dpmpp_2m_k", "dpmpp-2m", "karras"),
+        ("kdpm_2_a_k", "dpm2-ancestral", "karras"),
+        ("DPM++ 2M Karras", "dpmpp-2m", "karras"),
+        ("Euler A", "euler-ancestral", ""),
+        ("uni_pc", "", ""),
+        ("deis", "", ""),
+        ("euler_cfg_pp", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_samplers_by_other_programs_names(said: str, sampler: str, schedule: str):
+    assert names.elsewhere(said) == (sampler, schedule)
+
+
+@pytest.mark.parametrize(
+    ("said", "schedule"),
+    [
+        *(("normal", "linspace"), ("simple", "trailing"), ("ddim_uniform", "leading")),
+        *(("sgm_uniform", "sgm-uniform"), ("Karras", "karras"), ("beta", ""), ("kl_optimal", "")),
+    ],
+)
+def test_schedules_by_other_programs_names(said: str, schedule: str):
+    assert names.schedule_elsewhere(said) == schedule

@@ -317,3 +317,114 @@ def test_no_text_takes_long(piece: str):
     with suppress(UndustError):
         parse_a1111("\n" + piece * (2**18 // len(piece)))
     assert time.perf_counter() - began < 5
+
+
+SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("after", "other"),
+    [
+        ("", {}),
+        ("\nTemplate: a {red|blue} cat, fine: yes", {"Template": "a {red|blue} cat, fine: yes"}),
+        (
+            "\nTemplate: a __x__,\nand more\nNegative Template: {a|b}",
+            {"Template": "a __x__,\nand more", "Negative Template": "{a|b}"},
+        ),
+        ("\nNote: by me", {"Note": "by me"}),
+        ("\n\nfree words, and more", {"after the settings": "free words, and more"}),
+        ("\n12:30 by me", {"after the settings": "12:30 by me"}),
+    ],
+)
+def test_lines_after_the_settings_are_in_no_prompt(after: str, other: dict[str, str], end: str):
+    text = f"a cat,\nsmiling\nNegative prompt: blurry,\nbad\n{SETTINGS}{after}"
+    found = parse_a1111(text.replace("\n", end))
+    assert (found["prompt"], found["negative"]) == ("a cat,\nsmiling", "blurry,\nbad")
+    assert (found["steps"], found["seed"]) == (20, 1)
+    assert found.get("other", {}) == other
+    assert ("notes" in found) == ("after the settings" in other)
+
+
+def test_the_last_line_of_usual_settings_counts():
+    text = f"Steps: 9, Sampler: x, Seed: 5 and a cat\n{SETTINGS}\na: 1, b: 2, c: 3, d: 4"
+    found = parse_a1111(text)
+    assert found["steps"] == 20
+    assert found["prompt"] == "Steps: 9, Sampler: x, Seed: 5 and a cat"
+
+
+RESOURCES = (
+    '[{"type":"checkpoint","modelVersionId":889818,"modelName":"Illustrious-XL",'
+    '"modelVersionName":"v1.0"},{"type":"lora","weight":0.7,"modelVersionId":1,'
+    '"modelName":"Detail: Tweaker, \\"fine\\"","modelVersionName":"v2"},'
+    '{"type":"embed","modelVersionId":7}]'
+)
+
+
+def test_json_in_the_settings_is_not_cut_at_its_commas():
+    found = parse_a1111(
+        f"a cat\n{SETTINGS}, Civitai resources: {RESOURCES}, Clip skip: 2, "
+        'Hashes: {"model": "abc", "lora:x": "def"}, Civitai metadata: {}, Version: v1'
+    )
+    assert found["other"] == {
+        "Civitai resources": RESOURCES,
+        "Hashes": '{"model": "abc", "lora:x": "def"}',
+        "Civitai metadata": "{}",
+        "Version": "v1",
+    }
+    assert found["clip_skip"] == 1
+    assert found["notes"] == [
+        "parameters: checkpoint Illustrious-XL v1.0: Civitai does not tell its file's name",
+        'parameters: lora Detail: Tweaker, "fine" v2, weight 0.7: Civitai does not tell its '
+        "file's name",
+        "parameters: embed of version 7: Civitai does not tell its file's name",
+    ]
+
+
+@pytest.mark.parametrize("broken", ["[1, 2", "{", "[}", "[x], y", "[1] 2", "[" * 5000])
+def test_what_only_begins_as_json_ends_at_a_comma(broken: str):
+    found = parse_a1111(f"a cat\n{SETTINGS}, Odd: {broken}, Clip skip: 2")
+    assert found["clip_skip"] == 1
+    assert found["other"] == {"Odd": broken.partition(",")[0]}
+
+
+@pytest.mark.parametrize(
+    ("tag", "weight", "note"),
+    [
+        ("<lora:x>", 1.0, ""),
+        ("<lora:x:0.5>", 0.5, ""),
+        ("<lyco:x:0.5>", 0.5, ""),
+        ("<lora:x:-1>", -1.0, ""),
+        ("<lora:x:0.5:0.5>", 0.5, ""),
+        ("<lora:x:te=0.5:unet=0.5>", 0.5, ""),
+        ("<lora:x:0.3:0.8>", 0.8, "cannot be told apart here; 0.8 is used"),
+        ("<lora:x:te=0.3:unet=0.8>", 0.8, "cannot be told apart here; 0.8 is used"),
+        ("<lora:x:unet=0.8>", 0.8, "1.0 for the text encoder and 0.8 for the U-Net"),
+        ("<lora:x:0.5:0.5:lbw=1,0,0,1>", 0.5, "lbw=1,0,0,1 cannot be given here; left out"),
+        ("<lora:x:0.5:lbw=MIDD:stop=10>", 0.5, "lbw=MIDD:stop=10 cannot be given here; left out"),
+        ("<lora:x:1:1:64>", 1.0, "64 cannot be given here; left out"),
+        ("<lora:x:strong>", 1.0, "the weight of x has to be a number, not 'strong'; 1 is used"),
+        ("<hypernet:x:0.5>", None, "hypernetwork x: there are none here; left out"),
+    ],
+)
+def test_networks_in_the_prompt(tag: str, weight: float | None, note: str):
+    found = parse_a1111(f"a {tag} cat\nNegative prompt: blurry\n{SETTINGS}")
+    assert found["prompt"] == "a cat"
+    assert found.get("loras") == (None if weight is None else [{"path": "x", "weight": weight}])
+    notes = found.get("notes", [])
+    assert len(notes) == bool(note)
+    assert all(note in each for each in notes)
+
+
+@pytest.mark.parametrize(
+    ("told", "sampler", "schedule"),
+    [
+        ("Sampler: euler_ancestral, Scheduler: karras", "euler-ancestral", "karras"),
+        ("Sampler: dpmpp_2m_sde_gpu, Schedule type: Simple", "dpmpp-2m-sde", "trailing"),
+        ("Sampler: dpmpp_2m_karras", "dpmpp-2m", "karras"),
+        ("Sampler: uni_pc, Scheduler: beta", "uni_pc", None),
+    ],
+)
+def test_comfyuis_names_in_the_text(told: str, sampler: str, schedule: str):
+    found = parse_a1111(f"a cat\nSteps: 20, {told}, Seed: 1, CFG scale: 7")
+    assert (found["sampler"], found.get("schedule")) == (sampler, schedule)

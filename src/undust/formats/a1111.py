@@ -123,7 +123,7 @@ def parse_a1111(text: str) -> dict[str, Any]:
     tags: list[tuple[str, str, str]] = NETWORK.findall(body)
     few("parameters: the prompt", tags)
     recipe: dict[str, Any] = {"prompt": NETWORK.sub("", body).strip(), "negative": negative.strip()}
-    recipe |= _how(settings)
+    recipe |= _how(settings, notes)
     taken = [name for name in FIELDS if name in settings]
     if settings.keys() & TO_SIZE and "Denoising strength" in taken:
         taken.remove("Denoising strength")  # it belongs to that pass
@@ -218,12 +218,15 @@ def _after(lines: list[str], notes: list[str]) -> dict[str, str]:
     return found
 
 
-def _how(settings: dict[str, str]) -> dict[str, str]:
+def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
     """Sampler and schedule under our names, where they are ours; taken out of the settings."""
     sampler, schedule = settings.pop("Sampler", ""), settings.pop("Schedule type", "")
-    if not schedule:  # Fooocus and ComfyUI's savers have ComfyUI's name for it
-        schedule = settings.pop("Scheduler", "")
-        schedule = schedule_elsewhere(schedule) or schedule
+    if not schedule and "Scheduler" in settings:  # of Fooocus and ComfyUI's savers
+        if schedule := schedule_elsewhere(settings["Scheduler"]):
+            del settings["Scheduler"]
+        else:  # its beta is not ours
+            theirs = shown(settings["Scheduler"])
+            notes.append(f"Scheduler: '{theirs}' has no known counterpart here; left out")
     name, _, tail = sampler.rpartition(" ")
     if name in FROM_SAMPLERS and tail in FROM_SCHEDULES:  # one name until the web UI's 1.9
         sampler, schedule = name, tail if schedule in ("", "Automatic") else schedule
