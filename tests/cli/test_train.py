@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from undust.cli import main
+from undust.evaluation.first_stage import measure
+from undust.formats.locks import FileLock
+from undust.formats.networks import load_autoencoder
 
 Run = Callable[..., Any]
 
@@ -33,6 +38,10 @@ def test_the_two_kinds_in_turn(
     facts = json.loads(undust("inspect", "mine", "--json").out)
     assert (facts["kind"], facts["trains"], facts["steps"]) == ("training run", "diffusion", 3)
     assert [(row["step"], row["state"]) for row in facts["checkpoints"]] == [(3, "whole")]
+    (row,) = [json.loads(line) for line in Path("mine/log.jsonl").read_text().splitlines()]
+    assert (facts["step"], facts["loss"]) == (3, round(row["loss"], 6))
+    assert facts["model"] == "mine/model"
+    assert facts["recipe"]["unet"]["block_out_channels"] == [8, 16]
     assert undust("inspect", "mine").code == 0
     checkpoint = json.loads(undust("inspect", "mine/checkpoints/step-00000003", "--json").out)
     assert (checkpoint["kind"], checkpoint["step"]) == ("checkpoint", 3)
@@ -92,3 +101,79 @@ def test_ctrl_c_saves_and_says_how_to_go_on(undust: Run, here: Path, first_stage
     command = [part.replace("1000000", str(stopped_at + 1)) for part in command]
     assert main(command[1:]) == 0
     assert (here / f"my run/checkpoints/step-{stopped_at + 1:08}").is_dir()
+
+
+def test_the_second_start_is_refused(undust: Run, here: Path, first_stage_recipe: Path):
+    train = ("train", first_stage_recipe, "--out", "run")
+    (here / "run").mkdir()
+    lock = FileLock(here / "run/run.lock")
+    for more in ((), ("--resume",)):
+        second = undust(*train, *more)
+        assert second.code == 2
+        last = second.err.splitlines()[-1]
+        assert last.startswith(f"undust: run is in use: process {os.getpid()} on ")
+    lock.release()
+    assert undust(*train).code == 0
+
+
+def test_what_changed_is_told(undust: Run, here: Path, first_stage_recipe: Path):
+    train = ("train", first_stage_recipe, "--out", "run", "--resume")
+    first = undust(*train)
+    assert "run has no checkpoint to resume from: it starts at step 1" in first.err
+    again = undust(*train)
+    assert again.code == 0
+    assert "all 3 steps are done" in again.err
+    longer = undust(*train, "--set", "run.steps=4", "--set", "optimizer.learning_rate=1e-4")
+    assert longer.code == 0
+    line = "changed since step 3: optimizer.learning_rate 0.001 → 0.0001, run.steps 3 → 4"
+    assert line in longer.err
+    fewer = undust(*train, "--set", "run.steps=2")
+    assert fewer.code == 0
+    assert "run.steps is 2, but 4 are done" in fewer.err
+    other = undust(*train, "--set", "seed=1")
+    assert other.code == 2
+    assert "seed was 0, is 1" in other.err.splitlines()[-1]
+    rate = ("--set", "optimizer.learning_rate=1e-4")
+    mistyped = undust("train", first_stage_recipe, *rate, "--out", "rnu", "--resume")
+    assert mistyped.code == 2
+    assert "rnu does not exist; run is at step 4 of this recipe" in mistyped.err
+    assert not (here / "rnu").exists()
+
+
+def test_a_folder_that_is_moved_in_mid_run(undust: Run, here: Path, first_stage_recipe: Path):
+    """In a process of its own, whose every thread would show in its stderr."""
+    command = [sys.executable, "-m", "undust", "train", str(first_stage_recipe), "--out", "run"]
+    running = subprocess.Popen(
+        [*command, "--set", "run.steps=1000000"], stderr=subprocess.PIPE, text=True
+    )
+    while not (here / "run/log.jsonl").exists() or not (here / "run/log.jsonl").read_text():
+        time.sleep(0.01)
+    (here / "run").rename(here / "moved")
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 2
+    *_, last = said.splitlines()
+    assert last.startswith("undust: run was moved or removed while a run trained in it")
+    assert "Traceback" not in said
+    assert not (here / "run").exists()
+
+
+def test_a_first_stage_alone_is_measured(
+    undust: Run, here: Path, first_stage_recipe: Path, pictures: Path
+):
+    trained = undust("train", first_stage_recipe, "--out", "run")
+    assert f"undust evaluate run/model {pictures}" in trained.err
+    done = undust("evaluate", "run/model", pictures)
+    assert done.code == 0, done.err
+    assert done.out.count("first stage: ") == 2
+    found = json.loads(undust("evaluate", "run/model", pictures, "--json").out)
+    paths = sorted(pictures.glob("*.png"))
+    expected = measure(load_autoencoder(here / "run/model"), paths, (16, 16))
+    assert found["first_stage"] == expected.model_dump()
+    assert (found["size"], found["first_stage_on"]) == ([16, 16], "pictures")
+    assert found["model_hash"] == json.loads(undust("inspect", "run/model", "--json").out)["hash"]
+
+
+def test_the_loss_shown_is_a_mean(undust: Run, here: Path, first_stage_recipe: Path):
+    done = undust("train", first_stage_recipe, "--out", "run")
+    losses = [json.loads(line)["loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert f"3/3 steps: loss {sum(losses) / 3:.4f}" in done.err

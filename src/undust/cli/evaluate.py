@@ -25,10 +25,24 @@ def evaluate(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the first picture.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Measure how often a model paints what a caption says."""
+    """Measure how often a model paints what a caption says, and how exact its first stage is.
+
+    Of the folder of a first stage alone only the latter is measured.
+    """
     from undust.evaluation import report
+    from undust.formats.folder import INDEX
     from undust.model import load
 
+    folder = Path(model)
+    if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
+        alone = report.evaluate_first_stage(folder, data)
+        if json:
+            typer.echo(show.as_json(alone.model_dump(mode="json"), indent=2))
+        else:
+            show.table(["what", "figure>", "of"], alone.rows())
+            size = "x".join(map(str, alone.size))
+            show.summary(f"{show.seconds(alone.seconds)}: {size} px, {model} {alone.model_hash}")
+        return
     loaded = load(model)
     with show.counted("steps", "painting captions") as observe:
         found = report.evaluate(

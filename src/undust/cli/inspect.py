@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -230,24 +229,32 @@ def _model(path: Path) -> Facts:
 
 def _run(path: Path) -> Facts:
     from undust.training import checkpoints
+    from undust.training.log import recent_loss
 
     rows: list[Facts] = []
     recipe: Facts = {}
+    step = 0
     for folder in sorted((path / "checkpoints").glob("step-*")):
         try:
             found = checkpoints.load(folder)
-            recipe = found.recipe
+            step, recipe = found.step, found.recipe
             state = {"step": found.step, "state": "whole"}
         except UndustError as error:
             state = {"step": None, "state": str(error)}
-        rows.append({"checkpoint": folder.name, "bytes": _bytes(folder.glob("*")), **state})
+        files = (file for file in folder.rglob("*") if file.is_file())
+        rows.append({"checkpoint": folder.name, "bytes": _bytes(files), **state})
     model = path / "model"
+    loss, logged = recent_loss(path, step)
     return {
         "path": str(path),
         "kind": "training run",
         "trains": recipe.get("kind"),
+        "step": step,
         "steps": recipe.get("run", {}).get("steps"),
+        "loss": loss and round(loss, 6),
+        "loss is": f"the mean of the last {logged} logged" if logged else None,
         "model": str(model) if model.is_dir() else None,
+        "recipe": recipe,
         "checkpoints": rows,
     }
 
@@ -299,11 +306,9 @@ def _numbers(files: Sequence[Path]) -> Facts:
 
 
 def _hash(files: Sequence[Path]) -> str:
-    from undust.formats.safetensors_file import content_hash
+    from undust.formats.safetensors_file import files_hash
 
-    hashes = [content_hash(path) for path in files]
-    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return whole[:DIGITS]
+    return files_hash(files)[:DIGITS]
 
 
 def _bytes(files: Iterable[Path]) -> int:

@@ -73,11 +73,12 @@ def train(
         raise KeyboardInterrupt(f"stopped; what was not saved is lost; {go_on}") from None
     if not finished:
         raise KeyboardInterrupt(f"stopped and saved at step {trainer.step}; {go_on}")
-    model = out / "model"
+    model, data = out / "model", read.data.folder
     show.line(model)
     show.summary(
         f"paint with it: undust generate {shlex.quote(trainer.task.example)} "
         f"--model {shlex.quote(str(model))}"
         if read.kind == "diffusion"
-        else f'train on its latents: a diffusion recipe with first_stage = "{model}"'
+        else f'train on its latents: a diffusion recipe with first_stage = "{model}"; '
+        f"measure it: undust evaluate {shlex.quote(str(model))} {shlex.quote(str(data))}"
     )

@@ -17,11 +17,14 @@ from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.evaluation.first_stage import Reconstruction, measure
 from undust.evaluation.recall import NEARNESS, Gallery
+from undust.formats.networks import load_autoencoder
+from undust.formats.safetensors_file import files_hash
 from undust.generation import loop
 from undust.generation.recipe import Recipe
 from undust.model import LatentDiffusion
 from undust.pictures import from_image
 
+HELD_OUT = "held-out pictures"
 LANGUAGES = ("text", "text_ko")  # caption fields that training captions are drawn from, in turn
 
 
@@ -68,10 +71,25 @@ class Report(BaseModel):
             of = f"{recall.captions} captions among {self.pictures} pictures"
             rows.append((f"{asked}: right picture nearest", f"{recall.top1:.1%}", of))
             rows.append((f"{asked}: among the nearest 5", f"{recall.top5:.1%}", of))
-        of = f"{self.first_stage.pictures} {self.first_stage_on}"
-        rows.append(("first stage: PSNR", f"{self.first_stage.psnr:.2f} dB", of))
-        rows.append(("first stage: SSIM", f"{self.first_stage.ssim:.3f}", of))
-        return rows
+        return rows + _first_stage_rows(self.first_stage, self.first_stage_on)
+
+
+class FirstStageReport(BaseModel):
+    """The figures of a first stage alone; fields as in `Report`; size: width and height, pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    model_hash: str
+    data: str
+    size: tuple[int, int]
+    first_stage: Reconstruction
+    first_stage_on: str
+    seconds: float
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """A table for people: what was measured, the figure, and on how much."""
+        return _first_stage_rows(self.first_stage, self.first_stage_on)
 
 
 class Question(NamedTuple):
@@ -136,7 +154,7 @@ def evaluate(
         recall=_recall(questions, ranks),
         nearness=NEARNESS,
         first_stage=measure(model.autoencoder, tests or list(gallery.number), model.size),
-        first_stage_on="held-out pictures" if tests else "pictures",
+        first_stage_on=HELD_OUT if tests else "pictures",
         steps=first.steps,
         guidance=first.guidance,
         sampler=first.sampler,
@@ -145,6 +163,37 @@ def evaluate(
         template=template,
         seconds=round(time.monotonic() - began, 1),
     )
+
+
+def evaluate_first_stage(folder: Path, data: Path | str) -> FirstStageReport:
+    """PSNR and SSIM of the first stage in a folder, at the size in its configuration.
+
+    It is measured on the held-out pictures of a data set, or on all if none are held out. Raises
+    UndustError for a folder that is no first stage, and as `image_folder.read` does.
+    """
+    began = time.monotonic()
+    autoencoder = load_autoencoder(folder)
+    samples = image_folder.read(data)
+    tests = [sample.path for sample in samples if sample.split == "test"]
+    side = autoencoder.config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return FirstStageReport(
+        model=folder.resolve().name,
+        model_hash=files_hash(sorted(folder.glob("*.safetensors")))[:10],
+        data=str(data),
+        size=(width, height),
+        first_stage=measure(autoencoder, tests or [s.path for s in samples], (width, height)),
+        first_stage_on=HELD_OUT if tests else "pictures",
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _first_stage_rows(figures: Reconstruction, on: str) -> list[tuple[str, str, str]]:
+    of = f"{figures.pictures} {on}"
+    return [
+        ("first stage: PSNR", f"{figures.psnr:.2f} dB", of),
+        ("first stage: SSIM", f"{figures.ssim:.3f}", of),
+    ]
 
 
 def _training(samples: Iterable[Sample], count: int, seed: int) -> list[Question]:

@@ -200,6 +200,12 @@ def content_hash(path: Path) -> str:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def files_hash(paths: Iterable[Path]) -> str:
+    """The SHA-256 of the contents of files in their order; of one file its `content_hash`."""
+    hashes = [content_hash(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def tensors_hash(path: Path) -> str:
     """The SHA-256 of the bytes after the header, in hexadecimal: whatever the metadata say.
 

@@ -17,6 +17,8 @@ from PIL import Image, PngImagePlugin
 from undust.formats.files import atomic, atomic_write
 from undust.regular import open_regular
 
+RECENT = 10  # logged steps whose mean loss tells where a run stands
+
 
 class Log:
     """Appends to `out/log.jsonl`, writes `out/samples/` and, with the extra, `out/tensorboard/`.
@@ -73,6 +75,14 @@ class Log:
             self._board.picture(step, picture)
 
 
+def recent_loss(out: Path, step: int) -> tuple[float | None, int]:
+    """The mean of the last losses that a run logged until `step`, and how many they are."""
+    path = out / "log.jsonl"
+    rows = [json.loads(line) for line in _until(path, step)] if path.is_file() else []
+    losses = [float(row["loss"]) for row in rows[-RECENT:] if "loss" in row]
+    return (sum(losses) / len(losses) if losses else None), len(losses)
+
+
 class _Board:
     """A TensorBoard event file, written at once.
 
@@ -112,10 +122,10 @@ class _Board:
 def _until(path: Path, step: int) -> Iterator[str]:
     """The whole lines of a log up to a step."""
     with open_regular(path) as file:
-        text = file.read().decode()
+        text = file.read().decode("utf-8", "replace")
     for line in text.splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 yield line
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
             pass  # the line that was being written when the run was killed
