@@ -5,7 +5,6 @@ Everything heavy is imported inside the commands, so that help and a wrong optio
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import traceback
@@ -27,6 +26,7 @@ from undust.cli import (
     lab,
     schedules,
     show,
+    streams,
     tables,
     train,
 )
@@ -81,7 +81,18 @@ def options(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns the exit code; every error is one line on stderr."""
+    """Runs one command line and returns the exit code; every error is one line on stderr.
+
+    A reader of the output that leaves is no error.
+    """
+    with streams.lasting() as written:
+        code = _run(argv)
+        if lost := streams.unwritten(written):
+            show.note(f"the output could not be written: {lost}")
+        return code or (WRONG if lost else 0)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
@@ -93,16 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _noted
             with command.make_context("undust", arguments or ["--help"]) as context:
                 command.invoke(context)
-        sys.stdout.flush()
     except typer.Exit as end:
         return end.exit_code
     except KeyboardInterrupt as stop:
         show.note(str(stop) or "stopped")
         return STOPPED
-    except BrokenPipeError:
-        # Nobody reads on; Python must not find that out once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BUG
     except Exception as error:
         if debug:
             traceback.print_exc()

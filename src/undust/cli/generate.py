@@ -326,7 +326,7 @@ def _prompts(given: Iterable[str]) -> Iterator[str]:
             yield prompt
             continue
         try:
-            yield from filter(None, (line.strip("\ufeff \t\r\n") for line in sys.stdin))
+            yield from filter(None, (line.strip("\ufeff \t\r\n") for line in sys.stdin or ()))
         except UnicodeDecodeError as error:
             raise UndustError(f"stdin is not text: {error}") from error
 

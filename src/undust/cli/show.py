@@ -49,8 +49,9 @@ def line(text: object) -> None:
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """The value as JSON, in one line unless indented."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    """The value as JSON, in one line unless indented; in ASCII where stdout is not of Unicode."""
+    ascii_ = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, ensure_ascii=ascii_, indent=indent, default=str)
     # Half of a letter, which a file may have had as an escape, cannot be written in another way.
     return re.sub(r"[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
