@@ -95,6 +95,27 @@ def test_both_text_encoders(read):
     assert lora.changes.keys() == {"text_encoder", "text_encoder_2"}
 
 
+@pytest.mark.parametrize("prefix", ["lora_te_", "lora_te1_", "lora_te2_", "text_encoder."])
+def test_a_refiners_only_text_encoder(prefix, read):
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    name = prefix + (layer if prefix[-1] == "." else layer.replace(".", "_"))
+    refiner = networks("sdxl-refiner")
+    shape = tuple(refiner["text_encoder_2"].get_submodule(layer).weight.shape)
+    lora = read(plain(name, shape), networks=refiner)
+    assert lora.changes["text_encoder_2"].keys() == {layer}
+
+
+def test_the_first_of_two_text_encoders_is_not_a_refiners(read):
+    """As in a file for SDXL's base model: of its two encoders the refiner has the second."""
+    layer = "text_model_encoder_layers_0_self_attn_q_proj"
+    with pytest.warns(UserWarning, match="3 unmatched: lora_te1_"):
+        lora = read(
+            {**plain(f"lora_te1_{layer}", (32, 32)), **plain(f"lora_te2_{layer}", (64, 64))},
+            networks=networks("sdxl-refiner"),
+        )
+    assert lora.changes.keys() == {"text_encoder_2"}
+
+
 def test_which_text_encoder_has_to_be_said(read):
     key = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
     with pytest.raises(UndustError, match=r"3 ambiguous: .*, of text_encoder or text_encoder_2"):

@@ -150,12 +150,12 @@ def test_names_of_stable_diffusion_1(name, module, sd1):
 def test_the_only_text_encoder_is_called_te():
     refiner = lookup(networks("sdxl-refiner"))
     name = "text_model_encoder_layers_0_self_attn_q_proj"
-    assert (
-        refiner[f"lora_te_{name}"]
-        == refiner[f"lora_te2_{name}"]
-        == {Target("text_encoder_2", LAYER)}
-    )
-    assert f"lora_te1_{name}" not in refiner
+    second = Target("text_encoder_2", LAYER)
+    assert refiner[f"lora_te_{name}"] == refiner[f"lora_te2_{name}"] == {second}
+    assert refiner[f"lora_te1_{name}"] == refiner[f"text_encoder.{LAYER}"] == {second}
+    both = lookup(networks("sdxl-refiner"), [f"lora_te2_{name}.alpha"])
+    assert both[f"lora_te2_{name}"] == both[f"lora_te_{name}"] == {second}
+    assert both.keys().isdisjoint((f"lora_te1_{name}", f"text_encoder.{LAYER}"))
 
 
 def test_what_is_left_open_is_known_to_be(sdxl):

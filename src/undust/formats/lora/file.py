@@ -135,7 +135,7 @@ def _sorted(
     tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]
 ) -> tuple[dict[Target, dict[str, str]], _Faults]:
     """The keys by their modules and roles, and those that have none or too many."""
-    known = lookup(networks)
+    known = lookup(networks, tensors)
     found: defaultdict[Target, dict[str, str]] = defaultdict(dict)
     faults = _Faults()
     for key in sorted(tensors):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import nn
 
 from undust.errors import UndustError
-from undust.formats.original import keys
+from undust.formats.original import keys as original_keys
 from undust.networks.unet import UNet
 
 # Modules that are linear in their weight and bias, and so can be worn live as well as merged.
@@ -36,6 +36,8 @@ FLAT = {
     "text_encoder_2": ("lora_te2_",),
 }
 ALONE = "lora_te_"  # the only text encoder, also where it is the second of its family
+# A refiner's only text encoder may be called the first, unless the file names the second as well.
+FIRST, SECOND = ("text_encoder.", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 ROLES = {
     "lora_up": r"(?:\.lora_up|[._]lora\.up|\.lora_linear_layer\.up|\.lora_B(?:\.[^.]+)?)\.weight",
@@ -76,21 +78,25 @@ def split(key: str) -> tuple[str, str]:
     return key[: found.start()].replace(PEFT, "", 1), found.lastgroup
 
 
-def lookup(networks: Mapping[str, nn.Module]) -> dict[str, set[Target]]:
+def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[str, set[Target]]:
     """Every name that a file may give a module of these parts → the modules it may mean.
 
-    networks: "unet", "text_encoder", "text_encoder_2", as far as the model has them.
+    networks: "unet", "text_encoder", "text_encoder_2", as far as the model has them; keys: all that
+    are in the file.
     """
     known: defaultdict[str, set[Target]] = defaultdict(set)
     alone = "" if "text_encoder" in networks else "text_encoder_2"
+    first = () if any(key.startswith(SECOND) for key in keys) else FIRST
     for part, network in networks.items():
-        flat = FLAT[part] if part != alone else (*FLAT[part], ALONE)
+        more = (ALONE, *first) if part == alone else ()
+        dotted = *DOTTED[part], *(prefix for prefix in more if prefix.endswith("."))
+        flat = *FLAT[part], *(prefix for prefix in more if prefix.endswith("_"))
         original = _original_names(network)
         for module, layer in network.named_modules():
             if not isinstance(layer, CHANGED):
                 continue
             for name in {*_spellings(module), original.get(module, module)}:
-                for prefix in DOTTED[part]:
+                for prefix in dotted:
                     known[prefix + name].add(Target(part, module))
                 for prefix in flat:
                     known[prefix + name.replace(".", "_")].add(Target(part, module))
@@ -118,7 +124,7 @@ def _original_names(network: nn.Module) -> dict[str, str]:
         return {}
     modules = [name for name, layer in network.named_modules() if isinstance(layer, CHANGED)]
     try:
-        places = keys.unet((f"{name}.weight" for name in modules), network.config)
+        places = original_keys.unet((f"{name}.weight" for name in modules), network.config)
     except UndustError:
         return {}  # a kind of U-Net that the original code never had
     return {name: places[f"{name}.weight"].key.removesuffix(".weight") for name in modules}
