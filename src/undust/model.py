@@ -28,7 +28,7 @@ from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
 from undust.formats.parts import Parts
 from undust.formats.safetensors_file import content_hash
-from undust.generation import first_stage, loop
+from undust.generation import finite, first_stage, loop
 from undust.generation.asked import Framing
 from undust.generation.asking import Options, recipes
 from undust.generation.given import GivenWeights
@@ -133,9 +133,12 @@ class LatentDiffusion(Parts):
         return Conditioning(text, pooled, self._told(len(prompts), recipe, negative=negative))
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
-        """The clean latents [B, C, h, w] under x = x0 + σ·n, given σ [B]."""
+        """The clean latents [B, C, h, w] under x = x0 + σ·n at σ [B]; UndustError for NaN."""
         self._worn.wear(self._outfit)
-        return self._denoiser(x, sigma, cond.at(sigma))
+        asked, cond = partial(self._denoiser, x, sigma), cond.at(sigma)
+        if (x0 := asked(cond)).isfinite().all():
+            return x0
+        raise finite.blame(self.networks, [lora.name for lora, _ in self._outfit], x, cond, asked)
 
     def wearing(self, recipe: Recipe, /) -> LatentDiffusion:
         """The model with what a recipe changes of its weights and words.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from undust.errors import UndustError
+from undust.generation.finite import damage
 from undust.networks.autoencoder import Autoencoder
 
 
@@ -56,9 +57,8 @@ def _finite(
     lost = _lost(y)
     if not lost.any():
         return y
-    for key, weight in autoencoder.named_parameters():
-        if not weight.isfinite().all():
-            raise UndustError(f"the first stage is damaged: {key} holds NaN or infinity")
+    if damaged := damage("the first stage", autoencoder):
+        raise damaged
     if torch.finfo(like.dtype).bits < 32:
         precision = str(like.dtype).removeprefix("torch.")
         warnings.warn(

@@ -1,0 +1,76 @@
+"""The network that makes NaN or infinity, for an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from undust.conditioning.condition import Conditioning
+from undust.errors import UndustError
+
+NAMES = {
+    "unet": "the U-Net",
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the second text encoder",
+}
+
+
+def damage(name: str, network: nn.Module) -> UndustError | None:
+    """An error that names the first weight of a network that is not finite; None if all are."""
+    for key, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            return UndustError(f"{name} is damaged: {key} holds NaN or infinity")
+    return None
+
+
+def blame(
+    networks: Mapping[str, nn.Module],
+    loras: Sequence[str],
+    x: Tensor,
+    cond: Conditioning,
+    denoise: Callable[[Conditioning], Tensor],
+) -> UndustError:
+    """An error for a result of `denoise(cond)` that is not finite.
+
+    It names the network that makes it, and what may help. networks: by the names of a model
+    folder's parts; loras: the names of those that are put in; x: the latents that the result was
+    asked for.
+    """
+    beside = f" with the LoRA {' and '.join(loras)}" if loras else ""
+    names = {name: NAMES[name] + beside for name in networks if name in NAMES}
+    if "text_encoder" not in networks:
+        names["text_encoder_2"] = NAMES["text_encoder"] + beside
+    texts = [name for name in names if name != "unet"]
+    if not _finite([x]):
+        return UndustError(
+            "the latents became NaN or infinity between two steps: a lower guidance or another "
+            "sampler or schedule may help"
+        )
+    if not _finite([cond.text, *([] if cond.pooled is None else [cond.pooled])]):
+        found = (damage(names[name], networks[name]) for name in texts)
+        named = " or ".join(names[name] for name in texts)
+        return next(filter(None, found), None) or _overflow(named, networks[texts[0]])
+    if cond.control and _finite([denoise(replace(cond, control=()))]):
+        for number, control in enumerate(cond.control, 1):
+            if not _finite([denoise(replace(cond, control=(control,)))]):
+                name = f"ControlNet {number}"
+                return damage(name, control.network) or _overflow(name, control.network)
+        return UndustError("the ControlNets together give NaN or infinity: lower weights may help")
+    unet = networks["unet"]
+    return damage(names["unet"], unet) or _overflow(names["unet"], unet)
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _overflow(name: str, network: nn.Module) -> UndustError:
+    """What to say of a network whose weights are finite."""
+    dtype = next(network.parameters()).dtype
+    precision = str(dtype).removeprefix("torch.")
+    half = torch.finfo(dtype).bits < 32
+    more = "; its range may be too small: bf16 and fp32 (--dtype) have more" if half else ""
+    return UndustError(f"{name} gives NaN or infinity in {precision}{more}")
