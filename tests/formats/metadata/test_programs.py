@@ -289,6 +289,26 @@ def test_tensor_art():
     assert found.recipe == facts
 
 
+def test_civitai():
+    told = {
+        "prompt": "a cat",
+        "negativePrompt": "blurry",
+        "cfgScale": 7,
+        "sampler": "Euler a",
+        "steps": 30,
+        "seed": 1,
+    }
+    found = read(parameters=told)
+    assert (found.program, found.recipe) == ("Civitai", {**COMMON, "sampler": "euler-ancestral"})
+
+
+@pytest.mark.parametrize("text", ["\ufeffa cat\nSteps: 1, Seed: 2, Size: 8x8\0", None])
+def test_a_mark_before_the_text_and_a_nul_after_it(text: str | None):
+    plain = "a cat\nSteps: 1, Seed: 2, Size: 8x8"
+    told = text or json.dumps({"parameters": plain})
+    assert read(parameters=told).recipe == read(parameters=plain).recipe
+
+
 def test_several_programs_in_one_picture():
     found = read(parameters="a\nSteps: 1, Seed: 2, Size: 8x8", invokeai_metadata=INVOKE)
     assert (found.program, found.recipe["seed"]) == ("A1111", 2)
@@ -311,6 +331,10 @@ def test_programs_that_write_the_web_uis_text(line: str, program: str):
 def test_what_is_of_no_known_program():
     assert programs.read({"Software": "Paint", "Comment": "hello"}) is None
     assert read(parameters={"a": 1}).notes == ["its JSON is of no known form"]
+    told = {"prompt": "a cat", "negative_prompt": "blurry", "cfg_scale": "7", "seed": 1, "x": 2}
+    found = read(parameters=told)
+    facts = {"prompt": "a cat", "negative": "blurry", "guidance": 7.0, "seed": 1}
+    assert (found.recipe, found.other) == (facts, {"x": 2})
     assert read(workflow={"nodes": [{"id": 1}]}).notes[0].startswith("there is the editor's")
 
 

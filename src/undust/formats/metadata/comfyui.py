@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from undust.errors import few
+from undust.formats.metadata import flat
 from undust.formats.metadata.found import (
     MODEL_FILE,
     Found,
@@ -44,17 +45,6 @@ MEANT = {  # the sampler's input -> the recipe's field
     "sampler_name": "sampler",
     "scheduler": "schedule",
     "denoise": "strength",
-}
-CIVITAI = {  # in the text `extraMetadata` of Civitai's own generator
-    "prompt": "prompt",
-    "negativePrompt": "negative",
-    "steps": "steps",
-    "cfgScale": "guidance",
-    "sampler": "sampler",
-    "seed": "seed",
-    "clipSkip": "clip_skip",
-    "width": "width",
-    "height": "height",
 }
 SIDES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))
 PLACED = re.compile(r"(Karras|Exponential|Polyexponential)Scheduler")  # nodes that are a schedule
@@ -326,7 +316,7 @@ def _civitai(found: Found, given: Mapping[str, Any]) -> None:
     if not told:
         return
     extra = Found("Civitai")
-    extra.take(told, CIVITAI)
+    extra.take(told, flat.CIVITAI)
     found.program = "ComfyUI (Civitai)"
     found.recipe = {**extra.recipe, **{k: v for k, v in found.recipe.items() if v != ""}}
     found.other |= extra.other

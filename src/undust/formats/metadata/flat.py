@@ -62,7 +62,29 @@ TENSOR = {
     "width": "width",
     "height": "height",
 }
-EASY_SIGNS = {"use_stable_diffusion_model", "num_inference_steps", "Stable Diffusion model"}
+CIVITAI = {
+    "prompt": "prompt",
+    "negativePrompt": "negative",
+    "steps": "steps",
+    "cfgScale": "guidance",
+    "sampler": "sampler",
+    "seed": "seed",
+    "clipSkip": "clip_skip",
+    "width": "width",
+    "height": "height",
+}
+EASY_SIGNS = {"use_stable_diffusion_model", "Stable Diffusion model"}
+# Names that scripts and small programs use.
+USUAL = {
+    **EASY,
+    "negativePrompt": "negative",
+    "steps": "steps",
+    "cfg_scale": "guidance",
+    "cfg": "guidance",
+    "sampler": "sampler",
+    "scheduler": "schedule",
+    "model": "model",
+}
 
 
 def easy_diffusion(told: Mapping[str, Any]) -> Found | None:
@@ -116,6 +138,23 @@ def swarmui(told: Mapping[str, Any]) -> Found | None:
     for place, name in enumerate(texts_of(loras)[:64]):
         found.add_lora(name, weights[place] if place < len(weights) else 1)
     found.take(given, SWARM)
+    return found
+
+
+def civitai(told: Mapping[str, Any]) -> Found | None:
+    """Civitai: its own names, in JSON or in the text `extraMetadata` of a graph."""
+    if not isinstance(told.get("prompt"), str) or "cfgScale" not in told or "sampler" not in told:
+        return None
+    found = Found("Civitai")
+    found.take(told, CIVITAI)
+    return found
+
+
+def unknown(told: Mapping[str, Any]) -> Found:
+    """JSON of no known program: the values under the usual names, if there is a prompt."""
+    found = Found("an unknown program", notes=["its JSON is of no known form"])
+    is_prompt = isinstance(told.get("prompt", told.get("Prompt")), str)
+    found.take(told, USUAL if is_prompt else {})
     return found
 
 

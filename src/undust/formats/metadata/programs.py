@@ -30,8 +30,10 @@ def read(texts: Mapping[str, str]) -> Found | None:
 
 def _all(texts: Mapping[str, str]) -> Iterator[Found]:
     """Every reading that there is, the plainest first."""
-    parameters = texts.get(A1111_KEY, "").strip()
+    parameters = texts.get(A1111_KEY, "").strip("\0\ufeff \t\r\n")
     told = as_object(parameters) if parameters.startswith("{") else {}
+    if isinstance(inner := told.get(A1111_KEY), str):
+        parameters, told = inner, {}
     readings = (
         _a1111(texts, parameters) if parameters and not told else None,
         flat.swarmui(told),
@@ -39,6 +41,7 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
         fooocus.read(told, texts.get("fooocus_scheme", "")),
         flat.draw_things(told),
         flat.easy_diffusion(told) or flat.easy_diffusion(texts),
+        flat.civitai(told),
         flat.tensor_art(told),
         flat.tensor_art(as_object(texts.get("generation_data", "").strip("\0"))),
         novelai.read(texts) or novelai.read({k: v for k, v in told.items() if isinstance(v, str)}),
@@ -50,7 +53,7 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
     if known:
         return
     if told:
-        yield Found("an unknown program", other=told, notes=["its JSON is of no known form"])
+        yield flat.unknown(told)
     elif comfyui.is_workflow(texts.get("workflow", "")):
         yield Found(
             comfyui.PROGRAM,
