@@ -107,7 +107,7 @@ def test_the_settings_in_exif(undust: Run, here: Path, name: str, encoding: str)
         ("Hires upscale: 9, Hires strength: 0.5", "upscale"),
         ("Refiner: r, Refiner switch at: 2", "refiner"),
         ("Steps: many", "parameters: Steps has to be a number"),
-        ("Model: old.ckpt", "old.ckpt is a pickle"),
+        ("Model: old.ckpt", "old.ckpt is a pickle: undust convert makes old.safetensors of it"),
     ],
 )
 def test_a_value_that_cannot_be_given_is_noted_and_left_out(
@@ -167,6 +167,16 @@ def test_rerun_names_the_program_of_another_picture(undust: Run, here: Path):
     assert done.err == (
         "undust: a.png carries no undust recipe; it carries facts of NovelAI: undust inspect\n"
     )
+
+
+def test_deep_values_and_numbers_that_are_none_are_shown(undust: Run, here: Path):
+    deep = (
+        '{"prompt": "a", "steps": 1, "x": NaN, "y": ' + "[" * 900 + "]" * 900 + ', "z": [1, "웃"]}'
+    )
+    png(here / "a.png", Software="NovelAI", Comment=deep)
+    facts = json.loads(undust("inspect", "a.png", "--json").out, parse_constant=pytest.fail)
+    assert (facts["other settings"]["x"], facts["other settings"]["z"]) == ("NaN", '[1, "웃"]')
+    assert undust("inspect", "a.png").code == 0
 
 
 def test_our_own_recipe_in_a_jpeg_is_shown(undust: Run, here: Path):

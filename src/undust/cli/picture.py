@@ -238,15 +238,17 @@ def _prompt(name: str, told: Facts, notes: list[str]) -> str:
 
 
 def _file(name: str, notes: list[str]) -> str:
-    """The file of a model known by its name alone."""
+    """The safetensors file of a model known by its name alone; a pickle has to be converted."""
     from undust.formats.metadata.found import MODEL_FILE
 
     name = _printable(name)[:200]
     if not MODEL_FILE.search(name):
         return name + SUFFIX
-    if not name.lower().endswith((SUFFIX, ".sft")):
-        notes.append(f"{shown(name)} is a pickle: undust convert makes a {SUFFIX} file of it")
-    return name
+    if name.lower().endswith((SUFFIX, ".sft")):
+        return name
+    converted = MODEL_FILE.sub(SUFFIX, name)
+    notes.append(f"{shown(name)} is a pickle: undust convert makes {shown(converted)} of it")
+    return converted
 
 
 def _plain(value: object) -> str:

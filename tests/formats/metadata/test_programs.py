@@ -94,10 +94,10 @@ def test_invokeai_2(prompt: object):
 
 
 @pytest.mark.parametrize("key", ["Dream", "dream"])
-@pytest.mark.parametrize("rest", ["-s 30 -S 1 -W 512 -H 768 -C 7.0 -A k_lms", "-s30 -S1 -W512 -H768 -C7.0 -A k_lms"])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("rest", ["-s 30 -S 1 -W 512 -H 768 -C 7.0 -A k_heun", "-s30 -S1 -W512 -H768 -C7.0 -A k_heun"])  # fmt: skip  # noqa: E501
 def test_invokeais_dream(key: str, rest: str):
     found = read(**{key: f'"a cat [blurry]" {rest}'})
-    assert found.recipe == {**COMMON, **SIZE, "sampler": "lms"}
+    assert found.recipe == {**COMMON, **SIZE, "sampler": "heun"}
 
 
 NOVEL = {
@@ -330,11 +330,13 @@ def test_programs_that_write_the_web_uis_text(line: str, program: str):
 
 def test_what_is_of_no_known_program():
     assert programs.read({"Software": "Paint", "Comment": "hello"}) is None
-    assert read(parameters={"a": 1}).notes == ["its JSON is of no known form"]
+    assert read(parameters={"a": 1}).notes == ["its names and values are of no known form"]
     told = {"prompt": "a cat", "negative_prompt": "blurry", "cfg_scale": "7", "seed": 1, "x": 2}
     found = read(parameters=told)
     facts = {"prompt": "a cat", "negative": "blurry", "guidance": 7.0, "seed": 1}
     assert (found.recipe, found.other) == (facts, {"x": 2})
+    assert read(prompt="a cat", seed="1", Software="x").recipe == {"prompt": "a cat", "seed": 1}
+    assert read(prompt="{not JSON").notes == ["prompt: it cannot be read"]
     assert read(workflow={"nodes": [{"id": 1}]}).notes[0].startswith("there is the editor's")
 
 

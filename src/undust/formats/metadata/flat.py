@@ -151,8 +151,8 @@ def civitai(told: Mapping[str, Any]) -> Found | None:
 
 
 def unknown(told: Mapping[str, Any]) -> Found:
-    """JSON of no known program: the values under the usual names, if there is a prompt."""
-    found = Found("an unknown program", notes=["its JSON is of no known form"])
+    """Values of no known program: those under the usual names, if there is a prompt."""
+    found = Found("an unknown program", notes=["its names and values are of no known form"])
     is_prompt = isinstance(told.get("prompt", told.get("Prompt")), str)
     found.take(told, USUAL if is_prompt else {})
     return found

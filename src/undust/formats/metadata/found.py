@@ -43,7 +43,7 @@ class Found:
                 continue
             ours = fields.get(name)
             if ours is None:
-                self.other[name] = value
+                self.other[name] = as_scalar(value)
             else:
                 self.set(ours, value, name)
 
@@ -126,6 +126,16 @@ def as_number(value: object, kind: Any) -> Any:
         whole = as_number(value, float)
         return int(whole) if whole is not None and whole == int(whole) else None
     return number if isinstance(number, int) or math.isfinite(number) else None
+
+
+def as_scalar(value: object) -> str | int | float:
+    """A value as it is, or as JSON in one text if it is made of others."""
+    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return quoted(value)
 
 
 def base_name(path: str) -> str:

@@ -10,6 +10,7 @@ from undust.formats.metadata.containers import A1111_KEY
 from undust.formats.metadata.found import Found, as_object
 
 A1111 = "A1111"
+JSON_KEYS = ("prompt", "invokeai_metadata", "sd-metadata", "generation_data")
 
 
 def read(texts: Mapping[str, str]) -> Found | None:
@@ -52,8 +53,12 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
     yield from known
     if known:
         return
-    if told:
-        yield flat.unknown(told)
+    plain = {key: text for key, text in texts.items() if not text.lstrip().startswith(("{", "["))}
+    unread = [key for key in JSON_KEYS if key in texts and key not in plain]
+    if told or (JSON_KEYS[0] in plain):
+        yield flat.unknown(told or plain)
+    elif unread:
+        yield Found("an unknown program", notes=[f"{key}: it cannot be read" for key in unread])
     elif comfyui.is_workflow(texts.get("workflow", "")):
         yield Found(
             comfyui.PROGRAM,
