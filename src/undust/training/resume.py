@@ -62,7 +62,7 @@ def compare_recipes(checkpoint: Checkpoint, recipe: Mapping[str, Any], out: Path
 
 
 def compare_inputs(checkpoint: Checkpoint, inputs: Mapping[str, str], out: Path) -> list[str]:
-    """A line for each input of a run whose digest an older checkpoint does not have.
+    """A line that names the inputs whose digest an older checkpoint does not have, or none.
 
     inputs: digests by name, those of `INPUTS`. Raises UndustError if one differs.
     """
@@ -78,11 +78,12 @@ def compare_inputs(checkpoint: Checkpoint, inputs: Mapping[str, str], out: Path)
                 for name in wrong
             ],
         )
+    unknown = " and ".join(INPUTS[name] for name in inputs if name not in before)
+    if not unknown:
+        return []
     return [
-        f"the checkpoint of step {checkpoint.step} is of an earlier version and has no digest of "
-        f"{INPUTS[name]}: whether they changed since is not known"
-        for name in inputs
-        if name not in before
+        f"the checkpoint of step {checkpoint.step} is of an earlier version, without a digest of "
+        f"{unknown}: changes of them since cannot be seen"
     ]
 
 
