@@ -79,6 +79,19 @@ def test_a_change_that_would_spoil_the_weights_is_refused(
     assert str(error.value).startswith(f"{out} cannot go on from step 2")
 
 
+def test_keys_that_an_earlier_version_did_not_have_are_no_change(
+    diffusion_recipe: Diffusion, tmp_path: Path
+):
+    """Also if its recipe is refused today, here for a number of steps that no run can have."""
+    now = diffusion_recipe(*SHORT).model_dump(mode="json")
+    for steps, told in ((2, []), (-1, ["changed since step 2: run.steps -1 → 2"])):
+        before = json.loads(json.dumps(now))
+        del before["captions"]["drop"], before["optimizer"]["betas"]
+        before["run"]["steps"] = steps
+        checkpoint = resume.Checkpoint(2, before, {}, {}, {})
+        assert resume.compare_recipes(checkpoint, now, tmp_path) == told
+
+
 def test_no_model_predicts_v_with_weights_that_learnt_epsilon(
     diffusion_recipe: Diffusion, tmp_path: Path, contents: Contents
 ):
@@ -242,8 +255,11 @@ def test_checkpoints_of_earlier_versions_go_on(
     train(diffusion_recipe("run.steps=4", folder), tmp_path / "whole")
     as_earlier_versions_wrote(tmp_path / "out")
     (tmp_path / "out/model").rename(tmp_path / "out/.model.old")  # killed between its renames
+    for leftover in (".step-00000003.new", ".step-00000002.old"):
+        (tmp_path / "out/checkpoints" / leftover).mkdir()
     (note,) = go_on(diffusion_recipe(*SHORT, folder), tmp_path / "out")
     assert "without a digest of the data and the first stage's weights" in note
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000002"]
     # The latents' file knows the pictures, though not the captions.
     kept = shutil.copytree(own_data, tmp_path / "kept")
     replaced(own_data)

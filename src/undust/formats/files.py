@@ -175,10 +175,10 @@ def _workspace(path: Path, parent: Path) -> Generator[Path]:
             reason = f"the folder {path.parent} does not exist"
         raise UndustError(f"cannot write {path}: {reason}") from error
     finally:
+        if lock:
+            lock.release()  # first: Windows removes no open file
         if place != parent:
             shutil.rmtree(place, ignore_errors=True)
-        if lock:
-            lock.release()
 
 
 def _remove_leftovers(parent: Path) -> None:
@@ -201,8 +201,9 @@ def _remove_if_dead(place: Path) -> None:
             for folder in place.glob("old/*"):
                 if not place.with_name(folder.name).exists():
                     folder.rename(place.with_name(folder.name))
-            shutil.rmtree(place, ignore_errors=True)
         lock.release()
+        if lock.certain:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _put(new: Path, target: Path, aside: Path, *, replace: bool) -> bool:

@@ -46,7 +46,7 @@ def compare_recipes(checkpoint: Checkpoint, recipe: Mapping[str, Any], out: Path
     recipe: as `model_dump(mode="json")` gives it. Raises UndustError, with both values, for a
     change that the run cannot go on with.
     """
-    before, now = _entries(_with_defaults(checkpoint.recipe)), _entries(recipe)
+    before, now = _before(checkpoint.recipe, recipe), _entries(recipe)
     changed = [key for key in (*now, *(before.keys() - now)) if before.get(key) != now.get(key)]
     wrong = [key for key in changed if not may_change(key)]
     if wrong:
@@ -94,7 +94,7 @@ def may_change(key: str) -> bool:
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two recipes, as `model_dump` gives them, differ in nothing but their table `run`."""
-    before, now = _entries(_with_defaults(one)), _entries(other)
+    before, now = _before(one, other), _entries(other)
     changed = {key for key in {*before, *now} if before.get(key) != now.get(key)}
     return all(key.startswith("run.") and may_change(key) for key in changed)
 
@@ -107,12 +107,12 @@ def _refusal(out: Path, step: int, changes: Sequence[str]) -> UndustError:
     )
 
 
-def _with_defaults(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recipe with the keys that it had no values for when it was written."""
+def _before(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of an older recipe, also those that it had no keys for when it was written."""
     try:
-        return recipes.parse(dict(recipe), "").model_dump(mode="json")
-    except UndustError:
-        return recipe  # of a version that allowed more
+        return _entries(recipes.parse(dict(recipe), "").model_dump(mode="json"))
+    except UndustError:  # of a version that allowed more: a key that it lacks is as it is now
+        return _entries(now) | _entries(recipe)
 
 
 def _entries(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -43,21 +43,20 @@ def check_run(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> str:
     Raises UndustError if `out` is probably mistyped: it does not exist, and a folder beside it has
     a run of this very recipe, whatever its table `run` says.
     """
-    if checkpoints.newest_recipe(out / "checkpoints"):
+    if any((out / "checkpoints").glob("step-*")):
         return ""
     runs = {
         path.parent.name: found
         for path in out.parent.glob("*/checkpoints")
         if (found := checkpoints.newest_recipe(path))
     }
-    names = get_close_matches(out.name, runs, n=len(runs) or 1, cutoff=0.0)
-    for name in names:
-        step, other = runs[name]
+    for name, (step, other) in runs.items():
         if not out.exists() and same_run(other, recipe.model_dump(mode="json")):
             raise UndustError(
                 f"{out} does not exist; {out.with_name(name)} is at step {step} of this recipe: "
                 "is that meant? Without --resume this starts anew"
             )
+    names = get_close_matches(out.name, runs, n=1)
     near = f"; the nearest run is {out.with_name(names[0])}" if names else ""
     return f"{out} has no checkpoint to resume from: it starts at step 1{near}"
 
@@ -102,6 +101,8 @@ def _locked(
     resume: bool,
 ) -> tuple[Trainer, list[str]]:
     restore(out / "model")
+    for leftover in (out / "checkpoints").glob(".step-*.*"):  # of earlier versions
+        restore(leftover.with_name(leftover.stem.removeprefix(".")))
     if not resume and any((out / "checkpoints").glob("step-*")):
         raise UndustError(
             f"{out} has the checkpoints of an earlier run: --resume goes on from them, "
