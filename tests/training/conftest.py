@@ -22,7 +22,7 @@ AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
 RUN = """
 [optimizer]
 learning_rate = 1e-3
-warm_up = 3
+warm_up = 1
 [run]
 steps = 6
 batch = 4

@@ -150,7 +150,7 @@ def test_the_log_has_every_figure_once(first_stage_recipe: FirstStage, tmp_path:
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["learning_rate"] for row in rows] == pytest.approx(
-        [1e-3 * min(1, k / 4) for k in range(1, 7)]
+        [1e-3 * min(1, k / 2) for k in range(1, 7)]
     )
     assert {"loss", "pixel", "edges", "kl", "gradient_norm", "seconds"} <= set(rows[0])
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [

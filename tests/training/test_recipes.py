@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from undust.errors import UndustError
 from undust.training import recipes
+from undust.training.dust import forward
+from undust.training.recipe_keys import tables
 from undust.training.recipes import DiffusionRecipe, FirstStageRecipe, Optimizer
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -94,7 +99,10 @@ def test_every_process_has_its_own_dust(process: str, changes: list[str], write_
         (["dust.process=cosine", "dust.beta_end=1"], "dust.beta_end: .* with process cosine"),
         (["dust.prediction=flow"], "dust.prediction: .* with process scaled-linear"),
         (["dust.p_mean=1"], "dust.p_mean: is not known, with process scaled-linear"),
-        (["dust.process=sub-vp"], "dust: .*'sub-vp'.*'linear', 'scaled-linear'.*'flow', 'edm'"),
+        (
+            ["dust.process=sub-vp"],
+            "dust.process: 'sub-vp'.*'linear', 'scaled-linear'.*'flow', 'edm'",
+        ),
         (["dust=3"], "dust: "),
     ],
 )
@@ -176,6 +184,168 @@ def test_any_change_is_made_or_refused(text: str):
             recipes.read(path, [text])
         except UndustError as error:
             assert "\n" not in str(error)
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("first-stage", "run.stepz=3", "run.stepz: is not known; did you mean run.steps?"),
+        ("first-stage", "batch=3", "batch: is not known; did you mean run.batch?"),
+        ("first-stage", "optimizer.steps=3", "is not known; did you mean run.steps?"),
+        ("first-stage", "loss.q=3", "loss.q: is not known; known here: pixel, edges, scales, kl"),
+        ("diffusion", "unet.in_chanels=3", "did you mean unet.in_channels?"),
+        ("diffusion", "dust.beta_stat=1", "scaled-linear; did you mean dust.beta_start?"),
+        (
+            "diffusion",
+            'unet.down_block_types=["crossattndownblock2d"]',
+            "unet.down_block_types.0: has to be 'CrossAttnDownBlock2D' or 'DownBlock2D'",
+        ),
+        ("first-stage", "data.folder=5", "data.folder: has to be a path"),
+        ("first-stage", "data=5", "data: has to be a table"),
+        ("diffusion", "dust=5", "dust: has to be a table"),
+        (
+            "first-stage",
+            "kind=Diffusion",
+            "kind: 'Diffusion' is none of 'first-stage', 'diffusion'",
+        ),
+        ("first-stage", "seed=99999999999999999999999", "seed: has to be less than 1844674407370"),
+        ("first-stage", "run.steps=" + "9" * 6000, "run.steps: has to be a smaller number"),
+        ("first-stage", "optimizer.betas=[1,1]", "optimizer.betas.0: has to be less than 1"),
+        ("first-stage", "optimizer.learning_rate=inf", "learning_rate: has to be a finite number"),
+        ("first-stage", "optimizer.warm_up=1.5", "a whole number of steps, or below 1: a share"),
+        ("diffusion", 'captions.templates.text=["{"]', "text.0: has to have {} once, where"),
+        ("diffusion", "captions.fields=[]", "captions.fields: has to have at least 1 item"),
+    ],
+)
+def test_what_a_message_says(kind: str, change: str, said: str, write_recipe: Write):
+    path = write_recipe(kind)
+    with pytest.raises(UndustError) as error:
+        recipes.read(path, [change])
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
+    assert not re.search(r"class |\^\[|pydantic|: :", str(error.value))
+
+
+def test_a_recipe_without_a_kind_and_one_with_a_byte_order_mark(write_recipe: Write):
+    path = write_recipe("diffusion")
+    text = path.read_text("utf-8")
+    path.write_text("\ufeff" + text, "utf-8")
+    assert isinstance(recipes.read(path), DiffusionRecipe)
+    path.write_text(text.replace('kind = "diffusion"', ""), "utf-8")
+    with pytest.raises(UndustError, match="kind: is missing; possible are first-stage, diffusion"):
+        recipes.read(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("first-stage", "autoencoder.use_quant_conv=false", "use_quant_conv has to be true"),
+        ("first-stage", "autoencoder.use_post_quant_conv=false", "use_post_quant_conv has to be t"),
+        ("first-stage", "autoencoder.in_channels=1", "autoencoder.in_channels has to be 3"),
+        ("first-stage", "autoencoder.out_channels=4", "autoencoder.out_channels has to be 3"),
+        ("first-stage", "autoencoder.shift_factor=0.1", "shift_factor has to be left out"),
+        ("diffusion", "unet.num_class_embeds=3", "unet.num_class_embeds: "),
+        (
+            "diffusion",
+            'text_encoder.architectures=["CLIPTextModelWithProjection"]',
+            "text_encoder.architectures",
+        ),
+    ],
+)
+def test_what_could_not_be_published_is_refused_at_once(
+    kind: str, change: str, said: str, write_recipe: Write
+):
+    with pytest.raises(UndustError) as error:
+        recipes.read(write_recipe(kind), [change])
+    assert said in str(error.value)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**31, 2**63, 2**64, 10**400, -1, 0, 1])
+    | st.floats()
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+KEYS = sorted(
+    {
+        f"{table}.{key}".lstrip(".")
+        for kind in (FirstStageRecipe, DiffusionRecipe)
+        for table, model in tables(kind)
+        for key in model.model_fields
+    }
+)
+
+
+@settings(max_examples=200)
+@given(
+    path=st.sampled_from(PUBLISHED),
+    changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3),
+)
+def test_any_values_are_a_recipe_or_a_line_that_says_why_not(
+    path: Path, changes: dict[str, object]
+):
+    tree: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    for key, value in changes.items():
+        *above, name = key.split(".")
+        table = tree
+        for part in above:
+            inner = table.setdefault(part, {})
+            table = inner if isinstance(inner, dict) else {}
+        table[name] = value
+    try:
+        recipe = recipes.parse(tree, "here")
+        if isinstance(recipe, DiffusionRecipe):
+            forward(recipe.dust)
+    except UndustError as error:
+        assert "\n" not in str(error)
+    else:
+        assert recipes.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+        assert recipe.optimizer.rate(0, recipe.run.steps) >= 0
+
+
+# --- the learning rate ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 100, 1000, 8000])
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_recipes_reach_their_rate_whatever_their_length(path: Path, steps: int):
+    recipe = recipes.read(path, [f"run.steps={steps}"])
+    rates = [recipe.optimizer.rate(step, steps) for step in range(steps)]
+    assert max(rates) == recipe.optimizer.learning_rate
+
+
+def test_shares_of_the_run_are_the_steps_that_they_were_in_the_built_in_model(
+    write_recipe: Write,
+):
+    [diffusion] = [path for path in PUBLISHED if path.stem == "emoji-diffusion"]
+    recipe = recipes.read(diffusion)
+    assert recipe.optimizer.ramps(recipe.run.steps) == (50, 3600)
+    whole = recipes.read(diffusion, ["optimizer.warm_up=50", "optimizer.cool_down=3600"])
+    assert whole.optimizer.ramps(8000) == (50, 3600)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["optimizer.cool_down=3600"], "cool_down (3,600 steps) .*run.steps = 1,000"),
+        (["optimizer.cool_down=3600"], "optimizer.cool_down = 950 would fit"),
+        (["optimizer.warm_up=1000"], "optimizer.warm_up = 550 would fit"),
+        (["optimizer.warm_up=0.7"], "optimizer.warm_up (700 steps) and optimizer.cool_down (450 s"),
+        (["optimizer.warm_up=2000", "optimizer.cool_down=2000"], "reached; shares of the run do"),
+    ],
+)
+def test_ramps_longer_than_the_run_are_refused(changes: list[str], said: str):
+    [diffusion] = [path for path in PUBLISHED if path.stem == "emoji-diffusion"]
+    with pytest.raises(UndustError) as error:
+        recipes.read(diffusion, ["run.steps=1000", "optimizer.warm_up=50", *changes])
+    assert all(part in str(error.value) for part in said.split(" .*"))
 
 
 def test_the_learning_rate_rises_stays_and_falls():

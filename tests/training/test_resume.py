@@ -110,7 +110,7 @@ def test_what_may_change_goes_on_and_is_told(first_stage_recipe: FirstStage, tmp
     train(first_stage_recipe(*SHORT, "optimizer.learning_rate=0.002"), tmp_path)
     changes = {
         "optimizer.learning_rate=0.001": "optimizer.learning_rate 0.002 → 0.001",
-        "optimizer.warm_up=1": "optimizer.warm_up 3 → 1",
+        "optimizer.warm_up=0.5": "optimizer.warm_up 1 → 0.5",
         "optimizer.clip=0.5": "optimizer.clip 1.0 → 0.5",
         "run.ema=0.99": "run.ema 0.9 → 0.99",
         "run.log_every=2": "run.log_every 1 → 2",

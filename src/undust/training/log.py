@@ -127,5 +127,5 @@ def _until(path: Path, step: int) -> Iterator[str]:
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 yield line
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             pass  # the line that was being written when the run was killed

@@ -13,37 +13,60 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 
-from undust.errors import UndustError, demand
+from undust.errors import UndustError
 from undust.formats.files import expanded
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from undust.regular import read_text
+from undust.training.recipe_keys import fault
 
+STEPS = 10**9  # of a run, at most
 Place = Annotated[Path, AfterValidator(expanded)]
 
 
 class Table(BaseModel):
     """One table of a recipe: frozen, and without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Table):
     """Which pictures, how large, and in what order they are drawn."""
 
     folder: Place = Field(description="pictures and metadata.jsonl")
-    size: int = Field(gt=0, description="pictures are resized and centre-cropped to this, pixels")
+    size: int = Field(
+        gt=0, le=2**15, description="pictures are resized and centre-cropped to this, pixels"
+    )
     crop: int | None = Field(
         default=None, gt=0, description="train on random crops of this many pixels"
     )
     draw_by: Literal["concept", "picture"] = Field(
         default="picture", description="an epoch shows every picture once, or every concept once"
     )
-    on_error: Literal["refuse", "skip"] = "refuse"
+    on_error: Literal["refuse", "skip"] = Field(
+        default="refuse", description="what is done with a picture that cannot be read"
+    )
+
+
+def _steps_or_share(value: float) -> float:
+    if 1 <= value != int(value):
+        raise ValueError("has to be a whole number of steps, or below 1: a share of the run")
+    return int(value) if value == int(value) else value
+
+
+Part = Annotated[
+    float,
+    Field(ge=0, le=STEPS),
+    AfterValidator(_steps_or_share),
+    PlainSerializer(lambda part: part),  # 50 stays 50, not 50.0
+]
+"""A number of steps; below 1, a share of the run's."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Table):
@@ -52,48 +75,68 @@ class Optimizer(Table):
     The rate warms up, stays, and cools down linearly.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="AdamW's")
-    weight_decay: float = Field(default=0.0, ge=0)
-    warm_up: int = Field(default=0, ge=0, description="steps of linear rise at the start")
-    cool_down: int = Field(default=0, ge=0, description="steps of linear fall to zero at the end")
+    kind: Literal["adamw", "muon"] = Field(default="adamw", description="the method")
+    learning_rate: float = Field(gt=0, description="the rate between warm-up and cool-down")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), description="AdamW's")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, times the rate")
+    warm_up: Part = Field(
+        default=0, description="steps of linear rise at the start; below 1, a share of run.steps"
+    )
+    cool_down: Part = Field(
+        default=0, description="steps of linear fall at the end; below 1, a share of run.steps"
+    )
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+    def ramps(self, steps: int) -> tuple[int, int]:
+        """Steps of warm-up and of cool-down in a run of `steps`."""
+        up, down = (
+            round(part * steps) if part < 1 else int(part)
+            for part in (self.warm_up, self.cool_down)
+        )
+        return up, down
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of `step` (from 0) in a run of `steps`."""
-        rise = min(1.0, (step + 1) / (self.warm_up + 1))
-        fall = min(1.0, (steps - step) / (self.cool_down + 1))
+        up, down = self.ramps(steps)
+        rise = min(1.0, (step + 1) / (up + 1))
+        fall = min(1.0, (steps - step) / (down + 1))
         return self.learning_rate * rise * fall
 
 
 class Run(Table):
     """How long, how often, how exact."""
 
-    steps: int = Field(gt=0)
-    batch: int = Field(gt=0, description="samples a step")
+    steps: int = Field(gt=0, le=STEPS, description="steps of the whole run")
+    batch: int = Field(gt=0, le=2**20, description="samples a step")
     ema: float = Field(
         default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: none"
     )
     precision: Literal["fp32", "bf16"] = "fp32"
-    log_every: int = Field(default=20, gt=0)
-    sample_every: int = Field(default=500, gt=0)
-    checkpoint_every: int = Field(default=500, gt=0)
+    log_every: int = Field(default=20, gt=0, description="steps from one log line to the next")
+    sample_every: int = Field(default=500, gt=0, description="steps between two previews")
+    checkpoint_every: int = Field(default=500, gt=0, description="steps between two checkpoints")
     keep: int = Field(default=3, gt=0, description="newest checkpoints that are kept")
 
 
 class ReconstructionLoss(Table):
     """Weights of the first stage's loss terms."""
 
-    pixel: Literal["l1", "l2"] = "l1"
+    pixel: Literal["l1", "l2"] = Field(default="l1", description="the pixels' distance")
     edges: float = Field(default=1.0, ge=0, description="weight of the gradient term, every scale")
     scales: int = Field(
         default=3, gt=0, description="scales of the gradient term, each half the last"
     )
-    kl: float = Field(default=1e-6, ge=0)
+    kl: float = Field(default=1e-6, ge=0, description="weight of the KL term")
 
 
-Template = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$", description="words around one {}")]
+def _around_one(template: str) -> str:
+    if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+        raise ValueError("has to have {} once, where the caption goes, and no other brace")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_around_one)]
+"""Words around one {}."""
 
 
 class Captions(Table):
@@ -101,6 +144,7 @@ class Captions(Table):
 
     fields: tuple[str, ...] = Field(
         default=("text",),
+        min_length=1,
         description="one of these that the picture has; named twice, twice as often",
     )
     lists: tuple[str, ...] = Field(
@@ -110,8 +154,10 @@ class Captions(Table):
         default={}, description="ways to say a field, such as 'a picture of {}'; one of them"
     )
     drop: float = Field(default=0.1, ge=0, le=1, description="share trained without a caption")
-    vocabulary: int = Field(default=4096, ge=600, description="entries of the byte-pair vocabulary")
-    length: int = Field(default=32, ge=4, description="tokens, the two ends included")
+    vocabulary: int = Field(
+        default=4096, ge=600, le=2**20, description="entries of the byte-pair vocabulary"
+    )
+    length: int = Field(default=32, ge=4, le=2**16, description="tokens, the two ends included")
 
     @model_validator(mode="after")
     def _of_these_fields(self) -> Self:
@@ -123,43 +169,52 @@ class Captions(Table):
 
 
 Shift = Annotated[float, Field(ge=1e-3, le=1e3)]
+Sigma = Annotated[float, Field(ge=1e-9, le=1e9)]
+
+
+Levels = Annotated[int, Field(ge=2, le=100_000)]
+"""Time steps of a process, as many as a scheduler_config.json may have."""
 
 
 class _Dust(Table):
-    """What a mistake costs, by how much dust there was."""
+    """The loss weight, by noise level."""
 
-    weighting: str = "uniform"
+    weighting: str = Field(default="uniform", description="weight of the error at each noise level")
 
 
 class _Discrete(_Dust):
-    steps: int = Field(default=1000, gt=1)
+    steps: Levels = Field(default=1000, description="time steps of the process")
     zero_terminal_snr: bool = Field(
         default=False, description="stretch the process to end in noise alone"
     )
-    prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    prediction: Literal["epsilon", "sample", "v_prediction"] = Field(
+        default="epsilon", description="the network's output"
+    )
     shift: Shift = Field(default=1.0, description="above 1, noisier levels are trained more often")
 
 
 class BetaDust(_Discrete):
     """A discrete process by how its β grows."""
 
-    process: Literal["linear", "scaled-linear", "sigmoid"] = "scaled-linear"
-    beta_start: float = Field(default=0.00085, gt=0)
-    beta_end: float = Field(default=0.012, gt=0)
+    process: Literal["linear", "scaled-linear", "sigmoid"] = Field(
+        default="scaled-linear", description="how β grows"
+    )
+    beta_start: float = Field(default=0.00085, gt=0, lt=1, description="the first β")
+    beta_end: float = Field(default=0.012, gt=0, lt=1, description="the last β")
 
 
 class CosineDust(_Discrete):
     """The discrete process whose ᾱ falls as a squared cosine, which has no ends to set."""
 
-    process: Literal["cosine"]
+    process: Literal["cosine"] = Field(description="ᾱ is a squared cosine")
 
 
 class FlowDust(_Dust):
     """Rectified flow, trained at even times (Liu et al. 2023)."""
 
-    process: Literal["flow"]
-    steps: int = Field(default=1000, gt=1, description="what the network is told at the last time")
-    prediction: Literal["flow"] = "flow"
+    process: Literal["flow"] = Field(description="rectified flow")
+    steps: Levels = Field(default=1000, description="the time step at the noisiest level")
+    prediction: Literal["flow"] = Field(default="flow", description="the network's output")
     shift: Shift = Field(
         default=1.0, description="above 1, noisier levels are trained, and visited, more often"
     )
@@ -173,14 +228,12 @@ class EDMDust(_Dust):
     sigma_max 160. The weighting "uniform", of F, is their λ(σ) for any sigma_data (eq. 8).
     """
 
-    process: Literal["edm"]
-    sigma_min: float = Field(default=0.002, gt=0)
-    sigma_max: float = Field(default=80.0, gt=0, allow_inf_nan=False)
-    sigma_data: float = Field(
-        default=0.5, gt=0, allow_inf_nan=False, description="deviation of the latents"
-    )
-    p_mean: float = Field(default=-1.2, allow_inf_nan=False)
-    p_std: float = Field(default=1.2, gt=0, allow_inf_nan=False)
+    process: Literal["edm"] = Field(description="EDM")
+    sigma_min: Sigma = Field(default=0.002, description="the least σ of sampling")
+    sigma_max: Sigma = Field(default=80.0, description="the largest σ of sampling")
+    sigma_data: Sigma = Field(default=0.5, description="deviation of the latents")
+    p_mean: float = Field(default=-1.2, ge=-20, le=20, description="mean of the log σ trained on")
+    p_std: float = Field(default=1.2, gt=0, le=20, description="deviation of the log σ trained on")
     prediction: Literal["edm", "v_prediction"] = Field(
         default="edm", description="the network's output F, or −F"
     )
@@ -198,35 +251,83 @@ Dust = Annotated[
 """The process, what the network predicts, and what a mistake costs."""
 
 
-class FirstStageRecipe(Table):
-    """Trains the autoencoder between pictures and latents."""
+class _Recipe(Table):
+    """The keys that both kinds of recipe have."""
 
-    kind: Literal["first-stage"]
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64, description="of all random numbers of the run")
     data: Data
-    autoencoder: AutoencoderConfig
-    loss: ReconstructionLoss = ReconstructionLoss()
     optimizer: Optimizer
     run: Run
 
+    @model_validator(mode="after")
+    def _ramps_fit(self) -> Self:
+        steps = self.run.steps
+        up, down = self.optimizer.ramps(steps)
+        if up + down > steps:
+            fits = (
+                f"optimizer.cool_down = {steps - up} would fit, or "
+                if up < steps
+                else f"optimizer.warm_up = {steps - down} would fit, or "
+                if down < steps
+                else ""
+            )
+            raise ValueError(
+                f"optimizer.warm_up ({up:,} steps) and optimizer.cool_down ({down:,} steps) are "
+                f"longer than the run (run.steps = {steps:,}): its learning rate would never be "
+                f"reached; {fits}shares of the run do, such as 0.05 and 0.45"
+            )
+        return self
 
-class DiffusionRecipe(Table):
+
+class FirstStageRecipe(_Recipe):
+    """Trains the autoencoder between pictures and latents."""
+
+    kind: Literal["first-stage"] = Field(description="what is trained")
+    autoencoder: AutoencoderConfig
+    loss: ReconstructionLoss = ReconstructionLoss()
+
+    @model_validator(mode="after")
+    def _can_be_published(self) -> Self:
+        own = self.autoencoder
+        for name in ("in_channels", "out_channels"):
+            if getattr(own, name) != 3:
+                raise ValueError(f"autoencoder.{name} has to be 3: pictures are read as RGB")
+        # The latents' mean and deviation are folded into these convolutions.
+        for name in ("use_quant_conv", "use_post_quant_conv"):
+            if not getattr(own, name):
+                raise ValueError(f"autoencoder.{name} has to be true: it normalises the latents")
+        for name in ("shift_factor", "latents_mean", "latents_std"):
+            if getattr(own, name) is not None:
+                raise ValueError(f"autoencoder.{name} has to be left out: latents are normalised")
+        return self
+
+
+class DiffusionRecipe(_Recipe):
     """Trains U-Net and text encoder together on the latents of a trained first stage."""
 
-    kind: Literal["diffusion"]
-    seed: int = Field(default=0, ge=0)
-    first_stage: Place = Field(description="folder of the trained autoencoder")
-    data: Data
+    kind: Literal["diffusion"] = Field(description="what is trained")
+    first_stage: Place = Field(
+        description="the trained autoencoder: its folder, that of its run or of a model, or a "
+        "model's name"
+    )
     captions: Captions = Captions()
     dust: Dust = BetaDust()
     unet: UNetConfig
     text_encoder: TextEncoderConfig
-    optimizer: Optimizer
-    run: Run
-    previews: tuple[str, ...] = Field(default=(), description="prompts painted while it trains")
+    previews: tuple[str, ...] = Field(default=(), description="prompts of the previews")
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Self:
+        if self.unet.addition_embed_type == "text_time" or self.unet.num_class_embeds is not None:
+            name = "num_class_embeds" if self.unet.num_class_embeds else "addition_embed_type"
+            raise ValueError(f"unet.{name}: a U-Net is trained here on text alone; leave it out")
+        if self.text_encoder.projects:
+            raise ValueError("text_encoder.architectures has to be left out: CLIPTextModel")
+        return self
 
 
 TrainingRecipe = Annotated[FirstStageRecipe | DiffusionRecipe, Field(discriminator="kind")]
+KINDS = {"first-stage": FirstStageRecipe, "diffusion": DiffusionRecipe}
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> FirstStageRecipe | DiffusionRecipe:
@@ -238,7 +339,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> FirstStageRecipe | Diffusio
         tree = tomllib.loads(read_text(path))
     except OSError as error:
         raise UndustError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise UndustError(f"{path} is not TOML: {error}") from error
     for change in changes:
         _apply(tree, change)
@@ -250,13 +351,7 @@ def parse(tree: object, where: str) -> FirstStageRecipe | DiffusionRecipe:
     try:
         return TypeAdapter[FirstStageRecipe | DiffusionRecipe](TrainingRecipe).validate_python(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"][1:]]
-        said = demand(first)
-        if place[:1] == ["dust"] and len(place) > 2:  # the kind of dust stands in between
-            said += f", with process {place.pop(1)}"
-        said = f"{where}: {'.'.join(place) or 'kind'}: {said}"
-        raise UndustError(" ".join(said.split())) from error  # a key can hold line breaks
+        raise UndustError(f"{where}: {fault(error, tree, KINDS)}") from error
 
 
 def _apply(tree: dict[str, object], change: str) -> None:
@@ -266,7 +361,7 @@ def _apply(tree: dict[str, object], change: str) -> None:
         raise UndustError(f"--set {change!r}: expected key=value, such as run.steps=1000")
     try:
         value: object = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = text
     *tables, name = key.strip().split(".")
     for table in tables:

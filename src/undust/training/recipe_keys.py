@@ -1,0 +1,83 @@
+"""The keys of a recipe: which there are, and what is wrong with one, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from inspect import isclass
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from undust.errors import demand, shown
+
+
+def tables(kind: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """The tables of a recipe by their dotted names, "" for the outermost.
+
+    A table that has one of several forms is given once for each.
+    """
+    yield name, kind
+    for field, info in kind.model_fields.items():
+        for inner in _models(info.annotation):
+            yield from tables(inner, f"{name}.{field}".lstrip("."))
+
+
+def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseModel]]) -> str:
+    """The first fault of a recipe: the dotted key, what is wrong, and the key probably meant."""
+    first = error.errors()[0]
+    place, said = _place(first, tree), demand(first)
+    table = cast("Mapping[str, Any]", tree) if isinstance(tree, Mapping) else {}
+    kind, dust = table.get("kind"), table.get("dust")
+    if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        said = "has to be a table"
+    elif first["type"].startswith("union_tag"):
+        tag = first.get("ctx", {})["discriminator"]
+        said = said.removeprefix(f"{tag}: ")
+        if said == f"has no {tag}":
+            said = f"is missing; possible are {', '.join(kinds)}"
+        place.append(tag.strip("'"))
+    elif place[:1] == ["dust"] and len(place) > 1 and isinstance(dust, Mapping):
+        process = cast("Mapping[str, Any]", dust).get("process", "scaled-linear")
+        said += f", with process {shown(process)}"
+    if first["type"] == "extra_forbidden" and isinstance(kind, str):
+        said += _meant(place[-1], ".".join(place[:-1]), kinds[kind])
+    where = ".".join(map(shown, place))
+    return f"{where}: {said}" if where else said
+
+
+def _place(first: ErrorDetails, tree: object) -> list[str]:
+    """The keys on the way to a fault; pydantic puts the names of forms and types between them."""
+    place: list[str] = []
+    missing = first["type"] == "missing"
+    for number, part in enumerate(first["loc"]):
+        if isinstance(tree, Mapping) and part in tree:
+            tree = cast("Mapping[object, object]", tree)[part]
+        elif isinstance(tree, list | tuple) and isinstance(part, int):
+            tree = cast("list[object]", tree)[part]
+        elif not (missing and number == len(first["loc"]) - 1):
+            continue
+        place.append(str(part))
+    return place
+
+
+def _meant(key: str, above: str, kind: type[BaseModel]) -> str:
+    """The known key that an unknown one of a table may have been meant for."""
+    known: dict[str, list[str]] = {}
+    for name, table in tables(kind):
+        known.setdefault(name, []).extend(table.model_fields)
+    here = known.get(above, [])
+    prefix = f"{above}." if above else ""
+    if near := get_close_matches(key, here, n=1):
+        return f"; did you mean {prefix}{near[0]}?"
+    if elsewhere := [f"{name}.{key}" for name, keys in known.items() if name and key in keys]:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return f"; known here: {', '.join(dict.fromkeys(here))}"
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
