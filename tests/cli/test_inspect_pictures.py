@@ -17,7 +17,7 @@ from undust.cli import app, picture
 from undust.cli.generate import parse_size
 from undust.formats.a1111 import parse_a1111
 from undust.formats.metadata import programs
-from undust.formats.recipe_png import write_picture
+from undust.formats.recipe_png import read_recipe, write_picture
 from undust.generation.asked import LoRA, Refiner, Upscale
 from undust.generation.recipe import Recipe
 
@@ -177,6 +177,27 @@ def test_deep_values_and_numbers_that_are_none_are_shown(undust: Run, here: Path
     facts = json.loads(undust("inspect", "a.png", "--json").out, parse_constant=pytest.fail)
     assert (facts["other settings"]["x"], facts["other settings"]["z"]) == ("NaN", '[1, "웃"]')
     assert undust("inspect", "a.png").code == 0
+
+
+def test_a_picture_larger_than_those_that_are_taken(undust: Run, here: Path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", TEXT)
+    Image.new("1", (5000, 4000)).save(here / "a.png", pnginfo=info)
+    facts = json.loads(undust("inspect", "a.png", "--json").out)
+    assert (facts["pixels"], facts["A1111"]["steps"]) == ("5000x4000", 20)
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "b.webp"])
+def test_a_picture_is_made_again_from_exif(undust: Run, here: Path, tiny_model: Path, name: str):
+    made = ("--model", tiny_model, "--steps", 1, "--seed", 9)
+    assert undust("generate", "고양이", *made, "--out", "a.png").code == 0
+    recipe = read_recipe(here / "a.png")
+    exif = Image.Exif()
+    exif[0x8769] = {0x927C: b"undust:" + json.dumps(recipe).encode()}
+    with Image.open(here / "a.png") as image:
+        image.save(here / name, exif=exif)
+    assert undust("rerun", name, "--out", "c.png").code == 0
+    assert (here / "c.png").read_bytes() == (here / "a.png").read_bytes()
 
 
 def test_our_own_recipe_in_a_jpeg_is_shown(undust: Run, here: Path):

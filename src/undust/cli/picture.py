@@ -50,14 +50,13 @@ def describe(path: Path, kind: str) -> Facts:
     """
     from undust.formats.metadata import containers, programs
     from undust.formats.recipe_png import KEY, read_recipe
-    from undust.pictures import read_image
 
-    image = read_image(path)
+    width, height = _pixels(path)
     facts: Facts = {
         "path": str(path),
         "kind": "picture",
         "format": kind,
-        "pixels": f"{image.width}x{image.height}",
+        "pixels": f"{width}x{height}",
     }
     if kind not in ("PNG", *containers.KINDS):
         return facts
@@ -83,6 +82,24 @@ def describe(path: Path, kind: str) -> Facts:
             notes += left_out
     facts["notes"] = notes
     return {name: value for name, value in facts.items() if value not in ({}, [])}
+
+
+def _pixels(path: Path) -> tuple[int, int]:
+    """Width and height. Raises UndustError for a damaged picture.
+
+    One that is larger than undust takes, as others' upscaled ones are, is measured but not decoded.
+    """
+    from PIL import Image
+
+    from undust.pictures import LARGEST, read_image
+    from undust.regular import open_regular
+
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        with open_regular(path) as file, Image.open(file) as image:
+            if image.width * image.height > LARGEST:
+                return image.size
+    return read_image(path).size  # which says what is wrong
 
 
 def command(told: Facts) -> tuple[str, list[str]]:
