@@ -276,6 +276,7 @@ def test_writers_that_are_killed_and_readers_meet(way: str, tmp_path: Path):
                     assert way == "plain"
                 content = (tmp_path / "file").read_bytes()
                 assert content == content[:16] * 1000
+            assert all(writer.poll() is None for writer in writers)  # none met another's removal
             writers[victim].kill()
             writers[victim].wait()
             writers[victim] = start()

@@ -176,8 +176,8 @@ def _workspace(path: Path, parent: Path) -> Generator[Path]:
         raise UndustError(f"cannot write {path}: {reason}") from error
     finally:
         if lock:
-            lock.release()  # first: Windows removes no open file
-        if place != parent:
+            _discard(place, lock)
+        elif place != parent:
             shutil.rmtree(place, ignore_errors=True)
 
 
@@ -198,12 +198,29 @@ def _remove_if_dead(place: Path) -> None:
             return
         lock = FileLock(place / "lock")
         if lock.certain:
-            for folder in place.glob("old/*"):
-                if not place.with_name(folder.name).exists():
-                    folder.rename(place.with_name(folder.name))
-        lock.release()
-        if lock.certain:
-            shutil.rmtree(place, ignore_errors=True)
+            _discard(place, lock)
+
+
+def _discard(place: Path, lock: FileLock) -> None:
+    """Removes a workspace, after a folder that was moved aside in it is back where it was.
+
+    The lock goes last: until then no other process takes the workspace for one without a writer,
+    and after that one that has just locked it keeps it.
+    """
+    with suppress(OSError):
+        for folder in place.glob("old/*"):
+            if not place.with_name(folder.name).exists():
+                folder.rename(place.with_name(folder.name))
+        (place / "old").rename(place / "done")  # half of it is nothing to bring back
+    with suppress(OSError):
+        for entry in place.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry != lock.path:
+                entry.unlink()
+    lock.release()
+    with suppress(OSError):
+        place.rmdir()
 
 
 def _put(new: Path, target: Path, aside: Path, *, replace: bool) -> bool:

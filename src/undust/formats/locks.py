@@ -50,11 +50,17 @@ class FileLock:
         """Removes the file and gives the lock up; a second call does nothing."""
         if self._descriptor < 0:
             return
-        with suppress(OSError):  # Windows removes no open file
-            if os.path.samestat(os.fstat(self._descriptor), self.path.stat()):
+        descriptor, self._descriptor = self._descriptor, -1
+        ours = False
+        with suppress(OSError):
+            ours = os.path.samestat(os.fstat(descriptor), self.path.stat())
+        if sys.platform == "win32":  # removes no open file, so not that of a new holder either
+            os.close(descriptor)
+        if ours:
+            with suppress(OSError):
                 self.path.unlink()
-        os.close(self._descriptor)
-        self._descriptor = -1
+        if sys.platform != "win32":
+            os.close(descriptor)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
