@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import beta
+from torch import Tensor
 
+from peers import k_diffusion_sampling
 from undust.diffusion import names
+from undust.diffusion.noise import normal, uniform
 from undust.diffusion.process import PROCESSES
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
@@ -73,7 +79,71 @@ def test_every_name_is_of_one_thing_that_there_is():
 def test_samplers_are_called_as_their_functions_are():
     there = {theirs: name.replace("dpm_2", "dpm2") for theirs, name in FUNCTIONS.items()}
     ours = {theirs: ours.replace("-", "_") for theirs, ours in names.FROM_SAMPLERS.items()}
+    ours |= {theirs: ours.replace("-", "_") for theirs, ours in names.NEAREST_SAMPLERS.items()}
     assert ours == {**there, "DDPM": "ddpm"}  # which is ComfyUI's
+    assert not names.NEAREST_SAMPLERS.keys() & names.FROM_SAMPLERS.keys()
+
+
+def placed(kind: str, steps: int) -> Tensor:
+    """σ even in σ^(1/7), even in log σ, or uneven, by steps that are 13 times as long at most."""
+    if kind == "uneven":
+        levels = 14.6 * (-(0.05 + 0.6 * uniform(steps, (0, 0, 0), (steps,))).cumsum(0)).exp()
+    else:
+        k = torch.linspace(0, 1, steps, dtype=torch.float64)
+        levels = 14.6 * (0.03 / 14.6) ** k
+        if kind == "karras":
+            levels = (14.6 ** (1 / 7) + k * (0.03 ** (1 / 7) - 14.6 ** (1 / 7))) ** 7
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def ends(theirs: str, ours: str, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """Where k-diffusion's function and our sampler end, with the same start and noise."""
+    start = normal(1, (0, 0, 0), (1, 3, 4, 4)).double() * sigmas[0]
+
+    def denoise(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        level = sigma.reshape(-1, 1, 1, 1)
+        return torch.tanh(1.3 * x.roll(1, 1) / (1 + level**2).sqrt() + level.log() / 3)
+
+    def draws() -> Callable[..., Tensor]:
+        counter = count()
+        return lambda *_: normal(2, (next(counter), 0, 0), (1, 3, 4, 4)).double()
+
+    sample = getattr(k_diffusion_sampling(), f"sample_{FUNCTIONS[theirs]}")
+    known = inspect.signature(sample).parameters
+    options: dict[str, Any] = {"disable": True}
+    if "sigmas" not in known:  # from one σ to another
+        options |= {"sigma_min": sigmas[-2].item(), "sigma_max": sigmas[0].item()}
+        options |= {"n": len(sigmas) - 1} if "n" in known else {}
+    elif "noise_sampler" in known:
+        options["noise_sampler"] = draws()
+    if "sigmas" in known:
+        options["sigmas"] = sigmas
+    end = sample(denoise, start, **options)
+    *_, last = SAMPLERS[ours](denoise, start, sigmas, draws())
+    return end, last.x
+
+
+IN_K_DIFFUSION = [theirs for theirs in FUNCTIONS if theirs not in ("LCM", "DDIM", "PLMS", "UniPC")]
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential", "uneven"])
+@pytest.mark.parametrize("steps", [2, 7, 20])
+@pytest.mark.parametrize("theirs", IN_K_DIFFUSION)
+def test_samplers_of_one_name_give_the_same_numbers(theirs: str, steps: int, kind: str):
+    """Whether one name stands for both follows from the numbers; none is an exception."""
+    ours = (names.FROM_SAMPLERS | names.NEAREST_SAMPLERS)[theirs]
+    end, own = ends(theirs, ours, placed(kind, steps))
+    if theirs in names.FROM_SAMPLERS:
+        torch.testing.assert_close(own, end, rtol=0, atol=1e-8)
+    elif (theirs, steps) != ("DPM++ 3M SDE", 2):  # where there are no three estimates yet
+        assert (own - end).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize("name", ["karras", "exponential", "polyexponential"])
+def test_schedules_of_k_diffusion_are_the_same(name: str, steps: int):
+    theirs = getattr(k_diffusion_sampling(), f"get_sigmas_{name}")(steps, LOW, HIGH)
+    torch.testing.assert_close(SCHEDULES[name](PROCESS, steps).float(), theirs, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])

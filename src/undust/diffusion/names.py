@@ -1,9 +1,14 @@
-"""What AUTOMATIC1111's web UI calls samplers and schedules that are the same there as here.
+"""The names in AUTOMATIC1111's web UI of samplers and schedules that are the same there as here.
 
-Simple, Normal and DDIM may differ by the rounding to whole time steps. Some have the names of ours
-and are others: its KL Optimal ends at the smallest σ and not at 0, its Align Your Steps visits the
-last level of the table too, its Beta places σ instead of times, and its Restart takes what it
-repeats out of the number of steps, so that fewer than 20 repeat nothing.
+Of samplers that is the rule of a step: along the same σ and noise both give the same numbers
+(tests/diffusion/test_names.py, against k-diffusion). The σ need not be the same: the web UI leaves
+out the last but one for DPM2 and DPM2 a, and DDIM, PLMS and UniPC visit time steps of their own.
+
+Some have the names of ours and are others. Samplers: see NEAREST_SAMPLERS. Schedules: its KL
+Optimal ends at the smallest σ and not at 0, its Align Your Steps visits the last level of the table
+too, its Beta places σ instead of times. Its Restart takes what it repeats out of the number of
+steps, so that fewer than 20 repeat nothing. Simple, Normal and DDIM may differ by the rounding to
+whole time steps.
 """
 
 from __future__ import annotations
@@ -13,20 +18,16 @@ import re
 SAMPLERS = {  # ours -> theirs
     "ddim": "DDIM",
     "ddpm": "DDPM",
-    "dpm-adaptive": "DPM adaptive",
-    "dpm-fast": "DPM fast",
     "dpm2": "DPM2",
     "dpm2-ancestral": "DPM2 a",
     "dpmpp-2m": "DPM++ 2M",
     "dpmpp-2m-sde": "DPM++ 2M SDE",
     "dpmpp-2s-ancestral": "DPM++ 2S a",
-    "dpmpp-3m-sde": "DPM++ 3M SDE",
     "dpmpp-sde": "DPM++ SDE",
     "euler": "Euler",
     "euler-ancestral": "Euler a",
     "heun": "Heun",
     "lcm": "LCM",
-    "lms": "LMS",
     "plms": "PLMS",
     "unipc": "UniPC",
 }
@@ -39,14 +40,23 @@ SCHEDULES = {
     "sgm-uniform": "SGM Uniform",
     "trailing": "Simple",
 }
+# Theirs -> the nearest of ours, which gives other numbers. DPM++ 3M SDE halves the third-order
+# term; LMS carries its polynomial on to σ = 0; DPM fast and DPM adaptive stop at the smallest σ,
+# with its noise, and DPM adaptive's steps depend on the other pictures of the batch.
+NEAREST_SAMPLERS = {
+    "DPM adaptive": "dpm-adaptive",
+    "DPM fast": "dpm-fast",
+    "DPM++ 3M SDE": "dpmpp-3m-sde",
+    "LMS": "lms",
+}
 # Theirs -> ours. Their Uniform is their Normal.
 FROM_SAMPLERS = {theirs: ours for ours, theirs in SAMPLERS.items()}
 FROM_SCHEDULES = {theirs: ours for ours, theirs in SCHEDULES.items()} | {"Uniform": "linspace"}
 
 # What else people may say, and what of ours is nearest: samplers and schedules used to be one name.
-ALSO_SAMPLERS = {
+ALSO_SAMPLERS = NEAREST_SAMPLERS | {
     f"{theirs} {schedule}": ours
-    for theirs, ours in FROM_SAMPLERS.items()
+    for theirs, ours in (FROM_SAMPLERS | NEAREST_SAMPLERS).items()
     for schedule in ("Karras", "Exponential")
 }
 ALSO_SCHEDULES = {"DDIM Uniform": "leading"}

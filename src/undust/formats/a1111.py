@@ -52,12 +52,8 @@ FIELDS = {  # their name -> the recipe's, and its type
     "Model": ("model", str),
     "Denoising strength": ("strength", float),
 }
-# What has to stand beside a sampler's name: without it theirs draws noise, or is of third order.
-BESIDE = {
-    "dpm-adaptive": {"Eta": "0"},
-    "dpm-fast": {"Eta": "0"},
-    "unipc": {"UniPC variant": "bh2", "UniPC order": "2"},
-}
+# What has to stand beside a sampler's name: without it theirs is of third order.
+BESIDE = {"unipc": {"UniPC variant": "bh2", "UniPC order": "2"}}
 RESIZED = {"Hires upscaler": "Lanczos"}  # how a picture is made larger for the second pass
 TO_SIZE = ("Hires resize", "First pass size")  # a second pass that no recipe has a word for
 
