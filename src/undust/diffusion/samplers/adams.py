@@ -21,6 +21,8 @@ from undust.errors import UndustError
 Answer = tuple[float, Tensor]
 """(λ, what was found there): the clean estimate or the noise [B, …]."""
 
+UNEVEN = 16.0  # how many times as long as the one before a step may be; no named schedule has it
+
 
 def between(option: str, value: int, low: int, high: int) -> int:
     """The value itself; raises UndustError for one outside low … high."""
@@ -60,6 +62,21 @@ def weighed(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([f * t for f, t in zip(factors, tensors, strict=True)]).sum(0)
 
 
+def uneven(before: float, here: float, end: float) -> bool:
+    """Whether a step from λ = here to end is too long for what is known since λ = before.
+
+    Two answers that are h apart say how the next h goes on. Over a step of 16·h their difference,
+    with all noise that is in it, counts 16 times, and 16² times in the third order: what they are
+    off by is multiplied from step to step. Such a step forgets the past, and is of first order.
+    """
+    return end - here > UNEVEN * (here - before)
+
+
+def usable(past: list[Answer], end: float) -> list[Answer]:
+    """The answers, newest first, that a step to λ = end may lay a polynomial through."""
+    return past[:1] if len(past) > 1 and uneven(past[1][0], past[0][0], end) else past
+
+
 def mean(
     answers: Sequence[Answer], start: float, end: float, rate: float, first: float | None = None
 ) -> Tensor:
@@ -92,7 +109,7 @@ def deis(
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         slope = (x - x0) / sigma
-        past = [(levels[index], slope), *past][:order]
+        past = usable([(levels[index], slope), *past][:order], levels[index + 1])
         if sigma_next > 0:
             # x − σ·mean, written so that no digits of x0 are lost where σ is large.
             x0 = x0 + sigma * (slope - mean(past, *levels[index : index + 2], rate=-1.0))
@@ -114,10 +131,10 @@ def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         step = levels[index : index + 2]
         estimate = denoise(x, sigma)
-        past = [(step[0], estimate), *past][:3]
+        past = usable([(step[0], estimate), *past][:3], step[1])
         if sigma_next > 0:
             known = past
-            if len(past) == 1:
+            if index == 0:
                 ahead = denoise(toward(x, estimate, sigma, sigma_next), sigma_next)
                 known = [(step[1], ahead), *past]
             estimate = mean(known, *step, rate=1.0)

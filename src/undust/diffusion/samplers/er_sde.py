@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.registry import Registry
-from undust.diffusion.samplers.adams import between
+from undust.diffusion.samplers.adams import between, uneven
 from undust.diffusion.samplers.euler import toward
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
@@ -69,18 +69,21 @@ def er_sde(
     phi = SCALES[scale]
     estimates: list[Tensor] = []
     slopes: list[Tensor] = []
+    levels, since = (-sigmas.log()).tolist(), 0  # the first step whose estimate still counts
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         estimate = x0 = denoise(x, sigma)
         estimates = [x0, *estimates][:2]
         fresh = 0.0
         down = sigma * phi(sigma_next) / phi(sigma)
+        if index > since and uneven(*levels[index - 1 : index + 2]):
+            since = index
         if sigma_next > 0:
             first, second = reach(phi, sigma, sigma_next)
             kept = 1 - down / sigma
-            if order > 1 and index > 0:
+            if order > 1 and index > since:
                 slopes = [(x0 - estimates[1]) / (sigma - sigmas[index - 1]), *slopes][:2]
                 estimate = estimate + first / kept * slopes[0]
-            if order > 2 and index > 1:
+            if order > 2 and index > since + 1:
                 curve = 2 * (slopes[0] - slopes[1]) / (sigma - sigmas[index - 2])
                 estimate = estimate + second / kept * curve
             if scale != "ode":

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.adams import Answer, between, mean
+from undust.diffusion.samplers.adams import Answer, between, mean, usable
 from undust.diffusion.samplers.euler import toward
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 from undust.errors import UndustError
@@ -51,7 +51,7 @@ def _walk(
     past: list[Answer] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         start, end = levels[index : index + 2]
-        past = [(start, ahead), *past][: max(predictor, corrector - 1)]
+        past = usable([(start, ahead), *past][: max(predictor, corrector - 1)], end)
         estimate, fresh = ahead, 0.0
         down = sigma_next * (sigma_next / sigma) ** tau**2
         if tau > 0 and sigma_next > 0:
@@ -110,8 +110,11 @@ def sa_solver(
     predictor: int = 2,
     corrector: int = 2,
 ) -> Iterator[Step]:
-    """SA-Solver: Adams' predictor and corrector with fresh noise (Xue et al. 2023, algorithm 1).
+    """SA-Solver (Xue et al. 2023, algorithm 1); 5 times the variance at 7 steps, right from 30.
 
+    Adams' predictor and corrector with fresh noise. On a Gaussian the variance at 7 steps of
+    "karras" is 5 to 14 times the true one: the published first moment, h/2 of a step of length h,
+    leads beyond the answer ahead where steps are long.
     tau: strength of the noise, 0 none, 1 that of the reversed forward process; predictor and
     corrector: how many answers each looks at, the corrector's counting the one ahead. The weak
     order is 2; a path of the noise is followed with the error of one mean per step, O(τ·h).

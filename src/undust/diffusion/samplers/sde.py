@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.adams import Answer, mean
+from undust.diffusion.samplers.adams import Answer, mean, usable
 from undust.diffusion.samplers.dpm import halfway
 from undust.diffusion.samplers.euler import ancestral, toward
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
@@ -36,7 +36,7 @@ def _multistep(
     past: list[Answer] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
-        past = [(levels[index], x0), *past][:count]
+        past = usable([(levels[index], x0), *past][:count], levels[index + 1])
         kept = (sigma_next / sigma) ** eta
         if sigma_next > 0:
             x0 = mean(past, *levels[index : index + 2], rate=1 + eta, first=first)
@@ -71,9 +71,11 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
-    """The same through three estimates, one network call a step (k-diffusion's DPM-Solver++(3M)).
+    """Through three estimates, after k-diffusion; 3 times the variance at 7 steps, right from 15.
 
-    k-diffusion takes half of the third-order term; here the integral is the exact one.
+    One network call a step. k-diffusion takes half of the third-order term; here the integral is
+    the exact one. In few steps either amplifies the noise in the estimates: on a Gaussian the
+    variance at 7 steps of "karras" is 3.0 to 3.9 times the true one, k-diffusion's 2.4 to 3.1.
     """
     return _multistep(denoise, x, sigmas, noise, eta, 3)
 

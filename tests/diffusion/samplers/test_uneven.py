@@ -1,0 +1,85 @@
+"""Lists of σ whose steps differ a thousandfold in length: multistep samplers stay near the data."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from orders import doubles
+from undust.diffusion.analytic import Mixture
+from undust.diffusion.noise import BrownianPath, PictureNoise
+from undust.diffusion.process import PROCESSES
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.samplers.adams import UNEVEN, uneven
+from undust.diffusion.schedules import SCHEDULES
+from undust.errors import UndustError
+
+DATA = Mixture(doubles(0.4, 0.6), doubles([-1.0, 0.3], [1.2, 0.0]), doubles(0.3, 0.4))
+# How many times as large as the data, whose numbers are about 1, an end may be. Those with more
+# noise than the data have are too far off with few steps of any kind: docs/samplers.md.
+BOUNDS = {
+    **dict.fromkeys(("deis", "dpmpp-2m", "gradient-estimation", "ipndm", "lms", "unipc"), 10),
+    **dict.fromkeys(("dpmpp-2m-sde", "dpmpp-3m"), 25),
+    "dpmpp-3m-sde": 150,
+    "er-sde": 100,
+    "sa-solver": 500,
+}
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> list[float]:
+    """σ from 14.6 to 0.02 and then 0, in steps of 10⁻³ to 10 in log σ."""
+    sigmas = [14.6]
+    for length in draw(st.lists(st.floats(-3, 1), min_size=2, max_size=10)):
+        sigmas.append(sigmas[-1] * math.exp(-(10**length)))
+    return [sigma for sigma in sigmas if sigma > 0.02] + [0.0]
+
+
+@settings(max_examples=6, deadline=None)
+@given(lists())
+@example([14.6, 2.8086, 2.8083, 0.0203, 0.0202, 0.0201, 0.02, 0.0])
+@example([3.0, 0.8047, 0.8046, 0.4131, 0.41305, 0.413, 0.0617, 0.0616, 0.0602, 0.0229, 0.0228, 0.0])
+def test_ends_stay_near_the_data(levels: list[float]):
+    sigmas = doubles(*levels)
+    for name, bound in BOUNDS.items():
+        sampler = SAMPLERS[name]
+        noise = (BrownianPath if sampler.path else PictureNoise)(range(4), (2,))
+        *_, last = sampler(DATA, noise.start().double() * sigmas[0], sigmas, noise)
+        assert last.x.abs().max() < bound, name
+
+
+@pytest.mark.parametrize("process", sorted(PROCESSES))
+def test_no_named_schedule_is_uneven(process: str):
+    """So that the order is lowered for listed σ alone, and old pictures stay the same."""
+    for name, schedule in SCHEDULES.items():
+        for steps in (3, 5, 8, 10, 20, 30, 1000):
+            try:
+                levels = (-schedule(PROCESSES[process](), steps)[:-1].log()).tolist()
+            except UndustError:
+                continue
+            for step in zip(levels, levels[1:], levels[2:], strict=False):
+                assert not uneven(*step), (name, steps)
+
+
+@pytest.mark.parametrize("name", ["deis", "dpmpp-2m-sde", "dpmpp-3m-sde", "er-sde"])
+def test_a_step_that_is_too_long_is_of_first_order(name: str):
+    """From the same state the long step is as if the list began there."""
+    h = 0.05
+    lengths = [h, h, 1.01 * UNEVEN * h]
+    sigmas = doubles(2.0, *(2.0 * math.exp(-sum(lengths[: k + 1])) for k in range(3)))
+
+    def ends(sigmas: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+        steps = SAMPLERS[name](DATA, x, sigmas, lambda *_: torch.zeros_like(x))
+        return [x, *(step.x for step in steps)]
+
+    whole = ends(sigmas, doubles([0.3, -1.0]))
+    (_, alone) = ends(sigmas[2:], whole[2])
+    torch.testing.assert_close(whole[3], alone)
+    shorter = [*sigmas[:3].tolist(), sigmas[2].item() * math.exp(-0.9 * UNEVEN * h)]
+    past = ends(doubles(*shorter), doubles([0.3, -1.0]))
+    (_, alone) = ends(doubles(*shorter[2:]), past[2])
+    assert (past[3] - alone).abs().max() > 1e-6
