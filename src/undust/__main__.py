@@ -15,8 +15,7 @@ def main() -> int:
 
             return command_line()
     except KeyboardInterrupt:
-        if sys.stderr:
-            sys.stderr.write("undust: stopped\n")
+        sys.stderr.write("undust: stopped\n")
         return STOPPED
 
 

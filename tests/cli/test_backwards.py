@@ -14,8 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import undust as package
+from undust.cli import schedules
+from undust.diffusion.schedules import SCHEDULES
 from undust.evaluation.metrics import psnr
 from undust.formats.recipe_png import read_recipe
+from undust.generation import fitted
 from undust.pictures import from_image
 
 Run = Callable[..., Any]
@@ -119,30 +122,49 @@ def test_nothing_to_interpolate_to(undust: Run, tiny_model: Path):
     assert "give a second prompt, or --seed-to N" in done.err
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pictures and a coarser reference, for time."""
+    monkeypatch.setattr(schedules, "PICTURES", 3)
+    monkeypatch.setattr(fitted, "REFERENCE", 20)
+
+
+@pytest.mark.usefixtures("few")
 def test_a_fitted_schedule_can_be_used(undust: Run, tiny_model: Path):
-    options = ["--steps", 3, "--seconds", 1]
-    done = undust("schedules", "fit", tiny_model, *options)
-    assert done.code == 0
-    levels = [float(level) for level in done.out.split(",")]
-    assert len(levels) == 3
-    assert levels == sorted(levels, reverse=True)
-    assert "fitted" in done.err
+    """The same call prints the same schedule, a list or a published one's name."""
+    fit = ("schedules", "fit", tiny_model, "--steps", 3, "--calls", 160)
+    done, again = undust(*fit), undust(*fit, "--json")
+    assert done.code == again.code == 0
     schedule = done.out.strip()
+    found = json.loads(again.out)
+    assert found["schedule"] == schedule
+    assert found["calls"] <= 160
+    name = schedule if schedule in SCHEDULES else "fitted"
+    assert found["errors"].keys() == found["deviations"].keys() == {name, *found["nearer"]}
+    assert f"{name} {found['errors'][name]:.3f} ± {found['deviations'][name]:.3f}" in done.err
+    if name == "fitted":
+        levels = [float(level) for level in schedule.split(",")]
+        assert len(levels) == 3 and levels == sorted(levels, reverse=True)
     painted = undust(
-        *("generate", "a cat", "--model", tiny_model, "--schedule", schedule, "--out", "a.png")
+        *("generate", "a cat", "--model", tiny_model, "--schedule", schedule, "--out", "a.png"),
+        *("--steps", 3),
     )
     assert painted.code == 0
     recipe = read_recipe(Path("a.png"))
     assert (recipe["schedule"], recipe["steps"]) == (schedule, 3)
 
 
-def test_a_schedule_is_fitted_to_captions(undust: Run, tiny_model: Path, pictures: Path):
-    options = ["--steps", 2, "--seconds", 0, "--data", pictures, "--json"]
-    found = json.loads(undust("schedules", "fit", tiny_model, *options).out)
-    assert len(found["schedule"].split(",")) == 2
-    assert found["errors"].keys() > {"fitted", "karras", "trailing"}
+@pytest.mark.usefixtures("few")
+def test_without_a_search_a_published_schedule_is_named(
+    undust: Run, tiny_model: Path, pictures: Path
+):
+    options = ["--steps", 2, "--calls", 0, "--data", pictures]
+    done = undust("schedules", "fit", tiny_model, *options)
+    assert done.out.strip() in SCHEDULES
+    assert f"nothing better than the published {done.out.strip()} was found" in done.err
 
 
+@pytest.mark.usefixtures("few")
 def test_what_cannot_be_fitted(undust: Run, tiny_model: Path, here: Path):
     done = undust("schedules", "fit", tiny_model, "--steps", 2, "--sampler", "ddpm")
     assert done.code == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -108,10 +108,32 @@ def test_the_search_only_gains(sampler: str):
 def test_a_better_beginning_is_taken():
     fits = fitting.fit(MIXTURE, start(1, 16), GRID, 5, sampler="euler")
     *_, best = fits
-    begun = next(
-        fitting.fit(MIXTURE, start(1, 16), GRID, 5, sampler="euler", others=[best.sigmas, GRID])
+    others = [best.sigmas, GRID]  # the second has another number of steps
+    again = fitting.fit(MIXTURE, start(1, 16), GRID, 5, sampler="euler", others=others)
+    next(again)
+    assert torch.equal(next(again).sigmas, best.sigmas)
+
+
+def test_the_same_arguments_give_the_same_schedules():
+    one, other = (
+        [*fitting.fit(MIXTURE, start(1, 16), GRID, 4, sampler="dpmpp-2m")] for _ in range(2)
     )
-    assert torch.equal(begun.sigmas, best.sigmas)
+    assert [fit.sigmas.tolist() for fit in one] == [fit.sigmas.tolist() for fit in other]
+    calls = [fit.calls for fit in one]
+    assert calls[0] == 2 * len(GRID) - 1 + 4  # Heun's walk, and a run of four steps
+    assert all(after - before == 4 for before, after in pairwise(calls))
+
+
+def test_rounding_decides_nothing():
+    """A denoiser that is off by float32's rounding, as another processor's would be."""
+
+    def other(x: Tensor, sigma: Tensor) -> Tensor:
+        return MIXTURE(x, sigma) * (1 + 1e-7 * torch.sin(1e5 * x))
+
+    *_, one = fitting.fit(MIXTURE, start(1, 16), GRID, 4, sampler="dpmpp-2m")
+    *_, two = fitting.fit(other, start(1, 16), GRID, 4, sampler="dpmpp-2m")
+    assert one.sigmas.tolist() == two.sigmas.tolist()
+    assert all(float(f"{sigma:.4g}") == sigma for sigma in one.sigmas.tolist()[1:])
 
 
 def test_one_step_has_no_choice():

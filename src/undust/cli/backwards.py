@@ -11,7 +11,7 @@ import typer
 
 from undust.cli import show
 from undust.cli.options import BUILT_IN, ModelOption, Schedule
-from undust.cli.output import FOLDER, slug, try_writing_file
+from undust.cli.output import FOLDER, slug, try_writing
 from undust.formats.files import make_folder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def invert(
     another prompt another picture of the same layout.
     """
     out = out or FOLDER / f"{slug(picture.stem)}.safetensors"
-    try_writing_file(out)
+    try_writing(out.parent)
     from undust.evaluation.metrics import psnr
     from undust.formats import safetensors_file
     from undust.generation import backwards, loop

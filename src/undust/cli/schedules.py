@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,16 +14,26 @@ from undust.cli.options import Guidance, Model, Sampler
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from undust.diffusion.fitting import Fit
-    from undust.generation.recipe import Recipe
-    from undust.model import LatentDiffusion
+    from undust.generation.fitted import Choice
 
-# What a schedule is fitted to where no data set says what the model paints.
+# Prompts where no data set is given, in turn for the search, its held-out half and the figures.
 WORDS = (
     *("a cat", "a red car", "a house", "a smiling face", "a tree", "a bird", "a cup of coffee"),
     *("a heart", "a dog", "a blue ball", "the sun", "a rocket", "a flower", "a fish", "an apple"),
-    "a hat",
+    *("a hat", "a horse", "a yellow bus", "a castle", "a crying face", "a mushroom", "a snail"),
+    *("a slice of pizza", "a star", "a rabbit", "a green book", "the moon", "an airplane"),
+    *("a rose", "a whale", "a banana", "a shoe", "a lion", "a train", "a bridge", "an angry face"),
+    *("a palm tree", "a butterfly", "a glass of milk", "a key", "a bear", "a purple flag"),
+    *(
+        "a mountain",
+        "a sailing boat",
+        "a pumpkin",
+        "a turtle",
+        "a loaf of bread",
+        "a pair of glasses",
+    ),
 )
+PICTURES = 32  # of each of the three parts, every one with a seed of its own
 SHOWN = 3  # published schedules to compare with
 
 app = typer.Typer(invoke_without_command=True)
@@ -57,71 +65,91 @@ def fit(
     ] = None,
     sampler: Sampler = None,
     guidance: Guidance = None,
-    seconds: Annotated[
-        float, typer.Option(metavar="S", min=0, help="How long to search; Ctrl-C ends it too.")
-    ] = 60,
+    calls: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Budget of the search: network calls for each picture. Ctrl-C ends it too.",
+        ),
+    ] = 1000,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with all errors.")] = False,
 ) -> None:
-    """Find the levels of noise at which so many steps of a model go least astray.
+    """Find the noise levels at which so many steps of a model stay nearest to its flow.
 
-    Half of the prompts are for the search, the other half for the figures. What is printed is what
-    `undust generate --schedule` takes.
+    A third of the prompts are for the search, a third decide when it stops and whether a published
+    schedule is better, and a third, with seeds of their own, are for the figures. The output is
+    what `undust generate --schedule` takes: a list of levels, or the name of a published schedule.
     """
     from undust.generation import fitted
     from undust.model import load
 
     loaded = load(model)
-    prompts = WORDS if data is None else _captions(data)
-    recipes = [
-        recipe
-        for seed, prompt in enumerate(prompts)
-        for recipe in loaded.recipes(
-            prompt, steps=steps, sampler=sampler, guidance=guidance, seed=seed
-        )
-    ]
-    found = _search(loaded, recipes[::2], seconds)
-    listed = ",".join(f"{sigma:.6g}" for sigma in found.sigmas[:-1].tolist())
-    candidates = {"fitted": found.sigmas, **fitted.published(loaded.process, steps)}
-    errors = fitted.errors(loaded, recipes[1::2], candidates)
+    parts = [WORDS[k::3] for k in range(3)] if data is None else _captions(data)
+    searched, held_out, fresh = (
+        [
+            recipe
+            for k in range(PICTURES)
+            for recipe in loaded.recipes(
+                prompts[k % len(prompts)],
+                steps=steps,
+                sampler=sampler,
+                guidance=guidance,
+                seed=part * PICTURES + k,
+            )
+        ]
+        for part, prompts in enumerate(parts)
+    )
+    found = _search(fitted.fit_schedule(loaded, searched, held_out, calls=calls), calls)
+    listed = found.name or ",".join(f"{sigma:.6g}" for sigma in found.sigmas[:-1].tolist())
+    measure = fitted.Measure(loaded, fresh)
+    known = fitted.published(loaded.process, steps)
+    own = measure.distances(found.sigmas)
+    errors = {name: measure.distances(sigmas) for name, sigmas in known.items()}
+    nearer = {name: float((own < error).double().mean()) for name, error in errors.items()}
+    measured = {"fitted": own, **errors} if not found.name else errors
+    means = {name: float(error.mean()) for name, error in measured.items()}
+    spread = {name: float(error.std()) for name, error in measured.items()}
     if json:
-        typer.echo(show.as_json({"schedule": listed, "errors": errors}))
+        told = {"schedule": listed, "calls": found.calls, "errors": means, "deviations": spread}
+        typer.echo(show.as_json({**told, "nearer": nearer}))
         return
     show.line(listed)
-    own = errors.pop("fitted")
-    best = sorted(errors, key=errors.__getitem__)[:SHOWN]
-    others = ", ".join(f"{name} {errors[name]:.3g}" for name in best)
-    show.summary(f"distance from the flow's end, other prompts: fitted {own:.3g}; {others}")
+    own_name = found.name or "fitted"
+    others = sorted(errors.keys() - {own_name}, key=means.__getitem__)[:SHOWN]
+    show.summary(
+        f"distance from the flow's end, mean ± deviation of {PICTURES} pictures, other prompts and "
+        f"seeds: {own_name} {means[own_name]:.3f} ± {spread[own_name]:.3f}"
+    )
+    for name in others:
+        show.summary(
+            f"{name} {means[name]:.3f} ± {spread[name]:.3f}; {own_name} is nearer on "
+            f"{nearer[name]:.0%} of the pictures"
+        )
+    if found.name:
+        show.summary(f"nothing better than the published {found.name} was found")
 
 
-def _captions(data: Path) -> list[str]:
-    """In turn a training caption and a held-out one, or another training one if none are."""
+def _captions(data: Path) -> list[list[str]]:
+    """The data set's captions, dealt in turn to the search, its held-out half and the figures."""
     from undust.conditioning.prompt import escape
     from undust.datasets import image_folder
 
     samples = [sample for sample in image_folder.read(data) if sample.captions]
-    train = [sample for sample in samples if sample.split == "train"]
-    test = [sample for sample in samples if sample.split == "test"] or train[1::2]
-    count = min(8, len(train), len(test))
-    if count == 0:
-        raise UndustError(f"{data} has too few captions to fit a schedule to; two are needed")
-    train, test = train[:: len(train) // count], test[:: len(test) // count]
-    chosen = [sample for pair in zip(train, test, strict=False) for sample in pair][: 2 * count]
-    return [escape(next(iter(sample.captions.values()))) for sample in chosen]
+    captions = [escape(next(iter(sample.captions.values()))) for sample in samples]
+    parts = [captions[k::3] for k in range(3)]
+    if not all(parts):
+        raise UndustError(f"{data} has too few captions to fit a schedule to; three are needed")
+    return [part[:: max(1, len(part) // PICTURES)] for part in parts]
 
 
-def _search(model: LatentDiffusion, batch: Sequence[Recipe], seconds: float) -> Fit:
-    """The best schedule that is found until nothing is better, the time is up, or Ctrl-C."""
-    from undust.generation import fitted
-
-    began = time.monotonic()
-    best: Fit | None = None
-    with show.Progress(math.ceil(seconds), "s") as progress:
+def _search(choices: Iterator[Choice], calls: int) -> Choice:
+    """The last choice, or the best until Ctrl-C."""
+    best: Choice | None = None
+    with show.Progress(calls, "calls") as progress:
         try:
-            for best in fitted.fit_schedule(model, batch):
-                passed = time.monotonic() - began
-                if passed >= seconds:
-                    break
-                progress.update(int(passed), f"error {best.error:.4g}")
+            for best in choices:
+                progress.update(best.calls, f"error {best.error:.4g}")
         except KeyboardInterrupt:
             if best is None:
                 raise

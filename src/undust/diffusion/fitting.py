@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -23,14 +23,20 @@ from undust.diffusion.samplers.registry import Denoise, checked
 from undust.errors import UndustError
 
 WIDEST, NARROWEST = 0.3, 0.01  # moves that the search tries, in parts of the mean step of log σ
+GAIN = 1e-3  # share of the error that a move has to gain: far more than processors' rounding
+DIGITS = 4  # significant, of every σ that is tried: what is printed is what was measured
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A schedule, σ falling to 0, and how far from the true end it leads: see `distance`."""
+    """A schedule, σ falling to 0, and how far from the true end it leads: see `distance`.
+
+    calls: how often the denoiser has been called so far, each time for all the pictures.
+    """
 
     sigmas: Tensor
     error: float
+    calls: int
 
 
 def fit(
@@ -46,45 +52,72 @@ def fit(
 
     grid: falling levels above 0, some sixty, between whose ends the schedule's lie; others:
     schedules of as many steps that the search may begin from instead, if one of them is better
-    than what dynamic programming finds. Yields that beginning, and then after every run of the
-    sampler the best until then; the last is the answer.
+    than the result of dynamic programming. Yields the best schedule so far after every run of the
+    sampler; the last is the answer. The same arguments give the same schedules, however long that
+    takes: no clock and no random number is used, and differences below GAIN decide nothing.
     Raises UndustError for a grid with fewer levels than steps, one that falls to 0, and a sampler
     that draws noise.
     """
     grid = checked(grid)
     if not 1 <= steps <= len(grid) or grid[-1] == 0:
         raise UndustError(f"grid: {steps} steps need at least as many levels, all of them above 0")
-    states, estimates = _walk(denoise, x, grid)
+    calls = 0
+
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return denoise(x, sigma)
+
+    states, estimates = _walk(counted, x, grid)
 
     def tried(levels: Tensor) -> Fit:
         sigmas = torch.cat([levels, levels.new_zeros(1)])
-        *_, last = SAMPLERS[sampler](denoise, x, sigmas, no_noise)
-        return Fit(sigmas, distance(last.x, estimates[-1]))
+        *_, last = SAMPLERS[sampler](counted, x, sigmas, no_noise)
+        return Fit(sigmas, distance(last.x, estimates[-1]), calls)
+
+    def moved(levels: Tensor) -> Tensor:
+        return levels.new_tensor([float(grid[0]), *map(rounded, levels[1:].tolist())])
 
     chosen = shortest(step_errors(states, estimates, grid), steps)
-    begin = [grid[chosen], *(sigmas[:-1] for sigmas in others if _fits(sigmas, grid, steps))]
-    yield (best := min(map(tried, begin), key=_error))
+    best = tried(moved(grid[chosen]))
+    yield best
+    for sigmas in others:
+        if _fits(sigmas, grid, steps):
+            best = _better(best, tried(sigmas[:-1]))
+            yield best
     width = WIDEST
     while width >= NARROWEST:
-        before = best
+        before = best.sigmas
         for direction in _directions(steps):
             levels = best.sigmas[:-1]
             step = (levels[0] / levels[-1]).log() / steps
-            levels = levels * (width * step * direction).exp()
+            levels = moved(levels * (width * step * direction).exp())
             if bool((levels.diff() < 0).all() and levels[-1] >= grid[-1]):
-                best = min(best, tried(levels), key=_error)
+                best = _better(best, tried(levels))
                 yield best
-        if best is before:  # nothing near is better: look nearer
+        if best.sigmas is before:  # nothing near is better: look nearer
             width /= 2
 
 
+def rounded(sigma: float) -> float:
+    """σ to DIGITS significant digits."""
+    return float(f"{sigma:.{DIGITS}g}")
+
+
+def _better(best: Fit, other: Fit) -> Fit:
+    """The other if it gains enough, else the best; either with the calls made until now."""
+    gained = other.error < (1 - GAIN) * best.error
+    return other if gained else replace(best, calls=other.calls)
+
+
 def distance(x: Tensor, end: Tensor) -> float:
-    """Root mean square difference of each picture of x, end [B, …]; the mean over the pictures."""
-    return float((x - end).double().square().flatten(1).mean(1).sqrt().mean())
+    """The mean over the pictures of `distances`."""
+    return float(distances(x, end).mean())
 
 
-def _error(fit: Fit) -> float:
-    return fit.error
+def distances(x: Tensor, end: Tensor) -> Tensor:
+    """Root mean square difference [B] of each picture of x from its end [B, …]."""
+    return (x - end).double().square().flatten(1).mean(1).sqrt()
 
 
 def _fits(sigmas: Tensor, grid: Tensor, steps: int) -> bool:
