@@ -21,7 +21,7 @@ from undust.errors import UndustError
 Answer = tuple[float, Tensor]
 """(λ, what was found there): the clean estimate or the noise [B, …]."""
 
-UNEVEN = 16.0  # how many times as long as the one before a step may be; no named schedule has it
+UNEVEN = 24.0  # a step, in the shortest of the steps before it that count; all named ones are below
 
 
 def between(option: str, value: int, low: int, high: int) -> int:
@@ -62,19 +62,22 @@ def weighed(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([f * t for f, t in zip(factors, tensors, strict=True)]).sum(0)
 
 
-def uneven(before: float, here: float, end: float) -> bool:
-    """Whether a step from λ = here to end is too long for what is known since λ = before.
+def uneven(newer: float, older: float, step: float) -> bool:
+    """Whether a step of that length is too long for two past answers, which lie at these λ.
 
-    Two answers that are h apart say how the next h goes on. Over a step of 16·h their difference,
-    with all noise that is in it, counts 16 times, and 16² times in the third order: what they are
-    off by is multiplied from step to step. Such a step forgets the past, and is of first order.
+    Two answers that are h apart say how the next h goes on. Over a step of 24·h their difference,
+    with all noise that is in it, counts 24 times, and more in the third order: what they are off by
+    is multiplied from step to step.
     """
-    return end - here > UNEVEN * (here - before)
+    return step > UNEVEN * (newer - older)
 
 
 def usable(past: list[Answer], end: float) -> list[Answer]:
     """The answers, newest first, that a step to λ = end may lay a polynomial through."""
-    return past[:1] if len(past) > 1 and uneven(past[1][0], past[0][0], end) else past
+    for count, ((newer, _), (older, _)) in enumerate(pairwise(past), 1):
+        if uneven(newer, older, end - past[0][0]):
+            return past[:count]
+    return past
 
 
 def mean(

@@ -75,8 +75,9 @@ def er_sde(
         estimates = [x0, *estimates][:2]
         fresh = 0.0
         down = sigma * phi(sigma_next) / phi(sigma)
-        if index > since and uneven(*levels[index - 1 : index + 2]):
-            since = index
+        for before in range(max(since, index - 2), index):
+            if uneven(levels[before + 1], levels[before], levels[index + 1] - levels[index]):
+                since = before + 1
         if sigma_next > 0:
             first, second = reach(phi, sigma, sigma_next)
             kept = 1 - down / sigma
