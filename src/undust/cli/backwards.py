@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def invert(
     """Find the noise from which a model paints a picture.
 
     `undust generate --noise` begins from it: with the same prompt it gives the picture back, with
-    another prompt another picture of the same layout.
+    another prompt another picture of the same layout. How much of the picture comes back is
+    measured against the file, at its own size, and apart for the first stage (encoded and decoded)
+    and for the inversion (latents there and back).
     """
     out = out or FOLDER / f"{slug(picture.stem)}.safetensors"
     try_writing(out.parent)
@@ -52,6 +55,7 @@ def invert(
     from undust.formats import safetensors_file
     from undust.generation import backwards, loop
     from undust.model import load
+    from undust.pictures import resized
 
     loaded = load(model)
     batch = loaded.recipes(
@@ -67,14 +71,30 @@ def invert(
         for painted in loop.paint(loaded, batch, noise):
             progress.update(steps + painted.index + 1, "and forth again")
     assert painted is not None
-    back = psnr(loaded.decode(painted.x), loaded.decode(latents)).item()
+    given = _given(picture, loaded.size)
+    size = given.shape[-1], given.shape[-2]
+    whole, stage = loaded.decode(painted.x), loaded.decode(latents)
+    back, kept = resized(whole, size), resized(stage, size)
+    measured = {
+        "psnr": psnr(back, given).item(),
+        "largest_difference": round((back - given).abs().max().item() * 127.5),
+        "psnr_first_stage": psnr(kept, given).item(),
+        "psnr_inversion": psnr(whole, stage).item(),
+    }
     make_folder(out.parent)
     safetensors_file.save(out, {"noise": noise[0]})
     if json:
-        typer.echo(show.as_json({"path": str(out), "psnr": back, "variance": noise.var().item()}))
+        told = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+        variance = {"variance": noise.var().item()}
+        typer.echo(show.as_json({"path": str(out), **told, **variance}))
         return
     show.line(out)
-    show.summary(f"painted from it the picture comes back with {back:.1f} dB:")
+    show.summary(
+        f"generated from it, the picture comes back with {measured['psnr']:.1f} dB, at most "
+        f"{measured['largest_difference']} of 255 off: the first stage alone has "
+        f"{measured['psnr_first_stage']:.1f} dB, the inversion alone "
+        f"{measured['psnr_inversion']:.1f} dB"
+    )
     again = ["generate", prompt, "--noise", out, "--sampler", "euler", "--steps", steps]
     again += ["--guidance", f"{guidance:g}"]
     again += ["--schedule", schedule] * (schedule is not None)
@@ -90,7 +110,13 @@ def likelihood(
         int, typer.Option(metavar="N", min=1, max=1000, help="Four calls of the network each.")
     ] = 30,
     probes: Annotated[
-        int, typer.Option(metavar="N", min=1, max=1000, help="Random vectors for the trace.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1000,
+            help="Random vectors for the trace; of one the error is about 0.02 bits.",
+        ),
     ] = 1,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of these vectors.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")] = False,
@@ -117,10 +143,10 @@ def likelihood(
             ).item()
             if json:
                 progress.line(show.as_json({"path": str(picture), "bits_per_dimension": bits}))
-            rows.append([picture, f"{bits:.4f}"])
+            rows.append([picture, f"{bits:.2f}"])
             progress.update(done, show.shorten(picture.name, 30))
     if not json:
-        show.table(["picture", "bits per dimension>"], rows)
+        show.table(["picture", "bits per latent number>"], rows)
 
 
 def _latents(model: LatentDiffusion, paths: Sequence[Path]) -> Tensor:
@@ -132,3 +158,14 @@ def _latents(model: LatentDiffusion, paths: Sequence[Path]) -> Tensor:
 
     bytes_ = torch.stack([from_image(open_picture(path), model.size) for path in paths])
     return model.encode(bytes_.float() / 127.5 - 1)
+
+
+def _given(path: Path, size: tuple[int, int]) -> Tensor:
+    """The picture [1, 3, H, W] in [-1, 1] at its own size, cut to the sides' ratio of `size`."""
+    from undust.datasets.image_folder import open_picture
+    from undust.pictures import from_image
+
+    image = open_picture(path)
+    scale = min(image.width / size[0], image.height / size[1])
+    own = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return from_image(image, own)[None].float() / 127.5 - 1
