@@ -36,7 +36,7 @@ FLOORS = (
 ONLY = {
     "diffusion": {"errors"},
     "pictures": {"errors", "regular"},
-    "datasets": {"errors", "regular", "formats"},
+    "datasets": {"errors", "regular", "pictures", "formats"},
 }
 OPTIONAL = {
     *("accelerate", "diffusers", "emoji", "huggingface_hub", "matplotlib"),

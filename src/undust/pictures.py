@@ -5,22 +5,27 @@ from __future__ import annotations
 import base64
 import io
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from undust.errors import UndustError
 from undust.regular import open_regular
 
-LARGEST = 4096 * 4096  # pixels of a picture
-# Of files; other kinds that Pillow knows run programs (PostScript) or hold no pictures that are
-# painted over.
-KINDS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+LARGEST = 4096 * 4096  # pixels of a picture that is made
+MOST_PIXELS = 89_478_485  # width × height of a file that is read; above it Pillow warns
+# Kinds of files that Pillow decodes by itself. It runs a program for PostScript; the others are
+# pages, films or measurements.
+KINDS = (
+    *("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM"),
+    *("TGA", "PCX", "DDS", "PSD", "QOI", "ICO", "ICNS", "SGI", "SUN", "XBM", "XPM"),
+)
 DATA = "data:image/png;base64,"  # what a small picture inside a text begins with (RFC 2397)
 
 
@@ -59,29 +64,37 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
 
 
 def read_image(path: Path) -> Image.Image:
-    """A picture file, as `upright` has it; of one that moves, how it begins.
+    """A picture file, as `upright` gives it; the first frame of an animation.
 
-    Raises UndustError if it is none, too large, or of no kind that is read.
+    Raises UndustError if it is no picture, is too large or damaged, or of a kind that is not read.
     """
+    with _opened(path) as image:
+        return upright(image, path)
+
+
+def check_header(path: Path) -> None:
+    """Raises UndustError, as `read_image` does, as far as the beginning of a file shows it."""
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[Image.Image]:
+    """A picture file of which the header was read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of them is an error here
-            with open_regular(path) as file, Image.open(file) as image:
-                if image.width * image.height > LARGEST:
-                    raise UndustError(
-                        f"{path} is too large: {image.width}x{image.height}; "
-                        "4096x4096 pixels at most"
-                    )
-                if image.format not in KINDS:
-                    raise UndustError(
-                        f"{path} is a picture of the kind {image.format}; "
-                        f"those that are read are {', '.join(KINDS)}"
-                    )
-                return upright(image, path)
+        with open_regular(path) as file, Image.open(file) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise _too_large(path, f": {image.width}x{image.height}")
+            if image.format not in KINDS:
+                raise UndustError(
+                    f"{path} is a picture of the kind {image.format}; "
+                    f"those that are read are {', '.join(KINDS)}"
+                )
+            yield image
     except UndustError:
         raise
-    except Image.DecompressionBombError as error:
-        raise UndustError(f"{path} is too large; 4096x4096 pixels at most") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path) from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(KINDS)
         raise UndustError(f"{path} cannot be read as a picture: it is none of {kinds}") from error
@@ -92,18 +105,71 @@ def read_image(path: Path) -> Image.Image:
         raise UndustError(f"{path} is a damaged picture: {error}") from error
 
 
-def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
-    """An image as RGBA of 8 bits, turned as its camera noted; of 16 bits the upper ones are kept.
+def _too_large(path: Path, size: str = "") -> UndustError:
+    return UndustError(f"{path} is too large{size}; {MOST_PIXELS:,} pixels at most")
 
-    Raises UndustError for pixels that are no colours but numbers of any size.
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The endings of names of picture files that are read, in lower case, with the point."""
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, kind in known.items() if kind in KINDS)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the content of a file whose name does not tell begins as that of a picture."""
+    Image.init()
+    kinds = [kind for kind in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF") if kind in Image.OPEN]
+    try:
+        with open_regular(path) as file, Image.open(file, formats=kinds):
+            return True
+    except Exception:
+        return False
+
+
+def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
+    """An image as RGBA of 8 bits in sRGB, turned as its camera noted.
+
+    Colours of an embedded ICC profile are converted; of 16 bits the upper ones are kept. Raises
+    UndustError for pixels that are no colours but numbers of any size.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would make white of all that is above 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F", "La"):
+    kind, image = image.format, ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
+        image = _upper_bits(image)
+    if image.mode in ("I", "F"):
         raise UndustError(f"{name} has no colours but mode {image.mode}; make it RGB or grey")
+    if image.mode == "La":
+        image = image.convert("LA")
+    profile = image.info.pop("icc_profile", None)
     # Through RGB, for in one step from the likes of LAB the alpha would be anything.
-    return (image if image.has_transparency_data else image.convert("RGB")).convert("RGBA")
+    plain = (image if image.has_transparency_data else image.convert("RGB")).convert("RGBA")
+    if isinstance(profile, bytes) and (found := _to_srgb(profile)):
+        space, transform = found
+        if space == "CMYK":
+            source = image if image.mode == "CMYK" else None
+        elif space == "L":
+            source = plain.convert("L") if image.mode in ("1", "L", "LA") else None
+        else:
+            source = plain.convert("RGB") if image.mode not in ("CMYK", "LAB") else None
+        if source:
+            converted = ImageCms.applyTransform(source, transform)
+            assert converted is not None  # None is the result of a transform in place
+            converted.info.pop("icc_profile", None)
+            converted.putalpha(plain.getchannel("A"))
+            return converted
+    return plain
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as grey of 8, of which Pillow would make white above 255."""
+    values, info = np.asarray(image), dict(image.info)
+    upper = Image.fromarray((values >> 8).astype(np.uint8))
+    clear = info.pop("transparency", None)  # the one value that is transparent
+    if isinstance(clear, int):
+        alpha = np.where(values == clear, 0, 255).astype(np.uint8)
+        upper = Image.merge("LA", (upper, Image.fromarray(alpha)))
+    upper.info = info
+    return upper
 
 
 def grey(picture: Image.Image) -> Image.Image:
@@ -127,6 +193,29 @@ def from_data(text: str) -> Image.Image:
             return image.convert("L")
     except (OSError, ValueError) as error:
         raise UndustError("the text is no picture as undust writes them into recipes") from error
+
+
+@lru_cache(maxsize=64)
+def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
+    """The mode of the images that an ICC profile is for, and the transform of them to sRGB.
+
+    None for a profile that is damaged or of other images, and for one of sRGB itself, of which
+    each colour comes back as it is but for rounding: 1 of 255.
+    """
+    try:
+        source = ImageCms.core.profile_frombytes(profile)
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.xcolor_space.strip()]
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
+        if mode == "CMYK":
+            return mode, transform
+        values = np.mgrid[0:256:15, 0:256:15, 0:256:15].reshape(3, 1, -1).T.astype(np.uint8)
+        colours = Image.fromarray(values if mode == "RGB" else values[..., 0])
+        converted = np.asarray(ImageCms.applyTransform(colours, transform)).astype(int)
+        same = np.abs(converted - np.asarray(colours.convert("RGB"))).max() <= 1
+        return None if same else (mode, transform)
+    except (ImageCms.PyCMSError, KeyError, OSError):
+        return None
 
 
 def levels(image: Image.Image) -> Tensor:

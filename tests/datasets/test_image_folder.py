@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from undust.datasets import image_folder
-from undust.datasets.image_folder import Sample, check, open_picture, read, write
+from undust.datasets.image_folder import Sample, check, read, write
 from undust.errors import UndustError
+from undust.pictures import read_image
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_metadata_from_other_tools_is_understood(folder: Path) -> None:
         ('{"file_name": "b.png", "text_ko": ["x"]}', "text_ko is a list, not a string"),
         ('{"file_name": "b.png", "text": "\\ud83d"}', "half of a surrogate pair"),
         ('{"file_name": "b.png", "concept": {}}', "concept is an object, not a string"),
-        ('{"file_name": "b.png", "split": "dev"}', "split is 'dev', neither"),
+        ('{"file_name": "b.png", "split": "other"}', "split is 'other', none of train, val"),
         ('{"file_name": "./a.png"}', "file_name 'a.png' is on line 1 already"),
     ],
 )
@@ -125,13 +126,6 @@ def test_a_bad_line_is_named(folder: Path, line: str | bytes, says: str) -> None
     assert "\n" not in message
     assert [s.path.name for s in read(folder, on_error="skip")] == ["a.png", "b.jpg"]
     assert check(folder).broken == [message]
-
-
-@pytest.mark.parametrize("found", ["metadata.csv", "sub/metadata.jsonl"])
-def test_captions_that_would_be_overlooked_are_refused(folder: Path, found: str) -> None:
-    (folder / found).write_text("file_name,text\na.png,red\n")
-    with pytest.raises(UndustError, match=f"no metadata.jsonl, but there is .*{found}"):
-        read(folder)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
@@ -154,12 +148,12 @@ def test_broken_pictures_are_reported_or_skipped(folder: Path) -> None:
     assert report.pictures == 1
     assert len(report.broken) == len(names)
     for message, name in zip(report.broken, names, strict=True):
-        assert message.startswith(f"cannot read the picture {folder / name}: ")
+        assert message.startswith(f"{folder / name} ")
         assert "\n" not in message
-    assert "decompression bomb" in report.broken[-1]
+    assert "bomb.png is too large; 89,478,485 pixels at most" in report.broken[-1]
     assert [s.path.name for s in read(folder, on_error="skip")] == ["a.png"]
     with pytest.raises(UndustError, match=r"cut\.png"):
-        open_picture(folder / "cut.png")
+        read_image(folder / "cut.png")
 
 
 @pytest.mark.filterwarnings("error")
@@ -173,7 +167,7 @@ def test_a_picture_cut_anywhere_is_whole_or_an_error(folder: Path, tmp_path: Pat
         for end in range(0, len(data), max(1, len(data) // 50)):
             path.write_bytes(data[:end])
             try:
-                assert open_picture(path).size == (16, 16)
+                assert read_image(path).size == (16, 16)
             except UndustError as error:
                 assert "\n" not in str(error)
 
@@ -184,7 +178,7 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg").size == (2, 4)
+    assert read_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
 def test_check_counts(folder: Path) -> None:
@@ -203,7 +197,7 @@ def test_check_counts(folder: Path) -> None:
     assert report.captions == {"text": 2, "text_ko": 1}
     assert report.lengths == {"text": {3: 1, 4: 1}, "text_ko": {2: 1}}
     assert report.groups == 1
-    assert report.unlisted == ["c.png"]
+    assert report.folder.unlisted == ["c.png"]
     assert report.broken == []
 
 

@@ -106,6 +106,7 @@ def test_it_learns(first_stage_recipe: Read, tmp_path: Path):
     losses: list[float] = []
     recipe = first_stage_recipe(
         *("run.steps=60", "run.batch=8", "optimizer.learning_rate=1e-2", "loss.edges=0"),
+        "optimizer.warm_up=3",
         "run.checkpoint_every=100",
     )
     train(recipe, tmp_path, observe=lambda progress: losses.append(progress.losses["pixel"]))

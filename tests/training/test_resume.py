@@ -35,10 +35,10 @@ def own_data(data: Path, tmp_path: Path) -> Path:
 
 
 def go_on(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> list[str]:
-    """The notes of a resumed run that is not trained."""
+    """The notes of a resumed run that is not trained, but for those on the captions' lengths."""
     trainer, notes = prepare(recipe, out, resume=True)
     assert trainer.step == 2
-    return notes
+    return [note for note in notes if "captions are cut" not in note]
 
 
 # Keys that keep every tensor's name and shape are among them: nothing else would tell.

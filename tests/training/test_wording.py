@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from undust.conditioning import tokenizer as tokenizers
+from undust.datasets.image_folder import Sample
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.training.recipes import Captions, DiffusionRecipe
-from undust.training.wording import Wording
+from undust.training.wording import Wording, check_captions, too_long
 
 
 def said(captions: Mapping[str, str], count: int = 600, **table: object) -> Counter[str]:
@@ -90,7 +93,7 @@ def test_the_vocabulary_learns_from_all_that_can_be_said():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("captions.templates.text=['a cat']", r"captions\.templates\.text\.0: .* should match"),
+        ("captions.templates.text=['a cat']", r"captions\.templates\.text\.0: has to have {} once"),
         ("captions.templates.text=['{} and {}']", r"captions\.templates\.text\.0: "),
         ("captions.templates.text_de=['{}']", "templates names 'text_de', which is not among"),
         ("captions.lists=['tags']", "lists names 'tags', which is not among the fields"),
@@ -101,3 +104,48 @@ def test_wordings_that_cannot_be(
 ):
     with pytest.raises(UndustError, match=message):
         diffusion_recipe(change)
+
+
+def sample(**captions: str) -> Sample:
+    return Sample(Path("a.png"), captions, "a.png")
+
+
+def test_captions_that_are_not_there_are_refused_with_the_columns_that_are():
+    samples = [sample(caption="a", prompt="b"), sample(caption="c")]
+    with pytest.raises(UndustError, match=r"in text; .* columns caption \(2\), prompt \(1\): name"):
+        check_captions(Captions(), samples)
+    assert check_captions(Captions(fields=("caption",)), samples) == []
+    assert len(check_captions(Captions(), samples, required=False)) == 2  # a run that goes on
+    with pytest.raises(UndustError, match=r"the data has no captions: put one beside each picture"):
+        check_captions(Captions(), [sample()])
+
+
+def test_folders_of_classes_are_no_captions():
+    samples = [Sample(Path(name), {}, name) for name in ("cat/0.png", "dog/0.png")]
+    with pytest.raises(UndustError, match=r"names of folders \(cat, dog, …\) are not read"):
+        check_captions(Captions(), samples)
+
+
+@pytest.mark.parametrize("table", [Captions(fields=()), Captions(drop=1.0)])
+def test_a_model_without_captions_is_asked_for(table: Captions):
+    assert check_captions(table, [sample(), sample(caption="x")]) == []
+
+
+def test_the_share_without_a_caption_and_a_misspelt_column_are_told():
+    samples = [sample(text="a"), sample(), sample(text="b"), sample(text="c")]
+    without, absent = (
+        "1 of 4 pictures (25%) have no caption and are trained without one",
+        "captions.fields: no picture has text_kr; the data has the columns text (3)",
+    )
+    assert check_captions(Captions(), samples) == [without]
+    assert check_captions(Captions(fields=("text", "text_kr")), samples) == [absent, without]
+
+
+def test_captions_that_are_too_long_are_counted():
+    captions = ["a b c d e f", "a b", "a"]
+    tokenizer = tokenizers.train(captions, 600, 6)
+    samples = [sample(text=caption) for caption in captions]
+    (note,) = too_long(Captions(length=6), samples, tokenizer)
+    assert note.startswith("1 of 3 captions are cut to captions.length = 6 tokens")
+    assert note.endswith("the longest has 8")  # six letters and the two ends
+    assert too_long(Captions(length=6), samples[1:], tokenizer) == []

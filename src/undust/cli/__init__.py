@@ -102,6 +102,8 @@ def _run(argv: Sequence[str] | None) -> int:
         command = typer.main.get_command(app)
         with warnings.catch_warnings(), stopping_in_imports():
             warnings.showwarning = _noted
+            # What matters of Pillow's is an error of ours, which names the file.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             with command.make_context("undust", arguments or ["--help"]) as context:
                 command.invoke(context)
     except typer.Exit as end:

@@ -153,19 +153,17 @@ def _latents(model: LatentDiffusion, paths: Sequence[Path]) -> Tensor:
     """The pictures' latents [B, C, h, w], at the size that the model was trained on."""
     import torch
 
-    from undust.datasets.image_folder import open_picture
-    from undust.pictures import from_image
+    from undust.pictures import from_image, read_image
 
-    bytes_ = torch.stack([from_image(open_picture(path), model.size) for path in paths])
+    bytes_ = torch.stack([from_image(read_image(path), model.size) for path in paths])
     return model.encode(bytes_.float() / 127.5 - 1)
 
 
 def _given(path: Path, size: tuple[int, int]) -> Tensor:
     """The picture [1, 3, H, W] in [-1, 1] at its own size, cut to the sides' ratio of `size`."""
-    from undust.datasets.image_folder import open_picture
-    from undust.pictures import from_image
+    from undust.pictures import from_image, read_image
 
-    image = open_picture(path)
+    image = read_image(path)
     scale = min(image.width / size[0], image.height / size[1])
     own = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     return from_image(image, own)[None].float() / 127.5 - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from undust.cli import show
 from undust.cli.output import try_writing
+from undust.errors import UndustError
 
 if TYPE_CHECKING:
     from undust.datasets.image_folder import Report
@@ -46,10 +48,12 @@ def emoji(
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures.")],
 ) -> None:
-    """Report a data set's counts, sizes, captions and broken files."""
+    """Report a data set's counts, sizes, captions, files that are not used, and broken ones."""
     from undust.datasets import image_folder
 
-    report = image_folder.check(folder)
+    with show.counted("pictures", "reading pictures") as observe:
+        report = image_folder.check(folder, observe)
+    found = report.folder
     show.facts(
         {
             "pictures": f"{report.pictures}{_splits(report)}",
@@ -70,15 +74,45 @@ def check(
                 for name, count in sorted(report.captions.items())
             ],
         )
-    _list(report.unlisted, "not named in metadata.jsonl, and so not used")
+    for sentence in _on_captions(report):
+        show.line(sentence)
+    if found.sidecars:
+        show.line(f"{found.sidecars} captions are from text files beside the pictures")
+    if found.unread_sidecars:
+        count = found.unread_sidecars
+        show.line(f"{count} caption files are not read: the metadata has those captions")
+    _list(found.unlisted, "not named in the metadata, and so not used")
+    _list(found.hidden, "hidden or of the system, and so not used")
+    _list(found.links, "links to nothing, or to a folder that is read already")
+    _list(found.passed_over, "not read as pictures, and so not used")
     _list(report.broken, "broken")
     if report.broken:
         raise typer.Exit(FOUND_BROKEN)
 
 
+def _on_captions(report: Report) -> Iterator[str]:
+    """What a recipe for text would say of the captions."""
+    from undust.conditioning import tokenizer as tokenizers
+    from undust.training.recipes import Captions
+    from undust.training.wording import Wording, check_captions, too_long
+
+    samples = [sample for sample in report.samples if sample.split == "train"]
+    if not samples:
+        yield "no picture is for training: all are held out, or none can be read"
+        return
+    table = Captions()
+    try:
+        yield from check_captions(table, samples)
+    except UndustError as error:
+        yield str(error)
+        return
+    every = Wording(table, [sample.captions for sample in samples]).every()
+    yield from too_long(table, samples, tokenizers.train(every, table.vocabulary, table.length))
+
+
 def _splits(report: Report) -> str:
     parts = ", ".join(f"{count} {split}" for split, count in sorted(report.splits.items()))
-    return f" ({parts})" if len(report.splits) > 1 else ""
+    return f" ({parts})" if set(report.splits) - {"train"} else ""
 
 
 def _largest(counts: Counter[str]) -> str:

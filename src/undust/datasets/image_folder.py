@@ -1,39 +1,94 @@
-"""Pictures with captions in the folder convention of Hugging Face's `imagefolder`.
+"""Pictures with captions in a folder, as people have them.
 
-A folder holds pictures and a `metadata.jsonl`, one JSON object a line: `file_name` (relative to the
-folder), `text` (the caption), and if wanted captions in other languages (`text_ko`, …), `concept`
-(pictures of one concept share their turn in training) and `split` ("train" or "test").
+Three layouts are read. With a `metadata.jsonl` or `metadata.csv` (the convention of Hugging Face's
+`imagefolder`) the pictures are those that its rows name: `file_name` (relative to its folder), the
+columns of captions (`text`, or any other), and if wanted `concept` (pictures of one concept share
+their turn in training) and `split`. The file may also lie in each of the sub folders. Without one,
+all pictures in the folder and below are read, each with the caption in a file beside it:
+`cat.txt` or `cat.caption` for `cat.png`. Beside a folder `train`, folders such as `test` and
+`validation` are splits.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, cast
+from typing import Literal
 
-from PIL import Image, ImageOps
-
+from undust.datasets import files
+from undust.datasets.metadata import LineError, Row, columns_of, rows, text_of, texts_of
 from undust.errors import UndustError, shown
-from undust.regular import open_regular
+from undust.pictures import check_header, read_image
+from undust.regular import read_text
 
 METADATA = "metadata.jsonl"
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
+SPLITS: Mapping[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+NO_CAPTIONS = ("file_name", "concept", "split")  # columns with a meaning of their own
+FEW = 5  # names in a note
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: its file, its captions by field (`text`, `text_ko`, …), its group and split."""
+    """One picture: its file, its captions by column (`text`, `text_ko`, …), its group and split."""
 
     path: Path
     captions: Mapping[str, str]
     group: str
     split: Split = "train"
+
+
+@dataclass
+class Folder:
+    """The content of a folder of pictures.
+
+    samples: in the order of the metadata's lines, or of names without one. broken: an error for
+    each line or caption file that cannot be used. unlisted: pictures that the metadata beside or
+    above them does not name. sidecars: how many captions are from files beside the pictures;
+    unread_sidecars: how many such files are not read since the metadata has the caption.
+    """
+
+    samples: list[Sample] = field(default_factory=list[Sample])
+    broken: list[UndustError] = field(default_factory=list[UndustError])
+    unlisted: list[str] = field(default_factory=list[str])
+    hidden: list[str] = field(default_factory=list[str])
+    links: list[str] = field(default_factory=list[str])
+    passed_over: list[str] = field(default_factory=list[str])
+    sidecars: int = 0
+    unread_sidecars: int = 0
+
+    def columns(self) -> Counter[str]:
+        """How many pictures have a caption, by column."""
+        return columns(self.samples)
+
+    def notes(self) -> list[str]:
+        """A line for each kind of file that is not used, and for captions from files."""
+        used, unread = self.sidecars, self.unread_sidecars
+        return [
+            note
+            for count, note in (
+                (used, f"captions of {_pictures(used)} are from files beside them"),
+                (unread, f"caption files not read, for the metadata has the captions: {unread}"),
+                (len(self.unlisted), f"not named in the metadata, not used: {_few(self.unlisted)}"),
+                (len(self.hidden), f"hidden or of the system, not used: {_few(self.hidden)}"),
+                (len(self.links), f"links to nothing or to what is read: {_few(self.links)}"),
+                (len(self.passed_over), f"not read as pictures: {_few(self.passed_over)}"),
+            )
+            if count
+        ]
+
+
+def columns(samples: Iterable[Sample]) -> Counter[str]:
+    """How many of the samples have a caption, by column."""
+    return Counter(name for sample in samples for name in sample.captions)
 
 
 def read(
@@ -42,63 +97,45 @@ def read(
     split: Split | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
 ) -> list[Sample]:
-    """The samples of a folder (of one `split`, or all), in the order of metadata.jsonl.
+    """The samples of a folder, of one `split` or all; see `scan`.
 
-    Without metadata.jsonl every picture in the folder and below is a sample without captions, in
-    the order of names. With "refuse" a bad line is an `UndustError` that names it; a picture that
-    cannot be decoded is found when it is opened. With "skip" both are left out, which costs
-    decoding every picture once.
+    With "refuse" a bad line is an `UndustError` that names it, and so is a file that by its header
+    is no picture that can be read. With "skip" both are left out, and pictures that cannot be
+    decoded, which costs decoding each of them once.
     """
+    return usable(scan(folder), split=split, on_error=on_error)
+
+
+def usable(
+    found: Folder,
+    *,
+    split: Split | None = None,
+    on_error: Literal["refuse", "skip"] = "refuse",
+) -> list[Sample]:
+    """The samples that can be used, as `read` gives them."""
+    if on_error == "refuse" and found.broken:
+        raise found.broken[0]
+    check = check_header if on_error == "refuse" else read_image
     samples: list[Sample] = []
-    for result in scan(folder):
-        if isinstance(result, UndustError):
+    for sample in found.samples:
+        if split not in (None, sample.split):
+            continue
+        try:
+            check(sample.path)
+        except UndustError:
             if on_error == "refuse":
-                raise result
-        elif split in (None, result.split) and (on_error == "refuse" or _opens(result.path)):
-            samples.append(result)
+                raise
+        else:
+            samples.append(sample)
     return samples
 
 
-def scan(folder: Path | str) -> Iterator[Sample | UndustError]:
-    """Each line of the folder's metadata, as a sample or as the error that is in it."""
+def scan(folder: Path | str) -> Folder:
+    """What is in a folder; no picture is opened. Raises UndustError for one without pictures."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UndustError(f"{folder} is not a folder of pictures")
-    metadata = folder / METADATA
-    if not metadata.exists():
-        yield from _without_captions(folder)
-        return
-    try:
-        with open_regular(metadata) as file:
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        raise UndustError(f"cannot read {metadata}: {error.strerror}") from error
-    line_of: dict[Path, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            sample = _sample(folder, line)
-            if sample.path in line_of:
-                name = sample.path.relative_to(folder).as_posix()
-                raise _LineError(f"file_name {name!r} is on line {line_of[sample.path]} already")
-            line_of[sample.path] = number
-            yield sample
-        except _LineError as error:
-            yield UndustError(f"{metadata} line {number}: {error}")
-
-
-def open_picture(path: Path) -> Image.Image:
-    """The decoded picture, turned upright; broken or too large is an `UndustError`."""
-    try:
-        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return ImageOps.exif_transpose(image)
-    except UndustError:
-        raise
-    except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UndustError(f"cannot read the picture {path}: {reason}") from error
+    return _Scan(folder).result()
 
 
 def write(folder: Path | str, rows: Iterable[Mapping[str, str]]) -> None:
@@ -122,17 +159,18 @@ def write(folder: Path | str, rows: Iterable[Mapping[str, str]]) -> None:
 class Report:
     """What `check` found.
 
-    Counts of pictures by split and by size (width, height); of captions by field, and of their
-    lengths in characters by field; the number of groups; pictures that no line names; and a
-    sentence for each thing that is wrong.
+    Counts of pictures by split and by size (width, height); of captions by column, and of their
+    lengths in characters; the number of groups; a sentence for each thing that is wrong; and the
+    folder's content.
     """
 
+    folder: Folder
+    samples: list[Sample] = field(default_factory=list[Sample])
     splits: Counter[str] = field(default_factory=Counter[str])
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     captions: Counter[str] = field(default_factory=Counter[str])
     lengths: dict[str, Counter[int]] = field(default_factory=dict[str, Counter[int]])
     groups: int = 0
-    unlisted: list[str] = field(default_factory=list[str])
     broken: list[str] = field(default_factory=list[str])
 
     @property
@@ -141,124 +179,179 @@ class Report:
         return self.splits.total()
 
 
-def check(folder: Path | str) -> Report:
-    """Read all of a data set, decode every picture, and report what is there and what is wrong."""
-    folder, report = Path(folder), Report()
-    groups: set[str] = set()
-    listed: set[Path] = set()
-    for result in scan(folder):
-        if isinstance(result, UndustError):
-            report.broken.append(str(result))
-            continue
-        listed.add(result.path)
+def check(
+    folder: Path | str, observe: Callable[[int, int], None] = lambda _done, _all: None
+) -> Report:
+    """Read all of a data set, decode every picture, and report what is there and what is wrong.
+
+    observe: told the number of pictures that are decoded, and of all.
+    """
+    report = Report(scan(folder))
+    report.broken = [str(error) for error in report.folder.broken]
+    for done, sample in enumerate(report.folder.samples):
+        observe(done, len(report.folder.samples))
         try:
-            report.sizes[open_picture(result.path).size] += 1
+            report.sizes[read_image(sample.path).size] += 1
         except UndustError as error:
             report.broken.append(str(error))
             continue
-        report.splits[result.split] += 1
-        groups.add(result.group)
-        for key, caption in result.captions.items():
+        report.samples.append(sample)
+        report.splits[sample.split] += 1
+        for key, caption in sample.captions.items():
             report.captions[key] += 1
             report.lengths.setdefault(key, Counter())[len(caption)] += 1
-    report.groups = len(groups)
-    report.unlisted = [p.relative_to(folder).as_posix() for p in _pictures(folder) - listed]
-    report.unlisted.sort()
+    report.groups = len({sample.group for sample in report.samples})
     return report
 
 
-class _LineError(ValueError):
-    """What is wrong with a line, without saying which line."""
+class _Scan:
+    """One look at a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files, self.names = folder, files.find(folder), files.Names()
+        self.found = Folder()
+        # In each folder the best kind of metadata; below one that has some, none other is read.
+        self.sources: dict[Path, Path] = {}
+        for path in sorted(self.files.metadata, key=lambda path: (len(path.parts), *_rank(path))):
+            if path.parent in self.sources or self._source(path.parent.parent):
+                self.files.passed_over.append(path)
+            else:
+                self.sources[path.parent] = path
+        below = {path.name.lower() for path in folder.iterdir() if path.is_dir()}
+        self.split_folders = any(SPLITS.get(name) == "train" for name in below)
+
+    def result(self) -> Folder:
+        """The samples, and everything else that is in the folder."""
+        found, listed = self.found, set[Path]()
+        if not self.sources and not self.files.pictures:
+            raise UndustError(
+                f"{self.folder} holds neither {METADATA} nor pictures" + self._nothing()
+            )
+        for source in sorted(self.sources.values()):
+            listed |= self._listed(source)
+        for path in self.files.pictures:
+            name = self._name(path)
+            if not self._source(path.parent):
+                found.samples.append(Sample(path, self._caption(path), name, self._split(path)))
+            elif path not in listed:
+                found.unlisted.append(name)
+        found.hidden = [self._name(path) + _inside(path) for path in self.files.hidden]
+        found.links = [self._name(path) for path in self.files.links]
+        found.passed_over = sorted(self._name(path) for path in self.files.passed_over)
+        return found
+
+    def _listed(self, source: Path) -> set[Path]:
+        """Reads the rows of one file of metadata; the pictures that they name."""
+        lines: dict[Path, int] = {}
+        faults: dict[str, list[int]] = {}
+        for number, row in rows(source):
+            try:
+                if isinstance(row, LineError):
+                    raise row
+                name = text_of(row, "file_name")
+                path = self._path(source.parent, name, row)
+                if path in lines:
+                    said = path.relative_to(source.parent).as_posix()
+                    raise LineError(f"file_name {said!r} is on line {lines[path]} already")
+                lines[path] = number
+                self.found.samples.append(self._sample(source.parent, path, name, row))
+            except LineError as error:
+                faults.setdefault(str(error), []).append(number)
+        for fault, numbers in faults.items():
+            where = f"line {numbers[0]}"
+            if len(numbers) > 1:
+                where = f"lines {', '.join(map(str, numbers[:FEW]))}"
+            if len(numbers) > FEW:
+                where += f" and {len(numbers) - FEW} more"
+            self.found.broken.append(UndustError(f"{source} {where}: {fault}"))
+        return set(lines)
+
+    def _sample(self, folder: Path, path: Path, name: str, row: Row) -> Sample:
+        for column in row:
+            if column == "text" or column.startswith("text_"):
+                text_of(row, column)
+        captions = {k: text for k, text in texts_of(row).items() if k not in NO_CAPTIONS}
+        if "text" not in captions:
+            captions |= self._caption(path)
+        elif path in self.files.sidecars:
+            self.found.unread_sidecars += 1
+        said = text_of(row, "split")
+        split = SPLITS.get(said.lower()) if said else self._split(path)
+        if split is None:
+            raise LineError(f"split is '{shown(said)}', none of train, validation and test")
+        below = folder.relative_to(self.folder)
+        return Sample(path, captions, text_of(row, "concept") or (below / name).as_posix(), split)
+
+    def _path(self, folder: Path, name: str, row: Row) -> Path:
+        if not name:
+            raise LineError(
+                "has no file_name, the picture's path in the folder; "
+                f"its columns: {columns_of(row)}"
+            )
+        posix, windows = PurePosixPath(name), PureWindowsPath(name)
+        if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
+            raise LineError(f"file_name {name!r} leads out of the folder")
+        path = self.names.find(folder, name)
+        if path is None:
+            raise LineError(f"the picture '{shown(name)}' does not exist")
+        return path
+
+    def _caption(self, picture: Path) -> dict[str, str]:
+        """The text of the file beside a picture, its lines joined; none if there is none."""
+        for path in self.files.sidecars.get(picture, ()):
+            try:
+                text = " ".join(read_text(path).split())
+            except UnicodeDecodeError:
+                self.found.broken.append(UndustError(f"{path} is not UTF-8"))
+            except (OSError, UndustError) as error:
+                self.found.broken.append(UndustError(f"{path} cannot be read: {error}"))
+            else:
+                if text:
+                    self.found.sidecars += 1
+                    return {"text": text}
+        return {}
+
+    def _split(self, path: Path) -> Split:
+        first = path.relative_to(self.folder).parts[0].lower()
+        return SPLITS.get(first, "train") if self.split_folders else "train"
+
+    def _source(self, folder: Path) -> Path | None:
+        """The metadata in a folder or above it, up to the data set's own."""
+        for each in (folder, *folder.parents):
+            if each in self.sources:
+                return self.sources[each]
+            if each == self.folder:
+                break
+        return None
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _nothing(self) -> str:
+        of = self.files
+        others = [self._name(path) for path in (*of.passed_over, *of.links, *of.hidden)]
+        return f" that can be read; files and links there: {_few(others)}" if others else ""
 
 
-def _without_captions(folder: Path) -> Iterator[Sample]:
-    for other in sorted([*folder.rglob(METADATA), *folder.glob("metadata.*")]):
-        raise UndustError(f"{folder} has no {METADATA}, but there is {other}; is it misplaced?")
-    paths = sorted(_pictures(folder))
-    if not paths:
-        raise UndustError(f"{folder} holds neither {METADATA} nor pictures")
-    for path in paths:
-        yield Sample(path, {}, path.relative_to(folder).as_posix())
+def _rank(path: Path) -> tuple[int, str]:
+    return files.METADATA.index(path.name.lower()), str(path)
 
 
-def _pictures(folder: Path) -> set[Path]:
-    return {p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()}
-
-
-def _opens(path: Path) -> bool:
-    try:
-        open_picture(path)
-    except UndustError:
-        return False
-    return True
-
-
-def _sample(folder: Path, line: bytes) -> Sample:
-    fields = _fields(line)
-    name = _string(fields, "file_name")
-    if not name:
-        raise _LineError("has no file_name, the picture's path in the folder")
-    path = _path(folder, name)
-    keys = [key for key in fields if key == "text" or key.startswith("text_")]
-    captions = {key: _string(fields, key) for key in keys}
-    split = fields.get("split") or "train"
-    if split not in ("train", "test"):
-        raise _LineError(f'split is {split!r}, neither "train" nor "test"')
-    present = {key: caption for key, caption in captions.items() if caption}
-    return Sample(path, present, _string(fields, "concept") or name, split)
-
-
-def _fields(line: bytes) -> dict[str, Any]:
-    try:
-        fields: object = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise _LineError("is not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise _LineError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
-    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-        raise _LineError(f"is not JSON that can be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise _LineError(f"is {_kind(fields)}, not an object")
-    return cast(dict[str, Any], fields)
-
-
-def _string(fields: Mapping[str, Any], key: str) -> str:
-    """The field's text; empty if it is absent or null, as tables exported with gaps have it."""
-    value = fields.get(key)
-    if value is None:
+def _inside(path: Path) -> str:
+    """The number of files in a folder, to stand behind its name; "" for a file."""
+    if not path.is_dir():
         return ""
-    if not isinstance(value, str):
-        raise _LineError(f"{key} is {_kind(value)}, not a string")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise _LineError(f"{key} holds half of a surrogate pair, which is no character")
-    return value
+    count = sum(len(names) for _, _, names in os.walk(path))
+    return f"/ ({count} file{'s' if count != 1 else ''})"
 
 
-def _path(folder: Path, name: str) -> Path:
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
-        raise _LineError(f"file_name {name!r} leads out of the folder")
-    path = folder / name
-    try:
-        present = path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a null character
-        present = False
-    if not present:
-        raise _LineError(f"the picture '{shown(name)}' does not exist")
-    return path
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' if count != 1 else ''}"
 
 
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "a list"
-        case _:
-            return "an object"
+def _few(names: Sequence[str]) -> str:
+    """The number of names, and some of them."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
+    more = f", … ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common(FEW))})"
+    listed = ", ".join(shown(name) for name in names[:FEW])
+    return f"{len(names)}: {listed}{more if len(names) > FEW else ''}"

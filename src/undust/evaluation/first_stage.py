@@ -9,11 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from undust.datasets.image_folder import open_picture
 from undust.evaluation.metrics import psnr, ssim
 from undust.generation import first_stage
 from undust.networks.autoencoder import Autoencoder
-from undust.pictures import from_image
+from undust.pictures import from_image, read_image
 
 TOGETHER = 4 * 512 * 512  # pixels encoded in one batch
 
@@ -44,7 +43,7 @@ def measure(
     likenesses: list[Tensor] = []
     for start in range(0, len(paths), together):
         part = paths[start : start + together]
-        x = torch.stack([from_image(open_picture(path), size) for path in part]) / 127.5 - 1
+        x = torch.stack([from_image(read_image(path), size) for path in part]) / 127.5 - 1
         y = reconstruct(autoencoder, x)
         ratios.append(psnr(x, y))
         likenesses.append(ssim(x, y))

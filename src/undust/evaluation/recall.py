@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from undust.datasets.image_folder import open_picture
 from undust.evaluation.metrics import WINDOW, smooth
-from undust.pictures import from_image
+from undust.pictures import from_image, read_image
 
 SIDE = 32  # pixels
 NEARNESS = (
@@ -45,7 +44,7 @@ class Gallery:
         seen: dict[bytes, int] = {}
         rows: list[Tensor] = []
         for path in paths:
-            picture = from_image(open_picture(path), size)
+            picture = from_image(read_image(path), size)
             digest = hashlib.sha256(picture.numpy().data).digest()
             if digest not in seen:
                 seen[digest] = len(seen)

@@ -118,7 +118,8 @@ def evaluate(
     Asked are `captions` training captions, each of another concept and in turn English and Korean
     where there is Korean, and all captions of the held-out pictures in the fields `held_out`.
     template: what each of them is put into, such as "a picture of a {}".
-    The first stage is measured on the held-out pictures, or on all if none are held out.
+    Held out are the splits test and validation. The first stage is measured on the held-out
+    pictures, or on all if none are held out.
     observe: called after each step of a batch with the number of picture-steps done and of all.
     Raises UndustError for a folder that is no data set or has no captions to ask, and for a
     template without its {}.
@@ -144,7 +145,7 @@ def evaluate(
     ]
     gallery = Gallery([sample.path for sample in samples], model.size)
     ranks = _ranks(model, recipes, gallery, [question.path for question in questions], observe)
-    tests = [sample.path for sample in samples if sample.split == "test"]
+    tests = [sample.path for sample in samples if sample.split != "train"]
     first = recipes[0]
     return Report(
         model=model.name,
@@ -217,7 +218,7 @@ def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[Question
     return [
         Question("held-out captions", field, sample.captions[field], sample.path)
         for sample in samples
-        if sample.split == "test"
+        if sample.split != "train"
         for field in fields
         if field in sample.captions
     ]

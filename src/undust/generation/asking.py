@@ -142,7 +142,7 @@ def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iter
         if not any(embedding.word.lower() in text.lower() for text in texts):
             yield f"embedding: no prompt says '{embedding.word}', which it is for"
     guidance, scaled = asked["guidance"], any(guide.role == "scale" for guide in asked["guides"])
-    if isinstance(guidance, int | float) and guidance < 1 and not scaled:
+    if isinstance(guidance, int | float) and 0 <= guidance < 1 and not scaled:
         counts = "counts for less" if guidance else "does not count"
         yield (
             f"guidance: at {guidance:g} the prompt {counts}; --guidance 1 is the prompt alone, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,10 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from undust.datasets.image_folder import Sample, open_picture
+from undust.datasets import image_folder
+from undust.datasets.image_folder import Sample
 from undust.diffusion.noise import normal, uniform
+from undust.errors import UndustError
 from undust.formats.safetensors_file import content_hash
-from undust.pictures import from_image
+from undust.pictures import from_image, read_image
+from undust.training.recipes import Data
+
+# Told how many of a number of pictures are done.
+Observe = Callable[[int, int], object]
 
 
 class Purpose(IntEnum):
@@ -93,6 +99,25 @@ class Order:
         return members[(epoch + which) % len(members)]
 
 
+def training_samples(data: Data) -> tuple[list[Sample], list[str]]:
+    """The samples that a recipe trains on, and notes on the files of the folder that it does not.
+
+    Raises UndustError if there are none, and for files that cannot be used unless they may be
+    skipped.
+    """
+    found = image_folder.scan(data.folder)
+    samples = image_folder.usable(found, split="train", on_error=data.on_error)
+    others = [sample for sample in found.samples if sample.split != "train"]
+    if not samples:
+        held_out = f"; {len(others)} are held out from training" if others else ""
+        raise UndustError(f"{data.folder} has no training pictures{held_out}")
+    notes = found.notes()
+    left_out = len(found.broken) + len(found.samples) - len(others) - len(samples)
+    if left_out:
+        notes.append(f"left out since they cannot be read: {left_out}; see undust data check")
+    return samples, [f"{data.folder}: {note}" for note in notes]
+
+
 def groups(samples: Sequence[Sample], draw_by: str) -> list[list[int]]:
     """Indices of the samples that share a draw, in order of first appearance."""
     if draw_by == "picture":
@@ -108,12 +133,15 @@ def content_digest(paths: Iterable[Path]) -> str:
     return hashlib.sha256("".join(map(content_hash, paths)).encode()).hexdigest()
 
 
-def digest(samples: Sequence[Sample], *, captions: bool = True) -> str:
-    """One hash of the samples in their order: pictures, groups and, if trained on, captions.
+def digest(samples: Sequence[Sample], fields: Iterable[str] = ()) -> str:
+    """One hash of the samples in their order: pictures, groups, and captions in these fields.
 
     It is the same wherever the folder lies.
     """
-    rows = [[sample.group, dict(sample.captions) if captions else {}] for sample in samples]
+    rows = [
+        [sample.group, {name: sample.captions[name] for name in fields if name in sample.captions}]
+        for sample in samples
+    ]
     text = json.dumps(rows, sort_keys=True) + content_digest(sample.path for sample in samples)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -136,10 +164,16 @@ class Pictures:
         pictures = torch.stack(list(self._readers.map(self._picture, indices)))
         return pictures.float() / 127.5 - 1
 
+    def preload(self, observe: Observe) -> None:
+        """Decodes the pictures that memory has room for, so that a broken one is found at once."""
+        count = min(self._room, len(self.paths))
+        for done, _ in enumerate(self._readers.map(self._picture, range(count)), 1):
+            observe(done, count)
+
     def _picture(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
-        picture = from_image(open_picture(self.paths[index]), (self.size, self.size))
+        picture = from_image(read_image(self.paths[index]), (self.size, self.size))
         if len(self._kept) < self._room:
             self._kept[index] = picture
         return picture

@@ -12,7 +12,6 @@ from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
 from undust.conditioning.tokenizer import Tokenizer
 from undust.conditioning.words import Words
-from undust.datasets import image_folder
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
@@ -24,12 +23,21 @@ from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
 from undust.training.checkpoints import Checkpoint
-from undust.training.data import Batch, Order, Pictures, Purpose, content_digest, digest, groups
+from undust.training.data import (
+    Batch,
+    Order,
+    Pictures,
+    Purpose,
+    content_digest,
+    digest,
+    groups,
+    training_samples,
+)
 from undust.training.dust import forward
 from undust.training.latents import Latents, Observe
 from undust.training.recipes import DiffusionRecipe
 from undust.training.resume import compare_inputs
-from undust.training.wording import Wording
+from undust.training.wording import Wording, check_captions, too_long
 
 
 class DiffusionTask:
@@ -57,18 +65,21 @@ class DiffusionTask:
         process, self.levels = forward(dust)
         self.prediction = prediction_on(process, dust.prediction)
         self.weighting = WEIGHTINGS[dust.weighting]
-        samples = image_folder.read(data.folder, split="train", on_error=data.on_error)
-        if not samples:
-            raise UndustError(f"{data.folder} has no training pictures")
+        samples, self.notes = training_samples(data)
+        self.notes += check_captions(captions, samples, required=resumed is None)
         first_stage = sorted(recipe.first_stage.glob("*.safetensors"))
-        self.inputs = {"data": digest(samples), "first_stage": content_digest(first_stage)}
-        self.notes = compare_inputs(resumed, self.inputs, out) if resumed else []
+        self.inputs = {
+            "data": digest(samples, captions.fields),
+            "first_stage": content_digest(first_stage),
+        }
+        self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.wording = Wording(captions, [sample.captions for sample in samples])
         tokenizer = (
             _tokenizer(resumed, out)
             if resumed
             else tokenizers.train(self.wording.every(), captions.vocabulary, captions.length)
         )
+        self.notes += too_long(captions, samples, tokenizer)
         ends = {
             "vocab_size": len(tokenizer.vocabulary),
             "max_position_embeddings": captions.length,

@@ -9,13 +9,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.formats.files import atomic_folder
 from undust.formats.folder import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.pictures import grid, to_images
-from undust.training.data import Batch, Order, Pictures, Purpose, crop, digest, groups
+from undust.training.data import (
+    Batch,
+    Observe,
+    Order,
+    Pictures,
+    Purpose,
+    crop,
+    digest,
+    groups,
+    training_samples,
+)
 from undust.training.latents import encode
 from undust.training.losses import edges
 from undust.training.recipes import FirstStageRecipe
@@ -31,12 +40,13 @@ class FirstStageTask:
     example = ""
     captions = ()
 
-    def __init__(self, recipe: FirstStageRecipe) -> None:
+    def __init__(
+        self, recipe: FirstStageRecipe, observe: Observe = lambda _done, _all: None
+    ) -> None:
+        """observe: told how many pictures of all are decoded before the first step."""
         data = recipe.data
-        samples = image_folder.read(data.folder, split="train", on_error=data.on_error)
-        if not samples:
-            raise UndustError(f"{data.folder} has no training pictures")
-        self.inputs = {"data": digest(samples, captions=False)}
+        samples, self.notes = training_samples(data)
+        self.inputs = {"data": digest(samples)}
         torch.manual_seed(recipe.seed)
         self.autoencoder = Autoencoder(recipe.autoencoder)
         side = data.crop or data.size
@@ -48,6 +58,7 @@ class FirstStageTask:
         self.modules = nn.ModuleDict({"autoencoder": self.autoencoder})
         self.order = Order(groups(samples, data.draw_by), recipe.seed)
         self.pictures = Pictures([sample.path for sample in samples], data.size)
+        self.pictures.preload(observe)
         self.recipe = recipe
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

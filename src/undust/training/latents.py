@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,12 +13,10 @@ from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.files import make_folder
 from undust.networks.autoencoder import Autoencoder, Posterior
-from undust.training.data import Pictures
+from undust.training.data import Observe, Pictures
 
 TOGETHER = 32  # pictures encoded at once
-
-
-Observe = Callable[[int, int], object]
+READER = 2  # raised when a picture file is read as other pixels than before
 
 
 @torch.no_grad()
@@ -55,7 +53,7 @@ class Latents:
         autoencoder: Autoencoder,
         pictures: Pictures,
         path: Path,
-        made_of: object,
+        made_of: Mapping[str, object],
         observe: Observe = lambda _done, _all: None,
         *,
         resumed: bool = False,
@@ -64,12 +62,13 @@ class Latents:
 
         Raises UndustError for broken pictures, and if a resumed run's file is made of others.
         """
-        stamp, self.note = json.dumps(made_of), ""
+        stamp, self.note = json.dumps({**made_of, "reader": READER}), ""
+        stamps = (stamp, json.dumps(made_of)) if resumed else (stamp,)  # of earlier versions
         kept: dict[str, Tensor] = {}
         other = False
         if path.is_file():
             try:
-                other = safetensors_file.header(path).metadata.get("made_of") != stamp
+                other = safetensors_file.header(path).metadata.get("made_of") not in stamps
                 if not other:
                     kept = safetensors_file.load(path, names=("mean", "deviation"))
             except UndustError as error:

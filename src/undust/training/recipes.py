@@ -144,8 +144,8 @@ class Captions(Table):
 
     fields: tuple[str, ...] = Field(
         default=("text",),
-        min_length=1,
-        description="one of these that the picture has; named twice, twice as often",
+        description="one of these columns that the picture has; named twice, twice as often; "
+        "[]: trained without captions",
     )
     lists: tuple[str, ...] = Field(
         default=(), description="those that are words between commas: some of them, in any order"

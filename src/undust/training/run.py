@@ -10,9 +10,9 @@ from undust.errors import UndustError
 from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
 from undust.training import checkpoints
+from undust.training.data import Observe
 from undust.training.diffusion import DiffusionTask
 from undust.training.first_stage import FirstStageTask
-from undust.training.latents import Observe
 from undust.training.loop import Progress, Trainer
 from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
 from undust.training.resume import compare_inputs, compare_recipes, same_run
@@ -116,7 +116,8 @@ def _locked(
     if checkpoint:
         notes += compare_recipes(checkpoint, written, out)
     if isinstance(recipe, FirstStageRecipe):
-        task = FirstStageTask(recipe)
+        task = FirstStageTask(recipe, observe)
+        notes += task.notes
         if checkpoint:
             notes += compare_inputs(checkpoint, task.inputs, out)
     else:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
+from undust.conditioning.tokenizer import Tokenizer
+from undust.datasets.image_folder import Sample, columns
+from undust.errors import UndustError, shown
 from undust.training.recipes import Captions
 
 
@@ -46,6 +50,61 @@ class Wording:
             text.replace("{}", "") for several in self.templates.values() for text in several
         ]
         return captions + templates
+
+
+def check_captions(
+    table: Captions, samples: Sequence[Sample], *, required: bool = True
+) -> list[str]:
+    """A line for pictures without a caption, and for columns that none has.
+
+    Raises UndustError if captions are required, the table asks for them, and no picture has one.
+    """
+    if not table.fields or table.drop == 1:
+        return []
+    known = columns(samples)
+    there = ", ".join(f"{shown(name)} ({count})" for name, count in known.most_common(10))
+    there = f"the data has the columns {there}" if there else "the data has no captions"
+    absent = [name for name in dict.fromkeys(table.fields) if not known[name]]
+    missing = sum(not set(table.fields) & sample.captions.keys() for sample in samples)
+    if missing == len(samples) and required:
+        put_in = (
+            "name one of them in captions.fields"
+            if known
+            else ("put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl")
+        )
+        folders = sorted({PurePosixPath(sample.group).parent.name for sample in samples} - {""})
+        if not known and len(folders) > 1:
+            put_in += f"; names of folders ({', '.join(map(shown, folders[:3]))}, …) are not read"
+        raise UndustError(
+            f"captions.fields: no picture has a caption in {', '.join(table.fields)}; {there}: "
+            f"{put_in}. To train without captions: captions.fields = []"
+        )
+    notes: list[str] = []
+    if absent:
+        notes.append(f"captions.fields: no picture has {', '.join(absent)}; {there}")
+    if missing:
+        notes.append(
+            f"{missing} of {len(samples)} pictures ({missing / len(samples):.0%}) have no caption "
+            "and are trained without one"
+        )
+    return notes
+
+
+def too_long(table: Captions, samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:
+    """A line for captions that lose their ends, since they have more tokens than there is room."""
+    counts = [
+        len(tokenizer.pieces(sample.captions[name]))
+        for sample in samples
+        for name in dict.fromkeys(table.fields)
+        if name in sample.captions and name not in table.lists
+    ]
+    cut = [count for count in counts if count > tokenizer.room]
+    if not cut:
+        return []
+    return [
+        f"{len(cut)} of {len(counts)} captions are cut to captions.length = {tokenizer.length} "
+        f"tokens, the two ends included; the longest has {max(cut) + 2}"
+    ]
 
 
 def _words(caption: str, is_list: bool) -> list[str]:

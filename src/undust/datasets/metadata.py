@@ -1,0 +1,139 @@
+"""Rows of a data set's metadata, from JSON lines or a table of values between commas."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from undust.errors import UndustError, shown
+from undust.regular import open_regular
+
+Row = Mapping[str, Any]
+
+
+class LineError(ValueError):
+    """The fault of a line, without its file and number."""
+
+
+def rows(path: Path) -> Iterator[tuple[int, Row | LineError]]:
+    """The number of each line that has something in it, and its values or its fault.
+
+    path: metadata.jsonl, with one JSON object a line, or metadata.csv, with names of columns in
+    the first line. Raises UndustError for a file that cannot be read, and for Parquet.
+    """
+    if path.suffix.lower() == ".parquet":
+        raise UndustError(f"{path} is not read; save it as metadata.jsonl or metadata.csv")
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except OSError as error:
+        raise UndustError(f"cannot read {path}: {error.strerror}") from error
+    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    yield from read(content)
+
+
+def text_of(row: Row, name: str) -> str:
+    """The text in a column; empty if it is absent or null, as tables exported with gaps have it.
+
+    Raises LineError for another kind of value.
+    """
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise LineError(f"{name} is {_kind(value)}, not a string")
+    if not _is_whole(value):
+        raise LineError(f"{name} holds half of a surrogate pair, which is no character")
+    return value
+
+
+def texts_of(row: Row) -> dict[str, str]:
+    """All columns that hold text, by name, but for empty ones and text of spaces alone."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str) and value.strip()}
+    return {name: value for name, value in texts.items() if _is_whole(value) and _is_whole(name)}
+
+
+def _json_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            try:
+                yield number, _json_row(line)
+            except LineError as error:
+                yield number, error
+
+
+def _json_row(line: bytes) -> Row:
+    try:
+        fields: object = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise LineError("is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise LineError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise LineError(f"is not JSON that can be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise LineError(f"is {_kind(fields)}, not an object")
+    return cast(Row, fields)
+
+
+def _csv_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield content[: error.start].count(b"\n") + 1, LineError("is not UTF-8")
+        return
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    columns: list[str] | None = None
+    number = 1
+    while True:
+        try:
+            values = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield max(number, 1), LineError(f"is not a line of a table: {error}")
+            return  # where the next one begins is not known
+        if not any(values):
+            pass
+        elif columns is None:
+            columns = [name.strip() for name in values]
+            if len(set(columns)) < len(columns):
+                yield number, LineError("names a column twice")
+                return
+        elif len(values) != len(columns):
+            yield (
+                number,
+                LineError(f"has {len(values)} values, and the first line {len(columns)} columns"),
+            )
+        else:
+            yield number, dict(zip(columns, values, strict=True))
+        number = lines.line_num + 1
+
+
+def _is_whole(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+def columns_of(row: Row) -> str:
+    """The names of a row's columns, for an error."""
+    return ", ".join(shown(name) for name in [*row][:20]) or "none"
