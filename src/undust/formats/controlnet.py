@@ -41,17 +41,20 @@ HEADS = {768: SD1.heads, 1024: SD2.heads, 2048: SDXL.heads}
 OTHERS = r"(model|model_ema|first_stage_model|cond_stage_model)\..+"
 
 
-def load(path: Path, dtype: torch.dtype | None = torch.float32) -> ControlNet:
+def load(
+    path: Path, dtype: torch.dtype | None = torch.float32, *, beside: Path | None = None
+) -> ControlNet:
     """A ControlNet, ready for use: a folder of diffusers, or one file of either layout.
 
     Where there is no config.json, the configuration is seen from the tensors; `dtype` as
-    `safetensors_file.load`. Raises UndustError for a path that holds none, and names what is
-    missing, unknown or of another shape in it.
+    `safetensors_file.load`; beside: the file next to which config.json is looked for, if not this
+    one. Raises UndustError for a path that holds none, and names what is missing, unknown or of
+    another shape in it.
     """
     if path.is_dir():
         network = load_network(ControlNet, ControlNetConfig, path, dtype)
     else:
-        network = _from_file(path, dtype)
+        network = _from_file(path, dtype, beside or path)
     return network.eval().requires_grad_(False)
 
 
@@ -61,14 +64,14 @@ def original(network: ControlNet) -> dict[str, Tensor]:
     return places.write(tensors, places.under(PREFIX, keys.controlnet(tensors.keys())))
 
 
-def _from_file(path: Path, dtype: torch.dtype | None) -> ControlNet:
+def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNet:
     entries = safetensors_file.header(path).tensors
     shapes = {key: entry.shape for key, entry in entries.items()}
     for kind, what in STRANGERS.items():
         if any(re.fullmatch(kind, key) for key in shapes):
             raise UndustError(f"{path} is {what}, which is not supported; a whole ControlNet is")
     try:
-        network, where = _known(path, shapes)
+        network, where = _known(beside, shapes)
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         wanted = {place.key for place in where.values()}
         found = {key: shapes[key] for key in shapes if key in wanted or not _spare(key)}
@@ -82,7 +85,7 @@ def _from_file(path: Path, dtype: torch.dtype | None) -> ControlNet:
     return network
 
 
-def _known(path: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
+def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
     """The ControlNet of a file, as yet without weights, and where in the file they are."""
     prefix = next(
         (p for p in PREFIXES if not shapes.keys().isdisjoint((p + OURS, p + THEIRS))), None
@@ -95,7 +98,7 @@ def _known(path: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
         )
     inside = {key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}
     see = _config if OURS in inside else partial(infer.controlnet, heads=HEADS)
-    network = blank(ControlNet, _config_beside(path) or see(inside))
+    network = blank(ControlNet, _config_beside(beside) or see(inside))
     names = network.state_dict().keys()
     where = {name: Place(name) for name in names} if OURS in inside else keys.controlnet(names)
     return network, places.under(prefix, where)

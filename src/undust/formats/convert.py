@@ -132,7 +132,7 @@ def write(
     _make(path.parent)
     with atomic(path) as temporary:
         safetensors_file.save(temporary, tensors, {"format": "pt"}, dtype=dtype, wrote=wrote)
-        single_file.check(temporary, model)
+        single_file.check(temporary, model, path)
     return unsaid
 
 

@@ -83,10 +83,14 @@ def tensors(model: Model) -> tuple[dict[str, Tensor], list[str]]:
             return _named(variant, model), list(_unsaid(variant, model))
 
 
-def check(path: Path, model: Model) -> None:
-    """Raises UndustError if what is read from a file computes something else than was written."""
+def check(path: Path, model: Model, target: Path) -> None:
+    """Raises UndustError if what is read from a file computes something else than was written.
+
+    target: where the file will lie; a configuration beside that counts.
+    """
     if isinstance(model, ControlNet):
-        _compare({"ControlNet": model}, {"ControlNet": controlnet.load(path, None)})
+        read = controlnet.load(path, None, beside=target)
+        _compare({"ControlNet": model}, {"ControlNet": read})
         return
     found = {name: part.network for name, part in survey(path).parts.items()}
     if isinstance(model, Autoencoder):
