@@ -48,8 +48,6 @@ COMMANDS = [
     ("convert", "pipe.safetensors", "there.safetensors", "--to", "single-file"),
     ("convert", "model", "there", "--to", "folder", "--lora", "pipe"),
     ("train", "pipe"),
-    ("evaluate", "model", "data"),
-    ("data", "check", "data"),
 ]
 
 
@@ -93,6 +91,15 @@ def test_a_pipe_is_named_by(arguments: tuple[object, ...], refused: Callable[...
         recipe["init"]["path"] = "pipe"
         write_picture(Path("begun.png"), Image.new("RGB", (32, 32)), recipe)
     assert "is a pipe, not a file" in refused(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [("evaluate", "model", "data"), ("data", "check", "data")])
+def test_a_pipe_in_a_data_set_is_passed_over_and_named(
+    arguments: tuple[str, ...], refused: Callable[..., str]
+):
+    said = refused(*arguments)
+    assert "holds neither metadata.jsonl nor pictures that can be read" in said
+    assert said.endswith(": metadata.jsonl\n")
 
 
 @pytest.mark.parametrize(
