@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -176,6 +177,26 @@ def grey(picture: Image.Image) -> Image.Image:
     """A picture in shades of grey, on black."""
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("L")
+
+
+def transparency(picture: Image.Image) -> Image.Image:
+    """How transparent a picture is, in shades of grey: white where nothing of it is seen."""
+    return ImageOps.invert(picture.convert("RGBA").getchannel("A"))
+
+
+def has_hole(picture: Image.Image) -> bool:
+    """Whether a part of a picture, and not all of it, is fully transparent."""
+    least, most = transparency(picture).getextrema()
+    return most == 255 and cast("int", least) < 255
+
+
+def is_drawn_mask(picture: Image.Image) -> bool:
+    """Whether it is white, or white and black, on transparent ground that reaches all corners."""
+    pixels = np.array(picture.convert("RGBA"))
+    seen = pixels[pixels[..., 3] > 0][:, :3]
+    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1], 3]
+    plain = ((seen == 255).all(1) | (seen == 0).all(1)).all()
+    return bool(plain and (seen == 255).any() and not corners.any())
 
 
 def to_data(image: Image.Image, size: tuple[int, int]) -> str:

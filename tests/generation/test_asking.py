@@ -430,6 +430,61 @@ def test_what_is_meant_is_not_told(model: LatentDiffusion, here: Path):
 
 
 def test_a_mask_without_white_paints_nothing(model: LatentDiffusion):
-    with pytest.raises(UndustError, match="mask: nothing in it is white; white is painted anew"):
+    with pytest.raises(UndustError, match="mask: nothing in it is white or a hole; those"):
         model.recipes("a cat", init=picture(), mask=Image.new("L", (32, 32)), **QUICK)
     model.recipes("a cat", init=picture(), mask=Image.new("L", (32, 32)), extend="8,0,0,0", **QUICK)
+
+
+# Transparent holes
+
+
+def with_hole(color: tuple[int, int, int], alpha: int = 0) -> Image.Image:
+    image = Image.new("RGBA", (32, 32), (*color, 255))
+    image.paste((0, 0, 0, alpha), (8, 8, 24, 24))
+    return image
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (200, 30, 90)])
+def test_a_hole_in_a_mask_is_painted(model: LatentDiffusion, color: tuple[int, int, int]):
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (8, 8, 24, 24))
+    (by_white,) = model.generate("a", init=picture(), mask=mask, **QUICK)
+    with pytest.warns(UserWarning, match="the transparent part of the mask is painted"):
+        (by_hole,) = model.generate("a", init=picture(), mask=with_hole(color), **QUICK)
+    assert by_hole.image.tobytes() == by_white.image.tobytes()
+    assert by_hole.recipe.mask_is_hole
+    assert "mask_is_hole" not in by_white.recipe.model_dump()
+
+
+def test_a_hole_in_the_only_picture_is_painted(model: LatentDiffusion, here: Path):
+    image = picture().convert("RGBA")
+    image.putalpha(with_hole((0, 0, 0)).getchannel("A"))
+    image.save("hole.png")
+    with pytest.warns(UserWarning, match="the transparent part of the picture is painted"):
+        (made,) = model.generate("a", init="hole.png", **QUICK)
+    kept = np.asarray(image.getchannel("A")) == 255
+    assert (np.asarray(made.image)[kept] == np.asarray(picture())[kept]).all()
+    assert (np.asarray(made.image)[~kept] != 255).any()
+    assert made.recipe.strength == 1
+    made.save("made.png")
+    again = model.rerun(Recipe.read(read_recipe(Path("made.png"))))
+    assert again.image.tobytes() == made.image.tobytes()
+
+
+def test_what_has_no_hole_is_as_it_was(model: LatentDiffusion):
+    strokes = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    strokes.paste((255, 255, 255, 255), (8, 8, 24, 24))  # drawn in white on nothing
+    opaque = with_hole((255, 255, 255), 255)
+    soft = with_hole((9, 9, 9), 128)  # a shadow of a logo: no place of it is all transparent
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = [
+            *model.recipes("a", init=picture(), mask=strokes),
+            *model.recipes("a", init=picture(), mask=opaque),
+            *model.recipes("a", init=soft),
+            *model.recipes("a", init=with_hole((9, 9, 9)), upscale=2),
+        ]
+    assert not any(each.mask_is_hole for each in made)
+    assert [each.mask is None for each in made] == [False, False, True, True]
+    with pytest.raises(UndustError, match="mask_is_hole: it needs a mask"):
+        Recipe.read({**made[2].model_dump(), "mask_is_hole": True})

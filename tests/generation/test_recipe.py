@@ -91,6 +91,7 @@ MORE: dict[str, Any] = {
     "init": PICTURE,
     "strength": 0.5,
     "mask": {"path": "b.png"},
+    "mask_is_hole": True,
     "extend": [8, 0, 0, 8],
     "noise_level": 20,
     "upscale": {"factor": 1.5, "strength": 0.3},
@@ -109,6 +110,7 @@ MORE: dict[str, Any] = {
 }
 NEED = {
     **{name: {"init": PICTURE} for name in ("strength", "mask", "extend", "noise_level")},
+    "mask_is_hole": {"init": PICTURE, "mask": {"path": "b.png"}},
     "place": {"batch": 3},
 }
 
@@ -130,7 +132,7 @@ def test_every_field_comes_back_from_a_file(name: str):
 
 
 def test_all_fields_at_once_come_back():
-    without = {"mask", "extend", "noise_level"}
+    without = {"mask", "mask_is_hole", "extend", "noise_level"}
     fields = {name: value for name, value in MORE.items() if name not in without}
     recipe = Recipe.read({**LEAST, **fields, "batch": 3, "place": 2})
     assert Recipe.read(json.loads(json.dumps(recipe.model_dump()))) == recipe

@@ -91,7 +91,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="PICTURE",
-            help="As large as it; what is white is painted anew, what is black stays.",
+            help="As large as it; white, or a transparent hole, is painted anew; black stays.",
             rich_help_panel=OVER,
         ),
     ] = None,

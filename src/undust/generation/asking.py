@@ -30,7 +30,7 @@ from undust.generation.given import GivenPicture
 from undust.generation.guides import Guide, read_guide
 from undust.generation.other_names import OTHER_NAMES
 from undust.generation.recipe import SEEDS, Recipe
-from undust.pictures import grey
+from undust.pictures import grey, has_hole, is_drawn_mask
 
 if TYPE_CHECKING:
     from undust.generation.loop import Model
@@ -57,7 +57,8 @@ class Options(TypedDict, total=False):
     size: (width, height) or one number, pixels; that of the picture begun from, or as trained.
     init: a picture to begin from; strength: the share of the steps that paint over it, 0 to 1. At 1
     nothing of it is left; diffusers adds the noise to it even then.
-    mask: a picture as large as it, white where it is painted anew. extend: pixels to add to it at
+    mask: a picture as large as it, white, or with a transparent hole, where it is painted anew; a
+    picture to begin from that has a hole is its own mask. extend: pixels to add to it at
     the left, top, right and bottom. noise_level: for a model that makes the picture larger.
     upscale: a factor, or "2@0.3": a second pass over the picture made larger.
     refiner: "PATH@0.8", a model for the last steps. framing: what Stable Diffusion XL is told.
@@ -148,6 +149,10 @@ def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iter
             f"guidance: at {guidance:g} the prompt {counts}; --guidance 1 is the prompt alone, "
             "which diffusers paints at 0 too"
         )
+    if asked.get("mask_is_hole"):
+        own = asked["mask"] is asked.get("init")
+        instead = "without transparency all of it is begun from" if own else "else white is"
+        yield f"the transparent part of the {'picture' if own else 'mask'} is painted; {instead}"
     pixels, trained = asked["width"] * asked["height"], math.prod(model.size)
     if "init" in asked and model.low_resolution is None and pixels > FAR * trained:
         width, height = model.size
@@ -157,15 +162,27 @@ def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iter
         )
 
 
-def _mask(given: object, extend: object) -> GivenPicture | None:
+def _mask(
+    model: Model, options: Options, begun: GivenPicture | None
+) -> tuple[GivenPicture | None, bool]:
+    """The mask, and whether it is its transparent part that is painted, as OpenAI has it.
+
+    A picture with a hole and no mask is its own.
+    """
+    given = options.get("mask")
     if given is None:
-        return None
+        enlarged = model.low_resolution is not None or options.get("upscale") is not None
+        hole = begun is not None and not enlarged and has_hole(begun.image())
+        return (begun, True) if hole else (None, False)
     mask = GivenPicture.of(given)
-    if extend is None and grey(mask.image()).getextrema()[1] == 0:
+    image = mask.image()
+    if has_hole(image) and not is_drawn_mask(image):
+        return mask, True
+    if options.get("extend") is None and grey(image).getextrema()[1] == 0:
         raise UndustError(
-            "mask: nothing in it is white; white is painted anew, black and transparent stay"
+            "mask: nothing in it is white or a hole; those are painted anew, black stays"
         )
-    return mask
+    return mask, False
 
 
 def _each(given: object) -> list[object]:
@@ -188,8 +205,9 @@ def _whole(given: Mapping[str, object], name: str, default: int) -> int:
 def _settled(model: Model, options: Options) -> dict[str, Any]:
     """The fields that the recipes share, with what is in the files that are named."""
     given = cast("Mapping[str, object]", options)
-    init, mask, extend = (options.get(name) for name in ("init", "mask", "extend"))
+    init, extend = (options.get(name) for name in ("init", "extend"))
     begun = None if init is None else GivenPicture.of(init)
+    mask, hole = _mask(model, options, begun)
     sides = None if extend is None else read_extend(extend)
     size = _size(model, options, begun, sides)
     model.latent_shape(*size)
@@ -215,7 +233,8 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
         "width": size[0],
         "height": size[1],
         "init": begun,
-        "mask": _mask(mask, extend),
+        "mask": mask,
+        "mask_is_hole": hole or None,
         "extend": sides,
         "upscale": None if upscale is None else Upscale.read(upscale),
         "refiner": None if refiner is None else _refiner(model, Refiner.read(refiner)),

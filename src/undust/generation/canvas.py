@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from undust.errors import UndustError
-from undust.pictures import from_image, grey, levels
+from undust.pictures import from_image, grey, levels, transparency
 
 if TYPE_CHECKING:
     from undust.generation.recipe import Recipe
@@ -70,7 +70,8 @@ def canvas(recipe: Recipe, factor: int) -> Canvas | None:
     if recipe.init is None:
         return None
     image = recipe.init.image()
-    mask = None if recipe.mask is None else grey(recipe.mask.image())
+    seen = transparency if recipe.mask_is_hole else grey
+    mask = None if recipe.mask is None else seen(recipe.mask.image())
     if mask is not None and mask.size != image.size:
         raise UndustError(
             f"mask: it has {mask.width}x{mask.height} pixels; the picture, "

@@ -60,6 +60,7 @@ class Recipe(Frozen):
     init: GivenPicture | None = Field(None, exclude_if=absent)
     strength: float | None = Field(None, gt=0, le=1, exclude_if=absent)
     mask: GivenPicture | None = Field(None, exclude_if=absent)
+    mask_is_hole: bool = Field(False, exclude_if=lambda hole: not hole)
     extend: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(None, exclude_if=absent)
     noise_level: int | None = Field(None, ge=0, le=999, exclude_if=absent)
     upscale: Upscale | None = Field(None, exclude_if=absent)
@@ -143,6 +144,8 @@ class Recipe(Frozen):
         for name in ("strength", "mask", "extend", "noise_level"):
             if getattr(self, name) is not None and self.init is None:
                 raise UndustError(f"{name}: it needs a picture to begin from (init)")
+        if self.mask_is_hole and self.mask is None:
+            raise UndustError("mask_is_hole: it needs a mask")
         for name in ("strength", "mask", "extend", "upscale"):
             if self.noise_level is not None and getattr(self, name) is not None:
                 raise UndustError(f"{name}: a model that makes pictures larger has no use for it")
