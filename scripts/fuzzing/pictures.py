@@ -13,7 +13,8 @@ from PIL import Image
 from fuzzing.cases import Asks, Make, asks, kind
 from fuzzing.changes import bytes_changed, json_changed, text_changed
 from undust.formats.a1111 import parse_a1111
-from undust.formats.recipe_png import SIGNATURE, read_recipe, read_texts, write_picture
+from undust.formats.metadata.containers import SIGNATURE
+from undust.formats.recipe_png import read_recipe, read_texts, write_picture
 from undust.generation.given import GivenPicture
 from undust.generation.recipe import Recipe
 from undust.pictures import read_image

@@ -283,8 +283,10 @@ def test_pictures_of_a_batch_are_those_made_alone(
     exact = model.generate(["a cat", "a dog"], count=2, exact=True, **QUICK, **options)
     assert [each.recipe.batch for each in together] == [4] * 4
     assert [each.recipe.batch for each in exact] == [1] * 4
+    # Between two passes a picture has 8 bits, and rounding can turn a byte: 2/255 of [-1, 1].
+    allowed = 2 / 255 if "upscale" in options else 1e-4
     for one, other in zip(together, exact, strict=True):
-        torch.testing.assert_close(one.latent, other.latent, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one.latent, other.latent, rtol=1e-3, atol=allowed)
         off = np.array(one.image).astype(int) - np.array(other.image)
         assert np.abs(off).max() <= 1
     (alone,) = model.generate("a dog", **{**QUICK, "seed": 2}, **options)

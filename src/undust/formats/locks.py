@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
+import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -44,7 +44,7 @@ class FileLock:
                 if self._descriptor < 0:
                     os.close(descriptor)
         os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.write(self._descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def release(self) -> None:
         """Removes the file and gives the lock up; a second call does nothing."""

@@ -127,9 +127,10 @@ def test_what_has_ended_before_its_end_is_refused():
 
 
 def test_a_fixed_stand_in_can_lie_below_the_step_before():
-    """diffusers puts σ = 4096 where it should be infinite: less than at the step before it."""
+    """diffusers sets ᾱ = 2⁻²⁴, σ = 4096, where it should be infinite: below the step before it."""
     theirs = EulerDiscreteScheduler(beta_schedule="linear", rescale_betas_zero_snr=True)
-    assert theirs.sigmas[0] == 4095.9998779296875 < theirs.sigmas[1]
+    assert theirs.sigmas[0].item() == pytest.approx((2**24 - 1) ** 0.5, rel=1e-5)
+    assert theirs.sigmas[0] < theirs.sigmas[1]
     sigmas = zero_terminal_snr(DISCRETE["linear"]()).sigmas
     assert sigmas[-2].item() == pytest.approx(theirs.sigmas[1].item(), rel=0.01)
     assert sigmas[-1] > sigmas[-2]
