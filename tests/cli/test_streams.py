@@ -32,6 +32,7 @@ def made(folder: Path) -> list[str]:
 def test_closed_streams_are_nothing_to_write_to(
     here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, closed: set[str]
 ):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     for stream in closed:
         monkeypatch.setattr(sys, stream, None)
     assert main([*PETS, "-", "--model", str(tiny_model)]) == 0
