@@ -15,7 +15,8 @@ def main() -> int:
 
             return command_line()
     except KeyboardInterrupt:
-        sys.stderr.write("undust: stopped\n")
+        if sys.stderr:
+            sys.stderr.write("undust: stopped\n")
         return STOPPED
 
 

@@ -65,7 +65,7 @@ def room_for(size: int) -> Iterator[None]:
         (("generate", "a cat", "--size", "64"), "WIDTHxHEIGHT"),
         (("generate",), "no prompt"),
         (("generate", "-"), "no prompt"),
-        (("generate", "a cat", "--out", "cat.jpg"), "cat.png"),
+        (("generate", "a cat", "--out", "cat.gif"), "cat.png would be one"),
         (("generate", "a cat", "a dog", "--out", "pets.png"), "give a folder"),
         (("generate", "a cat", "--count", "2", "--out", "cats.png"), "2 pictures"),
         (("generate", "a cat", "--model", "nothing"), "unknown model 'nothing'"),

@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -99,6 +100,7 @@ def _run(argv: Sequence[str] | None) -> int:
     ours = [_at_home(each) for each in arguments[:end] if each != "--debug"]
     arguments = ours + arguments[end:]
     try:
+        _check_working_folder()
         command = typer.main.get_command(app)
         with warnings.catch_warnings(), stopping_in_imports():
             warnings.showwarning = _noted
@@ -130,6 +132,14 @@ def _at_home(argument: str) -> str:
 def _noted(message: Warning | str, *_: object) -> None:
     """A warning as a line, not as a place in the code."""
     show.note(str(message))
+
+
+def _check_working_folder() -> None:
+    """Raises UndustError if the working folder was deleted; torch would end the process there."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UndustError("the working folder does not exist any more; go to another") from error
 
 
 def _explained(error: Exception, arguments: Sequence[str]) -> str:

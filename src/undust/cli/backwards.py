@@ -12,7 +12,7 @@ import typer
 
 from undust.cli import show
 from undust.cli.options import BUILT_IN, ModelOption, Schedule
-from undust.cli.output import FOLDER, slug, try_writing
+from undust.cli.output import FOLDER, slug, try_writing_file
 from undust.formats.files import make_folder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def invert(
     and for the inversion (latents there and back).
     """
     out = out or FOLDER / f"{slug(picture.stem)}.safetensors"
-    try_writing(out.parent)
+    try_writing_file(out)
     from undust.evaluation.metrics import psnr
     from undust.formats import safetensors_file
     from undust.generation import backwards, loop

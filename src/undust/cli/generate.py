@@ -256,9 +256,7 @@ def interpolate(
 
 
 def rerun(
-    picture: Annotated[
-        Path, typer.Argument(metavar="PICTURE.png", help="A picture that undust made.")
-    ],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture that undust made.")],
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME|PATH", help="Where its model is now.  [default: where it was]"),

@@ -46,6 +46,8 @@ Schedule = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="PATH|DIR", help="A .png file, or a folder.  [default: undust-out]"),
+    typer.Option(
+        metavar="PATH|DIR", help="A .png, .jpg or .webp file, or a folder.  [default: undust-out]"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each picture.")]

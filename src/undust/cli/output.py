@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from undust.cli import show
 from undust.errors import UndustError
 from undust.formats.files import make_folder
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from undust.generation.loop import Picture
+    from undust.generation.recipe import Recipe
 
 FOLDER = Path("undust-out")
 SLUG = 40  # characters of the prompt in a file's name
@@ -34,20 +37,29 @@ class Output:
         Raises UndustError for a file's name that cannot hold the pictures and for a folder that
         cannot be written to.
         """
-        from undust.formats.recipe_png import check_name
+        from undust.formats.recipe_png import WRITTEN, check_name
 
         out = out or FOLDER
         suffix = "" if out.is_dir() else out.suffix.lower()
         if suffix:
             check_name(out)
-        if suffix == ".png" and pictures > 1:
+        if suffix in WRITTEN and pictures > 1:
             raise UndustError(
                 f"--out {out}: {pictures} pictures do not go into one file; give a folder, "
                 f"such as {out.with_suffix('')}"
             )
-        chosen = cls(out.parent, out.name) if suffix == ".png" else cls(out)
-        try_writing(chosen.folder)
-        return chosen
+        if suffix not in WRITTEN:
+            try_writing(out)
+            return cls(out)
+        try_writing_file(out)
+        return cls(out.parent, out.name)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises UndustError for a recipe that the named file cannot hold."""
+        if self.file:
+            from undust.formats.recipe_png import texts_for
+
+            texts_for(self.folder / self.file, recipe.final, recipe.model_dump())
 
     def save(self, picture: Picture) -> Path:
         """Writes a picture; in a folder it never replaces another one."""
@@ -86,6 +98,19 @@ def slug(prompt: str) -> str:
     return words or "picture"
 
 
+def try_writing_file(path: Path) -> None:
+    """As `try_writing` for a file, also where a link leads; a note tells of one to be replaced."""
+    try_writing(path.parent)
+    if path.is_symlink():
+        # Of links to one another the real path is one of them.
+        target = Path(os.path.realpath(path))
+        if not target.parent.is_dir() or target.is_symlink():
+            raise UndustError(f"cannot write {path}: it is a link to {target}, which is nowhere")
+        try_writing(target.parent)
+    if path.is_file():
+        show.note(f"{path} is there already and will be replaced")
+
+
 def try_writing(folder: Path) -> None:
     """Writes and removes a little file in the folder, or where the folder would be made.
 
@@ -94,6 +119,11 @@ def try_writing(folder: Path) -> None:
     there = folder.absolute()
     try:
         while not there.exists():
+            if there.is_symlink():
+                target = os.path.realpath(there)
+                raise UndustError(
+                    f"cannot write to {folder}: {there} is a link to {target}, which is nowhere"
+                )
             there = there.parent
         if not there.is_dir():
             raise UndustError(f"cannot write to {folder}: {there} is a file")

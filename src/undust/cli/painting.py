@@ -38,6 +38,7 @@ def paint(
     unit-variance start [C, h, w] of every picture instead of what their seeds draw; columns: of the
     contact sheet.
     """
+    output.check(again or batches[0][0])
     total = sum(len(batch) for batch in batches) if again is None else 1
     thumbnails: list[Image.Image] = []
     began = time.monotonic()

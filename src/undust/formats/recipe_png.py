@@ -1,7 +1,8 @@
-"""PNG pictures that carry the recipe they were made by.
+"""Pictures that carry the recipe they were made by: PNG, JPEG and WebP.
 
-Two text chunks: `undust`, the recipe as JSON, from which the picture can be made again; and
-`parameters`, the text that Stable Diffusion web UIs and picture sites read.
+Two texts: `undust`, the recipe as JSON, from which the picture can be made again; and `parameters`,
+the text that Stable Diffusion web UIs and picture sites read. In a PNG they are text chunks; in a
+JPEG or WebP they are the EXIF tags MakerNote and UserComment.
 """
 
 from __future__ import annotations
@@ -19,38 +20,72 @@ from undust.formats.files import atomic
 from undust.formats.metadata import containers, programs
 from undust.formats.metadata.containers import A1111_KEY, KEY, LIMIT
 
-OTHERS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl"}
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+OTHERS = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
+EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+EXIF_LIMIT = 65_533  # bytes of the one segment of a JPEG that holds it
+HOW: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
 
 
 def check_name(path: Path) -> None:
-    """Raises UndustError for a file's name that says another kind of picture."""
+    """Raises UndustError for a file's name that says a kind of picture which is not written."""
     if path.suffix.lower() in OTHERS:
         raise UndustError(
-            f"{path}: pictures are written as PNG, which holds their recipe; "
-            f"{path.with_suffix('.png')} would be"
+            f"{path}: pictures are written as PNG, JPEG or WebP; "
+            f"{path.with_suffix('.png')} would be one"
         )
 
 
 def write_picture(path: Path, image: Image.Image, recipe: Mapping[str, Any]) -> None:
     """Writes an 8-bit picture and its recipe; the same two always give the same bytes.
 
+    The kind is the name's; without an ending that is known it is PNG. PNG and WebP are lossless.
     Raises UndustError for a recipe that is too long or not JSON, and as `files.atomic` does.
+    """
+    told = texts_for(path, image.size, recipe)
+    bare = image.copy()
+    bare.info = {}  # metadata of the image's source are not part of this one
+    kind = WRITTEN.get(path.suffix.lower(), "PNG")
+    with atomic(path) as temporary:
+        bare.save(temporary, kind, **told, **HOW.get(kind, {}))
+
+
+def texts_for(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as Pillow takes it for a picture file of that name and size.
+
+    Raises UndustError for a recipe that does not fit.
     """
     try:
         own = json.dumps(recipe, ensure_ascii=False, sort_keys=True, allow_nan=False)
-        size = len(own.encode())
+        length = len(own.encode())
     except (TypeError, ValueError) as error:
         raise UndustError(f"cannot write {path}: its recipe is not plain text: {error}") from error
-    if size > LIMIT:
-        raise UndustError(f"cannot write {path}: its recipe has {size:,} bytes, {LIMIT:,} at most")
-    texts = PngImagePlugin.PngInfo()
-    texts.add_itxt(KEY, own)
-    # Latin-1 where that is enough, else iTXt.
-    texts.add_text(A1111_KEY, a1111_parameters(recipe, image.size))
-    bare = image.copy()
-    bare.info = {}  # what the image remembers of where it came from is not part of this one
-    with atomic(path) as temporary:
-        bare.save(temporary, "PNG", pnginfo=texts)
+    if length > LIMIT:
+        raise UndustError(
+            f"cannot write {path}: its recipe has {length:,} bytes, {LIMIT:,} at most"
+        )
+    parameters = a1111_parameters(recipe, size)
+    kind = WRITTEN.get(path.suffix.lower(), "PNG")
+    if kind == "PNG":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_itxt(KEY, own)
+        texts.add_text(A1111_KEY, parameters)  # Latin-1 where that is enough, else iTXt
+        return {"pnginfo": texts}
+    exif = Image.Exif()
+    tags = exif.get_ifd(EXIF_IFD)
+    tags[USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    tags[MAKER_NOTE] = f"{KEY}:{json.dumps(recipe, sort_keys=True)}".encode()
+    exif[EXIF_IFD] = tags
+    content = exif.tobytes()
+    if kind == "JPEG" and len(content) > EXIF_LIMIT:
+        raise UndustError(
+            f"cannot write {path}: a JPEG has no room for its recipe, which comes to "
+            f"{len(content):,} bytes; {path.with_suffix('.png').name} or .webp has"
+        )
+    return {"exif": content}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

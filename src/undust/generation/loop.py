@@ -175,9 +175,10 @@ class Picture:
     latent: Tensor
 
     def save(self, path: Path | str) -> Path:
-        """Writes the picture as PNG with its recipe inside, whole or not at all; makes the folder.
+        """Writes the picture with its recipe inside, whole or not at all; makes the folder.
 
-        Raises UndustError for the name of another kind of picture, and for what cannot be written.
+        As PNG, JPEG or WebP, by the name. Raises UndustError for the name of another kind of
+        picture, and for what cannot be written.
         """
         path = expanded(path)
         check_name(path)
