@@ -252,3 +252,61 @@ def test_any_parameters_give_a_command_that_parses(text: str):
     if found:
         asked(picture.command(found.recipe)[0])
         assert found.recipe["prompt"] == parse_a1111(text)["prompt"]
+
+
+GRAPH = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "m.ckpt"}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "-a", "clip": ["1", 1]}},
+    "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768}},
+    "4": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 2**64 - 1,
+            "steps": 20,
+            "cfg": 8.0,
+            "denoise": 0.5,
+            "scheduler": "beta",
+            "sampler_name": "euler",
+            "model": ["5", 0],
+            "positive": ["2", 0],
+            "latent_image": ["3", 0],
+        },
+    },
+    "5": {"class_type": "LoraLoader", "inputs": {"lora_name": "l", "model": ["1", 0]}},
+}
+NOVEL = {"prompt": "{a}", "uc": "b", "steps": 28, "seed": -1, "sampler": "k_euler", "scale": 5}
+FOOOCUS = {"prompt": "a", "base_model": "m", "resolution": "(64, 64)", "lora_combined_1": "l : 1"}
+INVOKE = {"positive_prompt": "a", "seed": 1, "steps": 30, "loras": [{"lora": "l", "weight": 1}]}
+WRITTEN = [
+    {"parameters": TEXT},
+    {"prompt": json.dumps(GRAPH)},
+    {"Software": "NovelAI", "Comment": json.dumps(NOVEL)},
+    {"parameters": json.dumps(FOOOCUS)},
+    {"invokeai_metadata": json.dumps(INVOKE)},
+    {"Dream": '"a [b]" -s 50 -S 1 -W 512 -H 512 -C 7.5 -A k_lms'},
+    {"parameters": json.dumps({"sui_image_params": {"prompt": "a", "loras": ["l"], "steps": 3}})},
+]
+CUTS = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.integers(0, 3),
+        st.sampled_from(["", "-", "9" * 12, "1e9", "0", '"', "[", "}", ",", "\\u0000", "4", "nul"]),
+    ),
+    max_size=4,
+)
+
+
+@given(st.sampled_from(WRITTEN), CUTS)
+def test_any_program_changed_anyhow_gives_a_command_that_parses(
+    texts: dict[str, str], cuts: list[tuple[float, int, str]]
+):
+    changed: dict[str, str] = {}
+    for key, text in texts.items():
+        changed[key] = text
+        for share, length, piece in cuts if key != "Software" else []:
+            text = changed[key]
+            place = int(share * len(text))
+            changed[key] = text[:place] + piece + text[place + length :]
+    found = programs.read(changed)
+    if found and found.recipe:
+        asked(picture.command(found.recipe)[0])
