@@ -86,6 +86,23 @@ def test_text_to_image(loaded, variant: str, negative: str | None):
     assert apart(ours.latent[None], theirs) < TOLERANCE
 
 
+@pytest.mark.parametrize("steps", [4, 10])
+def test_a_scheduler_that_does_not_end_at_zero(loaded, monkeypatch, steps: int):
+    """set_alpha_to_one: false, as published: diffusers leaves the noise of its first time step."""
+    model, pipe = loaded("sd1")
+    config = {**pipe.scheduler.config, "set_alpha_to_one": False}
+    monkeypatch.setattr(pipe, "scheduler", diffusers.DDIMScheduler.from_config(config))
+    asked = {"num_inference_steps": steps, "guidance_scale": 3.0, "output_type": "latent"}
+    theirs = pipe(PROMPT, latents=noise(model), height=SIZE, width=SIZE, **asked).images
+    *_, before, last = model.steps(
+        PROMPT, noise=noise(model), size=SIZE, steps=steps, guidance=3, **LIKE_DDIM
+    )
+    lowest = model.process.sigma_min
+    left = last.x0 + lowest * (before.x - last.x0) / before.sigma
+    assert apart(left / (1 + lowest**2) ** 0.5, theirs) < TOLERANCE
+    assert 1e-3 < apart(last.x, theirs) < 2e-2
+
+
 def test_no_negative_prompt_is_zeros_for_xl_and_the_empty_prompt_for_others(loaded):
     for variant, zero in (("sd1", False), ("sd2", False), ("sdxl", True), ("sdxl-refiner", False)):
         model, _ = loaded(variant)

@@ -122,6 +122,18 @@ def test_flow_sigmas_start_a_thousandth_below_pure_noise(steps: int):
     assert process.timestep(SCHEDULES["trailing"](process, steps))[0] == 1000
 
 
+@pytest.mark.parametrize("steps", [4, 5, 8, 10, 20, 25, 40, 50, 30, 7])
+def test_trailing_is_the_sampling_that_sdxl_was_published_with(steps: int):
+    """Of generative-models, which rounds down: the same, or at most one time step apart."""
+    process = PROCESSES["scaled-linear"]()
+    theirs = torch.tensor([int(999 - k * 999 / steps) for k in range(steps)])
+    ours = process.timestep(SCHEDULES["trailing"](process, steps)[:-1]).round()
+    if 1000 % steps == 0:
+        assert torch.equal(ours, theirs.double())
+    else:
+        assert (ours - theirs).abs().max() <= 1
+
+
 def test_sgm_uniform_is_trailing_without_rounding():
     """Whole where T − 1 divides, and the same as `trailing` where time has no steps."""
     process = DISCRETE["scaled-linear"]()

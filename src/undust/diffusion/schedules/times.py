@@ -69,7 +69,8 @@ def linspace(process: Process, steps: int) -> Tensor:
 def sgm_uniform(process: Process, steps: int) -> Tensor:
     """Even times from the last one down, one more than asked for, without the last of them.
 
-    As in generative-models' sampling of SDXL; whole time steps are not asked for.
+    As ComfyUI's sgm_uniform: fractional time steps. The code that SDXL was published with rounds
+    them down to whole ones; `trailing` has the same where the steps divide the time steps.
     """
     return process.sigma(_between(process, ramp(steps + 1)[:-1]))
 
