@@ -147,13 +147,15 @@ class DiffusionTask:
         """A caption of the data, as a prompt that the model was trained on."""
         return next((escape(caption) for caption in self.wording.every() if caption.strip()), "")
 
-    def preview(self) -> Image.Image:
-        """The recipe's prompts, painted with seeds that never change."""
-        recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=20)
+    def preview(self, *, brief: bool = False) -> Image.Image:
+        """The recipe's prompts, painted with seeds that never change; brief: one, in one step."""
+        steps = 1 if brief else 20
+        recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=steps)
+        recipes = recipes[: 1 if brief else None]
         *_, last = loop.paint(self.model, recipes)
         return grid([picture.image for picture in loop.finish(recipes, last)])
 
-    def publish(self, folder: Path) -> None:
+    def publish(self, folder: Path, *, brief: bool = False) -> None:  # noqa: ARG002
         """Writes the whole model as a diffusers folder."""
         self.model.save(folder)
 

@@ -80,23 +80,23 @@ class FirstStageTask:
         return {"loss": loss, **terms}
 
     @torch.no_grad()
-    def preview(self) -> Image.Image:
-        """Pictures of the data set above what became of them."""
+    def preview(self, *, brief: bool = False) -> Image.Image:
+        """Pictures of the data set above what became of them; brief: one of them."""
         apart = max(1, len(self.pictures) // SHOWN)
-        x = self.pictures(range(0, len(self.pictures), apart)[:SHOWN])
+        x = self.pictures(range(0, len(self.pictures), apart)[: 1 if brief else SHOWN])
         y = self.autoencoder.decode(self.autoencoder.encode(x).mode())
         return grid(to_images(torch.cat([x, y])), columns=len(x))
 
     @torch.no_grad()
-    def publish(self, folder: Path) -> None:
+    def publish(self, folder: Path, *, brief: bool = False) -> None:
         """Writes the autoencoder as a diffusers folder, its latents normalised.
 
         Mean and deviation of each channel of sampled latents (a channel that carries nothing is
         all sampling noise) are measured on the run's first pictures and folded into the 1×1
         convolutions on both sides of the latent, so that every tool that reads the folder gets
-        latents of variance 1 with a scaling factor of 1.
+        latents of variance 1 with a scaling factor of 1. brief: measured on two pictures.
         """
-        which = self.order.batch(0, min(MEASURED, len(self.pictures))).sample
+        which = self.order.batch(0, min(2 if brief else MEASURED, len(self.pictures))).sample
         posterior = encode(self.autoencoder, self.pictures, which)
         spread = posterior.logvar.exp().mean((0, 2, 3))
         deviation = (posterior.mean.var((0, 2, 3)) + spread).sqrt()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -63,12 +64,15 @@ class Task(Protocol):
         """Scalar terms of the batch's loss by name; "loss" is what is minimised."""
         ...
 
-    def preview(self) -> Image.Image:
-        """A picture of what the current weights can do."""
+    def preview(self, *, brief: bool = False) -> Image.Image:
+        """A picture of what the current weights can do; brief: with the least work."""
         ...
 
-    def publish(self, folder: Path) -> None:
-        """Writes the current weights as a model folder, replacing one that is there."""
+    def publish(self, folder: Path, *, brief: bool = False) -> None:
+        """Writes the current weights as a model folder, replacing one that is there.
+
+        brief: with the least work, for a folder that nobody will use.
+        """
         ...
 
 
@@ -123,6 +127,23 @@ class Trainer:
             self.optimizers.load(checkpoint.optimizer, checkpoint.step)
         except KeyError as error:
             raise UndustError(f"{self.out}: the newest checkpoint has no {error}") from error
+
+    def rehearse(self) -> None:
+        """One step, save and preview with the least work; nothing of it is kept.
+
+        Raises UndustError for what would end the run at its first save or preview.
+        """
+        # If the process is killed here, the next write in `out` removes the folder.
+        with (
+            tempfile.TemporaryDirectory(prefix=".undust-", suffix=".tmp", dir=self.out) as folder,
+            torch.random.fork_rng(devices=[]),
+        ):
+            self._losses(self.task.order.batch(self.step, 1))["loss"].backward()
+            for parameter in self.parameters.values():
+                parameter.grad = None
+            with self._averaged():
+                self.task.publish(Path(folder) / "model", brief=True)
+                self.task.preview(brief=True)
 
     def train(self, observe: Callable[[Progress], None]) -> bool:
         """Runs to the last step; False when Ctrl-C or SIGTERM asked to stop (state is saved).
@@ -194,9 +215,7 @@ class Trainer:
         batch = self.task.order.batch(self.step, self.run.batch)
         for parameter in self.parameters.values():
             parameter.grad = None
-        half = self.run.precision == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            losses = self.task.losses(batch)
+        losses = self._losses(batch)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         values = {name: float(value.detach()) for name, value in losses.items()}
@@ -215,6 +234,11 @@ class Trainer:
         self.ema.update(self.step)
         self.step += 1
         return values
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        half = self.run.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return self.task.losses(batch)
 
     @contextmanager
     def _averaged(self) -> Generator[None]:

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "data.folder",  # the place; its content is compared by digest, as that of the first stage is
     "data.on_error",
     "first_stage",
+    "unet.sample_size",  # a default of sampling
 )
 FIRST = 4  # refusals that are named
 INPUTS = {"data": "the data", "first_stage": "the first stage's weights"}

@@ -11,6 +11,7 @@ from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
 from undust.training import checkpoints
 from undust.training.data import Observe
+from undust.training.derived import with_derived
 from undust.training.diffusion import DiffusionTask
 from undust.training.first_stage import FirstStageTask
 from undust.training.loop import Progress, Trainer
@@ -45,13 +46,16 @@ def check_run(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> str:
     """
     if any((out / "checkpoints").glob("step-*")):
         return ""
+    if isinstance(recipe, DiffusionRecipe):
+        recipe = with_derived(recipe)
+    written = recipe.model_dump(mode="json")
     runs = {
         path.parent.name: found
         for path in out.parent.glob("*/checkpoints")
         if (found := checkpoints.newest_recipe(path))
     }
     for name, (step, other) in runs.items():
-        if not out.exists() and same_run(other, recipe.model_dump(mode="json")):
+        if not out.exists() and same_run(other, written):
             raise UndustError(
                 f"{out} does not exist; {out.with_name(name)} is at step {step} of this recipe: "
                 "is that meant? Without --resume this starts anew"
@@ -74,7 +78,8 @@ def prepare(
     none yet. `out` is locked until the run ends. observe: told how many pictures of all are
     encoded as latents. Raises UndustError for a folder in which another run trains, for
     checkpoints that would be lost without `resume`, for ones of which none is whole or that the
-    recipe cannot go on from, and for data that cannot be trained on.
+    recipe cannot go on from, for data that cannot be trained on, and for what would end the run at
+    its first save or preview.
     """
     make_folder(out)
     try:
@@ -112,6 +117,8 @@ def _locked(
     if refused and not checkpoint:
         raise UndustError(f"{refused[0]}; {out} has no whole checkpoint to resume from")
     notes = [f"passed over: {sentence}" for sentence in refused]
+    if isinstance(recipe, DiffusionRecipe):
+        recipe = with_derived(recipe)
     written = recipe.model_dump(mode="json")
     if checkpoint:
         notes += compare_recipes(checkpoint, written, out)
@@ -131,4 +138,6 @@ def _locked(
                 f"run.steps is {recipe.run.steps}, but {checkpoint.step} are done: nothing is "
                 "left to train"
             )
+    if trainer.step < recipe.run.steps:
+        trainer.rehearse()
     return trainer, notes
