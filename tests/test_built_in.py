@@ -59,3 +59,24 @@ def test_diffusers_paints_the_same_picture_from_the_same_latent(emoji):
             prompt, noise=noise, steps=20, guidance=4.0, sampler="ddim", schedule="leading"
         )
         assert np.abs(expected * 255 - np.asarray(got.image, float)).max() <= 2
+
+
+@pytest.mark.parametrize("sampler", ["rk45", "dpm-adaptive"])
+def test_adaptive_samplers_paint_each_picture_alone(emoji, sampler: str):
+    """A step that rounding accepts in a batch and rejects alone moved bytes by up to 4."""
+    prompts = ["a smiling cat", "웃는 고양이"]
+    together = emoji.generate(prompts, seed=1002, sampler=sampler, steps=8)
+    (alone,) = emoji.generate(prompts[1], seed=1002, sampler=sampler, steps=8)
+    assert [picture.recipe.batch for picture in together] == [1, 1]
+    assert together[1].image.tobytes() == alone.image.tobytes()
+
+
+def test_pictures_of_a_batch_are_those_alone_to_one_byte(emoji):
+    """At the defaults, and where noise is drawn: on any processor."""
+    prompts = ["a smiling cat", "웃는 고양이", "red heart"]
+    for options in ({}, {"sampler": "euler-ancestral"}, {"upscale": "2@0.4", "steps": 8}):
+        together = emoji.generate(prompts, seed=7, **options)
+        exact = emoji.generate(prompts, seed=7, exact=True, **options)
+        for one, other in zip(together, exact, strict=True):
+            off = np.asarray(one.image).astype(int) - np.asarray(other.image)
+            assert np.abs(off).max() <= 1

@@ -192,12 +192,15 @@ def batches(
 ) -> Iterator[list[Recipe]]:
     """Recipes that can be painted together, in order, each told its batch and place.
 
-    Their prompts come to as many tokens, so that none of them depends on the others' length.
+    Their prompts come to as many tokens, so that none of them depends on the others' length. With
+    exact, and with an adaptive sampler, each is alone.
     Raises UndustError for files that are not what they were, or not for this model.
     """
     for waiting in _alike(model, recipes):
         pixels = math.prod(waiting[0].final)
-        size = 1 if exact else max(1, min(TOGETHER // pixels, 64))
+        # An adaptive sampler amplifies rounding: whether it takes a step hangs on the last bits.
+        alone = exact or SAMPLERS[waiting[0].sampler].adaptive
+        size = 1 if alone else max(1, min(TOGETHER // pixels, 64))
         for start in range(0, len(waiting), size):
             part = waiting[start : start + size]
             yield [
