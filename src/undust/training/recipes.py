@@ -111,7 +111,9 @@ class Run(Table):
     ema: float = Field(
         default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: none"
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="fp32", description="of the computation; auto: bf16 where that is faster, measured"
+    )
     log_every: int = Field(default=20, gt=0, description="steps from one log line to the next")
     sample_every: int = Field(default=500, gt=0, description="steps between two previews")
     checkpoint_every: int = Field(default=500, gt=0, description="steps between two checkpoints")

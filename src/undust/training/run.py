@@ -15,6 +15,7 @@ from undust.training.derived import with_derived
 from undust.training.diffusion import DiffusionTask
 from undust.training.first_stage import FirstStageTask
 from undust.training.loop import Progress, Trainer
+from undust.training.precision import resolved
 from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
 from undust.training.resume import compare_inputs, compare_recipes, same_run
 
@@ -119,6 +120,9 @@ def _locked(
     notes = [f"passed over: {sentence}" for sentence in refused]
     if isinstance(recipe, DiffusionRecipe):
         recipe = with_derived(recipe)
+    before = checkpoint.recipe.get("run", {}).get("precision") if checkpoint else None
+    recipe, note = resolved(recipe, before)
+    notes += [note] if note else []
     written = recipe.model_dump(mode="json")
     if checkpoint:
         notes += compare_recipes(checkpoint, written, out)

@@ -197,7 +197,7 @@ def test_many_texts_are_bounded(tmp_path: Path):
 def test_any_tags_give_texts_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, comment: bytes, note: bytes, order: bool
 ):
-    path = tmp_path_factory.getbasetemp() / "any.jpg"
+    path = tmp_path_factory.getbasetemp() / "any comment.jpg"
     code = (b"UNICODE\0", b"")[order]
     tags = {containers.USER_COMMENT: code + comment, containers.MAKER_NOTE: b"undust:" + note}
     IMAGE.save(path, exif=exif(tags))
@@ -208,7 +208,8 @@ def test_any_tags_give_texts_or_an_error(
 def test_any_damage_gives_texts_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, place: int, byte: int, cut: int
 ):
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.getbasetemp() / "containers"
+    folder.mkdir(exist_ok=True)
     for kind in ("JPEG", "WEBP", "TIFF"):
         path = folder / f"whole.{kind}"
         if not path.exists():

@@ -48,10 +48,11 @@ class PeftConfig:
 
     def _rank(self, module: str) -> float:
         """The rank of a module whose tensors do not show it."""
-        ranks = _pattern(self.content, "rank_pattern", self.where)
-        rank = _own(ranks, module, _number(self.content.get("r"), f"{self.where}: r"))
+        where = Path(self.where).name  # the whole path stands before the error already
+        ranks = _pattern(self.content, "rank_pattern", where)
+        rank = _own(ranks, module, _number(self.content.get("r"), f"{where}: r"))
         if not rank or rank < 0:
-            raise UndustError(f"{self.where}: r is {rank}, which cannot be")
+            raise UndustError(f"{where}: r is {rank}, which cannot be")
         return rank
 
 

@@ -1,0 +1,72 @@
+"""The precision of a run: a processor that has bfloat16 can be slower with it, so it is timed."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+
+ROUNDS = 5
+FASTER = 1.05  # below this ratio bfloat16 is not worth its rounding
+Recipe = FirstStageRecipe | DiffusionRecipe
+
+
+def resolved(recipe: Recipe, before: str | None = None) -> tuple[Recipe, str]:
+    """The recipe with a precision in the place of "auto", and a note on it, or "".
+
+    before: the precision that a run which goes on was trained in until now; "auto" keeps it.
+    """
+    asked = recipe.run.precision
+    if asked == "fp32":
+        return recipe, ""
+    if asked == "auto" and before in ("fp32", "bf16"):
+        return _with(recipe, before), ""
+    ratio = bfloat16_speed()
+    measured = f"bfloat16 takes 1/{ratio:.1f} of float32's time here"
+    if ratio < 1:
+        measured = f"bfloat16 takes {1 / ratio:.1f} × float32's time here"
+    if asked == "bf16":
+        slower = f"run.precision = bf16: {measured}; auto or fp32 is faster"
+        return recipe, slower if ratio < 1 else ""
+    chosen = "bf16" if ratio >= FASTER else "fp32"
+    return _with(recipe, chosen), f"run.precision auto: {chosen}, since {measured}"
+
+
+@cache
+def bfloat16_speed() -> float:
+    """float32's time over bfloat16's for a small training step, measured once in a process.
+
+    A convolution, attention and two matrix products at the sizes of a small U-Net, forwards and
+    backwards, as autocast runs them: about 0.2 s. The two take turns and the shortest times count,
+    so that other work disturbs neither alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 128, 8, 8, generator=generator)
+    weights = kernel, wide, narrow = [
+        torch.randn(*shape, generator=generator).requires_grad_()
+        for shape in ((128, 128, 3, 3), (128, 512), (512, 128))
+    ]
+
+    def seconds(*, half: bool) -> float:
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            tokens = F.conv2d(x, kernel, padding=1).flatten(2).transpose(1, 2)
+            heads = tokens.unflatten(2, (4, 32)).transpose(1, 2)
+            attended = F.scaled_dot_product_attention(heads, heads, heads)
+            out = attended.transpose(1, 2).flatten(2) @ wide @ narrow
+        torch.autograd.grad(out.float().square().mean(), weights)
+        return time.perf_counter() - began
+
+    with torch.enable_grad():
+        _ = seconds(half=False), seconds(half=True)  # the first time costs more
+        times = [(seconds(half=False), seconds(half=True)) for _ in range(ROUNDS)]
+    return min(full for full, _ in times) / min(half for _, half in times)
+
+
+def _with(recipe: Recipe, precision: str) -> Recipe:
+    run = recipe.run.model_copy(update={"precision": precision})
+    return recipe.model_copy(update={"run": run})

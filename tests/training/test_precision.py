@@ -1,0 +1,57 @@
+"""The precision of a run is measured and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from undust.training import precision
+from undust.training.precision import bfloat16_speed, resolved
+from undust.training.recipes import FirstStageRecipe
+from undust.training.run import prepare, train
+
+Read = Callable[..., FirstStageRecipe]
+
+
+def test_the_measurement_is_made_once_and_disturbs_nothing():
+    before = torch.random.get_rng_state()
+    ratio = bfloat16_speed()
+    assert 0 < ratio < 1000
+    assert bfloat16_speed() == ratio
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("ratio", "chosen"), [(0.5, "fp32"), (1.0, "fp32"), (2.2, "bf16")])
+def test_the_faster_one_is_chosen_and_told(
+    first_stage_recipe: Read, monkeypatch: pytest.MonkeyPatch, ratio: float, chosen: str
+):
+    monkeypatch.setattr(precision, "bfloat16_speed", lambda: ratio)
+    recipe, note = resolved(first_stage_recipe("run.precision=auto"))
+    assert recipe.run.precision == chosen
+    assert note.startswith(f"run.precision auto: {chosen}, since bfloat16 takes ")
+    asked, note = resolved(first_stage_recipe("run.precision=bf16"))
+    assert asked.run.precision == "bf16"
+    assert note == (
+        "run.precision = bf16: bfloat16 takes 2.0 × float32's time here; auto or fp32 is faster"
+        if ratio < 1
+        else ""
+    )
+    assert resolved(first_stage_recipe("run.precision=fp32"))[1] == ""
+
+
+def test_a_run_that_goes_on_keeps_what_it_began_with(
+    first_stage_recipe: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(precision, "bfloat16_speed", lambda: 2.0)
+    recipe = first_stage_recipe("run.precision=auto", "run.steps=2")
+    assert train(recipe, tmp_path)
+    (state,) = sorted(tmp_path.glob("checkpoints/*/state.json"))
+    assert json.loads(state.read_text("utf-8"))["recipe"]["run"]["precision"] == "bf16"
+    monkeypatch.setattr(precision, "bfloat16_speed", lambda: 0.5)
+    trainer, notes = prepare(recipe, tmp_path, resume=True)
+    assert trainer.run.precision == "bf16"
+    assert notes == []
