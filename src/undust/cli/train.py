@@ -77,7 +77,7 @@ def train(
     show.line(model)
     show.summary(
         f"paint with it: undust generate {shlex.quote(trainer.task.example)} "
-        f"--model {shlex.quote(str(model))}"
+        f"--model {shlex.quote(str(model))}; diffusers opens it as StableDiffusionPipeline"
         if read.kind == "diffusion"
         else f'train on its latents: a diffusion recipe with first_stage = "{model}"; '
         f"measure it: undust evaluate {shlex.quote(str(model))} {shlex.quote(str(data))}"

@@ -38,7 +38,7 @@ class Table(BaseModel):
 class Data(Table):
     """Which pictures, how large, and in what order they are drawn."""
 
-    folder: Place = Field(description="pictures and metadata.jsonl")
+    folder: Place = Field(description="pictures, with captions beside them or in metadata")
     size: int = Field(
         gt=0, le=2**15, description="pictures are resized and centre-cropped to this, pixels"
     )
