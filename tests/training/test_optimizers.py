@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from undust.training.muon import Muon, orthogonalised
 from undust.training.optimizers import Optimizers
 from undust.training.recipes import Optimizer
 
@@ -84,3 +85,34 @@ def test_moments_are_all_that_is_needed_to_go_on(kind: str):
         second.step(RATE)
     for name in SHAPES:
         assert torch.equal(whole[name], parts[name]), name
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_singular_vectors_stay_and_singular_values_come_to_one(shape: tuple[int, int]):
+    """In float64 the iteration is the odd polynomial, applied to each singular value by itself."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / matrix.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = u @ values.diag() @ v
+    torch.testing.assert_close(orthogonalised(matrix, torch.float64), expected)
+    single = orthogonalised(matrix.float(), torch.float32)
+    torch.testing.assert_close(single, expected.float(), rtol=1e-3, atol=1e-4)
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_muon_in_bfloat16_is_torchs():
+    torch.manual_seed(0)
+    start = torch.randn(24, 40)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    mine = Muon([ours], 0.1, torch.bfloat16)
+    peer = torch.optim.Muon([theirs], lr=RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    mine.param_groups[0]["lr"] = RATE
+    for _ in range(4):
+        ours.grad = torch.randn(24, 40)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        peer.step()
+    moved = (start - theirs).norm()
+    assert (ours - theirs).norm() < 1e-2 * moved  # bfloat16 has 8 bits

@@ -43,6 +43,20 @@ def test_the_faster_one_is_chosen_and_told(
     assert resolved(first_stage_recipe("run.precision=fp32"))[1] == ""
 
 
+@pytest.mark.parametrize(("ratio", "chosen"), [(0.5, "fp32"), (2.2, "bf16")])
+def test_muon_is_as_fast_as_the_machine_allows(
+    first_stage_recipe: Read, monkeypatch: pytest.MonkeyPatch, ratio: float, chosen: str
+):
+    """Also where the computation is in float32; a run that goes on keeps what it had."""
+    monkeypatch.setattr(precision, "bfloat16_speed", lambda: ratio)
+    recipe = first_stage_recipe("optimizer.kind=muon")
+    assert resolved(recipe)[0].run.muon_precision == chosen
+    assert resolved(recipe, {})[0].run.muon_precision == "bf16"  # of an earlier version
+    for kept in ("fp32", "bf16"):
+        assert resolved(recipe, {"muon_precision": kept})[0].run.muon_precision == kept
+    assert resolved(first_stage_recipe())[0].run.muon_precision == "auto"  # of AdamW: no question
+
+
 def test_a_run_that_goes_on_keeps_what_it_began_with(
     first_stage_recipe: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

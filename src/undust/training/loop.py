@@ -107,7 +107,7 @@ class Trainer:
         self.step = 0
         self.parameters = dict(task.modules.named_parameters())
         self.ema = Ema(self.parameters, run.ema)
-        self.optimizers = Optimizers(self.parameters, optimizer)
+        self.optimizers = Optimizers(self.parameters, optimizer, half=run.muon_precision != "fp32")
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes to a checkpoint. Raises UndustError for one of other tensors."""

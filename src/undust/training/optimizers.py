@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from undust.training.muon import Muon
 from undust.training.recipes import Optimizer
 
 # Where there is no matrix between two hidden states: tables of vectors, first and last layers.
@@ -22,7 +23,10 @@ class Optimizers:
     updates (Liu et al. 2025, eq. 4), so that one learning rate serves both.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Optimizer) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], settings: Optimizer, *, half: bool = True
+    ) -> None:
+        """half: Muon orthogonalises in bfloat16, else in float32."""
         self._parameters = parameters
         # The same memory, seen as matrices.
         self._matrices = {
@@ -36,11 +40,8 @@ class Optimizers:
             torch.optim.AdamW(rest.values(), betas=settings.betas, weight_decay=decay, fused=True)
         ]
         if self._matrices:
-            self._optimizers.append(
-                torch.optim.Muon(
-                    self._matrices.values(), weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-                )
-            )
+            dtype = torch.bfloat16 if half else torch.float32
+            self._optimizers.append(Muon(self._matrices.values(), decay, dtype))
 
     def step(self, rate: float) -> None:
         """Moves every parameter by the gradient that lies at it."""

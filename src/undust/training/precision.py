@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +17,25 @@ FASTER = 1.05  # below this ratio bfloat16 is not worth its rounding
 Recipe = FirstStageRecipe | DiffusionRecipe
 
 
-def resolved(recipe: Recipe, before: str | None = None) -> tuple[Recipe, str]:
-    """The recipe with a precision in the place of "auto", and a note on it, or "".
+def resolved(recipe: Recipe, before: Mapping[str, Any] | None = None) -> tuple[Recipe, str]:
+    """The recipe with precisions in the place of "auto", and a note on the computation's, or "".
 
-    before: the precision that a run which goes on was trained in until now; "auto" keeps it.
+    before: the table `run` of the recipe that a run which goes on had until now; "auto" keeps its
+    precisions. Versions without `muon_precision` had bfloat16 there.
     """
+    if recipe.optimizer.kind == "muon" and recipe.run.muon_precision == "auto":
+        muon = "bf16" if before is not None or bfloat16_speed() >= 1 else "fp32"
+        muon = (before or {}).get("muon_precision", muon)
+        recipe = _with(recipe, muon_precision=muon)
+    return _resolved(recipe, (before or {}).get("precision"))
+
+
+def _resolved(recipe: Recipe, before: str | None) -> tuple[Recipe, str]:
     asked = recipe.run.precision
     if asked == "fp32":
         return recipe, ""
     if asked == "auto" and before in ("fp32", "bf16"):
-        return _with(recipe, before), ""
+        return _with(recipe, precision=before), ""
     ratio = bfloat16_speed()
     measured = f"bfloat16 takes 1/{ratio:.1f} of float32's time here"
     if ratio < 1:
@@ -33,7 +44,7 @@ def resolved(recipe: Recipe, before: str | None = None) -> tuple[Recipe, str]:
         slower = f"run.precision = bf16: {measured}; auto or fp32 is faster"
         return recipe, slower if ratio < 1 else ""
     chosen = "bf16" if ratio >= FASTER else "fp32"
-    return _with(recipe, chosen), f"run.precision auto: {chosen}, since {measured}"
+    return _with(recipe, precision=chosen), f"run.precision auto: {chosen}, since {measured}"
 
 
 @cache
@@ -67,6 +78,6 @@ def bfloat16_speed() -> float:
     return min(full for full, _ in times) / min(half for _, half in times)
 
 
-def _with(recipe: Recipe, precision: str) -> Recipe:
-    run = recipe.run.model_copy(update={"precision": precision})
+def _with(recipe: Recipe, **run_keys: str) -> Recipe:
+    run = recipe.run.model_copy(update=run_keys)
     return recipe.model_copy(update={"run": run})

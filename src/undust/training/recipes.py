@@ -114,6 +114,9 @@ class Run(Table):
     precision: Literal["fp32", "bf16", "auto"] = Field(
         default="fp32", description="of the computation; auto: bf16 where that is faster, measured"
     )
+    muon_precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="auto", description="of Muon's orthogonalisation; auto: the faster one, measured"
+    )
     log_every: int = Field(default=20, gt=0, description="steps from one log line to the next")
     sample_every: int = Field(default=500, gt=0, description="steps between two previews")
     checkpoint_every: int = Field(default=500, gt=0, description="steps between two checkpoints")

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "run.steps",
     "run.ema",
     "run.precision",
+    "run.muon_precision",
     "run.log_every",
     "run.sample_every",
     "run.checkpoint_every",

@@ -120,7 +120,7 @@ def _locked(
     notes = [f"passed over: {sentence}" for sentence in refused]
     if isinstance(recipe, DiffusionRecipe):
         recipe = with_derived(recipe)
-    before = checkpoint.recipe.get("run", {}).get("precision") if checkpoint else None
+    before = checkpoint.recipe.get("run", {}) if checkpoint else None
     recipe, note = resolved(recipe, before)
     notes += [note] if note else []
     written = recipe.model_dump(mode="json")
