@@ -1,4 +1,4 @@
-"""Time of Muon's update of the built-in U-Net's matrices: torch's, and ours in either precision.
+"""Time of a training step of the built-in U-Net: torch's Muon, and ours in both precisions.
 
 .venv/bin/python benchmarks/muon_step.py --rounds 5
 """
@@ -12,11 +12,12 @@ import tomllib
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from undust.networks.config import UNetConfig
 from undust.networks.unet import UNet
-from undust.training.muon import Muon
+from undust.training.optimizers import Optimizers
+from undust.training.precision import bfloat16_speed
+from undust.training.recipes import DiffusionRecipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "emoji-diffusion.toml"
 
@@ -25,26 +26,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    unet = UNet(UNetConfig.read(tomllib.loads(RECIPE.read_text("utf-8"))["unet"]))
-    shapes = [(len(p), p[0].numel()) for p in unet.parameters() if p.ndim >= 2]
-    matrices = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    for matrix in matrices:
-        matrix.grad = torch.randn_like(matrix)
+    recipe = DiffusionRecipe.model_validate(tomllib.loads(RECIPE.read_text("utf-8")))
+    unet = UNet(recipe.unet)
+    parameters = dict(unet.named_parameters())
     optimizers = {
-        "torch.optim.Muon (bfloat16)": torch.optim.Muon(matrices),
-        "undust, bfloat16": Muon(matrices, 0.0, torch.bfloat16),
-        "undust, float32": Muon(matrices, 0.0, torch.float32),
+        name: Optimizers(parameters, recipe.optimizer, half=half)
+        for name, half in (("torch, bfloat16", True), ("bfloat16", True), ("float32", False))
     }
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
+    torchs = optimizers["torch, bfloat16"]
+    torchs._optimizers[1] = torch.optim.Muon(torchs._matrices.values(), weight_decay=0.01)
+    half = bfloat16_speed() > 1
+    print(f"{torch.get_num_threads()} threads; the network in {'bfloat16' if half else 'float32'}")
+    updates: dict[str, list[float]] = {name: [] for name in optimizers}
+    steps: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(rounds + 1):
         for name, optimizer in optimizers.items():
             began = time.perf_counter()
-            optimizer.step()
-            times[name].append(time.perf_counter() - began)
-    base = statistics.median(times["torch.optim.Muon (bfloat16)"][1:])
-    for name, each in times.items():
-        median = statistics.median(each[1:])
-        print(f"{name}: {median:.3f} s, {median / base:.2f} ×")
+            loss(unet, recipe, half=half).backward()
+            middle = time.perf_counter()
+            optimizer.step(1e-6)
+            ended = time.perf_counter()
+            unet.zero_grad()
+            updates[name].append(ended - middle)
+            steps[name].append(ended - began)
+    for title, times in (("update", updates), ("whole step", steps)):
+        medians = {name: statistics.median(each[1:]) for name, each in times.items()}
+        for name, median in medians.items():
+            ratio = median / medians["torch, bfloat16"]
+            print(f"{title}, {name}: {median:.3f} s, {ratio:.2f} ×")
+
+
+def loss(unet: UNet, recipe: DiffusionRecipe, *, half: bool) -> Tensor:
+    """The squared output for a batch of the recipe's shapes."""
+    batch, size, length = recipe.run.batch, recipe.unet.sample_size, recipe.captions.length
+    x = torch.randn(batch, recipe.unet.in_channels, size, size)
+    words = torch.randn(batch, length, recipe.text_encoder.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return unet(x, torch.full((batch,), 500.0), words).float().square().mean()
 
 
 if __name__ == "__main__":

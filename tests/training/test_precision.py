@@ -18,11 +18,12 @@ Read = Callable[..., FirstStageRecipe]
 
 
 def test_the_measurement_is_made_once_and_disturbs_nothing():
-    before = torch.random.get_rng_state()
+    before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     ratio = bfloat16_speed()
     assert 0 < ratio < 1000
     assert bfloat16_speed() == ratio
     assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(("ratio", "chosen"), [(0.5, "fp32"), (1.0, "fp32"), (2.2, "bf16")])
