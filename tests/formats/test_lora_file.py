@@ -105,6 +105,22 @@ def test_a_refiners_only_text_encoder(prefix, read):
     assert lora.changes["text_encoder_2"].keys() == {layer}
 
 
+def test_scales_of_a_refiners_only_text_encoder(read):
+    """Under the name of the first, as its keys; that of the second counts more."""
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    refiner = networks("sdxl-refiner")
+    shape = tuple(refiner["text_encoder_2"].get_submodule(layer).weight.shape)
+    first = {"text_encoder.lora_alpha": 6}
+    for prefix, options, scale in (
+        ("text_encoder.", first, 2.0),
+        ("text_encoder.", first | {"text_encoder_2.lora_alpha": 9}, 3.0),
+        ("text_encoder_2.", first, 1.0),
+    ):
+        tensors = prefixed(prefix + layer, families.lora_without_alpha(shape, draw(0)))
+        lora = read(tensors, {"lora_adapter_metadata": json.dumps(options)}, refiner)
+        assert lora.changes["text_encoder_2"][layer].scale == scale
+
+
 def test_the_first_of_two_text_encoders_is_not_a_refiners(read):
     """As in a file for SDXL's base model: of its two encoders the refiner has the second."""
     layer = "text_model_encoder_layers_0_self_attn_q_proj"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import peft
@@ -15,6 +16,7 @@ from adapters.families import IN, OUT, draw, net, prefixed
 from undust.cli.inspect import describe
 from undust.errors import UndustError
 from undust.formats import additions, safetensors_file
+from undust.formats.lora import peft_config
 from undust.formats.lora.file import load
 from undust.formats.lora.outline import outline
 
@@ -81,6 +83,57 @@ def test_a_method_that_is_not_known_by_its_tensors(tmp_path: Path):
     safetensors_file.save(path, {"base_model.model.linear.new_A": torch.ones(2, 2)})
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "NEWEST"}))
     refused(path, "PEFT's NEWEST")
+
+
+@pytest.mark.parametrize(
+    ("init", "kind"),
+    [("pissa", "PiSSA"), ("pissa_niter_4", "PiSSA"), ("olora", "OLoRA"), ("loftq", "LoftQ")],
+)
+def test_adapters_beside_another_base(init: str, kind: str, tmp_path: Path):
+    """PEFT takes the adapter as it began off the base model's weights, or quantises them."""
+    config = peft.LoraConfig(target_modules=["linear"], r=3)
+    config.init_lora_weights = init  # PEFT checks loftq against its own options and packages
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = prefixed("base_model.model.linear", families.lora_without_alpha((OUT, IN), draw(0)))
+    safetensors_file.save(path, tensors)
+    config.save_pretrained(tmp_path)
+    for read in (lambda: load(path, {"unet": net()}), lambda: additions.kind_of(path)):
+        with pytest.raises(UndustError, match=f"{kind}.*, which needs"):
+            read()
+    assert "which needs" in describe(path)["cannot be used"]
+    config.init_lora_weights = True  # as PEFT's conversion writes it
+    config.save_pretrained(tmp_path)
+    assert load(path, {"unet": net()}).changes["unet"].keys() == {"linear"}
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", "mica"])
+def test_beginnings_that_leave_the_base_alone(init: bool | str, tmp_path: Path):
+    """PEFT's layer gives the base plus what undust's change is, for each of them."""
+    torch.manual_seed(0)
+    module = Called(nn.Linear(16, 16))
+    base = module[0].weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # eva without its configuration
+        config = peft.LoraConfig(init_lora_weights=init, target_modules=["0"], r=2, lora_alpha=3)
+        theirs = peft.get_peft_model(module, config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter)
+    theirs.save_pretrained(tmp_path)
+    lora = load(tmp_path / "adapter_model.safetensors", {"unet": nn.Sequential(nn.Linear(16, 16))})
+    change = lora.changes["unet"]["0"]
+    ours = base + change.scale * change.weight.up @ change.weight.down
+    merged = theirs.merge_and_unload()[0].weight
+    torch.testing.assert_close(ours, merged.detach())
+
+
+@pytest.mark.parametrize("option", ["use_qalora", "kasa_config", "alora_invocation_tokens"])
+def test_variants_of_more_than_two_factors(option: str, tmp_path: Path):
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = prefixed("base_model.model.linear", families.lora_without_alpha((OUT, IN), draw(0)))
+    safetensors_file.save(path, tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", option: [1]}))
+    refused(path, peft_config.VARIANTS[option])
 
 
 def test_a_controlnet_lllite(tmp_path: Path):

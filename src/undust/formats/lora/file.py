@@ -23,7 +23,7 @@ from undust.formats import safetensors_file, textual_inversion
 from undust.formats.folder import named
 from undust.formats.lora import kinds, peft_config
 from undust.formats.lora.factors import Factors, Kronecker, factors, magnitude, same
-from undust.formats.lora.names import Target, lookup, split
+from undust.formats.lora.names import Target, lookup, only_encoder_is_first, split
 from undust.formats.lora.peft_config import Configs
 
 OTHERS = ("alpha", "bias", "up_bias", "dora_scale", "magnitude")  # roles beside the factors'
@@ -71,8 +71,10 @@ def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
             if factor and not tensor.float().isfinite().all():
                 raise UndustError(f"it is damaged: {shown(key)} holds NaN or infinity")
         configs = peft_config.read(path, tensors.keys(), header.metadata)
+        if only_encoder_is_first(networks, tensors):
+            configs = peft_config.for_only_encoder(configs)
         shapes = {key: entry.shape for key, entry in header.tensors.items()}
-        if kind := kinds.unsupported(shapes, peft_config.methods(configs)):
+        if kind := kinds.unsupported(shapes, configs):
             raise kinds.refusal(kind)
         found, faults = _sorted(tensors, networks)
         changes: defaultdict[str, dict[str, Change]] = defaultdict(dict)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError
+from undust.formats.lora import peft_config
 from undust.formats.lora.names import split
+from undust.formats.lora.peft_config import Configs
 
 Shapes = Mapping[str, tuple[int, ...]]
 SUPPORTED = "LoRA, LoHa, LoKr, DoRA and full differences"
@@ -48,7 +50,6 @@ PEFT_METHODS = {
     "vera": "VeRA",
     "waveft": "WaveFT",
 }
-PEFT_TYPES = ("LORA", "LOHA", "LOKR")  # peft_type of the supported ones
 # Of LyCORIS, kohya and others: one such tensor tells the kind, whatever stands beside it.
 OTHERS = {
     r"\.oft_(blocks|diag)$": "OFT",
@@ -56,6 +57,8 @@ OTHERS = {
     r"\.on_input$": "IA³",
     r"\.lambda_layer$": "T-LoRA",
     r"\.lora_E(\.[^.]+)?$": "AdaLoRA",
+    r"\.lora_diag(\.[^.]+)?$": "KaSA",
+    r"\.lora_monteclora_sampler\.": "MonteCLoRA",
     r"^lllite_": "ControlNet-LLLite",
 }
 METHOD = re.compile(rf"\.(?P<method>{'|'.join(PEFT_METHODS)})_\w+(?:\.\w+)?$")
@@ -84,21 +87,26 @@ FAMILIES = {
 TEXT = re.compile(r"attn2[._](?:processor\.)?to_[kv]$")
 
 
-def unsupported(shapes: Shapes, peft_types: Iterable[str]) -> str:
-    """The kind of a file that cannot be used, such as "GLoRA"; "" for any other file.
-
-    peft_types: as PEFT's configurations of the file name them, as far as there are any.
-    """
+def unsupported(shapes: Shapes, configs: Configs) -> str:
+    """The kind of a file that cannot be used, such as "GLoRA"; "" for any other file."""
     for key, shape in shapes.items():
         if kind := _matching(OTHERS, (key,)):
             return "BOFT" if kind == "OFT" and len(shape) == 4 else kind  # LyCORIS'
         if found := METHOD.search(key):
             return PEFT_METHODS[found["method"]]
-    return next((f"PEFT's {shown(kind)}" for kind in peft_types if kind not in PEFT_TYPES), "")
+    return peft_config.unsupported(configs)
 
 
 def refusal(kind: str) -> UndustError:
     """What to say of a kind that is not supported."""
+    if kind == "LoftQ":
+        return UndustError("it is a LoftQ adapter, which needs the quantised model beside it")
+    if kind in peft_config.OTHER_BASE.values():
+        return UndustError(
+            f"it is an adapter of {kind}, which needs a changed base model; save it again with "
+            "PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…), then it is a "
+            "plain LoRA"
+        )
     return UndustError(f"it is of the kind {kind}, which is not supported; {SUPPORTED} are")
 
 

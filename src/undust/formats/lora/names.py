@@ -78,6 +78,11 @@ def split(key: str) -> tuple[str, str]:
     return key[: found.start()].replace(PEFT, "", 1), found.lastgroup
 
 
+def only_encoder_is_first(networks: Mapping[str, nn.Module], keys: Iterable[str]) -> bool:
+    """Whether a file's first text encoder is the only one of a model without a first."""
+    return "text_encoder" not in networks and not any(key.startswith(SECOND) for key in keys)
+
+
 def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[str, set[Target]]:
     """Every name that a file may give a module of these parts → the modules it may mean.
 
@@ -86,7 +91,7 @@ def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[
     """
     known: defaultdict[str, set[Target]] = defaultdict(set)
     alone = "" if "text_encoder" in networks else "text_encoder_2"
-    first = () if any(key.startswith(SECOND) for key in keys) else FIRST
+    first = FIRST if only_encoder_is_first(networks, keys) else ()
     for part, network in networks.items():
         more = (ALONE, *first) if part == alone else ()
         dotted = *DOTTED[part], *(prefix for prefix in more if prefix.endswith("."))

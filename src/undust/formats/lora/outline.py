@@ -48,7 +48,7 @@ def outline(path: Path) -> Outline | None:
     modules = {module for module, role in roles.values() if role}
     found = {role for _, role in roles.values()}
     shapes = {key: entry.shape for key, entry in entries.items()}
-    if kind := kinds.unsupported(shapes, peft_config.methods(configs)):
+    if kind := kinds.unsupported(shapes, configs):
         return Outline(kind, len(modules), {}, kinds.model(shapes), supported=False)
     kind = next((name for role, name in KINDS.items() if role in found), "")
     if not kind:

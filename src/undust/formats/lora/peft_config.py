@@ -19,6 +19,25 @@ METADATA = "lora_adapter_metadata"  # diffusers': the configurations of all part
 BESIDE = "adapter_config.json"  # PEFT's, beside its adapter_model.safetensors
 NAME = re.compile(r"[\w.]*")
 LARGEST = 2**31  # of any alpha
+METHODS = ("LORA", "LOHA", "LOKR")  # peft_type of the supported ones
+# init_lora_weights for which PEFT trains beside another base: W less the adapter as it began, or W
+# quantised. For every other value (true, false, gaussian, eva, orthogonal, mica) the base is W.
+OTHER_BASE = {
+    "pissa": "PiSSA",
+    "corda": "CorDA",
+    "olora": "OLoRA",
+    "lora_ga": "LoRA-GA",
+    "loftq": "LoftQ",
+}
+# Options with which an adapter is more than two factors (PEFT 0.21's variants of LoRA).
+VARIANTS = {
+    "use_qalora": "QALoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "use_bdlora": "BD-LoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
 
 
 @dataclass(frozen=True)
@@ -80,10 +99,26 @@ def read(path: Path, keys: Collection[str], metadata: Mapping[str, str]) -> Conf
     return {}
 
 
-def methods(configs: Configs) -> list[str]:
-    """The methods that the configurations name, such as "LOHA"."""
-    named = (config.content.get("peft_type") for config in configs.values())
-    return [kind.upper() for kind in named if isinstance(kind, str)]
+def unsupported(configs: Configs) -> str:
+    """A kind that cannot be used and that only a configuration tells, such as "PiSSA", or ""."""
+    for content in (config.content for config in configs.values()):
+        method = content.get("peft_type")
+        if isinstance(method, str) and method.upper() not in METHODS:
+            return f"PEFT's {shown(method.upper())}"
+        began = str(content.get("init_lora_weights")).lower()
+        for value, kind in OTHER_BASE.items():
+            if began == value or began.startswith(f"{value}_niter_"):
+                return kind
+        for option, kind in VARIANTS.items():
+            if content.get(option):
+                return kind
+    return ""
+
+
+def for_only_encoder(configs: Configs) -> Configs:
+    """The first text encoder's configuration for the second too, if that has none of its own."""
+    first = configs.get("text_encoder")
+    return configs if first is None else {"text_encoder_2": first, **configs}
 
 
 def scale(configs: Configs, target: Target, rank: int) -> float:
