@@ -10,7 +10,13 @@ from undust.diffusion.process import VP
 from undust.formats.original.variants import VARIANTS
 from undust.model import LatentDiffusion
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.config import (
+    AutoencoderConfig,
+    ControlNetConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
+from undust.networks.controlnet import ControlNet
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
@@ -56,6 +62,17 @@ def build(variant: str) -> LatentDiffusion:
             network.eval().requires_grad_(False)
     assert isinstance(model.process, VP)
     return model
+
+
+def build_control(variant: str) -> ControlNet:
+    """A ControlNet for that model: it adds nothing until its weights are others."""
+    fields = {
+        name: value
+        for name, value in _unet(variant).model_dump().items()
+        if name in ControlNetConfig.model_fields.keys() - ControlNetConfig.unets
+    }
+    channels = {"in_channels": 4, "conditioning_embedding_out_channels": (8, 16, 16)}
+    return ControlNet(ControlNetConfig.read({**fields, **channels}))
 
 
 def _unet(variant: str) -> UNetConfig:

@@ -1,0 +1,1 @@
+"""What `scripts/recorded` runs: the calls into undust, their inputs, the cases, the hashes."""
