@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import undust
+from undust.cli import main
 from undust.formats.named import BUILT_IN, built_in
 
 LARGEST = 39_000_000  # bytes; the wheel has to stay below 40 million, and the code takes its part
@@ -59,6 +61,31 @@ def test_diffusers_paints_the_same_picture_from_the_same_latent(emoji):
             prompt, noise=noise, steps=20, guidance=4.0, sampler="ddim", schedule="leading"
         )
         assert np.abs(expected * 255 - np.asarray(got.image, float)).max() <= 2
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp16", 0.8), ("bf16", 2.5)])
+def test_its_copy_in_half_precision_opens_in_diffusers(precision: str, most: float, tmp_path: Path):
+    """By the plain call the same picture; within rounding in that precision."""
+    from diffusers import StableDiffusionPipeline
+
+    target = tmp_path / "copy"
+    asked = ["convert", "emoji", str(target), "--to", "folder", "--dtype", precision]
+    assert main(asked) == 0
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    for chosen, name in (({}, "fp32"), ({"torch_dtype": dtype}, precision)):
+        theirs = StableDiffusionPipeline.from_pretrained(target, **chosen)
+        theirs.set_progress_bar_config(disable=True)
+        model = undust.load(target, dtype=name)
+        noise = torch.randn(1, *model.latent_shape(*model.size), generator=torch.manual_seed(0))
+        expected = theirs(
+            "red heart", latents=noise.to(model.dtype), num_inference_steps=3, output_type="np"
+        ).images[0]
+        (got,) = model.generate(
+            "red heart", noise=noise, steps=3, guidance=7.5, sampler="ddim", schedule="leading"
+        )
+        apart = np.abs(expected * 255 - np.asarray(got.image, float))
+        assert apart.mean() <= most
+        assert chosen or apart.max() < 0.75
 
 
 @pytest.mark.parametrize("sampler", ["rk45", "dpm-adaptive"])

@@ -26,13 +26,13 @@ from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
 from variants import build
 
-SIZE = 64
+SIZE = 32
+QUARTER = SIZE // 4
 PROMPT = "a cat, oil painting"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Every variant as fp16, and one as bf16 too.
-HALVES = [*((name, "fp16") for name in VARIANTS), ("sd1", "bf16")]
-# Mean difference of two pictures, of 255; rounding to bytes alone makes 0.25.
-APART = {"fp16": 0.8, "bf16": 2.0}
+# Mean difference of two pictures in half precision, of 255: 0.23 to 0.30, and 0.5 to 1.6, as
+# measured. Rounding to bytes alone makes 0.25, and 0.5 at most.
+APART = {"fp16": 0.8, "bf16": 2.5}
 # What a pipeline is asked for -> the precision that it works in.
 CALLS: list[tuple[dict[str, torch.dtype], torch.dtype]] = [
     ({}, torch.float32),
@@ -88,25 +88,19 @@ def test_all_networks_are_in_the_precision_asked_for(
     assert precisions(pipeline(written("sdxl", stored), **asked)) == {expected}
 
 
-@pytest.mark.parametrize(("variant", "stored"), HALVES)
-def test_the_plain_call_paints_the_same(written: Written, variant: str, stored: str):
+@pytest.mark.parametrize("stored", PRECISIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_paints_the_same(written: Written, variant: str, stored: str):
+    """By the plain call, in float32, and in the half precision that it is stored in."""
     folder = written(variant, stored)
-    model, pipe = undust.load(folder), pipeline(folder)
+    pipe = pipeline(folder)
     assert precisions(pipe) == {torch.float32}
-    ours, theirs = paint(variant, model, pipe)
-    assert np.abs(ours - theirs).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("variant", "precision"),
-    [(name, half) for name, half in HALVES if "2" not in name and "xl-inp" not in name],
-)
-def test_half_precision_paints_the_same(written: Written, variant: str, precision: str):
-    folder = written(variant, precision)
-    model = undust.load(folder, dtype=precision)
-    pipe = pipeline(folder, torch_dtype=PRECISIONS[precision])
-    ours, theirs = paint(variant, model, pipe)
-    assert np.abs(ours - theirs).mean() <= APART[precision]
+    ours, theirs = paint(variant, undust.load(folder), pipe)
+    assert np.abs(ours - theirs).max() < 0.75
+    if stored in APART:
+        pipe = pipeline(folder, torch_dtype=PRECISIONS[stored])
+        ours, theirs = paint(variant, undust.load(folder, dtype=stored), pipe)
+        assert np.abs(ours - theirs).mean() <= APART[stored]
 
 
 def paint(variant: str, model: LatentDiffusion, pipe: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +116,9 @@ def paint(variant: str, model: LatentDiffusion, pipe: Any) -> tuple[np.ndarray, 
     pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     start = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     if variant == "x4-upscaler":
-        small = start.resize((16, 16))
+        small = start.resize((QUARTER, QUARTER))
         # What undust draws for the small picture is given to the pipeline as its generator's.
-        drawn = normal(5, (BESIDE, 0, 0), (3, 16, 16))[None]
+        drawn = normal(5, (BESIDE, 0, 0), (3, QUARTER, QUARTER))[None]
         plain = pipe.low_res_scheduler.add_noise
         pipe.low_res_scheduler.add_noise = lambda image, _, level: plain(
             image, drawn.to(image), level
@@ -142,7 +136,7 @@ def paint(variant: str, model: LatentDiffusion, pipe: Any) -> tuple[np.ndarray, 
         ours |= {"init": start, "strength": 0.8, "steps": 4}
     elif "inpainting" in variant:
         hole = np.zeros((SIZE, SIZE), np.uint8)
-        hole[16:48, 16:64] = 255
+        hole[QUARTER : 3 * QUARTER, QUARTER:] = 255
         unknown = torch.tensor(hole)[None, None].float() / 255
         picture = as_tensor(start, model)
         asked |= {
@@ -165,7 +159,8 @@ def paint(variant: str, model: LatentDiffusion, pipe: Any) -> tuple[np.ndarray, 
     (picture,) = model.generate(PROMPT, noise=noise, **ours)
     found = np.asarray(picture.image, float)
     if "inpainting" in variant:  # what is not masked comes back from the file itself
-        found, theirs = found[16:48, 16:64], theirs[16:48, 16:64]
+        inside = slice(QUARTER, 3 * QUARTER), slice(QUARTER, None)
+        found, theirs = found[inside], theirs[inside]
     return found, theirs
 
 
@@ -202,6 +197,42 @@ def test_networks_alone_open_by_the_plain_call(written: Written, tmp_path: Path,
                 assert torch.equal(theirs[name], value.to(PRECISIONS[stored]).to(expected)), name
 
 
+@pytest.mark.parametrize("stored", ["fp16"])
+def test_a_controlnet_paints_the_same(written: Written, tmp_path: Path, stored: str):
+    """Beside a model of the same precision, by the plain call and in that precision."""
+    folder = written("sd1", stored)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = ControlNetConfig.of(undust.load(folder).unet.config)
+        channels = {"conditioning_embedding_out_channels": (8, 16, 16)}  # 4 times smaller
+        network = ControlNet(config.model_copy(update=channels))
+        for parameter in network.parameters():  # a fresh one adds nothing
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    convert.write(network, tmp_path / "control", "folder", PRECISIONS[stored])
+    pixels = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    shown = Image.fromarray(pixels)
+    shown.save(tmp_path / "shown.png")
+    asked: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np"}
+    like = {"size": SIZE, "steps": 2, "guidance": 3, "sampler": "ddim", "schedule": "leading"}
+    for precision in {"fp32", stored}:
+        chosen = {} if precision == "fp32" else {"torch_dtype": PRECISIONS[precision]}
+        pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+            folder,
+            controlnet=diffusers.ControlNetModel.from_pretrained(tmp_path / "control", **chosen),
+            **chosen,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        model = undust.load(folder, dtype=precision)
+        noise = torch.randn(1, *model.latent_shape(SIZE, SIZE), generator=torch.manual_seed(0))
+        theirs = pipe(PROMPT, image=shown, latents=noise.to(model.dtype), **asked).images[0] * 255
+        (found, plain) = (
+            np.asarray(model.generate(PROMPT, noise=noise, **like, **control)[0].image, float)
+            for control in ({"controls": [f"{tmp_path / 'control'}={tmp_path / 'shown.png'}"]}, {})
+        )
+        assert np.abs(found - theirs).mean() <= APART.get(precision, 0.3)
+        assert np.abs(found - plain).mean() > 5
+
+
 @pytest.mark.parametrize(
     ("process", "prediction", "sampler", "schedule"),
     [
@@ -212,7 +243,7 @@ def test_networks_alone_open_by_the_plain_call(written: Written, tmp_path: Path,
 def test_other_processes_open_in_the_same_pipeline(
     tmp_path: Path, process: Flow | EDM, prediction: str, sampler: str, schedule: str
 ):
-    """A flow's levels differ by one part in a thousand, since diffusers' begin at 1 − 1/T."""
+    """A flow's pictures differ by up to 2 %, which the next test explains."""
     model = build("sd1")
     model.process, model.prediction = process, prediction
     model_folder.write(model, tmp_path / "model")
@@ -227,3 +258,38 @@ def test_other_processes_open_in_the_same_pipeline(
         PROMPT, noise=noise, size=SIZE, steps=8, guidance=3, sampler=sampler, schedule=schedule
     )
     assert float((picture.latent - theirs).norm() / theirs.norm()) < 0.02
+
+
+def test_a_flow_is_the_same_but_for_its_levels(tmp_path: Path):
+    """No scheduler of diffusers that these pipelines can use has the exact levels.
+
+    Their levels begin at 1 − 1/T, the latent there is noise alone, and the network is told whole
+    time steps. Here undust is given their levels and that latent, and the network the time steps
+    before they are cut.
+    """
+    model = build("sd1")
+    model.process, model.prediction = Flow(3.0), "flow"
+    model_folder.write(model, tmp_path / "model")
+    model = undust.load(tmp_path / "model")
+    noise = torch.randn(1, *model.latent_shape(SIZE, SIZE), generator=torch.manual_seed(0))
+    pipe = pipeline(tmp_path / "model")
+    cut = pipe.scheduler.set_timesteps
+
+    def uncut(*given: Any, **named: Any) -> None:
+        cut(*given, **named)
+        pipe.scheduler.timesteps = pipe.scheduler.sigmas[:-1].double() * 1000
+
+    pipe.scheduler.set_timesteps = uncut
+    asked = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    theirs = pipe(PROMPT, latents=noise, height=SIZE, width=SIZE, **asked).images[0]
+    taus = pipe.scheduler.sigmas[:-1].double()
+    levels = ",".join(str(sigma) for sigma in (taus / (1 - taus)).tolist())
+    (picture,) = model.generate(
+        PROMPT,
+        noise=noise / float(taus[0]),
+        size=SIZE,
+        guidance=3,
+        sampler="euler",
+        schedule=levels,
+    )
+    assert float((picture.latent - theirs).norm() / theirs.norm()) < 1e-4
