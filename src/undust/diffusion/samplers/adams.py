@@ -22,6 +22,7 @@ Answer = tuple[float, Tensor]
 """(λ, what was found there): the clean estimate or the noise [B, …]."""
 
 UNEVEN = 24.0  # a step, in the shortest of the steps before it that count; all named ones are below
+STABLE = 4.0  # Σ|factors| up to which errors in the answers stay small; even steps have 2 to 3.7
 
 
 def between(option: str, value: int, low: int, high: int) -> int:
@@ -80,19 +81,41 @@ def usable(past: list[Answer], end: float) -> list[Answer]:
     return past
 
 
+def largest(levels: Sequence[float]) -> float:
+    """Σ|factors| that a step along this list of λ may have: without bound, unless it is uneven.
+
+    Answers along a path with noise hold noise of their own, which every step multiplies by its
+    factors. Named schedules have few steps that are too long for that, listed σ may have any.
+    """
+    lengths = [newer - older for older, newer in pairwise(levels) if newer < math.inf]
+    pairs = [*pairwise(lengths), *zip(lengths, lengths[2:], strict=False)]
+    uneven = any(step > UNEVEN * before for before, step in pairs)
+    sudden = any(before > 2 * UNEVEN * step for before, step in pairwise(lengths))
+    return STABLE if uneven or sudden else math.inf
+
+
 def mean(
-    answers: Sequence[Answer], start: float, end: float, rate: float, first: float | None = None
+    answers: Sequence[Answer],
+    start: float,
+    end: float,
+    rate: float,
+    first: float | None = None,
+    bound: float = math.inf,
 ) -> Tensor:
     """The mean from λ = start to end, under e^{rate·λ}, of the polynomial through the answers.
 
-    first: the first moment to use in place of the exact one where there are two answers.
+    first: the first moment to use in place of the exact one where there are two answers; bound:
+    Σ|factors| beyond which the last answer is left out.
     """
     length = end - start
     wanted = moments(rate * length, len(answers))
     if first is not None and len(answers) == 2:
         wanted[1] = first
     places = [(place - start) / length for place, _ in answers]
-    return weighed(weights(places, wanted), [answer for _, answer in answers])
+    factors = weights(places, wanted)
+    if len(answers) > 1 and sum(map(abs, factors)) > bound:
+        return mean(answers[:-1], start, end, rate, first, bound)
+    return weighed(factors, [answer for _, answer in answers])
 
 
 @sampler("deis", order=2)

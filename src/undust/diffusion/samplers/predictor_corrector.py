@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.adams import Answer, between, mean, usable
+from undust.diffusion.samplers.adams import Answer, between, largest, mean, usable
 from undust.diffusion.samplers.euler import toward
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 from undust.errors import UndustError
@@ -47,6 +47,7 @@ def _walk(
     """
     levels = (-sigmas.log()).tolist()
     rate = 1 + tau**2
+    bound = largest(levels)
     ahead = denoise(x, sigmas[0])
     past: list[Answer] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -57,7 +58,7 @@ def _walk(
         if tau > 0 and sigma_next > 0:
             fresh = (sigma_next**2 - down**2).sqrt() * noise(sigma, sigma_next)
         if sigma_next > 0:
-            step = start, end, rate, first(rate * (end - start))
+            step = start, end, rate, first(rate * (end - start)), bound
             estimate = mean(past[:predictor], *step)
             if index + 2 < len(sigmas):  # after the last one the answer would serve nothing else
                 ahead = denoise(toward(x, estimate, sigma, down) + fresh, sigma_next)

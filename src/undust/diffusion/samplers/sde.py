@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.adams import Answer, mean, usable
+from undust.diffusion.samplers.adams import Answer, largest, mean, usable
 from undust.diffusion.samplers.dpm import halfway
 from undust.diffusion.samplers.euler import ancestral, toward
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
@@ -33,13 +33,14 @@ def _multistep(
     if eta < 0:
         raise UndustError(f"eta: {eta} is below 0 (no fresh noise)")
     levels = (-sigmas.log()).tolist()
+    bound = largest(levels)
     past: list[Answer] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         past = usable([(levels[index], x0), *past][:count], levels[index + 1])
         kept = (sigma_next / sigma) ** eta
         if sigma_next > 0:
-            x0 = mean(past, *levels[index : index + 2], rate=1 + eta, first=first)
+            x0 = mean(past, *levels[index : index + 2], 1 + eta, first, bound)
         x = toward(x, x0, sigma, sigma_next * kept)
         if sigma_next > 0 and eta > 0:
             x = x + sigma_next * (1 - kept**2).sqrt() * noise(sigma, sigma_next)
