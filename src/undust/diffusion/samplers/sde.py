@@ -40,7 +40,8 @@ def _multistep(
         past = usable([(levels[index], x0), *past][:count], levels[index + 1])
         kept = (sigma_next / sigma) ** eta
         if sigma_next > 0:
-            x0 = mean(past, *levels[index : index + 2], 1 + eta, first, bound)
+            step = levels[index : index + 2]
+            x0 = mean(past, *step, rate=1 + eta, first=first, bound=bound)
         x = toward(x, x0, sigma, sigma_next * kept)
         if sigma_next > 0 and eta > 0:
             x = x + sigma_next * (1 - kept**2).sqrt() * noise(sigma, sigma_next)
