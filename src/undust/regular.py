@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from io import BufferedReader
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
 def read_text(path: Path, limit: int = LIMIT) -> str:
     """A file's text without a byte order mark, as `read_bytes`; UnicodeDecodeError if not UTF-8."""
     return read_bytes(path, limit).decode("utf-8-sig")
+
+
+def locale_lacks(text: str) -> str:
+    """Why there can be no file of this name: letters that the locale's encoding lacks; else ""."""
+    encoding = sys.getfilesystemencoding()
+    try:
+        text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return f"the locale's encoding, {encoding}, lacks some letters; PYTHONUTF8=1 sets UTF-8"
+    return ""
 
 
 def _check(path: Path, found: os.stat_result) -> None:

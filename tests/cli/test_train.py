@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from undust.cli import main
 from undust.evaluation.first_stage import measure
 from undust.formats.locks import FileLock
 from undust.formats.networks import load_autoencoder
 
 Run = Callable[..., Any]
+SOURCE = Path(__file__).parents[2] / "src"
 
 
 def test_the_two_kinds_in_turn(
@@ -177,3 +180,31 @@ def test_the_loss_shown_is_a_mean(undust: Run, here: Path, first_stage_recipe: P
     done = undust("train", first_stage_recipe, "--out", "run")
     losses = [json.loads(line)["loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
     assert f"3/3 steps: loss {sum(losses) / 3:.4f}" in done.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locales")
+@pytest.mark.parametrize("key", ["data", "first_stage", "prompt"])
+def test_letters_that_the_locale_lacks(
+    key: str, here: Path, diffusion_recipe: Path, tiny_model: Path
+):
+    """A command line in UTF-8 where the encoding is ASCII: the error names the cause."""
+    command = {
+        "data": ["data", "check", "고양이"],
+        "first_stage": ["train", diffusion_recipe, "--set", "first_stage=고양이"],
+        "prompt": ["generate", "고양이", "--model", tiny_model],
+    }[key]
+    done = subprocess.run(
+        [sys.executable, "-m", "undust", *command],
+        env={
+            **os.environ,
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+            "PYTHONPATH": str(SOURCE),
+        },
+        capture_output=True,
+        check=False,
+    )
+    *_, last = done.stderr.decode().splitlines()
+    assert done.returncode == 2
+    assert "the locale's encoding, ascii, lacks some letters; PYTHONUTF8=1 sets UTF-8" in last

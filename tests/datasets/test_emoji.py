@@ -211,6 +211,7 @@ def test_build_again_makes_the_same_bytes(artist: Artist, tmp_path: Path) -> Non
     (tmp_path / "1f600.png").write_bytes(first["1f600.png"][:100])
     (tmp_path / "1f44b.png").rename(tmp_path / "1f44b.tmp")
     (tmp_path / "metadata.tmp").write_text('{"file_')
+    (tmp_path / ".undust-0.tmp").mkdir()
     build(tmp_path, 32, only=SOME)
     assert contents() == first
 

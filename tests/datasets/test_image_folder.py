@@ -131,8 +131,10 @@ def test_a_bad_line_is_named(folder: Path, line: str | bytes, says: str) -> None
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UndustError, match=r"holds neither metadata\.jsonl nor pictures"):
         read(tmp_path)
-    with pytest.raises(UndustError, match="is not a folder of pictures"):
+    with pytest.raises(UndustError, match="absent does not exist"):
         read(tmp_path / "absent")
+    with pytest.raises(UndustError, match="is not a folder of pictures"):
+        read(Path(__file__))
     assert read(metadata(tmp_path, b"")) == []
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import undust
+from undust.cli import main
 from undust.errors import UndustError
+from undust.formats import convert, loose
+from undust.formats.locks import FileLock, LockedError
 from undust.formats.named import BUILT_IN
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
 from undust.training import recipes
-from undust.training.derived import first_stage_folder, with_derived
+from undust.training.derived import first_stage_at, with_derived
 from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
 from undust.training.run import prepare, train
 
@@ -84,13 +92,13 @@ def test_a_first_stage_is_found_by_what_people_give(
     run, whole = tmp_path / "runs/fs", tmp_path / "runs/whole"
     shutil.copytree(first_stage, run / "model")
     shutil.copytree(tiny_model, whole / "model")
-    assert first_stage_folder(run / "model") == run / "model"
-    assert first_stage_folder(run) == run / "model"
-    assert first_stage_folder(tiny_model) == tiny_model / "vae"
-    assert first_stage_folder(whole) == whole / "model/vae"
-    assert first_stage_folder(Path("emoji")) == BUILT_IN / "emoji/vae"
+    assert first_stage_at(run / "model") == run / "model"
+    assert first_stage_at(run) == run / "model"
+    assert first_stage_at(tiny_model) == tiny_model / "vae"
+    assert first_stage_at(whole) == whole / "model/vae"
+    assert first_stage_at(Path("emoji")) == BUILT_IN / "emoji/vae"
     monkeypatch.chdir(tmp_path)
-    assert first_stage_folder(Path("runs/fs")) == Path("runs/fs/model")
+    assert first_stage_at(Path("runs/fs")) == Path("runs/fs/model")
 
 
 def test_what_is_no_first_stage_is_told_with_what_would_be(
@@ -98,16 +106,74 @@ def test_what_is_no_first_stage_is_told_with_what_would_be(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/empty").mkdir(parents=True)
-    file = shutil.copy(next(first_stage.glob("*.safetensors")), tmp_path / "my vae.safetensors")
+    (tmp_path / "notes.txt").write_text("no tensors")
     for given, said in (
         (Path("runs/mistyped"), "first_stage: runs/mistyped does not exist"),
         (tmp_path / "none", "first_stage: .*none does not exist"),
         (Path("emojii"), "first_stage: unknown model 'emojii'; did you mean 'emoji'"),
         (Path("runs/empty"), "runs/empty has no autoencoder; expected the folder of one, of a run"),
-        (Path(file), "is a file, .* undust convert '.*my vae.safetensors' 'my vae' --to folder"),
     ):
         with pytest.raises(UndustError, match=said):
-            first_stage_folder(given)
+            first_stage_at(given)
+
+
+def test_a_component_s_file_is_read_with_its_configuration(
+    first_stage: Path, diffusion_recipe: Diffusion, tmp_path: Path
+):
+    (file,) = first_stage.glob("*.safetensors")
+    train(diffusion_recipe("run.steps=1"), tmp_path / "out")
+    # Its latents are the same, and so is the run.
+    again = diffusion_recipe(f"first_stage={file}", "run.steps=2")
+    assert train(again, tmp_path / "out", resume=True)
+
+
+def test_a_file_that_does_not_tell_the_scale_has_a_command_that_makes_a_folder_of_it(
+    diffusion_recipe: Diffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SD 1's first stage and SDXL's have the same tensors, and other scales."""
+    monkeypatch.chdir(tmp_path)
+    file, own = tmp_path / "my vae.safetensors", published_form(0.13025)
+    convert.write(own, file, "single-file")
+    with pytest.raises(UndustError, match="does not tell its latents' scale") as error:
+        with_derived(diffusion_recipe(f"first_stage={file}"))
+    command = shlex.split(str(error.value).partition("in its config.json: ")[2])
+    assert main(command[1:]) == 0
+    config = tmp_path / "my vae/config.json"
+    fields = json.loads(config.read_text("utf-8"))
+    assert "scaling_factor" in fields
+    config.write_text(json.dumps({**fields, "scaling_factor": 0.13025}), "utf-8")
+    recipe = with_derived(diffusion_recipe("first_stage='my vae'"))
+    assert loose.config(recipe.first_stage).scaling_factor == 0.13025
+    assert torch.equal(loose.load(recipe.first_stage).last_layer, own.last_layer)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("notes.txt", "first_stage: notes.txt is not a safetensors file"),
+        ("whole/unet", "first_stage: whole/unet is a component UNet2DConditionModel, not an Auto"),
+        ("whole/model_index.json", "first_stage: whole/model_index.json is not a safetensors file"),
+    ],
+)
+def test_files_and_components_of_another_kind(
+    name: str,
+    said: str,
+    tiny_model: Path,
+    diffusion_recipe: Diffusion,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    recipe = diffusion_recipe(f"first_stage={name}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("These are no tensors.")
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    with pytest.raises(UndustError, match=said):
+        with_derived(recipe)
+
+
+def published_form(scale: float) -> Autoencoder:
+    """A first stage with groups of 32 channels, as every single file's has."""
+    return Autoencoder(AutoencoderConfig(block_out_channels=(32, 32), scaling_factor=scale))
 
 
 def test_a_recipe_may_name_the_run(first_stage: Path, diffusion_recipe: Diffusion, tmp_path: Path):
@@ -143,6 +209,29 @@ def test_a_rehearsal_leaves_nothing_behind(
     assert torch.equal(random, torch.random.get_rng_state())
     assert contents(tmp_path) == files
     assert not (tmp_path / "model").exists()
+    assert not list(tmp_path.glob(".undust*"))
+
+
+def test_the_folder_of_a_killed_rehearsal_is_removed(
+    first_stage_recipe: FirstStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """While its process lives nobody takes it; afterwards the next start removes it."""
+    trainer, _ = prepare(first_stage_recipe(), tmp_path)
+    preview, seen = trainer.task.preview, list[Path]()
+
+    def look(*, brief: bool = False) -> Image.Image:
+        seen.extend(tmp_path.glob(".undust-*.tmp"))
+        with pytest.raises(LockedError):
+            FileLock(seen[0] / "lock")
+        return preview(brief=brief)
+
+    monkeypatch.setattr(trainer.task, "preview", look)
+    trainer.rehearse()
+    monkeypatch.undo()
+    trainer.train(lambda _: None)
+    shutil.copytree(tmp_path / "model", seen[0] / "new")
+    (seen[0] / "lock").write_text("process 0 on nowhere\n")
+    prepare(first_stage_recipe(), tmp_path, resume=True)
     assert not list(tmp_path.glob(".undust*"))
 
 

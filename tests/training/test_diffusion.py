@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
-from PIL import Image
+from PIL import Image, ImageChops
 from scipy.stats import norm
 from torch import Tensor
 
@@ -347,3 +347,21 @@ def test_what_cannot_be_trained_is_refused(
 ):
     with pytest.raises(UndustError, match=said):
         DiffusionTask(diffusion_recipe(change), tmp_path)
+
+
+def test_a_model_without_captions_is_trained_saved_and_painted_with(
+    diffusion_recipe: Read, tmp_path: Path
+):
+    """Every sample is trained without a caption: the guidance's two halves are the same."""
+    train(diffusion_recipe("captions.fields=[]", "run.steps=2"), tmp_path / "out")
+    model = undust.load(tmp_path / "out/model")
+    task = DiffusionTask(diffusion_recipe("captions.fields=[]"), tmp_path / "task")
+    assert task.words.tokenizer.vocabulary == model.texts[0].tokenizer.vocabulary
+    assert not [note for note in task.notes if "caption" in note]
+    one, two = (model.generate("", seed=1, steps=2, guidance=scale)[0].image for scale in (1, 4))
+    assert one.size == (16, 16)
+    assert ImageChops.difference(one, two).getextrema() <= ((0, 1),) * 3
+    assert model.generate("any words", seed=1, steps=2)[0].image.size == (16, 16)
+    assert train(
+        diffusion_recipe("captions.fields=[]", "run.steps=3"), tmp_path / "out", resume=True
+    )

@@ -196,6 +196,10 @@ def test_any_change_is_made_or_refused(text: str):
         ("first-stage", "batch=3", "batch: is not known; did you mean run.batch?"),
         ("first-stage", "optimizer.steps=3", "is not known; did you mean run.steps?"),
         ("first-stage", "loss.q=3", "loss.q: is not known; known here: pixel, edges, scales, kl"),
+        ("diffusion", "autoencoder.x=1", 'it is a key of kind "first-stage"'),
+        ("diffusion", "loss.kl=1", 'loss: is not known in a recipe of kind "diffusion"; it is a'),
+        ("first-stage", "unet.x=1", 'it is a key of kind "diffusion"'),
+        ("first-stage", "first_stage=x", 'it is a key of kind "diffusion"'),
         ("diffusion", "unet.in_chanels=3", "did you mean unet.in_channels?"),
         ("diffusion", "dust.beta_stat=1", "scaled-linear; did you mean dust.beta_start?"),
         (

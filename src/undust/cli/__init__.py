@@ -34,8 +34,10 @@ from undust.cli import (
 from undust.errors import UndustError
 from undust.formats.files import expanded
 from undust.interrupts import STOPPED, stopping_in_imports
+from undust.regular import locale_lacks
 
 WRONG, BUG = 2, 1  # exit codes, beside STOPPED
+OUR_LETTERS = "αβελσ"  # in messages
 
 app = typer.Typer(
     help="Latent diffusion, whole: paint with a model, train one, measure it, look into it.",
@@ -118,9 +120,19 @@ def _run(argv: Sequence[str] | None) -> int:
             traceback.print_exc()
         known = isinstance(error, UndustError | typer.TyperException | OSError)
         told = _explained(error, ours)
+        told += _locale(told)
         show.note(told if known else f"{told}; --debug shows where")
         return WRONG if known else BUG
     return 0
+
+
+def _locale(told: str) -> str:
+    """An addition to an error about letters that the locale's encoding lacks; else ""."""
+    if "PYTHONUTF8" in told:
+        return ""
+    named = re.sub(r"\\udc[89a-f][0-9a-f]", "\ufffd", told)  # bytes that it could not read
+    named = "".join(c for c in named if (c.isalpha() or c == "\ufffd") and c not in OUR_LETTERS)
+    return f"; {why}" if (why := locale_lacks(named)) else ""
 
 
 def _at_home(argument: str) -> str:

@@ -33,6 +33,7 @@ _MORE_LOOKS: _Words = {"en": ("blond hair", "beard")}  # no emoji of their own
 _MORE_PEOPLE: _Words = {"en": ("adult", "child"), "ko": ("성인", "아이", "남자 아이", "여자 아이")}
 _FLAG = {"en": "flag", "zh": "旗"}  # the others write the word before each region
 _VARIATION, _JOINER = "\ufe0f", "\u200d"
+_LEFT = "metadata.tmp"  # by an earlier version that was killed
 
 
 def build(
@@ -58,6 +59,7 @@ def build(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_strangers(folder, size, {row["file_name"] for row in rows.values()})
+        (folder / _LEFT).unlink(missing_ok=True)
         for done, (text, row) in enumerate(rows.items(), 1):
             _save(artist.draw(text, size), folder / row["file_name"])
             if progress:
@@ -242,7 +244,7 @@ def _is_flag(text: str) -> bool:
 
 def _refuse_strangers(folder: Path, size: int, expected: set[str]) -> None:
     """Refuse a folder with anything in it but an earlier build of the same size."""
-    left_by_a_stop = {str(Path(name).with_suffix(".tmp")) for name in expected} | {"metadata.tmp"}
+    left_by_a_stop = {str(Path(name).with_suffix(".tmp")) for name in expected} | {_LEFT}
     for path in sorted(folder.iterdir()):
         if path.name == image_folder.METADATA:
             with open_regular(path) as file:
@@ -251,6 +253,7 @@ def _refuse_strangers(folder: Path, size: int, expected: set[str]) -> None:
             ours = bool(listed) and expected.issuperset(listed)
         else:
             ours = path.name in expected or path.name in left_by_a_stop
+            ours = ours or path.name.startswith(".undust-")  # of a write that was killed
         if not ours:
             raise UndustError(
                 f"{folder} holds {path.name}, which is not of this data set; name an empty folder"

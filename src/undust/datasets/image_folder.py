@@ -22,8 +22,9 @@ from typing import Literal
 from undust.datasets import files
 from undust.datasets.metadata import LineError, Row, columns_of, rows, text_of, texts_of
 from undust.errors import UndustError, shown
+from undust.formats.files import atomic_write
 from undust.pictures import check_header, read_image
-from undust.regular import read_text
+from undust.regular import locale_lacks, read_text
 
 METADATA = "metadata.jsonl"
 Split = Literal["train", "validation", "test"]
@@ -134,25 +135,15 @@ def scan(folder: Path | str) -> Folder:
     """What is in a folder; no picture is opened. Raises UndustError for one without pictures."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UndustError(f"{folder} is not a folder of pictures")
+        wrong = "is not a folder of pictures" if folder.exists() else "does not exist"
+        raise UndustError(f"{folder} {wrong}")
     return _Scan(folder).result()
 
 
 def write(folder: Path | str, rows: Iterable[Mapping[str, str]]) -> None:
     """Write metadata.jsonl, one row a line, whole or not at all."""
-    path = Path(folder) / METADATA
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UndustError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    atomic_write(Path(folder) / METADATA, "".join(lines).encode())
 
 
 @dataclass
@@ -293,7 +284,9 @@ class _Scan:
             raise LineError(f"file_name {name!r} leads out of the folder")
         path = self.names.find(folder, name)
         if path is None:
-            raise LineError(f"the picture '{shown(name)}' does not exist")
+            why = locale_lacks(name)
+            wrong = f"cannot be found: {why}" if why else "does not exist"
+            raise LineError(f"the picture '{shown(name)}' {wrong}")
         return path
 
     def _caption(self, picture: Path) -> dict[str, str]:

@@ -47,8 +47,8 @@ def atomic(path: Path) -> Generator[Path]:
     target = path.resolve()  # a link stays a link: its target is replaced
     if target.exists() and not target.is_file():
         raise UndustError(f"cannot write {path}: it is there already and is not a file")
-    with _workspace(path, target.parent) as workspace:
-        temporary = workspace / "new"
+    with workspace(path, target.parent) as place:
+        temporary = place / "new"
         yield temporary
         _sync(temporary)
         temporary.replace(target)
@@ -86,8 +86,8 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
     restore(target)
     if not replace and _filled(target):
         raise taken
-    with _workspace(path, target.parent) as workspace:
-        building = workspace / "new"
+    with workspace(path, target.parent) as place:
+        building = place / "new"
         building.mkdir()
         yield building
         for folder, _, files in os.walk(building):
@@ -97,7 +97,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
         for _ in range(TRIES):
             if not replace and _filled(target):
                 raise taken
-            if _put(building, target, workspace / "old", replace=replace):
+            if _put(building, target, place / "old", replace=replace):
                 break
         else:
             raise UndustError(f"cannot write {path}: others write it all the time")
@@ -149,10 +149,11 @@ def _filled(folder: Path) -> bool:
 
 
 @contextmanager
-def _workspace(path: Path, parent: Path) -> Generator[Path]:
-    """A locked folder in `parent` for the writing of `path`; it is removed at the end.
+def workspace(path: Path, parent: Path) -> Generator[Path]:
+    """A locked folder in `parent` for the writing of `path`, as `new` in it; removed at the end.
 
-    Refusals of the system become an UndustError that names `path`.
+    That of a killed process is removed by the next write in `parent`. Refusals of the system become
+    an UndustError that names `path`.
     """
     _remove_leftovers(parent)
     place, lock = parent, None

@@ -1,17 +1,24 @@
-"""A first stage alone, for a model that has another one."""
+"""A first stage alone: for a model that has another one, or to train on its latents."""
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from undust.errors import UndustError
+from undust.errors import UndustError, shown
 from undust.formats.files import expanded
-from undust.formats.folder import INDEX
+from undust.formats.folder import INDEX, read_json
 from undust.formats.networks import load_autoencoder
+from undust.formats.original.checkpoint import Checkpoint, survey
 from undust.formats.original.model import load_first_stage
 from undust.formats.parts import Parts
 from undust.formats.safetensors_file import header
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
+
+KIND = "AutoencoderKL"
 
 
 def place(path: Path) -> Path:
@@ -44,6 +51,48 @@ def first_stage(path: Path, parts: Parts) -> Autoencoder:
             f"{told[1]} times smaller, scaled by {told[2]}"
         )
     return network
+
+
+def config(path: Path) -> AutoencoderConfig:
+    """The configuration of a first stage, with its latents' scale; no weights are read.
+
+    path: a folder, a file of weights with its config.json beside it, or the single file of a whole
+    model. Raises UndustError for anything else: a file that does not tell the scale, too.
+    """
+    if not path.is_dir() and not _configured(path):
+        return cast(Autoencoder, _in_model(path).parts["vae"].network).config
+    fields = read_json((path if path.is_dir() else path.parent) / "config.json")
+    kind = fields.get("_class_name", KIND)
+    if kind != KIND:
+        raise UndustError(f"{path} is a component {shown(kind)}, not an {KIND}")
+    return AutoencoderConfig.read(fields)
+
+
+def load(path: Path) -> Autoencoder:
+    """The first stage whose configuration `config` gives, in float32, ready for use."""
+    if path.is_dir() or _configured(path):
+        return load_autoencoder(path)
+    network = cast(Autoencoder, _in_model(path).load()["vae"])
+    return network.eval().requires_grad_(False)
+
+
+def files(path: Path) -> list[Path]:
+    """The files with the weights of such a first stage."""
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def _in_model(path: Path) -> Checkpoint:
+    """The first stage in a whole model's file, whose variant tells the scale, and no other part."""
+    found = survey(path)
+    if found.variant is None:
+        command = shlex.join(["undust", "convert", str(path), path.stem, "--to", "folder"])
+        raise UndustError(
+            f"{path} is a first stage alone, and such a file does not tell its latents' scale; "
+            f"make a folder of it, with scaling_factor in its config.json: {command}"
+        )
+    if "vae" not in found.parts:
+        raise UndustError(f"{path} has no first stage of its own")
+    return replace(found, parts={"vae": found.parts["vae"]})
 
 
 def _configured(path: Path) -> bool:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import cast
 
 from undust.errors import UndustError
 from undust.formats import loose, named
-from undust.formats.folder import read_json
-from undust.networks.config import AutoencoderConfig, UNetConfig
+from undust.networks.config import UNetConfig
 from undust.training.recipes import DiffusionRecipe
 
 
 def with_derived(recipe: DiffusionRecipe) -> DiffusionRecipe:
-    """The recipe with its first stage's folder, and the U-Net's sizes where they are left out.
+    """The recipe with its first stage's place, and the U-Net's sizes where they are left out.
 
     Raises UndustError for a first stage that is not found, and, with both numbers, for sizes that
     contradict each other.
     """
-    folder = first_stage_folder(recipe.first_stage)
-    first_stage = AutoencoderConfig.read(read_json(folder / "config.json"))
+    place = first_stage_at(recipe.first_stage)
+    try:
+        first_stage = loose.config(place)
+    except UndustError as error:
+        raise UndustError(f"first_stage: {error}") from error
     channels, size = first_stage.latent_channels, recipe.data.size
     factor = 2 ** (len(first_stage.block_out_channels) - 1)
     if size % factor:
         fits = max(1, round(size / factor)) * factor
         raise UndustError(
             f"data.size is {size}, which is not divisible by {factor}, the factor of the first "
-            f"stage {folder}; {fits} would be"
+            f"stage {place}; {fits} would be"
         )
     width = recipe.text_encoder.hidden_size
     derived = {
@@ -47,14 +48,14 @@ def with_derived(recipe: DiffusionRecipe) -> DiffusionRecipe:
                 f"unet.{key} is {own}, but {reason}: it has to be {value}, or to be left out"
             )
     unet = UNetConfig.read({**{key: value for key, (value, _) in derived.items()}, **given})
-    return recipe.model_copy(update={"first_stage": folder, "unet": unet})
+    return recipe.model_copy(update={"first_stage": place, "unet": unet})
 
 
-def first_stage_folder(given: Path) -> Path:
-    """The folder of the autoencoder that a recipe's `first_stage` names.
+def first_stage_at(given: Path) -> Path:
+    """The folder or file of the autoencoder that a recipe's `first_stage` names.
 
-    Its own folder, that of a run that trained one, a model's, or a model by name. Raises
-    UndustError if there is none.
+    Its own folder or file, the folder of a run that trained one, a model's folder or file, or a
+    model by name. Raises UndustError if there is none.
     """
     if not given.exists() and len(given.parts) > 1 and Path(given.parts[0]).is_dir():
         raise UndustError(f"first_stage: {given} does not exist")
@@ -63,11 +64,7 @@ def first_stage_folder(given: Path) -> Path:
     except UndustError as error:
         raise UndustError(f"first_stage: {error}") from error
     if found.is_file():
-        command = shlex.join(["undust", "convert", str(found), found.stem, "--to", "folder"])
-        raise UndustError(
-            f"first_stage: {found} is a file, which does not tell its latents' scale; make a "
-            f"folder of it: {command}"
-        )
+        return found
     for place in (found, found / "model"):
         if (loose.place(place) / "config.json").is_file():
             return loose.place(place)

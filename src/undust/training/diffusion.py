@@ -15,8 +15,7 @@ from undust.conditioning.words import Words
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
-from undust.formats import tokenizer_files
-from undust.formats.networks import load_autoencoder
+from undust.formats import loose, tokenizer_files
 from undust.generation import loop
 from undust.model import LatentDiffusion
 from undust.networks.text_encoder import TextEncoder
@@ -67,10 +66,9 @@ class DiffusionTask:
         self.weighting = WEIGHTINGS[dust.weighting]
         samples, self.notes = training_samples(data)
         self.notes += check_captions(captions, samples, required=resumed is None)
-        first_stage = sorted(recipe.first_stage.glob("*.safetensors"))
         self.inputs = {
             "data": digest(samples, captions.fields),
-            "first_stage": content_digest(first_stage),
+            "first_stage": content_digest(loose.files(recipe.first_stage)),
         }
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.wording = Wording(captions, [sample.captions for sample in samples])
@@ -91,7 +89,7 @@ class DiffusionTask:
         unet = UNet(recipe.unet)
         unet.start_at_zero()
         self.model = LatentDiffusion(
-            load_autoencoder(recipe.first_stage),
+            loose.load(recipe.first_stage),
             unet,
             (Words(tokenizer, TextEncoder(recipe.text_encoder.model_copy(update=ends))),),
             process,

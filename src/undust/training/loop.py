@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
+from undust.formats.files import workspace
 from undust.formats.locks import FileLock
 from undust.training import checkpoints
 from undust.training.checkpoints import Checkpoint
@@ -133,16 +133,12 @@ class Trainer:
 
         Raises UndustError for what would end the run at its first save or preview.
         """
-        # If the process is killed here, the next write in `out` removes the folder.
-        with (
-            tempfile.TemporaryDirectory(prefix=".undust-", suffix=".tmp", dir=self.out) as folder,
-            torch.random.fork_rng(devices=[]),
-        ):
+        with workspace(self.out / "model", self.out) as folder, torch.random.fork_rng(devices=[]):
             self._losses(self.task.order.batch(self.step, 1))["loss"].backward()
             for parameter in self.parameters.values():
                 parameter.grad = None
             with self._averaged():
-                self.task.publish(Path(folder) / "model", brief=True)
+                self.task.publish(folder / "new", brief=True)
                 self.task.preview(brief=True)
 
     def train(self, observe: Callable[[Progress], None]) -> bool:

@@ -42,7 +42,12 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
         process = cast("Mapping[str, Any]", dust).get("process", "scaled-linear")
         said += f", with process {shown(process)}"
     if first["type"] == "extra_forbidden" and isinstance(kind, str):
-        said += _meant(place[-1], ".".join(place[:-1]), kinds[kind])
+        others = [other for other, model in kinds.items() if place[0] in model.model_fields]
+        said += (
+            f' in a recipe of kind "{kind}"; it is a key of kind "{others[0]}"'
+            if others and kind not in others
+            else _meant(place[-1], ".".join(place[:-1]), kinds[kind])
+        )
     where = ".".join(map(shown, place))
     return f"{where}: {said}" if where else said
 

@@ -312,8 +312,8 @@ class DiffusionRecipe(_Recipe):
 
     kind: Literal["diffusion"] = Field(description="what is trained")
     first_stage: Place = Field(
-        description="the trained autoencoder: its folder, that of its run or of a model, or a "
-        "model's name"
+        description="the trained autoencoder: its folder, that of its run or of a model, a file, "
+        "or a model's name"
     )
     captions: Captions = Captions()
     dust: Dust = BetaDust()

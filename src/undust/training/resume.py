@@ -51,6 +51,7 @@ def compare_recipes(checkpoint: Checkpoint, recipe: Mapping[str, Any], out: Path
     before, now = _before(checkpoint.recipe, recipe), _entries(recipe)
     changed = [key for key in (*now, *(before.keys() - now)) if before.get(key) != now.get(key)]
     wrong = [key for key in changed if not may_change(key)]
+    wrong = ["kind"] if "kind" in wrong else wrong  # it has other keys
     if wrong:
         raise _refusal(
             out,
