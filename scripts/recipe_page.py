@@ -57,6 +57,8 @@ def _page() -> Iterator[str]:
                 yield f"\n### `[{name}]`{of}\n\n{_first_line(table)}"
             yield "\n| key | value | default | meaning |\n|---|---|---|---|"
             for key, info in table.model_fields.items():
+                if info.annotation is types.NoneType:
+                    continue  # TOML has no such value
                 if not any(other == f"{name}.{key}".lstrip(".") for other, _ in tables(recipe)):
                     cells = f"`{key}`", _type(info.annotation), _default(info), _cell(info)
                     yield f"| {' | '.join(cells)} |"

@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pydantic import BaseModel
+
+from undust.training.recipe_keys import tables
+from undust.training.recipes import KINDS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -13,3 +19,18 @@ def test_the_page_is_up_to_date():
     command = [sys.executable, "scripts/recipe_page.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"run scripts/recipe_page.py {done.stderr}"
+
+
+@pytest.mark.parametrize("recipe", KINDS.values())
+def test_every_key_has_a_meaning(recipe: type[BaseModel]):
+    inner = {name for name, _ in tables(recipe)}
+    without = [
+        f"{name}.{key}".lstrip(".")
+        for name, table in tables(recipe)
+        for key, info in table.model_fields.items()
+        if f"{name}.{key}".lstrip(".") not in inner and not info.description
+    ]
+    assert not without
+    rows = (ROOT / "docs/recipes.md").read_text("utf-8").splitlines()
+    assert len(rows) > 150
+    assert not [row for row in rows if row.endswith("|  |")]

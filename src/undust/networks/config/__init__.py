@@ -1,0 +1,18 @@
+"""The networks' configurations: the published field names and defaults, checked one by one.
+
+No torch here: a recipe or a model folder can be read and refused before anything heavy starts.
+"""
+
+from undust.networks.config.autoencoder import AutoencoderConfig
+from undust.networks.config.base import LARGEST, NetworkConfig
+from undust.networks.config.text_encoder import TextEncoderConfig
+from undust.networks.config.unet import ControlNetConfig, UNetConfig
+
+__all__ = [
+    "LARGEST",
+    "AutoencoderConfig",
+    "ControlNetConfig",
+    "NetworkConfig",
+    "TextEncoderConfig",
+    "UNetConfig",
+]

@@ -1,0 +1,86 @@
+"""The configuration of the first stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    model_validator,
+)
+
+from undust.networks.config.base import (
+    Length,
+    NetworkConfig,
+)
+
+
+class AutoencoderConfig(NetworkConfig):
+    """The fields of diffusers' AutoencoderKL, and its defaults."""
+
+    in_channels: Length = Field(3, description="channels of the pictures encoded")
+    out_channels: Length = Field(3, description="channels of the pictures decoded")
+    block_out_channels: tuple[Length, ...] = Field(
+        (64,),
+        min_length=1,
+        description="channels of each level, the finest first; each but the first halves the size",
+    )
+    # There is one kind of level; a configuration may leave out saying so for each.
+    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...] = Field(
+        default_factory=lambda data: ("DownEncoderBlock2D",) * len(data["block_out_channels"]),
+        description="kind of each level of the encoder; there is one",
+    )
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = Field(
+        default_factory=lambda data: ("UpDecoderBlock2D",) * len(data["block_out_channels"]),
+        description="kind of each level of the decoder; there is one",
+    )
+    layers_per_block: Length = Field(
+        1, description="residual blocks of a level of the encoder; the decoder has one more"
+    )
+    act_fn: Literal["silu"] = Field("silu", description="activation; no other is built")
+    latent_channels: Length = Field(4, description="channels of the latent")
+    norm_num_groups: Length = Field(
+        32, description="groups of the group normalisation; has to divide all of block_out_channels"
+    )
+    sample_size: Annotated[int | tuple[int, ...], BeforeValidator(lambda size: size or 32)] = Field(
+        32,
+        description="size of the pictures trained on, pixels; a trained first stage has data.size",
+    )
+    scaling_factor: float = Field(
+        0.18215,
+        gt=0,
+        description="latents are multiplied by this for the U-Net; of a trained first stage 1",
+    )
+    shift_factor: float | None = Field(None, description="subtracted from latents before scaling")
+    # Each channel's own, in the place of the shift and beside the scale, as in Playground v2.5.
+    latents_mean: tuple[float, ...] | None = Field(
+        None, description="mean of each channel of the latent, subtracted before scaling"
+    )
+    latents_std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="deviation of each channel of the latent, which scaling divides by"
+    )
+    force_upcast: bool = Field(
+        True,
+        description="decode in float32, for other programs; undust decides by the result",
+    )
+    use_quant_conv: bool = Field(True, description="a 1×1 convolution behind the encoder")
+    use_post_quant_conv: bool = Field(True, description="a 1×1 convolution before the decoder")
+    mid_block_add_attention: bool = Field(True, description="self-attention at the coarsest level")
+
+    @model_validator(mode="after")
+    def _check(self) -> AutoencoderConfig:
+        levels = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(
+                    f"{name} needs one entry for each of the {levels} block_out_channels"
+                )
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+        told = self.latents_mean, self.latents_std
+        if told != (None, None) and {len(each or ()) for each in told} != {self.latent_channels}:
+            raise ValueError(
+                "latents_mean and latents_std need one entry for each of the latent_channels"
+            )
+        return self

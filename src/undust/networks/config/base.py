@@ -1,0 +1,78 @@
+"""What the configurations of all networks share: how they are read, and kinds of fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from undust.errors import UndustError, demand, few, quoted, shown
+
+LARGEST = 2**20  # of any length: what a damaged file claims is not built
+FIRST = 4  # faults of a configuration are named
+Length = Annotated[int, Field(gt=0, le=LARGEST)]
+LengthOr0 = Annotated[int, Field(ge=0, le=LARGEST)]
+Token = Annotated[int, Field(ge=-1, le=LARGEST)]
+PerLevel = Length | tuple[Length, ...]
+PerLevelField = Literal["layers_per_block", "cross_attention_dim", "attention_head_dim"]
+Depths = tuple[LengthOr0 | tuple[LengthOr0, ...], ...]
+
+
+class NetworkConfig(BaseModel):
+    """A frozen `config.json`: an unknown field, or a value not built here, is refused by name.
+
+    Options that exist elsewhere but not here are typed so that only their neutral value passes;
+    a model that needs one of them is then turned away instead of being computed wrongly.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    housekeeping: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_housekeeping(cls, fields: Any) -> Any:
+        """Keys such as `_class_name` describe the file, not the network."""
+        if not isinstance(fields, Mapping):
+            return fields
+        known = cast("Mapping[str, Any]", fields)
+        few(cls.__name__, known)
+        for name, value in known.items():
+            if isinstance(value, list):
+                few(f"{cls.__name__}: {shown(name)}", cast("list[Any]", value))
+        return {
+            key: value
+            for key, value in known.items()
+            if not key.startswith("_") and key not in cls.housekeeping
+        }
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        """The configuration in a parsed `config.json`; UndustError names each field at fault."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            faults: dict[str, str] = {}
+            for details in error.errors():
+                # One complaint a field: a union complains for each of its members.
+                faults.setdefault(str(details["loc"][:1]), _fault(details))
+            told = list(filter(None, faults.values()))
+            more = f" and {len(told) - FIRST} more" if len(told) > FIRST else ""
+            summary = "; ".join(told[:FIRST]) + more
+            raise UndustError(f"unsupported {cls.__name__}: {summary}") from None
+
+
+def _fault(details: ErrorDetails) -> str:
+    if details["type"] == "default_factory_not_called":
+        return ""  # only ever the consequence of another fault
+    if details["type"] == "value_error":
+        return demand(details)
+    field = shown(details["loc"][0]) if details["loc"] else "the name of a field"
+    return f"{field} = {quoted(details['input'])}: {demand(details)}"
