@@ -144,6 +144,7 @@ def test_a_byte_order_mark_is_no_part_of_a_configuration(home: Path):
         ("generate a --ddim_steps 50", "--steps 50"),
         ("generate a --num-inference-steps 50", "--steps 50"),
         ("generate a --ckpt sd.safetensors", "--model sd.safetensors"),
+        ("generate a --lora-scale 0.5", "--lora FILE:0.5"),
         ("generate a --scheduler euler", "--sampler euler, or --schedule for levels of noise"),
         ("generate a --sampler-name euler_a", "--sampler euler_a"),
         ("generate a --sampling_method euler_a", "--sampler euler_a"),

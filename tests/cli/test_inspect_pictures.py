@@ -96,6 +96,7 @@ def test_the_settings_in_exif(undust: Run, here: Path, name: str, encoding: str)
         ("Steps: 1001", "steps: has to be"),
         ("CFG scale: -1", "guidance: has to be"),
         ("CFG scale: 1001", "guidance: has to be"),
+        ("Sampler: LMS Karras", "sampler: 'LMS' has no known counterpart here; lms is near it"),
         ("Sampler: DPM++ 2M SDE Heun", "sampler: 'DPM++ 2M SDE Heun' has no known counterpart"),
         ("Schedule type: KL Optimal", "schedule: 'KL Optimal' has no known counterpart"),
         ("Schedule type: Automatic", "schedule: 'Automatic' has no known counterpart"),

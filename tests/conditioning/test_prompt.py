@@ -202,6 +202,7 @@ def test_no_prompt_takes_long_to_look_through(mark):
         ("cat::2 dog::-1", "t::2 is read as words; a weight"),
         ("bad, embedding:easy-negative", "embedding:easy-negative is read as words; a learnt word"),
         ("(embedding:EasyNegative:1.2)", "embedding:EasyNegative is read as words; a learnt word"),
+        ("｛猫｜犬｝", "｛猫｜犬｝ is read as words; .* with ASCII brackets"),
         ("（猫：1.3）", "（猫：1.3） is read as words; .* with ASCII brackets"),
         ("(cat：1.3)", r"：1\.3\) is read as words; .* with ASCII brackets"),
         ("a cat --ar 16:9 --v 6", "--ar is read as words; options stand outside"),

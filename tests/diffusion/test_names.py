@@ -219,6 +219,7 @@ def test_a_schedule_by_another_name_is_pointed_to(said: str, meant: str):
         ("kdpm_2_a_k", "dpm2-ancestral", "karras"),
         ("DPM++ 2M Karras", "dpmpp-2m", "karras"),
         ("Euler A", "euler-ancestral", ""),
+        ("k_lms_karras", "", "karras"),
         ("uni_pc", "", ""),
         ("deis", "", ""),
         ("euler_cfg_pp", "", ""),
@@ -227,6 +228,7 @@ def test_a_schedule_by_another_name_is_pointed_to(said: str, meant: str):
 )
 def test_samplers_by_other_programs_names(said: str, sampler: str, schedule: str):
     assert names.elsewhere(said) == (sampler, schedule)
+    assert names.nearest(said) == ("lms" if "lms" in said else "")
 
 
 @pytest.mark.parametrize(

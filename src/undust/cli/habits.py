@@ -72,6 +72,8 @@ def instead(
         return f"--size {_size(name, value, arguments)}"
     if here == "--seed" and not value.isdigit():
         return "--seed N, and --count for the seeds after it"
+    if here == "--lora" and value.replace(".", "", 1).isdigit():
+        return f"--lora FILE:{value}"
     if name == "scheduler":
         return f"{_with(here, value)}, or --schedule for levels of noise such as karras"
     return _with(here, value)

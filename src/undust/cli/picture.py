@@ -168,6 +168,7 @@ def _possible(told: Facts, notes: list[str]) -> Facts:
 
 def _valid(name: str, value: object, notes: list[str]) -> bool:
     """Whether a recipe can have that value by itself; if not, a note."""
+    from undust.diffusion.names import no_counterpart
     from undust.diffusion.samplers import SAMPLERS
     from undust.diffusion.schedules import SCHEDULES, listed
     from undust.generation.recipe import SEEDS
@@ -182,13 +183,13 @@ def _valid(name: str, value: object, notes: list[str]) -> bool:
             )
             return False
         case "sampler", str(text) if text not in SAMPLERS:
-            notes.append(f"sampler: '{shown(text)}' has no known counterpart here; left out")
+            notes.append(f"{no_counterpart(name, shown(text))}; left out")
             return False
         case "schedule", str(text) if text not in SCHEDULES:
             with suppress(UndustError):
                 if listed(text):
                     return True
-            notes.append(f"schedule: '{shown(text)}' has no known counterpart here; left out")
+            notes.append(f"{no_counterpart(name, shown(text))}; left out")
             return False
         case _:
             return not (fault := _fault({name: value})) or bool(notes.append(fault))

@@ -55,7 +55,7 @@ _FOREIGN = {
     re.compile(r"(?<!\w)__[^\W_](?:[\w/*.-]{0,99}[^\W_])?(?:\*\*?)?__(?!\w)"): _CHOICE,
     # ComfyUI and SwarmUI
     re.compile(r"(?<!\w)embedding:[^\s,:)]{1,200}|<embed:[^<>]{0,200}>"): _WORD,
-    re.compile(r"[（［][^（）［］]{1,200}[）］]|：\s?[0-9０-９.．]{1,9}\s?[)）]"): (
+    re.compile(r"[（［｛][^（）［］｛｝]{1,200}[）］｝]|：\s?[0-9０-９.．]{1,9}\s?[)）]"): (
         f"{_WEIGHT}, with ASCII brackets and colon"
     ),
     re.compile(r"(?<!\S)--(?:ar|aspect|chaos|iw|niji|no|q|s|seed|style|stylize|v)(?= [\w:./])"): (

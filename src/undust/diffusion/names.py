@@ -64,6 +64,7 @@ ALSO_SCHEDULES = {"DDIM Uniform": "leading"}
 # Names as functions and configuration files have them, in lower case: ComfyUI, InvokeAI, NovelAI.
 # UniPC is left out: its order and variant there are others.
 _FUNCTIONS = {ours.replace("-", "_"): ours for ours in SAMPLERS if ours != "unipc"}
+_NEAREST = {ours.replace("-", "_"): ours for ours in NEAREST_SAMPLERS.values()}
 _FUNCTION_SCHEDULES = {
     theirs.lower().replace(" ", "_"): ours for theirs, ours in FROM_SCHEDULES.items()
 } | {"ddim_uniform": "leading"}
@@ -76,15 +77,33 @@ def elsewhere(name: str) -> tuple[str, str]:
 
     "dpmpp_2m_sde_gpu", "k_euler_a", "dpmpp_2m_k" and "DPM++ 2M Karras" are such names.
     """
+    text, schedule = _parts(name)
+    sampler = _FUNCTIONS.get(text, "")
+    return sampler, schedule if sampler or text in _NEAREST else ""
+
+
+def nearest(name: str) -> str:
+    """Our sampler of the same name as another program's, with other numbers; "" for none."""
+    return _NEAREST.get(_parts(name)[0], "")
+
+
+def no_counterpart(field: str, name: str, program: str = "") -> str:
+    """The note on another program's sampler or schedule that is not known here."""
+    near = nearest(name) if field == "sampler" else ""
+    whose = f"{program}'s " if program else ""
+    hint = f"; {near} is near it, with other numbers" if near else ""
+    return f"{field}: {whose}'{name}' has no known counterpart here{hint}"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """A sampler's name as a function's, without the schedule in it, and our schedule or ""."""
     text, schedule = _function(name).removeprefix("k_").removesuffix("_gpu"), ""
     for tail, ours in _TAILS.items():
         if text.endswith(f"_{tail}"):
             text, schedule = text.removesuffix(f"_{tail}"), ours
             break
     text = re.sub(r"^k?dpm_2(?=_|$)", "dpm2", text)
-    text = re.sub(r"_a$", "_ancestral", text)
-    sampler = _FUNCTIONS.get(text, "")
-    return (sampler, schedule) if sampler else ("", "")
+    return re.sub(r"_a$", "_ancestral", text), schedule
 
 
 def schedule_elsewhere(name: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from undust.diffusion.names import (
     FROM_SAMPLERS,
     FROM_SCHEDULES,
+    NEAREST_SAMPLERS,
     SAMPLERS,
     SCHEDULES,
     elsewhere,
@@ -224,7 +225,9 @@ def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
             theirs = shown(settings["Scheduler"])
             notes.append(f"Scheduler: '{theirs}' has no known counterpart here; left out")
     name, _, tail = sampler.rpartition(" ")
-    if name in FROM_SAMPLERS and tail in FROM_SCHEDULES:  # one name until the web UI's 1.9
+    if (
+        name in FROM_SAMPLERS | NEAREST_SAMPLERS and tail in FROM_SCHEDULES
+    ):  # one name until the web UI's 1.9
         sampler, schedule = name, tail if schedule in ("", "Automatic") else schedule
     elif FUNCTION.fullmatch(sampler) and (found := elsewhere(sampler))[0]:
         sampler, schedule = found[0], schedule or found[1]

@@ -337,6 +337,8 @@ def test_what_is_of_no_known_program():
     assert (found.recipe, found.other) == (facts, {"x": 2})
     assert read(prompt="a cat", seed="1", Software="x").recipe == {"prompt": "a cat", "seed": 1}
     assert read(prompt="{not JSON").notes == ["prompt: it cannot be read"]
+    assert read(parameters='{"prompt": "a cat", "se').notes == ["parameters: it cannot be read"]
+    assert read(parameters='{"a"|b} cat').recipe["prompt"] == '{"a"|b} cat'
     assert read(workflow={"nodes": [{"id": 1}]}).notes[0].startswith("there is the editor's")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from undust.diffusion.names import elsewhere, schedule_elsewhere
+from undust.diffusion.names import elsewhere, no_counterpart, schedule_elsewhere
 from undust.errors import few, quoted, shown
 
 KINDS: dict[str, Any] = {
@@ -88,9 +88,7 @@ class Found:
     def no_counterpart(self, field: str, value: str, name: str) -> None:
         """Notes a sampler or a schedule that there is not here."""
         self.other[name] = value
-        self.notes.append(
-            f"{field}: {self.program}'s '{shown(value)}' has no known counterpart here"
-        )
+        self.notes.append(no_counterpart(field, shown(value), self.program))
 
     def add_lora(self, name: str, unet: object, text: object = None) -> None:
         """Adds a LoRA and its weight; text: that of the text encoder, where it is another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from undust.formats.a1111 import parse_a1111
@@ -10,6 +11,7 @@ from undust.formats.metadata.containers import A1111_KEY
 from undust.formats.metadata.found import Found, as_object
 
 A1111 = "A1111"
+CUT = re.compile(r'\{\s*"[^"]{1,200}"\s*:')  # the beginning of a JSON object
 JSON_KEYS = ("prompt", "invokeai_metadata", "sd-metadata", "generation_data")
 
 
@@ -35,8 +37,10 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
     told = as_object(parameters) if parameters.startswith("{") else {}
     if isinstance(inner := told.get(A1111_KEY), str):
         parameters, told = inner, {}
+    # A prompt may begin with a bracket, but not as JSON does.
+    broken = not told and CUT.match(parameters) is not None and "\nSteps: " not in parameters
     readings = (
-        _a1111(texts, parameters) if parameters and not told else None,
+        _a1111(texts, parameters) if parameters and not told and not broken else None,
         flat.swarmui(told),
         comfyui.read(parameters) if told else None,
         fooocus.read(told, texts.get("fooocus_scheme", "")),
@@ -55,6 +59,7 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
         return
     plain = {key: text for key, text in texts.items() if not text.lstrip().startswith(("{", "["))}
     unread = [key for key in JSON_KEYS if key in texts and key not in plain]
+    unread += [A1111_KEY] * broken
     if told or (JSON_KEYS[0] in plain):
         yield flat.unknown(told or plain)
     elif unread:
