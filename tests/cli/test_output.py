@@ -114,6 +114,14 @@ def test_links_are_followed_or_refused_before_painting(paint: Run):
         assert "which is nowhere" in done.err
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_a_pipe_is_refused_before_painting(paint: Run):
+    os.mkfifo("pipe.png")
+    done = paint("--out", "pipe.png")
+    assert done.code == 2
+    assert done.err == "undust: cannot write pipe.png: it is there already and is not a file\n"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps the working folder")
 @pytest.mark.parametrize("arguments", [("generate", "a"), ("samplers",), ("inspect", "a.png")])
 def test_a_deleted_working_folder_is_told(tmp_path: Path, arguments: tuple[str, ...]):

@@ -67,6 +67,12 @@ def test_the_sizes_of_the_u_net_follow_from_the_data_and_the_first_stage(
         ("unet.in_channels=3", "unet.in_channels is 3, but .* latents have 4 channels"),
         ("unet.out_channels=8", "unet.out_channels is 8, but .* it has to be 4, or to be left out"),
         ("unet.cross_attention_dim=16", "is 16, but text_encoder.hidden_size is 8: it has to be 8"),
+        (
+            "text_encoder.vocab_size=700",
+            "vocab_size is 700, but captions.vocabulary is 600: it has",
+        ),
+        ("text_encoder.max_position_embeddings=9", "is 9, but captions.length is 8: it has to be"),
+        ("text_encoder.pad_token_id=0", "pad_token_id is 0, but the tokenizer is learnt: it has"),
         ("data.size=15", "data.size is 15, .* not divisible by 2, .*; 16 would be"),
     ],
 )

@@ -109,6 +109,8 @@ def try_writing_file(path: Path) -> None:
         try_writing(target.parent)
     if path.is_file():
         show.note(f"{path} is there already and will be replaced")
+    elif path.exists():
+        raise UndustError(f"cannot write {path}: it is there already and is not a file")
 
 
 def try_writing(folder: Path) -> None:

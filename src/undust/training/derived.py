@@ -40,6 +40,7 @@ def with_derived(recipe: DiffusionRecipe) -> DiffusionRecipe:
         "out_channels": (channels, f"the first stage's latents have {channels} channels"),
         "cross_attention_dim": (width, f"text_encoder.hidden_size is {width}"),
     }
+    _check_text_encoder(recipe)
     given = recipe.unet.model_dump(exclude_unset=True, exclude_none=True)
     for key, (value, reason) in derived.items():
         own = given.get(key, value)
@@ -49,6 +50,22 @@ def with_derived(recipe: DiffusionRecipe) -> DiffusionRecipe:
             )
     unet = UNetConfig.read({**{key: value for key, (value, _) in derived.items()}, **given})
     return recipe.model_copy(update={"first_stage": place, "unet": unet})
+
+
+def _check_text_encoder(recipe: DiffusionRecipe) -> None:
+    """Raises UndustError for a key of the text encoder at another value than it is trained with."""
+    captions, given = recipe.captions, recipe.text_encoder
+    for key, own in (
+        ("vocab_size", ("captions.vocabulary", captions.vocabulary)),
+        ("max_position_embeddings", ("captions.length", captions.length)),
+        *((f"{token}_token_id", None) for token in ("bos", "eos", "pad")),
+    ):
+        default = type(given).model_fields[key].default
+        value = getattr(given, key)
+        if value == default or (own and value == own[1]):
+            continue
+        reason = f"{own[0]} is {own[1]}" if own else "the tokenizer is learnt"
+        raise UndustError(f"text_encoder.{key} is {value}, but {reason}: it has to be left out")
 
 
 def first_stage_at(given: Path) -> Path:
