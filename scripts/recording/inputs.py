@@ -100,6 +100,8 @@ def prepare() -> None:
             save_file(changes(family, weights), f"loras/{variant}-{kind}.safetensors")
         save_file(diffusers_lora(variant), f"loras/{variant}-diffusers.safetensors")
         words = {"clip_l": draw(1)(2, 32), "clip_g": draw(2)(2, 64)}
+        if variant.startswith(("sd2", "x4")):
+            words = {"emb_params": words["clip_g"]}
         save_file(words, f"loras/{variant}-word.safetensors")
         if "inpainting" not in variant and variant != "x4-upscaler":
             for number in range(2):
