@@ -46,7 +46,8 @@ def write_control(variant: str, folder: Path) -> None:
 def trained(recipe: Path, changes: list[str], out: Path) -> list[dict[str, float]]:
     """Runs a training recipe, as `undust train` does; the losses of every step."""
     losses: list[dict[str, float]] = []
-    train(read_recipe(recipe, changes), out, observe=lambda step: losses.append(step.losses))
+    if not train(read_recipe(recipe, changes), out, observe=lambda it: losses.append(it.losses)):
+        raise KeyboardInterrupt  # a run ends by itself when it is asked to stop
     return losses
 
 
