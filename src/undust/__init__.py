@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from undust.generation.recipe import Recipe
     from undust.model import LatentDiffusion, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "LatentDiffusion",
     "Picture",

@@ -17,7 +17,7 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.generation.given import GivenPicture
-from undust.generation.recipe import OWN, Recipe, share
+from undust.generation.recipe import FIRST_VERSION, OWN, Recipe
 
 LEAST: dict[str, Any] = {"prompt": "a cat", "seed": 1, "width": 64, "height": 32}
 
@@ -288,13 +288,24 @@ def test_how_many_steps_are_taken(fields: dict[str, Any], taken: int, total: int
     [(100, 0.29, 29), (50, 0.58, 29), (90, 0.7, 63), (1000, 0.001, 1), (3, 0.999999, 2)],
 )
 def test_a_share_of_the_steps_as_people_count(steps: int, strength: float, taken: int):
-    assert share(steps, strength) == taken
+    assert taken_of(steps, strength) == taken
 
 
 @given(st.integers(1, 1000), st.decimals("0.0001", "1", places=4))
 def test_a_share_of_the_steps(steps: int, strength: Decimal):
     """At least one and at most all, rounded down, by exact arithmetic."""
-    assert share(steps, float(strength)) == max(1, math.floor(steps * strength))
+    assert taken_of(steps, float(strength)) == max(1, math.floor(steps * strength))
+
+
+def taken_of(steps: int, strength: float, **fields: Any) -> int:
+    asked = {"steps": steps, "init": PICTURE, "strength": strength}
+    return Recipe.read({**LEAST, **asked, **fields}).taken
+
+
+def test_recipes_of_the_first_version_keep_their_steps():
+    """28 of 100 at 0.29: their pictures are made again as they were."""
+    assert taken_of(100, 0.29, undust=FIRST_VERSION) == 28
+    assert taken_of(100, 0.3, undust=FIRST_VERSION) == 30
 
 
 @given(st.integers(1, 1000), st.decimals("1.01", "8", places=2))

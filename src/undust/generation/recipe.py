@@ -25,6 +25,7 @@ from undust.generation.guides import Guide, checked, read_guide, reason
 from undust.pictures import LARGEST
 
 SEEDS = 2**63
+FIRST_VERSION = "0.1.0"
 # What one picture of a batch does not share with the others.
 OWN = {"prompt", "negative", "seed", "batch", "place", "given_noise", "toward"}
 STRENGTH = 0.75  # of a picture that is only begun from; what a mask marks is painted anew
@@ -175,20 +176,23 @@ class Recipe(Frozen):
 
         All of them for what is painted anew, and where the picture is one to be made large.
         """
-        if self.strength is None:
-            return self.steps
-        return share(self.steps, self.strength)
+        return self.steps if self.strength is None else self._share(self.strength)
 
     @property
     def total(self) -> int:
         """How many steps all passes take."""
-        return self.taken + (share(self.steps, self.upscale.strength) if self.upscale else 0)
+        return self.taken + (self._share(self.upscale.strength) if self.upscale else 0)
 
+    def whole(self, steps: float) -> float:
+        """A share of the steps, without the error of its product: 100 × 0.29 is less than 29.
 
-def share(steps: int, strength: float) -> int:
-    """How many of the steps, the last ones, paint over a picture with that strength."""
-    # To six digits first: 100 × 0.29 is a little less than 29.
-    return max(1, int(round(steps * strength, 6)))
+        Recipes of the first version keep that error, so that their pictures stay the same.
+        """
+        return steps if self.undust == FIRST_VERSION else round(steps, 6)
+
+    def _share(self, strength: float) -> int:
+        """How many of the steps, the last ones, paint over a picture with that strength."""
+        return max(1, int(self.whole(self.steps * strength)))
 
 
 def between(first: Recipe, last: Recipe, count: int) -> list[Recipe]:

@@ -97,8 +97,8 @@ class Then(Asking):
         level = self.sigma
         if level is None:
             steps = len(scene.sigmas) - 1
-            # To six digits first: 0.07 × 100 is a little more than 7.
-            level = scene.sigmas[math.ceil(round((self.after or 0) * steps, 6))].item()
+            before = scene.batch[0].whole((self.after or 0) * steps)
+            level = scene.sigmas[math.ceil(before)].item()
         turn = (level, scene.everywhere(ask, self.prompt))
         if isinstance(denoise, PromptSchedule):
             return PromptSchedule(denoise.first, [*denoise.later, turn])
