@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from undust.conditioning.condition import Conditioning
 from undust.generation.recipe import Recipe
+from undust.networks.conditioning import Conditioning
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -1.0)}
 
@@ -35,7 +35,8 @@ class ColourPainter:
         self, prompts: Sequence[str | None], recipe: Recipe, *, negative: bool = False
     ) -> Conditioning:
         del recipe, negative
-        return Conditioning(torch.tensor([[COLOURS[prompt or ""]] for prompt in prompts]))
+        text = torch.tensor([[COLOURS[prompt or ""]] for prompt in prompts])
+        return Conditioning(len(text), text)
 
     def length(self, prompt: str | None) -> int:
         return 1

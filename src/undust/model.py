@@ -16,7 +16,6 @@ from torch import Tensor
 from undust.adapters.control import summed
 from undust.adapters.offload import Offload
 from undust.adapters.worn import Live, Merged, Outfit, Worn
-from undust.conditioning.condition import Conditioning, Control
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
@@ -35,6 +34,7 @@ from undust.generation.given import GivenWeights
 from undust.generation.loop import Picture, Step
 from undust.generation.recipe import Recipe
 from undust.networks import placement
+from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
 
 
@@ -130,15 +130,20 @@ class LatentDiffusion(Parts):
             any_ = torch.tensor([prompt is not None for prompt in prompts], device=text.device)
             text = torch.where(any_[:, None, None], text, 0)
             pooled = None if pooled is None else torch.where(any_[:, None], pooled, 0)
-        return Conditioning(text, pooled, self._told(len(prompts), recipe, negative=negative))
+        sizes = self._told(len(prompts), recipe, negative=negative)
+        return Conditioning(len(prompts), text, pooled, sizes)
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         """The clean latents [B, C, h, w] under x = x0 + σ·n at σ [B]; UndustError for NaN."""
         self._worn.wear(self._outfit)
-        asked, cond = partial(self._denoiser, x, sigma), cond.at(sigma)
-        if (x0 := asked(cond)).isfinite().all():
+        options = (options or CallOptions()).at(sigma)
+        asked = partial(self._denoiser, x, sigma, cond)
+        if (x0 := asked(options)).isfinite().all():
             return x0
-        raise finite.blame(self.networks, [lora.name for lora, _ in self._outfit], x, cond, asked)
+        loras = [lora.name for lora, _ in self._outfit]
+        raise finite.blame(self.networks, loras, x, cond, options, asked)
 
     def wearing(self, recipe: Recipe, /) -> LatentDiffusion:
         """The model with what a recipe changes of its weights and words.
@@ -215,31 +220,18 @@ class LatentDiffusion(Parts):
         scale, shift = vae.scale(mean)
         return (mean - shift) * scale
 
-    def _network(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
-        device, dtype = self.device, self.dtype
-        latent, timestep = x.to(device, dtype), timestep.to(device)
-        context, pooled = cond.text.to(device, dtype), cond.pooled
-        label = None if cond.label is None else cond.label.to(device)
-
-        def controlled(control: Control) -> list[Tensor]:
-            return [*control(latent, timestep, context, pooled, cond.sizes, cond.negative)]
-
-        def asked() -> Tensor:
-            return self.unet(
-                seen,
-                timestep,
-                context,
-                cond.perturbed,
-                pooled=pooled,
-                sizes=cond.sizes,
-                label=label,
-                control=added,
-            )
-
-        added = summed(
-            self._offload.ask(each.network, partial(controlled, each)) for each in cond.control
+    def _network(
+        self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions
+    ) -> Tensor:
+        latents, timestep = x.to(self.device, self.dtype), timestep.to(self.device)
+        cond = cond.to(self.device, self.dtype)
+        control = summed(
+            self._offload.ask(each.network, partial(each, latents, timestep, cond))
+            for each in options.controls
         )
-        seen = latent if cond.beside is None else torch.cat([latent, cond.beside.to(latent)], 1)
+        asked = partial(
+            self.unet, latents, timestep, cond, perturbed=options.perturbed, control=control
+        )
         return self._offload.ask(self.unet, asked).to(x)
 
     def _told(self, count: int, recipe: Recipe | None, *, negative: bool) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from undust.adapters.control import Control, summed
 from undust.errors import UndustError
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import ControlNetConfig, UNetConfig
 from undust.networks.controlnet import ControlNet
 from undust.networks.unet import UNet
@@ -44,9 +46,9 @@ def network(**changes) -> ControlNet:
     return made
 
 
-def inputs(batch: int = 2, channels: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(batch: int = 2) -> tuple[Tensor, Tensor, Conditioning]:
     timestep = torch.tensor([3.0, 700.0])[:batch].repeat(math.ceil(batch / 2))[:batch]
-    return torch.randn(batch, channels, 6, 4), timestep, torch.randn(batch, 5, 12)
+    return torch.randn(batch, 4, 6, 4), timestep, Conditioning(batch, torch.randn(batch, 5, 12))
 
 
 def same(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-6) -> bool:
@@ -57,10 +59,10 @@ def same(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-6) -> bool:
 
 
 def test_it_says_what_its_network_says_by_its_weight() -> None:
-    net, (x, timestep, context), hint = network(), inputs(), torch.rand(1, 3, 48, 32)
-    whole = net(x, timestep, context, hint)
-    assert same(Control(net, hint)(x, timestep, context), whole, 0)
-    half = Control(net, hint, weight=-0.5)(x, timestep, context)
+    net, (x, timestep, cond), hint = network(), inputs(), torch.rand(1, 3, 48, 32)
+    whole = net(x, timestep, cond, hint)
+    assert same(Control(net, hint)(x, timestep, cond), whole, 0)
+    half = Control(net, hint, weight=-0.5)(x, timestep, cond)
     assert same(half, [-0.5 * part for part in whole])
 
 
@@ -73,53 +75,54 @@ def test_a_weight_of_nothing_asks_nothing() -> None:
 
 
 def test_what_is_told_beside_the_text_goes_on() -> None:
-    net, (x, timestep, context) = network(**TOLD), inputs()
+    net, (x, timestep, cond) = network(**TOLD), inputs()
     hint, pooled, sizes = torch.rand(1, 3, 48, 32), torch.randn(2, 5), torch.full((2, 6), 64.0)
-    expected = net(x, timestep, context, hint, pooled=pooled, sizes=sizes)
-    assert same(Control(net, hint)(x, timestep, context, pooled, sizes), expected, 0)
+    told = replace(cond, pooled=pooled, sizes=sizes)
+    expected = net(x, timestep, told, hint)
+    assert same(Control(net, hint)(x, timestep, told), expected, 0)
     with pytest.raises(UndustError, match="41 channels, 6 for each size"):
-        Control(net, hint)(x, timestep, context)
+        Control(net, hint)(x, timestep, cond)
 
 
 def test_each_picture_has_its_hint_in_every_round_of_guidance() -> None:
-    net, (x, timestep, context), hint = network(), inputs(4), torch.rand(2, 3, 48, 32)
-    expected = net(x, timestep, context, torch.cat([hint, hint]))
-    assert same(Control(net, hint)(x, timestep, context), expected, 0)
+    net, (x, timestep, cond), hint = network(), inputs(4), torch.rand(2, 3, 48, 32)
+    expected = net(x, timestep, cond, torch.cat([hint, hint]))
+    assert same(Control(net, hint)(x, timestep, cond), expected, 0)
     with pytest.raises(UndustError, match="2 hints cannot be shared by 3 pictures"):
         Control(net, hint)(*inputs(3))
 
 
 def test_a_network_that_pools_says_nothing_to_what_is_to_be_avoided() -> None:
     """As its authors and diffusers ask it: only together with the prompt."""
-    (x, timestep, context), hint = inputs(), torch.rand(1, 3, 48, 32)
+    (x, timestep, cond), hint = inputs(), torch.rand(1, 3, 48, 32)
     negative = torch.tensor([True, False])
     for pools in (False, True):
         net = network(global_pool_conditions=pools)
-        expected = net(x, timestep, context, hint)
+        expected = net(x, timestep, cond, hint)
         for part in expected:
             assert pools == torch.equal(part, part[..., :1, :1].expand_as(part))
         if pools:
             expected = [part * torch.tensor([0.0, 1.0])[:, None, None, None] for part in expected]
-        said = Control(net, hint)(x, timestep, context, None, None, negative)
+        said = Control(net, hint)(x, timestep, replace(cond, negative=negative))
         assert same(said, expected, 0)
 
 
 def test_a_network_of_less_precision_serves_a_unet_of_more() -> None:
-    net, (x, timestep, context), hint = network(), inputs(), torch.rand(1, 3, 48, 32)
-    expected = net(x, timestep, context, hint)
-    said = Control(net.bfloat16(), hint)(x, timestep, context)
+    net, (x, timestep, cond), hint = network(), inputs(), torch.rand(1, 3, 48, 32)
+    expected = net(x, timestep, cond, hint)
+    said = Control(net.bfloat16(), hint)(x, timestep, cond)
     assert {part.dtype for part in said} == {torch.float32}
     assert same(said, expected, 0.1)
 
 
 def test_an_inpainting_unet_shows_it_the_latent_alone() -> None:
-    net, (x, timestep, context), hint = network(), inputs(), torch.rand(1, 3, 48, 32)
-    seen = torch.cat([x, torch.randn(2, 5, 6, 4)], dim=1)
-    control = Control(net, hint)(seen, timestep, context)
-    assert same(control, net(x, timestep, context, hint), 0)
+    net, (x, timestep, cond), hint = network(), inputs(), torch.rand(1, 3, 48, 32)
+    masked = replace(cond, extra_channels=torch.randn(2, 5, 6, 4))
+    control = Control(net, hint)(x, timestep, masked)
+    assert same(control, net(x, timestep, cond, hint), 0)
     up = {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "in_channels": 9}
     unet = UNet(UNetConfig(**{**FIELDS, **up}))
-    assert unet(seen, timestep, context, control=control).shape == x.shape
+    assert unet(x, timestep, masked, control=control).shape == x.shape
 
 
 @pytest.mark.parametrize(

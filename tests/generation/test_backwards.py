@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from painter import ColourPainter
-from undust.conditioning.condition import Conditioning
 from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES, Process
 from undust.errors import UndustError
 from undust.generation import backwards, loop
 from undust.generation.recipe import Recipe
+from undust.networks.conditioning import CallOptions, Conditioning
 
 
 @dataclass
@@ -24,7 +24,9 @@ class GaussianPainter(ColourPainter):
 
     process: Process
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         assert len(x) == len(sigma) == len(cond)
         return x / (1 + sigma**2)[:, None, None, None]
 

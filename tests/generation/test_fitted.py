@@ -10,12 +10,12 @@ from torch import Tensor
 
 from orders import doubles
 from painter import ColourPainter
-from undust.conditioning.condition import Conditioning
 from undust.diffusion.analytic import Mixture
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.schedules import SCHEDULES
 from undust.generation import fitted
 from undust.generation.recipe import Recipe
+from undust.networks.conditioning import CallOptions, Conditioning
 
 MIXTURE = Mixture(doubles(0.4, 0.6), doubles([-1.0], [1.2]), doubles(0.3, 0.4))
 
@@ -26,7 +26,9 @@ class MixturePainter(ColourPainter):
 
     process: Process
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         flat = x.double().reshape(-1, 1)
         level = sigma.double().repeat_interleave(x[0].numel())
         return MIXTURE(flat, level).reshape(x.shape).to(x)

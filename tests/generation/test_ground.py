@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from painter import ColourPainter
-from undust.conditioning.condition import Conditioning
 from undust.diffusion.noise import BESIDE, START, normal
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.samplers import SAMPLERS
@@ -24,6 +23,7 @@ from undust.generation import loop
 from undust.generation.given import GivenPicture
 from undust.generation.ground import Ground, prepared
 from undust.generation.recipe import Recipe
+from undust.networks.conditioning import CallOptions, Conditioning
 from undust.pictures import from_image, to_images
 
 WIDTH, HEIGHT = 6, 4
@@ -43,7 +43,9 @@ class Painter(ColourPainter):
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (3, height // self.factor, width // self.factor)
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         self.seen.append(cond)
         return cond.text[:, 0, :, None, None].expand_as(x)
 
@@ -204,8 +206,8 @@ def test_a_small_picture_has_a_little_dust_of_its_own():
         assert not torch.equal(dust, normal(seed, (START, 0, 0), (3, 2, 3)))
     *_, last = loop.paint(painter, batch)
     cond = painter.seen[-1]
-    assert cond.beside is not None and cond.label is not None
-    assert torch.equal(cond.beside, ground.beside)
+    assert cond.extra_channels is not None and cond.label is not None
+    assert torch.equal(cond.extra_channels, ground.beside)
     assert cond.label.tolist() == [250, 250]
     assert last.x.shape == (2, 3, 2, 3)
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from painter import ColourPainter
-from undust.conditioning.condition import Conditioning
 from undust.diffusion.noise import PictureNoise
 from undust.diffusion.process import PROCESSES, VP
 from undust.diffusion.samplers import SAMPLERS
@@ -22,6 +21,7 @@ from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.generation import loop
 from undust.generation.recipe import Recipe
+from undust.networks.conditioning import CallOptions, Conditioning
 
 
 @dataclass
@@ -33,7 +33,9 @@ class Painter(ColourPainter):
 
     process: VP
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         assert len(x) == len(sigma) == len(cond)
         return cond.text[:, 0, :, None, None].expand_as(x)
 

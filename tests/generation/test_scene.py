@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from painter import ColourPainter
-from undust.conditioning.condition import Conditioning
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.generation import loop
 from undust.generation.recipe import Recipe
+from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.perturbation import IdentityMap
 from undust.pictures import to_data
 
@@ -35,11 +35,15 @@ class Painter(ColourPainter):
     process: Process = field(default_factory=PROCESSES["scaled-linear"])
     calls: list[int] = field(default_factory=list[int])
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         assert len(x) == len(sigma) == len(cond)
         self.calls.append(len(x))
         kept = {None: 1.0, IdentityMap(): 0.5}
-        strength = [kept.get(how, 0.25) for how in cond.perturbed or [None] * len(x)]
+        strength = [
+            kept.get(how, 0.25) for how in (options.perturbed if options else [None] * len(x))
+        ]
         colour = cond.text[:, 0] * torch.tensor(strength)[:, None] * self.faint
         colour = colour[:, :, None, None].expand_as(x)
         return torch.tanh(x + colour) / (1 + sigma.reshape(-1, 1, 1, 1)) if self.bent else colour

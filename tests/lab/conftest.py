@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from undust.conditioning.condition import Conditioning
 from undust.lab.convergence import GAUSSIAN
 from undust.model import LatentDiffusion, load
+from undust.networks.conditioning import CallOptions, Conditioning
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def gaussian(tiny_model: Path) -> LatentDiffusion:
     model = load(tiny_model)
     spread = GAUSSIAN.deviations.item() ** 2
 
-    def denoise(x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         assert len(cond) == len(x)
         return x * (spread / (spread + sigma**2)).reshape(-1, 1, 1, 1)
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from undust.errors import UndustError
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import ControlNetConfig, UNetConfig
 from undust.networks.controlnet import ControlNet, check_fits, from_unet
 from undust.networks.unet import UNet
@@ -118,7 +119,7 @@ def nets(shake, half: str, **hint) -> SimpleNamespace:
 
 
 def inputs(half: str, size: tuple[int, int], scale: int = 8, batch: int = 2):
-    """x, time step, tokens, hint; what else is told ours, and theirs."""
+    """x, time step, condition, hint; what else theirs are told."""
     height, width = size
     x, context = torch.randn(batch, 4, height, width), torch.randn(batch, 7, 24)
     timestep = torch.tensor([1.0, 981.0])[-batch:]
@@ -129,30 +130,30 @@ def inputs(half: str, size: tuple[int, int], scale: int = 8, batch: int = 2):
         told = {"pooled": torch.randn(batch, 12), "sizes": sizes}
         added = {"text_embeds": told["pooled"], "time_ids": sizes}
         theirs = {"added_cond_kwargs": added}
-    return x, timestep, context, hint, told, theirs
+    return x, timestep, Conditioning(batch, context, **told), hint, theirs
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 13)], ids=str)
 @pytest.mark.parametrize("half", HALVES)
 def test_parity_of_both_with_diffusers(half, size, shake, assert_close) -> None:
     found = nets(shake, half)
-    x, timestep, context, hint, told, theirs = inputs(half, size)
-    down, middle = found.their_net(x, timestep, context, hint, return_dict=False, **theirs)
-    control = found.net(x, timestep, context, hint, **told)
+    x, timestep, cond, hint, theirs = inputs(half, size)
+    down, middle = found.their_net(x, timestep, cond.text, hint, return_dict=False, **theirs)
+    control = found.net(x, timestep, cond, hint)
     assert len(control) == len(down) + 1
     for ours, expected in zip(control, [*down, middle], strict=True):
         assert_close(ours, expected)
     expected = found.their_unet(
         x,
         timestep,
-        encoder_hidden_states=context,
+        encoder_hidden_states=cond.text,
         down_block_additional_residuals=down,
         mid_block_additional_residual=middle,
         **theirs,
     ).sample
-    steered = found.unet(x, timestep, context, control=control, **told)
+    steered = found.unet(x, timestep, cond, control=control)
     assert_close(steered, expected)
-    alone = found.unet(x, timestep, context, **told)
+    alone = found.unet(x, timestep, cond)
     assert (steered - alone).norm() > 1e-2 * alone.norm()
 
 
@@ -161,29 +162,29 @@ def test_parity_of_other_hints(changes, shake, assert_close) -> None:
     found = nets(shake, "sd1", **changes)
     scale = 4 if "conditioning_embedding_out_channels" in changes else 8
     assert found.net.scale == scale
-    x, timestep, context, hint, _, _ = inputs("sd1", (8, 8), scale)
-    down, middle = found.their_net(x, timestep, context, hint, return_dict=False)
-    for ours, expected in zip(found.net(x, timestep, context, hint), [*down, middle], strict=True):
+    x, timestep, cond, hint, _ = inputs("sd1", (8, 8), scale)
+    down, middle = found.their_net(x, timestep, cond.text, hint, return_dict=False)
+    for ours, expected in zip(found.net(x, timestep, cond, hint), [*down, middle], strict=True):
         assert_close(ours, expected.expand_as(ours))
 
 
 def test_one_hint_serves_all(shake, assert_close) -> None:
     net = nets(shake, "sd1").net
-    x, timestep, context, hint, _, _ = inputs("sd1", (8, 8))
-    once = net(x, timestep, context, hint[:1])
+    x, timestep, cond, hint, _ = inputs("sd1", (8, 8))
+    once = net(x, timestep, cond, hint[:1])
     for ours, expected in zip(
-        once, net(x, timestep, context, hint[:1].expand(2, -1, -1, -1)), strict=True
+        once, net(x, timestep, cond, hint[:1].expand(2, -1, -1, -1)), strict=True
     ):
         assert_close(ours, expected)
 
 
 def test_no_control_changes_no_bit(shake) -> None:
     unet = nets(shake, "sd1").unet
-    x, timestep, context, _, _, _ = inputs("sd1", (8, 8))
-    alone = unet(x, timestep, context)
-    assert torch.equal(unet(x, timestep, context, control=()), alone)
+    x, timestep, cond, _, _ = inputs("sd1", (8, 8))
+    alone = unet(x, timestep, cond)
+    assert torch.equal(unet(x, timestep, cond, control=()), alone)
     zeros = [torch.zeros_like(part) for part in from_unet(unet)(*inputs("sd1", (8, 8))[:4])]
-    assert torch.equal(unet(x, timestep, context, control=zeros), alone)
+    assert torch.equal(unet(x, timestep, cond, control=zeros), alone)
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -195,8 +196,8 @@ def test_a_new_one_is_the_unet_and_says_nothing(half, shake) -> None:
         # The hint's convolutions start at random in both.
         if not name.startswith("controlnet_cond_embedding") or "conv_out" in name:
             assert torch.equal(ours.state_dict()[name], tensor)
-    x, timestep, context, hint, told, _ = inputs(half, (8, 8))
-    assert not any(part.any() for part in ours(x, timestep, context, hint, **told))
+    x, timestep, cond, hint, _ = inputs(half, (8, 8))
+    assert not any(part.any() for part in ours(x, timestep, cond, hint))
     # Nothing is shared: training it leaves the U-Net as it was.
     before = found.unet.conv_in.weight.clone()
     ours.conv_in.weight.zero_()
@@ -205,9 +206,9 @@ def test_a_new_one_is_the_unet_and_says_nothing(half, shake) -> None:
 
 def test_gradients_reach_every_weight(shake) -> None:
     net = nets(shake, "sd1").net
-    x, timestep, context, hint, _, _ = inputs("sd1", (16, 16))
+    x, timestep, cond, hint, _ = inputs("sd1", (16, 16))
     with torch.enable_grad():
-        sum(part.square().mean() for part in net(x, timestep, context, hint)).backward()
+        sum(part.square().mean() for part in net(x, timestep, cond, hint)).backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
 
 
@@ -250,20 +251,20 @@ def test_what_is_not_built_is_refused_by_name(field, value) -> None:
 
 def test_a_control_of_another_form_is_refused(shake) -> None:
     found = nets(shake, "sd1")
-    x, timestep, context, hint, _, _ = inputs("sd1", (8, 8))
-    control = found.net(x, timestep, context, hint)
+    x, timestep, cond, hint, _ = inputs("sd1", (8, 8))
+    control = found.net(x, timestep, cond, hint)
     with pytest.raises(UndustError, match="of 12 tensors was given; this U-Net takes 13"):
-        found.unet(x, timestep, context, control=control[:-1])
+        found.unet(x, timestep, cond, control=control[:-1])
     with pytest.raises(UndustError, match=r"tensor 3 .* \[2, 16, 1, 1\].* takes \[2, 16, 4, 4\]"):
         pooled = control[3].mean((2, 3), keepdim=True)
-        found.unet(x, timestep, context, control=[*control[:3], pooled, *control[4:]])
+        found.unet(x, timestep, cond, control=[*control[:3], pooled, *control[4:]])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 72), (2, 4, 64, 64), (3, 3, 64, 64), (2, 3, 8, 8)])
 def test_a_hint_of_another_size_is_refused(shape, shake) -> None:
-    x, timestep, context, _, _, _ = inputs("sd1", (8, 8))
+    x, timestep, cond, _, _ = inputs("sd1", (8, 8))
     with pytest.raises(UndustError, match=r"which take \[2, 3, 64, 64\]"):
-        nets(shake, "sd1").net(x, timestep, context, torch.zeros(shape))
+        nets(shake, "sd1").net(x, timestep, cond, torch.zeros(shape))
 
 
 @pytest.mark.parametrize(

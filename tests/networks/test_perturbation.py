@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from undust.errors import UndustError
 from undust.networks.attention import attend
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import UNetConfig
 from undust.networks.perturbation import BlurredQueries, IdentityMap
 from undust.networks.unet import UNet
@@ -37,11 +38,11 @@ def unets(shake) -> tuple[UNet, UNet2DConditionModel]:
     return ours, theirs
 
 
-def inputs(batch: int, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(batch: int, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Conditioning]:
     return (
         torch.randn(batch, 4, height, width),
         torch.full((batch,), 498.5),
-        torch.randn(batch, 7, 24),
+        Conditioning(batch, torch.randn(batch, 7, 24)),
     )
 
 
@@ -56,27 +57,27 @@ def middle(unet: UNet2DConditionModel) -> dict:
 def test_identity_map_agrees_with_diffusers(unets, size, assert_close) -> None:
     """Theirs perturbs the second half of a batch."""
     ours, theirs = unets
-    x, timestep, context = inputs(4, *size)
+    x, timestep, cond = inputs(4, *size)
     for attention in middle(theirs).values():
         attention.set_processor(PAGIdentitySelfAttnProcessor2_0())
-    expected = theirs(x, timestep, encoder_hidden_states=context).sample
+    expected = theirs(x, timestep, encoder_hidden_states=cond.text).sample
     perturbed = [None, None, IdentityMap(), IdentityMap()]
-    assert_close(ours(x, timestep, context, perturbed), expected)
+    assert_close(ours(x, timestep, cond, perturbed=perturbed), expected)
 
 
 @pytest.mark.parametrize("deviation", [0.4, 1.0, 3.0, math.inf])
 def test_blurred_queries_agree_with_diffusers(unets, deviation, assert_close) -> None:
     """Their blur in a hook of ours: their own chooses the wrong one of two (the next test)."""
     ours, theirs = unets
-    x, timestep, context = inputs(2)
+    x, timestep, cond = inputs(2)
 
     def blur(module: object, given: object, q: Tensor) -> Tensor:
         return blurred(q, deviation)
 
     for attention in middle(theirs).values():
         attention.to_q.register_forward_hook(blur)
-    expected = theirs(x, timestep, encoder_hidden_states=context).sample
-    assert_close(ours(x, timestep, context, [BlurredQueries(deviation)] * 2), expected)
+    expected = theirs(x, timestep, encoder_hidden_states=cond.text).sample
+    assert_close(ours(x, timestep, cond, perturbed=[BlurredQueries(deviation)] * 2), expected)
 
 
 def blurred(q: Tensor, deviation: float) -> Tensor:
@@ -116,26 +117,26 @@ def test_the_blur_is_the_gaussian_mirrored_at_the_edges(shape, deviation, assert
 
 def test_only_the_rows_that_ask_for_it_are_perturbed(unets, assert_close) -> None:
     ours, _ = unets
-    x, timestep, context = inputs(4)
+    x, timestep, cond = inputs(4)
     kinds = [None, IdentityMap(), BlurredQueries(), None]
-    together = ours(x, timestep, context, kinds)
-    plain = ours(x, timestep, context)
+    together = ours(x, timestep, cond, perturbed=kinds)
+    plain = ours(x, timestep, cond)
     for place, kind in enumerate(kinds):
         one = slice(place, place + 1)
-        alone = ours(x[one], timestep[one], context[one], [kind])
+        alone = ours(x[one], timestep[one], cond[one], perturbed=[kind])
         assert_close(together[one], alone)
         if kind is None:
             assert torch.equal(together[one], plain[one])
         else:
             assert (together[one] - plain[one]).abs().max() > 1e-3
-    assert torch.equal(ours(x, timestep, context, [None] * 4), plain)
+    assert torch.equal(ours(x, timestep, cond, perturbed=[None] * 4), plain)
 
 
 def test_gradients_go_through(unets) -> None:
     ours, _ = unets
-    x, timestep, context = inputs(2)
+    x, timestep, cond = inputs(2)
     with torch.enable_grad():
-        ours(x, timestep, context, [IdentityMap(), None]).sum().backward()
+        ours(x, timestep, cond, perturbed=[IdentityMap(), None]).sum().backward()
     value = ours.mid_block.attentions[0].transformer_blocks[0].attn1.to_v.weight
     assert value.grad is not None
     assert value.grad.isfinite().all()
@@ -146,6 +147,6 @@ def test_what_cannot_be_perturbed() -> None:
         with pytest.raises(UndustError, match=r"seg: a blur of .* is none"):
             BlurredQueries(deviation)
     bare = UNet(UNetConfig.read({**TINY, "mid_block_type": None}))
-    x, timestep, context = inputs(1)
+    x, timestep, cond = inputs(1)
     with pytest.raises(UndustError, match="no middle block"):
-        bare(x, timestep, context, [IdentityMap()])
+        bare(x, timestep, cond, perturbed=[IdentityMap()])

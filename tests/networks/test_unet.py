@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import UNetConfig
 from undust.networks.unet import UNet
 
@@ -79,19 +80,20 @@ def pair(shake, **changes) -> tuple[UNet, UNet2DConditionModel]:
     return ours, theirs
 
 
-def inputs(config: UNetConfig, batch: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+def inputs(config: UNetConfig, batch: int, height: int, width: int):
     x = torch.randn(batch, config.in_channels, height, width)
     timestep = torch.tensor([0.0, 1.0, 498.5, 999.0])[-batch:]
-    return x, timestep, torch.randn(batch, 7, config.at("cross_attention_dim", 0))
+    context = torch.randn(batch, 7, config.at("cross_attention_dim", 0))
+    return x, timestep, Conditioning(batch, context)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 13)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parity_with_diffusers(layout, size, shake, assert_close) -> None:
     ours, theirs = pair(shake, **LAYOUTS[layout])
-    x, timestep, context = inputs(ours.config, 4, *size)
-    expected = theirs(x, timestep, encoder_hidden_states=context).sample
-    assert_close(ours(x, timestep, context), expected)
+    x, timestep, cond = inputs(ours.config, 4, *size)
+    expected = theirs(x, timestep, encoder_hidden_states=cond.text).sample
+    assert_close(ours(x, timestep, cond), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -100,40 +102,42 @@ def test_diffusers_opens_ours(layout, shake, assert_close) -> None:
     shake(ours)
     theirs = UNet2DConditionModel.from_config(ours.config.model_dump(mode="json")).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    x, timestep, context = inputs(ours.config, 1, 16, 8)
-    expected = theirs(x, timestep, encoder_hidden_states=context).sample
-    assert_close(ours(x, timestep, context), expected)
+    x, timestep, cond = inputs(ours.config, 1, 16, 8)
+    expected = theirs(x, timestep, encoder_hidden_states=cond.text).sample
+    assert_close(ours(x, timestep, cond), expected)
 
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_channels_last_gives_the_same_and_stays(linear, shake, assert_close) -> None:
     ours, _ = pair(shake, use_linear_projection=linear)
-    x, timestep, context = inputs(ours.config, 2, 9, 16)
-    expected = ours(x, timestep, context)
+    x, timestep, cond = inputs(ours.config, 2, 9, 16)
+    expected = ours(x, timestep, cond)
     ours.to(memory_format=torch.channels_last)
-    output = ours(x.to(memory_format=torch.channels_last), timestep, context)
+    output = ours(x.to(memory_format=torch.channels_last), timestep, cond)
     assert output.is_contiguous(memory_format=torch.channels_last)
     assert_close(output, expected)
 
 
 def test_half_precision_runs_throughout(shake) -> None:
     ours, _ = pair(shake)
-    x, timestep, context = inputs(ours.config, 2, 16, 16)
-    expected = ours(x, timestep, context)
-    output = ours.bfloat16()(x.bfloat16(), timestep, context.bfloat16())
+    x, timestep, cond = inputs(ours.config, 2, 16, 16)
+    expected = ours(x, timestep, cond)
+    output = ours.bfloat16()(x.bfloat16(), timestep, cond.to(x.device, torch.bfloat16))
     assert output.dtype == torch.bfloat16
     assert (output - expected).norm() < 0.1 * expected.norm()
 
 
 def test_starting_at_zero_silences_output_and_residuals(shake) -> None:
     ours, _ = pair(shake)
-    x, timestep, context = inputs(ours.config, 2, 16, 16)
+    x, timestep, cond = inputs(ours.config, 2, 16, 16)
     ours.start_at_zero()
-    assert not ours(x, timestep, context).any()
+    assert not ours(x, timestep, cond).any()
     shake(ours.conv_out)
-    assert ours(x, timestep, context).any()
-    # Context and time step come in through residual branches alone.
-    assert torch.equal(ours(x, timestep, context), ours(x, timestep.flip(0), -context))
+    assert ours(x, timestep, cond).any()
+    assert cond.text is not None
+    other = Conditioning(2, -cond.text)
+    # Text and time step come in through residual branches alone.
+    assert torch.equal(ours(x, timestep, cond), ours(x, timestep.flip(0), other))
 
 
 def test_gradients_reach_every_weight(shake) -> None:

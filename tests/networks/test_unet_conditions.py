@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from undust.errors import UndustError
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import UNetConfig
 from undust.networks.unet import UNet
 
@@ -113,8 +114,8 @@ def test_parity_of_the_text_vector_and_the_sizes(size, shake, assert_close) -> N
         encoder_hidden_states=context,
         added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
     ).sample
-    assert_close(ours(x, timestep, context, pooled=pooled, sizes=sizes), expected)
-    other = ours(x, timestep, context, pooled=pooled, sizes=sizes + 100)
+    assert_close(ours(x, timestep, Conditioning(2, context, pooled, sizes)), expected)
+    other = ours(x, timestep, Conditioning(2, context, pooled, sizes + 100))
     assert (other - expected).norm() > 1e-3 * expected.norm()
 
 
@@ -123,17 +124,18 @@ def test_parity_of_classes_and_text_alone(shake, assert_close) -> None:
     x, timestep, context = torch.randn(3, 7, 8, 8), torch.full((3,), 500.0), torch.randn(3, 5, 24)
     label = torch.tensor([0, 8, 3])
     expected = theirs(x, timestep, encoder_hidden_states=context, class_labels=label).sample
-    assert_close(ours(x, timestep, context, label=label), expected)
-    assert not torch.allclose(ours(x, timestep, context, label=label.flip(0)), expected)
+    assert_close(ours(x, timestep, Conditioning(3, context, label=label)), expected)
+    other = ours(x, timestep, Conditioning(3, context, label=label.flip(0)))
+    assert not torch.allclose(other, expected)
 
 
 def test_half_precision_runs_throughout(shake) -> None:
     ours, _ = pair(shake, XL)
     x, timestep, context = torch.randn(1, 4, 8, 8), torch.tensor([5.0]), torch.randn(1, 7, 24)
-    told = {"pooled": torch.randn(1, 12), "sizes": torch.full((1, 5), 1024.0)}
-    expected = ours(x, timestep, context, **told)
-    told["pooled"] = told["pooled"].bfloat16()
-    output = ours.bfloat16()(x.bfloat16(), timestep, context.bfloat16(), **told)
+    cond = Conditioning(1, context, torch.randn(1, 12), torch.full((1, 5), 1024.0))
+    expected = ours(x, timestep, cond)
+    half = cond.to(x.device, torch.bfloat16)
+    output = ours.bfloat16()(x.bfloat16(), timestep, half)
     assert output.dtype == torch.bfloat16
     assert (output - expected).norm() < 0.1 * expected.norm()
 
@@ -151,13 +153,15 @@ def test_half_precision_runs_throughout(shake) -> None:
 def test_what_is_not_told_is_asked_for(told) -> None:
     ours = UNet(UNetConfig.read(XL))
     with pytest.raises(UndustError, match="42 channels, 6 for each size"):
-        ours(torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, 2, 24), **told)
+        cond = Conditioning(1, torch.zeros(1, 2, 24), **told)
+        ours(torch.zeros(1, 4, 8, 8), torch.zeros(1), cond)
 
 
 def test_a_class_is_asked_for() -> None:
     ours = UNet(UNetConfig.read(UPSCALER))
     with pytest.raises(UndustError, match="needs a class"):
-        ours(torch.zeros(1, 7, 8, 8), torch.zeros(1), torch.zeros(1, 2, 24))
+        cond = Conditioning(1, torch.zeros(1, 2, 24))
+        ours(torch.zeros(1, 7, 8, 8), torch.zeros(1), cond)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -11,6 +11,7 @@ from operator import add
 from torch import Tensor
 
 from undust.errors import UndustError
+from undust.networks.conditioning import Conditioning
 from undust.networks.controlnet import ControlNet
 
 
@@ -42,22 +43,12 @@ class Control:
         """Whether it has something to say at this level of noise."""
         return self.weight != 0 and self.low <= sigma <= self.high
 
-    def __call__(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        pooled: Tensor | None = None,
-        sizes: Tensor | None = None,
-        negative: Tensor | None = None,
-        /,
-    ) -> list[Tensor]:
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Conditioning, /) -> list[Tensor]:
         """What it adds to a U-Net of these inputs, in x's precision; [] for a weight of 0.
 
-        x: [B,C,h,w] as the U-Net gets it; of a U-Net with more input channels than the ControlNet
-        has, the first. Hints are repeated where B is a multiple of theirs, as for guidance.
-        negative: [B], to which a ControlNet that pools adds nothing, as its authors use it. Raises
-        UndustError as `ControlNet.forward`, and for a B that is none.
+        x: latents [B,C,h,w]. Hints are repeated where B is a multiple of theirs, as for guidance.
+        A ControlNet that pools adds nothing to negative prompts, as its authors use it. Raises
+        UndustError as `ControlNet.forward`, and for a B that is no multiple.
         """
         if self.weight == 0:
             return []
@@ -67,21 +58,15 @@ class Control:
             if len(x) % len(hint):
                 raise UndustError(f"{len(hint)} hints cannot be shared by {len(x)} pictures")
             hint = hint.repeat(len(x) // len(hint), 1, 1, 1)
-        control = self.network(
-            x[:, : self.network.config.in_channels].to(like),
-            timestep.to(like.device),
-            context.to(like),
-            hint,
-            pooled=None if pooled is None else pooled.to(like),
-            sizes=None if sizes is None else sizes.to(like.device),
-        )
-        if negative is not None and self.network.pools:
-            shown = ~negative.to(x.device).reshape(-1, 1, 1, 1)
-            control = [part * shown for part in control]
+        cond = cond.to(like.device, like.dtype)
+        control = self.network(x.to(like), timestep.to(like.device), cond, hint)
+        if cond.negative is not None and self.network.pools:
+            positive = ~cond.negative.reshape(-1, 1, 1, 1)
+            control = [part * positive for part in control]
         return [part.to(x) * self.weight for part in control]
 
 
-def summed(controls: Iterable[list[Tensor]]) -> list[Tensor]:
+def summed(controls: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     """What several controls add, together; those that add nothing may be among them.
 
     Raises UndustError for controls of different U-Nets.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,14 @@ class Condition(Protocol):
         ...
 
 
+class Options(Protocol):
+    """Changes of one call of a network that are no data; the same for all pictures or for each."""
+
+    def concat(self, other: Self) -> Self:
+        """For the pictures of both, one after the other."""
+        ...
+
+
 C = TypeVar("C", bound=Condition)
 C_contra = TypeVar("C_contra", bound=Condition, contravariant=True)
 
@@ -29,8 +37,11 @@ C_contra = TypeVar("C_contra", bound=Condition, contravariant=True)
 class Denoiser(Protocol[C_contra]):
     """What stands for a model everywhere else: x = x0 + σ·n goes in, x0 comes out."""
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: C_contra, /) -> Tensor:
-        """The clean pictures [B, …] under x [B, …], given σ [B] and a condition of length B."""
+    def __call__(self, x: Tensor, sigma: Tensor, cond: C_contra, options: Any = None, /) -> Tensor:
+        """The clean pictures [B, …] under x [B, …], given σ [B] and a condition of length B.
+
+        options: `Options`, for a network that takes some.
+        """
         ...
 
 
@@ -38,16 +49,18 @@ class Denoiser(Protocol[C_contra]):
 class NetworkDenoiser(Generic[C]):
     """A trained network as a denoiser: the μ_t of seed 001, eq. 5, and its score is (μ_t − x)/σ².
 
-    network: (x scaled as the process says [B, …], time step [B] float32, cond) -> output like x.
+    network: (x scaled as the process says [B, …], time step [B] float32, cond) -> output like x,
+    and with options as a fourth argument where some are given.
     """
 
-    network: Callable[[Tensor, Tensor, C], Tensor]
+    network: Callable[..., Tensor]
     process: Process
     prediction: Prediction
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: C, /) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, cond: C, options: Any = None, /) -> Tensor:
         """The clean pictures [B, …] under x [B, …], in x's precision or that of sigma [B]."""
         level = sigma.reshape(-1, *[1] * (x.ndim - 1))
         timestep = self.process.timestep(sigma).float()
-        output = self.network(x * self.process.input_scale(level), timestep, cond)
+        inputs = x * self.process.input_scale(level), timestep, cond
+        output = self.network(*inputs) if options is None else self.network(*inputs, options)
         return self.prediction.to_x0(output, x, level)

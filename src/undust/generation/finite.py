@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from undust.conditioning.condition import Conditioning
 from undust.errors import UndustError
+from undust.networks.conditioning import CallOptions, Conditioning
 
 NAMES = {
     "unet": "the U-Net",
@@ -31,9 +30,10 @@ def blame(
     loras: Sequence[str],
     x: Tensor,
     cond: Conditioning,
-    denoise: Callable[[Conditioning], Tensor],
+    options: CallOptions,
+    denoise: Callable[[CallOptions], Tensor],
 ) -> UndustError:
-    """An error for a result of `denoise(cond)` that is not finite.
+    """An error for a result of `denoise(options)` that is not finite.
 
     It names the network that makes it, and what may help. networks: by the names of a model
     folder's parts; loras: the names of those that are put in; x: the latents that the result was
@@ -49,13 +49,13 @@ def blame(
             "the latents became NaN or infinity between two steps: a lower guidance or another "
             "sampler or schedule may help"
         )
-    if not _finite([cond.text, *([] if cond.pooled is None else [cond.pooled])]):
+    if not _finite(each for each in (cond.text, cond.pooled) if each is not None):
         found = (damage(names[name], networks[name]) for name in texts)
         named = " or ".join(names[name] for name in texts)
         return next(filter(None, found), None) or _overflow(named, networks[texts[0]])
-    if cond.control and _finite([denoise(replace(cond, control=()))]):
-        for number, control in enumerate(cond.control, 1):
-            if not _finite([denoise(replace(cond, control=(control,)))]):
+    if options.controls and _finite([denoise(CallOptions(options.perturbed))]):
+        for number, control in enumerate(options.controls, 1):
+            if not _finite([denoise(CallOptions(options.perturbed, (control,)))]):
                 name = f"ControlNet {number}"
                 return damage(name, control.network) or _overflow(name, control.network)
         return UndustError("the ControlNets together give NaN or infinity: lower weights may help")

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from undust.conditioning.condition import Conditioning
 from undust.diffusion.interpolation import NoiseBetween
 from undust.diffusion.noise import BrownianPath, PictureNoise
 from undust.diffusion.process import Process
@@ -28,6 +27,7 @@ from undust.generation.given import GivenPicture, GivenWeights
 from undust.generation.ground import Ground, prepared
 from undust.generation.recipe import Recipe
 from undust.generation.scene import guided, parts
+from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.controlnet import ControlNet
 from undust.pictures import grid, resized, to_images
 
@@ -93,7 +93,9 @@ class Model(Protocol):
         """The model with what a recipe changes of its weights and words."""
         ...
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Conditioning, /) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
+    ) -> Tensor:
         """The clean latents [B, C, h, w] under x, given σ [B]."""
         ...
 

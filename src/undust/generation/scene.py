@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from undust.adapters.control import Control
-from undust.conditioning.condition import Conditioning
 from undust.conditioning.edges import edges
 from undust.diffusion.guidance import (
     CLOSE,
@@ -26,6 +25,7 @@ from undust.diffusion.guidance import (
 from undust.errors import UndustError
 from undust.generation.ground import Ground, prepared
 from undust.networks.attention import Perturbation
+from undust.networks.conditioning import CallOptions, Conditioning
 from undust.pictures import from_image
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ class Scene:
                 other = network.condition(toward, recipe, negative=negative)
                 cond = cond.toward(other, parts(self.batch))
             cond = self._surrounded(cond, network, negative=negative)
-            return Branch(network.denoise, cond if perturbed is None else cond.perturb(perturbed))
+            # Another model's U-Net has skips of other widths.
+            controls = self.controls if network is self.model else ()
+            options = CallOptions((perturbed,) * len(cond), controls)
+            return Branch(network.denoise, cond, options)
 
         return ask
 
@@ -133,13 +136,12 @@ class Scene:
                     f"{network.name} cannot be asked here: its U-Net sees {network.beside} "
                     "channels beside the latent, which are not painted with"
                 )
-            cond = replace(cond, beside=seen.expand(count, -1, -1, -1))
+            cond = replace(cond, extra_channels=seen.expand(count, -1, -1, -1))
         if network.low_resolution is not None and self.ground.label is not None:
             cond = replace(cond, label=torch.full((count,), self.ground.label))
-        # Another model's U-Net has skips of other widths.
         if not self.controls or network is not self.model:
             return cond
-        return replace(cond, control=self.controls, negative=torch.full((count,), negative))
+        return replace(cond, negative=torch.full((count,), negative))
 
 
 def parts(batch: Sequence[Recipe]) -> Tensor:

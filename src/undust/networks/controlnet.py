@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from undust.errors import UndustError
 from undust.networks.attention import TransformerBlock
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import ControlNetConfig
 from undust.networks.unet import Encoder, UNet
 
@@ -58,19 +59,12 @@ class ControlNet(Encoder):
         return 2 ** (len(self.controlnet_cond_embedding.blocks) // 2)
 
     def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        hint: Tensor,
-        *,
-        pooled: Tensor | None = None,
-        sizes: Tensor | None = None,
-        label: Tensor | None = None,
+        self, x: Tensor, timestep: Tensor, cond: Conditioning, hint: Tensor
     ) -> list[Tensor]:
         """What a U-Net of the same inputs takes as `control`, unscaled.
 
-        hint: a picture [B,3,8H,8W] in [0, 1], or [1,3,8H,8W] for all; the rest as `UNet.forward`.
+        hint: a picture [B,3,8H,8W] in [0, 1], or [1,3,8H,8W] for all; the rest as `UNet.forward`,
+        of which the extra channels are not looked at.
         Raises UndustError for a hint of another size, and for what it needs and is not given.
         """
         size = [length * self.scale for length in x.shape[2:]]
@@ -79,7 +73,7 @@ class ControlNet(Encoder):
                 f"a hint of the shape {list(hint.shape)} does not fit {len(x)} latents, "
                 f"which take {[len(x), 3, *size]}"
             )
-        time = self.told(timestep, context, pooled, sizes, label, x.dtype)
+        time, context = self.embed(timestep, cond, x.dtype), cond.text
         seen = self.controlnet_cond_embedding(hint.flip(1) if self.bgr else hint)
         states = self.down(self.conv_in(x) + seen, time, context)
         middle = states[-1]

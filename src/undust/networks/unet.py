@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from undust.errors import UndustError
 from undust.networks.attention import Perturbation, SpatialTransformer, TokenEmbedding
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import UNetConfig
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
 
@@ -73,7 +74,7 @@ class DownBlock(nn.Module):
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, padding=1)])
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> list[Tensor]:
         """[B,in,H,W] → every state that the way up will want; the last one goes on down."""
         states: list[Tensor] = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
@@ -99,7 +100,7 @@ class MidBlock(nn.Module):
         self,
         x: Tensor,
         time: Tensor,
-        context: Tensor,
+        context: Tensor | None,
         perturbed: Sequence[Perturbation | None] = (),
     ) -> Tensor:
         """[B,C,H,W] → [B,C,H,W]; `perturbed` as in `SpatialTransformer`."""
@@ -131,7 +132,9 @@ class UpBlock(nn.Module):
         )
         self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
 
-    def forward(self, x: Tensor, states: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, states: list[Tensor], time: Tensor, context: Tensor | None
+    ) -> Tensor:
         """[B,in,H,W] → [B,out,H',W'], taking the states it needs off the end of `states`."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(torch.cat([x, states.pop()], dim=1), time)
@@ -169,16 +172,11 @@ class Encoder(nn.Module):
             skips += [width] * steps
         return skips
 
-    def told(
-        self,
-        timestep: Tensor,
-        context: Tensor,
-        pooled: Tensor | None,
-        sizes: Tensor | None,
-        label: Tensor | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """What every block is told: [B,4C] of the dtype; the rest as `UNet.forward`."""
+    def embed(self, timestep: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
+        """The embedding of the time step and the conditions that every block adds: [B,4C].
+
+        Raises UndustError for a condition that the network needs and is not given.
+        """
         waves = sinusoids(
             timestep,
             self.config.block_out_channels[0],
@@ -187,29 +185,31 @@ class Encoder(nn.Module):
         )
         time = self.time_embedding(waves.to(dtype))
         if isinstance(self.add_embedding, TokenEmbedding):
-            time = time + self.add_embedding(context)
+            time = time + self.add_embedding(cond.text)
         elif self.add_embedding is not None:
-            time = time + self.add_embedding(self._beside(pooled, sizes).to(dtype))
+            added = self._text_and_sizes(cond.pooled, cond.sizes)
+            time = time + self.add_embedding(added.to(dtype))
         if self.class_embedding is not None:
-            if label is None:
+            if cond.label is None:
                 raise UndustError("this network needs a class for each picture")
-            if not bool(((label >= 0) & (label < self.class_embedding.num_embeddings)).all()):
+            classes = self.class_embedding.num_embeddings
+            if not bool(((cond.label >= 0) & (cond.label < classes)).all()):
                 raise UndustError(
-                    f"this network has {self.class_embedding.num_embeddings} classes, and none "
-                    f"of the number {label.max().item()}"
+                    f"this network has {classes} classes, and none of the number "
+                    f"{cond.label.max().item()}"
                 )
-            time = time + self.class_embedding(label)
+            time = time + self.class_embedding(cond.label)
         # Every block activates the embedding before its own projection: once is enough.
         return F.silu(time)
 
-    def down(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
+    def down(self, x: Tensor, time: Tensor, context: Tensor | None) -> list[Tensor]:
         """What `conv_in` gave [B,C,H,W] → it and every state that the way up will want."""
         states = [x]
         for block in self.down_blocks:
             states += block(states[-1], time, context)
         return states
 
-    def _beside(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
+    def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
         """The text's vector [B,P] and the sinusoids of the sizes [B,N] → [B,P+N·channels]."""
         channels = self.config.addition_time_embed_dim or 0
         width = self.config.projection_class_embeddings_input_dim
@@ -246,28 +246,27 @@ class UNet(Encoder):
         self,
         x: Tensor,
         timestep: Tensor,
-        context: Tensor,
-        perturbed: Sequence[Perturbation | None] = (),
+        cond: Conditioning,
         *,
-        pooled: Tensor | None = None,
-        sizes: Tensor | None = None,
-        label: Tensor | None = None,
+        perturbed: Sequence[Perturbation | None] = (),
         control: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Latents [B,C,H,W] at time steps [B], seeing tokens [B,T,D] → [B,C,H,W].
+        """Latents [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
 
-        perturbed: for each picture, what self-attention in the middle block is replaced by, if
-        anything: the block both papers of `perturbation.py` change in a latent U-Net; pooled: the
-        text as one vector [B,P], and sizes: numbers [B,N] (Podell et al. 2023, section 2.2), for a
-        U-Net of addition_embed_type "text_time"; label: classes [B], for one of num_class_embeds;
-        control: what is added to each state that the way up gets, and last to the middle's (Zhang
-        et al. 2023, fig. 3), or () for nothing. Raises UndustError for what would be replaced and
-        is not there, for what it needs and is not given, and for a control of other shapes.
+        cond: text, and pooled text and sizes for addition_embed_type "text_time", label for
+        num_class_embeds, extra_channels for the input channels beyond the latents'; perturbed: for
+        each picture, the replacement of self-attention in the middle block, or None: the block that
+        both papers of `perturbation.py` change in a latent U-Net; control: tensors added to each
+        skip, and last to the middle block's output (Zhang et al. 2023, fig. 3), or () for none.
+        Raises UndustError for a perturbation without such a block, for a condition that it needs
+        and is not given, and for a control of other shapes.
         """
-        time = self.told(timestep, context, pooled, sizes, label, x.dtype)
+        time, context = self.embed(timestep, cond, x.dtype), cond.text
+        if cond.extra_channels is not None:
+            x = torch.cat([x, cond.extra_channels], 1)
         states = self.down(self.conv_in(x), time, context)
         x = states[-1]
-        if perturbed and not (self.mid_block and self.mid_block.attentions):
+        if any(perturbed) and not (self.mid_block and self.mid_block.attentions):
             raise UndustError("this U-Net has no middle block whose attention could be perturbed")
         if self.mid_block is not None:
             x = self.mid_block(x, time, context, perturbed)

@@ -18,6 +18,7 @@ from undust.errors import UndustError
 from undust.formats import loose, tokenizer_files
 from undust.generation import loop
 from undust.model import LatentDiffusion
+from undust.networks.conditioning import Conditioning
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
@@ -125,7 +126,8 @@ class DiffusionTask:
         level = sigma[:, None, None, None]
         x = (z + level * noise) * process.input_scale(level)
         text = self.words.encoder(self._tokens(batch))
-        output = self.model.unet(x, timestep, text).float()
+        cond = Conditioning(len(text), text)
+        output = self.model.unet(x, timestep, cond).float()
         target = self.prediction.target(z, noise, level)
         error = (output - target).square().mean((1, 2, 3))
         return {"loss": (self.weighting(sigma, self.prediction) * error).mean()}

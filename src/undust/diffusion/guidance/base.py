@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from undust.diffusion.denoiser import Condition, Denoiser
+from undust.diffusion.denoiser import Condition, Denoiser, Options
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
@@ -39,10 +39,18 @@ class Branch(Generic[C]):
 
     denoise: Denoiser[C]
     cond: C
+    options: Options | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The estimate [B, …] of what is under x [B, …] at sigma [B]."""
-        return self.denoise(x, sigma, self.cond)
+        if self.options is None:
+            return self.denoise(x, sigma, self.cond)
+        return self.denoise(x, sigma, self.cond, self.options)
+
+    def concat(self, other: Branch[C]) -> Branch[C]:
+        """Both conditions of the one network in one call."""
+        options = self.options and other.options and self.options.concat(other.options)
+        return Branch(self.denoise, self.cond.concat(other.cond), options)
 
 
 @dataclass(frozen=True)
@@ -167,11 +175,11 @@ def _estimates(leaves: Sequence[Denoise], now: Moment) -> dict[int, Tensor]:
         same = next((all_ for all_ in networks if all_[0].denoise == branch.denoise), None)
         networks.append([branch]) if same is None else same.append(branch)
     for branches in networks:
-        cond = reduce(lambda before, cond: before.concat(cond), (each.cond for each in branches))
+        together = reduce(Branch[Any].concat, branches)
         count = len(branches)
         x = torch.cat([now.x] * count) if count > 1 else now.x
         sigma = now.sigma.repeat(count) if count > 1 else now.sigma
-        parts = branches[0].denoise(x, sigma, cond).chunk(count)
+        parts = together(x, sigma).chunk(count)
         known |= {id(branch): part for branch, part in zip(branches, parts, strict=True)}
     return known
 

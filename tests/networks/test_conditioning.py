@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from undust.conditioning.condition import Conditioning
 from undust.diffusion.interpolation import slerp
 from undust.errors import UndustError
+from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.perturbation import BlurredQueries, IdentityMap
 
-FIELDS = ("pooled", "sizes", "label", "beside", "negative")
+FIELDS = ("text", "pooled", "sizes", "label", "extra_channels", "negative")
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,12 @@ def full(count: int, tokens: int = 3, seed: int = 0, **fields: Any) -> Condition
     draw = torch.Generator().manual_seed(seed)
     return replace(
         Conditioning(
+            count,
             torch.randn(count, tokens, 4, generator=draw),
             torch.randn(count, 5, generator=draw),
             torch.randint(0, 99, (count, 6), generator=draw),
             torch.randint(0, 99, (count,), generator=draw),
             torch.randn(count, 2, 3, 3, generator=draw),
-            (Below(1.0),),
-            (IdentityMap(),) * count,
             torch.randint(0, 2, (count,), generator=draw) == 1,
         ),
         **fields,
@@ -52,22 +51,9 @@ def full(count: int, tokens: int = 3, seed: int = 0, **fields: Any) -> Condition
 
 
 def same(a: Conditioning, b: Conditioning) -> bool:
-    tensors = ("text", *FIELDS)
-    pairs = [(getattr(a, name), getattr(b, name)) for name in tensors]
+    pairs = [(getattr(a, name), getattr(b, name)) for name in FIELDS]
     alike = all(u is v if u is None or v is None else torch.equal(u, v) for u, v in pairs)
-    return alike and (a.control, a.perturbed) == (b.control, b.perturbed)
-
-
-def test_entries_keep_what_is_asked_of_their_network():
-    plain = Conditioning(torch.randn(2, 3, 4))
-    weak, vague = plain.perturb(IdentityMap()), plain.perturb(BlurredQueries(2.0))
-    together = plain.concat(weak).concat(vague)
-    assert together.perturbed == (None, None, *[IdentityMap()] * 2, *[BlurredQueries(2.0)] * 2)
-    assert torch.equal(together.text, plain.text.repeat(3, 1, 1))
-    assert together[1:3].perturbed == (None, IdentityMap())
-    assert len(together[1:3]) == 2
-    assert plain.concat(plain).perturbed == () == plain[:1].perturbed
-    assert weak.concat(plain).perturbed == (*[IdentityMap()] * 2, None, None)
+    return alike and len(a) == len(b)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.sets(st.sampled_from(FIELDS)))
@@ -78,7 +64,7 @@ def test_what_is_put_together_can_be_cut_apart(first: int, second: int, without:
     assert len(together) == first + second
     assert same(together[:first], a)
     assert same(together[first:], b)
-    for name in ("text", *FIELDS):
+    for name in FIELDS:
         tensor = getattr(together, name)
         assert (tensor is None) == (name in without)
         assert tensor is None or len(tensor) == first + second
@@ -91,10 +77,19 @@ def test_a_field_that_only_one_has(name: str):
             pair[0].concat(pair[1])
 
 
-def test_controls_are_shared_or_refused():
-    assert full(1).concat(full(2)).control == (Below(1.0),)
+def test_a_field_of_another_number_of_entries():
+    with pytest.raises(UndustError, match="label is for 3, not 2"):
+        Conditioning(2, torch.randn(2, 3, 4), label=torch.zeros(3))
+    assert len(Conditioning(3)) == 3
+    assert len(Conditioning(3)[1:]) == 2
+
+
+def test_options_of_several_branches():
+    plain, weak = CallOptions((None, None), (Below(1.0),)), CallOptions((IdentityMap(),) * 2)
     with pytest.raises(UndustError, match="different controls"):
-        full(1).concat(full(1, control=()))
+        plain.concat(weak)
+    together = plain.concat(replace(weak, controls=(Below(1.0),)))
+    assert together == CallOptions((None, None, IdentityMap(), IdentityMap()), (Below(1.0),))
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
@@ -121,13 +116,22 @@ def test_texts_of_one_length_stay_as_they_are_to_the_bit():
 
 @pytest.mark.parametrize(("sigma", "acting"), [([0.5, 0.9], 1), ([1.0, 1.0], 1), ([0.5, 1.1], 0)])
 def test_controls_act_at_their_levels(sigma: list[float], acting: int):
-    """The highest level of a batch speaks for all."""
-    cond = full(2)
-    at = cond.at(torch.tensor(sigma))
-    assert at.control == (Below(1.0),) * acting
-    assert same(replace(at, control=cond.control), cond)
-    plain = full(2, control=())
+    """The highest level of a batch decides."""
+    options = CallOptions((BlurredQueries(2.0),), (Below(1.0),))
+    at = options.at(torch.tensor(sigma))
+    assert at.controls == (Below(1.0),) * acting
+    assert at.perturbed == options.perturbed
+    plain = CallOptions((None,))
     assert plain.at(torch.tensor(sigma)) is plain
+
+
+def test_precision_and_place_of_each_field():
+    """Sizes lose nothing: 1023 is no number of bfloat16."""
+    half = full(2).to(torch.device("cpu"), torch.bfloat16)
+    kinds = {name: tensor.dtype for name, tensor in half.tensors().items()}
+    expected = dict.fromkeys(("text", "pooled", "extra_channels"), torch.bfloat16)
+    numbers = {"sizes": torch.int64, "label": torch.int64, "negative": torch.bool}
+    assert kinds == expected | numbers
 
 
 @pytest.mark.parametrize("part", [0.0, 1.0])
@@ -163,7 +167,8 @@ def test_ways_between_texts_of_different_lengths():
 
 def test_a_way_from_no_words_at_all():
     """Zeros, as Stable Diffusion XL has them for no prompt, are no direction: still finite."""
-    nothing, words = Conditioning(torch.zeros(3, 2, 4)), Conditioning(torch.randn(3, 2, 4))
+    nothing = Conditioning(3, torch.zeros(3, 2, 4))
+    words = Conditioning(3, torch.randn(3, 2, 4))
     there = nothing.toward(words, torch.tensor([0.0, 0.5, 1.0])).text
     assert there.isfinite().all()
     assert torch.equal(there[0], nothing.text[0])

@@ -1,0 +1,143 @@
+"""The inputs of a network beside the noisy latents and the time step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from undust.diffusion.interpolation import slerp
+from undust.errors import UndustError
+from undust.networks.attention import Perturbation
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The conditions of `batch` pictures; a network takes the fields that it was built for.
+
+    text: [B, T, D], the text encoders' states of each token of each prompt; pooled: [B, P], the
+    prompt as one vector; sizes: [B, N], the numbers beside it (Podell et al. 2023, section 2.2);
+    label: [B], a class; extra_channels: [B, C, h, w], maps that are concatenated with the latents;
+    negative: [B], whether an entry is a negative prompt, which matters to some ControlNets. Raises
+    UndustError for a field with another number of entries.
+    """
+
+    batch: int
+    text: Tensor | None = None
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+    label: Tensor | None = None
+    extra_channels: Tensor | None = None
+    negative: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors().items():
+            if len(tensor) != self.batch:
+                raise UndustError(f"conditioning: {name} is for {len(tensor)}, not {self.batch}")
+
+    def __len__(self) -> int:
+        return self.batch
+
+    def __getitem__(self, part: slice) -> Self:
+        chosen = {name: tensor[part] for name, tensor in self.tensors().items()}
+        return replace(self, batch=len(range(self.batch)[part]), **chosen)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are given, by name."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same on a device, with text and maps in a precision; numbers keep their own."""
+        kept = ("sizes", "label", "negative")
+        moved = {
+            name: tensor.to(device) if name in kept else tensor.to(device, dtype)
+            for name, tensor in self.tensors().items()
+        }
+        return replace(self, **moved)
+
+    def toward(self, other: Self, part: Tensor) -> Self:
+        """`part` [B] of the way to the other's text, each token along its great arc."""
+        if self.text is None or other.text is None:
+            raise UndustError("conditioning: only conditions with text can be interpolated")
+        own, others = _repeated(self.text, other.text)
+        tokens = own.shape[1]
+        arc = slerp(own.flatten(0, 1), others.flatten(0, 1), part.repeat_interleave(tokens))
+        pooled = self.pooled
+        if pooled is not None and other.pooled is not None:
+            pooled = slerp(pooled, other.pooled, part)
+        return replace(self, text=arc.unflatten(0, own.shape[:2]), pooled=pooled)
+
+    def concat(self, other: Self) -> Self:
+        """The entries of both, one after the other; UndustError if only one of them has a field.
+
+        Texts of different lengths are repeated up to their least common multiple: attention over
+        keys and values that all stand there k times is the same as over them once.
+        """
+        own, others = self.tensors(), other.tensors()
+        if different := sorted(own.keys() ^ others.keys()):
+            raise UndustError(
+                f"conditions with and without {different[0]} cannot be asked together"
+            )
+        joined = {
+            name: torch.cat(
+                _repeated(tensor, others[name]) if name == "text" else [tensor, others[name]]
+            )
+            for name, tensor in own.items()
+        }
+        return replace(self, batch=self.batch + other.batch, **joined)
+
+
+class Control(Protocol):
+    """A ControlNet at work, with its picture and weight."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is called."""
+        ...
+
+    def acts(self, sigma: float) -> bool:
+        """Whether it adds anything at this noise level."""
+        ...
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Conditioning, /) -> Sequence[Tensor]:
+        """The tensors added to each of the U-Net's skips and to its middle block; () for none.
+
+        The arguments are those of the U-Net.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """Changes of a network call that are no data.
+
+    perturbed: for each entry of the batch, the replacement of its self-attention in the middle
+    block, or None; controls: the same for all entries.
+    """
+
+    perturbed: tuple[Perturbation | None, ...] = ()
+    controls: tuple[Control, ...] = ()
+
+    def at(self, sigma: Tensor) -> Self:
+        """With the controls that act at the levels σ [B], of which the highest decides."""
+        if not self.controls:
+            return self
+        level = float(sigma.max())
+        return replace(self, controls=tuple(each for each in self.controls if each.acts(level)))
+
+    def concat(self, other: Self) -> Self:
+        """For the entries of both; UndustError for different controls."""
+        if self.controls != other.controls:
+            raise UndustError("conditions with different controls cannot be asked together")
+        return replace(self, perturbed=self.perturbed + other.perturbed)
+
+
+def _repeated(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Both texts [B, T, D], repeated along T to the least length that both divide."""
+    length = math.lcm(a.shape[1], b.shape[1])
+    return [text.repeat(1, length // text.shape[1], 1) for text in (a, b)]
