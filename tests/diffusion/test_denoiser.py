@@ -8,6 +8,7 @@ from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.noise import normal
 from undust.diffusion.prediction import PREDICTIONS
 from undust.diffusion.process import PROCESSES
+from undust.diffusion.weighting import WEIGHTINGS
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
@@ -50,3 +51,31 @@ def test_a_perfect_network_of_any_process(name: str, prediction: str):
 
     denoised = NetworkDenoiser(network, process, meaning)(x, sigma, None)
     torch.testing.assert_close(denoised, x0, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_loss_of_an_output_that_is_off_by_a_known_error(
+    name: str, prediction: str, weighting: str
+):
+    """w(σ) · mean(e²) for each picture or film, and 0 for a perfect network."""
+    process, meaning, weight = PROCESSES[name](), PREDICTIONS[prediction], WEIGHTINGS[weighting]
+    sigma = torch.tensor([0.1, 1.0, 9.0], dtype=torch.float64)
+    shape = (3, 5, 4, 2, 2)
+    x0, noise, error = (normal(seed, (0, 0, 0), shape) for seed in range(3))
+    level = sigma.float().reshape(3, 1, 1, 1, 1)
+
+    def loss(error: Tensor) -> Tensor:
+        def network(seen: Tensor, timestep: Tensor, cond: str) -> Tensor:
+            assert cond == "asked"
+            torch.testing.assert_close(seen, (x0 + level * noise) * process.input_scale(level))
+            assert torch.equal(timestep, process.timestep(sigma).float())
+            return meaning.target(x0, noise, level) + error
+
+        denoiser = NetworkDenoiser(network, process, meaning)
+        return denoiser.loss(x0, noise, sigma, "asked", weight)
+
+    assert loss(torch.zeros(())).tolist() == [0, 0, 0]
+    expected = weight(sigma, meaning) * torch.stack([e.double().square().mean() for e in error])
+    torch.testing.assert_close(loss(error).double(), expected, rtol=1e-3, atol=1e-6)

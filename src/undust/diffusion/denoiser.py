@@ -10,6 +10,7 @@ from torch import Tensor
 
 from undust.diffusion.prediction import Prediction
 from undust.diffusion.process import Process
+from undust.diffusion.weighting import Weighting, uniform
 
 
 class Condition(Protocol):
@@ -64,3 +65,20 @@ class NetworkDenoiser(Generic[C]):
         inputs = x * self.process.input_scale(level), timestep, cond
         output = self.network(*inputs) if options is None else self.network(*inputs, options)
         return self.prediction.to_x0(output, x, level)
+
+    def loss(
+        self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: C, weighting: Weighting = uniform
+    ) -> Tensor:
+        """The training loss [B] of clean pictures x0 [B, …] under unit noise at σ [B].
+
+        The weighted mean squared error of the network's output (Rombach et al. 2022, eq. 3; the
+        weighting is γ(t) of seed 001, eq. 3). sigma may have a wider precision than x0, in which
+        the time step is computed.
+        """
+        timestep = self.process.timestep(sigma).float()
+        sigma = sigma.to(x0)
+        level = sigma.reshape(-1, *[1] * (x0.ndim - 1))
+        x = (x0 + level * noise) * self.process.input_scale(level)
+        output = self.network(x, timestep, cond).to(x0)
+        error = (output - self.prediction.target(x0, noise, level)).square()
+        return weighting(sigma, self.prediction) * error.mean(tuple(range(1, x0.ndim)))

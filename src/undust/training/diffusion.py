@@ -12,6 +12,7 @@ from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
 from undust.conditioning.tokenizer import Tokenizer
 from undust.conditioning.words import Words
+from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
@@ -63,7 +64,6 @@ class DiffusionTask:
         if data.crop is not None:
             raise UndustError("data.crop: latents are made of whole pictures; leave it out")
         process, self.levels = forward(dust)
-        self.prediction = prediction_on(process, dust.prediction)
         self.weighting = WEIGHTINGS[dust.weighting]
         samples, self.notes = training_samples(data)
         self.notes += check_captions(captions, samples, required=resumed is None)
@@ -89,6 +89,9 @@ class DiffusionTask:
         torch.manual_seed(recipe.seed)
         unet = UNet(recipe.unet)
         unet.start_at_zero()
+        self.denoiser: NetworkDenoiser[Conditioning] = NetworkDenoiser(
+            unet, process, prediction_on(process, dust.prediction)
+        )
         self.model = LatentDiffusion(
             loose.load(recipe.first_stage),
             unet,
@@ -117,20 +120,13 @@ class DiffusionTask:
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted squared error of the network's output, a mean over the batch."""
-        shape, process = self.latents.shape, self.model.process
+        shape = self.latents.shape
         z = self.latents.sample(batch.sample, batch.normal(Purpose.POSTERIOR, shape))
         noise = batch.normal(Purpose.NOISE, shape)
-        exact = self.levels(batch.uniform(Purpose.TIME)[:, 0])
-        timestep = process.timestep(exact).float()
-        sigma = exact.float()
-        level = sigma[:, None, None, None]
-        x = (z + level * noise) * process.input_scale(level)
+        sigma = self.levels(batch.uniform(Purpose.TIME)[:, 0])
         text = self.words.encoder(self._tokens(batch))
         cond = Conditioning(len(text), text)
-        output = self.model.unet(x, timestep, cond).float()
-        target = self.prediction.target(z, noise, level)
-        error = (output - target).square().mean((1, 2, 3))
-        return {"loss": (self.weighting(sigma, self.prediction) * error).mean()}
+        return {"loss": self.denoiser.loss(z, noise, sigma, cond, self.weighting).mean()}
 
     @property
     def captions(self) -> tuple[str, ...]:
