@@ -27,6 +27,7 @@ FLOORS = (
     {"formats"},
     {"datasets"},
     {"adapters"},
+    {"latent"},
     {"generation"},
     {"model"},
     {"training", "evaluation", "lab"},

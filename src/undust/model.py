@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -13,7 +13,6 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from undust.adapters.control import summed
 from undust.adapters.offload import Offload
 from undust.adapters.worn import Live, Merged, Outfit, Worn
 from undust.diffusion.denoiser import NetworkDenoiser
@@ -27,12 +26,16 @@ from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
 from undust.formats.parts import Parts
 from undust.formats.safetensors_file import content_hash
-from undust.generation import finite, first_stage, loop
+from undust.generation import loop
 from undust.generation.asked import Framing
 from undust.generation.asking import Options, recipes
 from undust.generation.given import GivenWeights
 from undust.generation.loop import Picture, Step
 from undust.generation.recipe import Recipe
+from undust.latent import finite
+from undust.latent.conditioner import Conditioner
+from undust.latent.denoiser import PlacedUNet
+from undust.latent.first_stage import KLFirstStage
 from undust.networks import placement
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
@@ -61,14 +64,24 @@ class LatentDiffusion(Parts):
         self._others: dict[str, LatentDiffusion] = {}
         self._controls: dict[GivenWeights, ControlNet] = {}
         self._loras: dict[str, Lora] = {}
-        self._offload = Offload(self.runs_on)
-        self._worn: Worn = (Live if self.live else Merged)(self.networks, self._offload.clear)
         self._outfit: Outfit = ()
-        self._denoiser = self._bound()
+        self._assemble(Offload(self.runs_on))
 
-    def _bound(self) -> NetworkDenoiser[Conditioning]:
+    def _assemble(self, offload: Offload) -> None:
+        """Makes the three parts of the networks, which `offload` brings to their device."""
+        self._offload = offload
+        self._worn: Worn = (Live if self.live else Merged)(self.networks, offload.clear)
+        self.first_stage = KLFirstStage(self.autoencoder, offload)
+        self.conditioner = Conditioner(
+            dict(zip(self.text_names, self.texts, strict=True)),
+            self.sizes,
+            zeros_for_none=self.zeros_for_nothing,
+            offload=offload,
+        )
         prediction = prediction_on(self.process, self.prediction)
-        return NetworkDenoiser(self._network, self.process, prediction)
+        self._denoiser: NetworkDenoiser[Conditioning] = NetworkDenoiser(
+            PlacedUNet(self.unet, offload), self.process, prediction
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,17 +107,11 @@ class LatentDiffusion(Parts):
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a picture; UndustError if the size is not divisible."""
-        factor = self.factor
-        if width % factor or height % factor or min(width, height) < factor:
-            fits = "x".join(str(max(1, round(side / factor)) * factor) for side in (width, height))
-            raise UndustError(
-                f"size: {width}x{height} is not divisible by {factor}; {fits} would be"
-            )
-        return (self.autoencoder.config.latent_channels, height // factor, width // factor)
+        return self.first_stage.latent_shape(width, height)
 
     def length(self, prompt: str | None) -> int:
         """How many tokens a prompt comes to."""
-        return self.texts[0].length(prompt or "")
+        return self.conditioner.token_count(prompt)
 
     def condition(
         self,
@@ -120,18 +127,7 @@ class LatentDiffusion(Parts):
         """
         self._worn.wear(self._outfit)
         skip = (recipe.clip_skip or 0) if recipe else 0
-        said = [prompt or "" for prompt in prompts]
-        read = [
-            self._offload.ask(words.encoder, partial(words, said, skip)) for words in self.texts
-        ]
-        text = torch.cat([states for states, _ in read], -1)
-        pooled = read[-1][1]
-        if self.zeros_for_nothing:
-            any_ = torch.tensor([prompt is not None for prompt in prompts], device=text.device)
-            text = torch.where(any_[:, None, None], text, 0)
-            pooled = None if pooled is None else torch.where(any_[:, None], pooled, 0)
-        sizes = self._told(len(prompts), recipe, negative=negative)
-        return Conditioning(len(prompts), text, pooled, sizes)
+        return self.conditioner(prompts, self._size_ids(recipe, negative=negative), clip_skip=skip)
 
     def denoise(
         self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
@@ -160,13 +156,12 @@ class LatentDiffusion(Parts):
             (each.word, textual_inversion.load(Path(each.settle().path), each.word))
             for each in recipe.embeddings
         ]
-        other.texts = tuple(
-            replace(
-                words, embeddings={word: self._fitting(word, found, name) for word, found in learnt}
-            )
-            for name, words in zip(self.text_names, self.texts, strict=True)
+        other.conditioner = self.conditioner.with_words(
+            {
+                name: {word: self._fitting(word, found, name) for word, found in learnt}
+                for name in self.text_names
+            }
         )
-        other._denoiser = other._bound()
         return other
 
     def control(self, given: GivenWeights, /) -> ControlNet:
@@ -201,57 +196,31 @@ class LatentDiffusion(Parts):
         if name_or_path not in self._others:
             with torch.inference_mode(False):  # LoRAs cannot be put into tensors of inference
                 other = load(name_or_path, dtype=self.dtype, device=self.device)
-            other._offload = self._offload  # so that each makes room for the other
+            other._assemble(self._offload)  # so that each makes room for the other
             self._others[name_or_path] = other
         return self._others[name_or_path]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
-        vae = self.autoencoder
-        scale, shift = vae.scale(latents)
-        whole = partial(first_stage.decode, vae, latents / scale + shift)
-        return self._offload.ask(vae, whole, partial(whole, streamed=True)).to(latents.device)
+        return self.first_stage.decode(latents)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
-        vae = self.autoencoder
-        whole = partial(first_stage.encode, vae, pictures)
-        mean = self._offload.ask(vae, whole, partial(whole, streamed=True)).to(pictures.device)
-        scale, shift = vae.scale(mean)
-        return (mean - shift) * scale
+        return self.first_stage.encode(pictures).mean
 
-    def _network(
-        self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions
-    ) -> Tensor:
-        latents, timestep = x.to(self.device, self.dtype), timestep.to(self.device)
-        cond = cond.to(self.device, self.dtype)
-        control = summed(
-            self._offload.ask(each.network, partial(each, latents, timestep, cond))
-            for each in options.controls
-        )
-        asked = partial(
-            self.unet, latents, timestep, cond, perturbed=options.perturbed, control=control
-        )
-        return self._offload.ask(self.unet, asked).to(x)
+    def _size_ids(self, recipe: Recipe | None, *, negative: bool) -> list[float]:
+        """The numbers about the picture that Stable Diffusion XL is given, heights before widths.
 
-    def _told(self, count: int, recipe: Recipe | None, *, negative: bool) -> Tensor | None:
-        """The numbers [B, 6 or 5] about the picture that Stable Diffusion XL is told.
-
-        Heights stand before widths. Its refiner is told, instead of the size that the picture is to
-        have, how much people like it: 6, or 2.5 of what to stay away from, as diffusers has it.
+        Its refiner is given, instead of the size that the picture is to have, how much people like
+        it: 6, or 2.5 for a negative prompt, as diffusers has it.
         """
         if not self.sizes:
-            return None
+            return []
         width, height = (recipe.width, recipe.height) if recipe else self.size
         framing = (recipe.framing if recipe else None) or Framing()
         original, target = framing.original or (width, height), framing.target or (width, height)
-        numbers = [*original[::-1], *framing.crop[::-1]]
-        numbers += [2.5 if negative else 6.0] if self.sizes == 5 else target[::-1]
-        if len(numbers) != self.sizes:
-            raise UndustError(
-                f"the U-Net is told {self.sizes} numbers; Stable Diffusion XL's are 6 or 5"
-            )
-        return torch.tensor([numbers] * count, device=self.device)
+        last = [2.5 if negative else 6.0] if self.sizes == 5 else target[::-1]
+        return [*original[::-1], *framing.crop[::-1], *last]
 
     def recipes(self, prompts: str | Sequence[str], **options: Unpack[Options]) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.

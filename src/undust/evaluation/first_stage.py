@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from undust.evaluation.metrics import psnr, ssim
-from undust.generation import first_stage
+from undust.latent.first_stage import KLFirstStage
 from undust.networks.autoencoder import Autoencoder
 from undust.pictures import from_image, read_image
 
@@ -30,8 +30,8 @@ class Reconstruction(BaseModel):
 @torch.inference_mode()
 def reconstruct(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
     """Pictures [B, 3, H, W] in [-1, 1] to their most likely latents and back, float32, clipped."""
-    latents = first_stage.encode(autoencoder, pictures)
-    return first_stage.decode(autoencoder, latents).cpu().clamp(-1, 1)
+    stage = KLFirstStage(autoencoder)
+    return stage.decode(stage.encode(pictures).mean).cpu().clamp(-1, 1)
 
 
 def measure(

@@ -1,0 +1,77 @@
+"""From prompts and numbers to the conditioning of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from undust.adapters.offload import Offload
+from undust.conditioning.words import Words
+from undust.errors import UndustError
+from undust.networks.conditioning import Conditioning
+
+
+class Conditioner:
+    """Text encoders side by side, and the size conditioning of Stable Diffusion XL.
+
+    texts: by their names in a model folder; num_size_ids: how many numbers the network is given
+    beside the pooled text; zeros_for_none: whether no prompt at all is zeros and not the empty
+    prompt; offload: brings each encoder to its device.
+    """
+
+    def __init__(
+        self,
+        texts: Mapping[str, Words],
+        num_size_ids: int = 0,
+        *,
+        zeros_for_none: bool = False,
+        offload: Offload | None = None,
+    ) -> None:
+        self.texts, self.num_size_ids = dict(texts), num_size_ids
+        self._zeros_for_none, self._offload = zeros_for_none, offload or Offload(None)
+
+    def token_count(self, prompt: str | None) -> int:
+        """How many tokens a prompt comes to, a multiple of the tokenizer's length."""
+        first = next(iter(self.texts.values()))
+        return first.length(prompt or "")
+
+    def __call__(
+        self, prompts: Sequence[str | None], size_ids: Sequence[float] = (), *, clip_skip: int = 0
+    ) -> Conditioning:
+        """The conditioning of B prompts: text [B, T, D]; None is no prompt at all.
+
+        size_ids: the same for all; clip_skip: layers of the text encoders that are left out. Raises
+        UndustError for another number of size_ids than `num_size_ids`, and as `Words` does.
+        """
+        given = [prompt or "" for prompt in prompts]
+        text, pooled = self._encoded(lambda words: partial(words, given, clip_skip))
+        if self._zeros_for_none:
+            any_ = torch.tensor([prompt is not None for prompt in prompts], device=text.device)
+            text = torch.where(any_[:, None, None], text, 0)
+            pooled = None if pooled is None else torch.where(any_[:, None], pooled, 0)
+        if len(size_ids) != self.num_size_ids:
+            raise UndustError(
+                f"the U-Net takes {self.num_size_ids} size ids; {len(size_ids)} were given"
+            )
+        ids = torch.tensor([[*size_ids]] * len(prompts), device=text.device) if size_ids else None
+        return Conditioning(len(prompts), text, pooled, ids)
+
+    def with_words(self, learnt: Mapping[str, Mapping[str, Tensor]]) -> Conditioner:
+        """The same with other words learnt: for each text encoder word → vectors [n, D]."""
+        other = Conditioner.__new__(Conditioner)
+        other.__dict__ |= self.__dict__
+        other.texts = {
+            name: replace(words, embeddings=learnt[name]) for name, words in self.texts.items()
+        }
+        return other
+
+    def _encoded(
+        self, question: Callable[[Words], Callable[[], tuple[Tensor, Tensor | None]]]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The states of all encoders, side by side, and the last one's pooled text."""
+        found = [self._offload.ask(words.encoder, question(words)) for words in self.texts.values()]
+        return torch.cat([states for states, _ in found], -1), found[-1][1]

@@ -1,0 +1,138 @@
+"""The first stage: between pictures and latents."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from undust.adapters.offload import Offload
+from undust.errors import UndustError
+from undust.latent.finite import damage
+from undust.networks.autoencoder import Autoencoder
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over scaled latents: mean and standard deviation, both [B,C,h,w]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The latents that unit normal noise [B,C,h,w] picks."""
+        return self.mean + self.deviation * noise
+
+
+class FirstStage(ABC):
+    """Pictures [B,3,H,W] in [-1,1] to the latents that a denoiser is trained on, and back.
+
+    channels: of the latents; factor: pixels along a side for one latent pixel.
+    """
+
+    channels: int
+    factor: int
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture; UndustError if the size is not divisible."""
+        factor = self.factor
+        if width % factor or height % factor or min(width, height) < factor:
+            fits = "x".join(str(max(1, round(side / factor)) * factor) for side in (width, height))
+            raise UndustError(
+                f"size: {width}x{height} is not divisible by {factor}; {fits} would be"
+            )
+        return self.channels, height // factor, width // factor
+
+    @abstractmethod
+    def encode(self, pictures: Tensor) -> Posterior:
+        """Pictures [B,3,H,W] in [-1,1] → the posterior over their latents, on their device."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B,C,h,w] → pictures [B,3,H,W], about in [-1,1]."""
+
+
+class KLFirstStage(FirstStage):
+    """An autoencoder with a KL penalty, in the precision of its weights.
+
+    A picture that leaves the range of half precision is run again in float32, and a RuntimeWarning
+    says so. That is decided for each picture by itself, with a copy of the weights, so that none
+    depends on those beside or before it. bfloat16 would have the range too but costs levels of
+    colour: up to 9 of 255 with random weights of Stable Diffusion's shape. Both directions raise
+    UndustError for inputs that are not finite, and for results that are not in float32.
+    """
+
+    def __init__(self, network: Autoencoder, offload: Offload | None = None) -> None:
+        """offload: brings the network to its device; None where it is there."""
+        self.network, self._offload = network, offload or Offload(None)
+        self.channels, self.factor = network.config.latent_channels, network.factor
+
+    def encode(self, pictures: Tensor) -> Posterior:
+        """Pictures [B,3,H,W] in [-1,1] → the posterior over their latents, in float32."""
+
+        def run(vae: Autoencoder, x: Tensor, *, streamed: bool) -> Tensor:
+            posterior = vae.encode(x, streamed=streamed)
+            return torch.cat([posterior.mean, posterior.logvar], 1)
+
+        mean, logvar = self._run(run, pictures, "pictures").chunk(2, 1)
+        scale, shift = self.network.scale(mean)
+        return Posterior((mean - shift) * scale, (0.5 * logvar).exp() * scale)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B,C,h,w], in any precision → pictures [B,3,H,W] in float32."""
+        scale, shift = self.network.scale(latents)
+        return self._run(Autoencoder.decode, latents / scale + shift, "latents")
+
+    def _run(self, run: Callable[..., Tensor], x: Tensor, name: str) -> Tensor:
+        """On the device, in less memory if it is full."""
+        asked, frugal = (
+            partial(_finite, self.network, x, partial(run, streamed=streamed), name)
+            for streamed in (False, True)
+        )
+        return self._offload.ask(self.network, asked, frugal).to(x.device)
+
+
+def _finite(
+    autoencoder: Autoencoder,
+    x: Tensor,
+    run: Callable[[Autoencoder, Tensor], Tensor],
+    name: str,
+) -> Tensor:
+    like = autoencoder.last_layer
+    if not x.isfinite().all():
+        half = torch.finfo(like.dtype).bits < 32
+        range_ = "; half precision may have too small a range: float32 has it" if half else ""
+        raise UndustError(f"the {name} that the first stage was given hold NaN or infinity{range_}")
+    y = run(autoencoder, x.to(like)).float()
+    lost = _lost(y)
+    if not lost.any():
+        return y
+    if damaged := damage("the first stage", autoencoder):
+        raise damaged
+    if torch.finfo(like.dtype).bits < 32:
+        precision = str(like.dtype).removeprefix("torch.")
+        warnings.warn(
+            f"the first stage leaves the range of {precision}; "
+            "where it does, it is run again in float32",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        wide = copy.deepcopy(autoencoder).float()
+        y[lost] = run(wide, x[lost].to(wide.last_layer))
+    if _lost(y).any():
+        raise UndustError(
+            "the first stage gives NaN or infinity in float32: "
+            f"the {name} that it was given go up to {x.abs().max():.3g}"
+        )
+    return y
+
+
+def _lost(y: Tensor) -> Tensor:
+    """Which pictures of a batch are not finite [B]."""
+    return ~y.isfinite().flatten(1).all(1)
