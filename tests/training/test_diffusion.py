@@ -54,7 +54,7 @@ class Seen:
         for hook in hooks:
             hook.remove()
         ((self.x, self.told, _),), (self.output,) = given, answered
-        mean, deviation = task.latents.mean, task.latents.deviation
+        mean, deviation = task.latents.posterior.mean, task.latents.posterior.deviation
         picked, shape = list(batch.sample), mean.shape[1:]
         self.z = mean[picked] + deviation[picked] * batch.normal(Purpose.POSTERIOR, shape)
         self.noise = batch.normal(Purpose.NOISE, shape)
@@ -193,7 +193,8 @@ def test_time_steps_are_drawn_evenly_or_as_the_shift_says(diffusion_recipe: Read
 def captions(task: DiffusionTask, count: int) -> list[tuple[int, str]]:
     """The samples of a batch and the words that the text encoder was given for them."""
     seen: list[tuple[Tensor]] = []
-    hook = task.words.encoder.register_forward_pre_hook(lambda _, ids: seen.append(ids))
+    embeddings = task.words.encoder.get_submodule("text_model.embeddings")
+    hook = embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:1]))
     batch = task.order.batch(0, count)
     with torch.no_grad():
         task.losses(batch)
@@ -238,8 +239,10 @@ def test_latents_are_scaled_and_only_of_training_pictures(
     images = [Image.open(task.recipe.data.folder / f"{number:02}.png") for number in range(10)]
     pictures = torch.stack([from_image(image, (16, 16)) for image in images]) / 127.5 - 1
     posterior = load_autoencoder(first_stage).encode(pictures)
-    torch.testing.assert_close(task.latents.mean, 0.18215 * posterior.mean)
-    torch.testing.assert_close(task.latents.deviation, 0.18215 * (0.5 * posterior.logvar).exp())
+    torch.testing.assert_close(task.latents.posterior.mean, 0.18215 * posterior.mean)
+    torch.testing.assert_close(
+        task.latents.posterior.deviation, 0.18215 * (0.5 * posterior.logvar).exp()
+    )
 
 
 def test_latents_are_made_once_and_again_for_another_first_stage(
@@ -256,7 +259,7 @@ def test_latents_are_made_once_and_again_for_another_first_stage(
     before = safetensors_file.load(file)["mean"].clone()
     task = DiffusionTask(diffusion_recipe(f"first_stage={tmp_path / 'other'}"), tmp_path)
     assert file.stat().st_mtime_ns != made
-    assert not torch.equal(task.latents.mean, before)
+    assert not torch.equal(task.latents.posterior.mean, before)
 
 
 def test_what_is_published_is_a_model(diffusion_recipe: Read, tmp_path: Path):

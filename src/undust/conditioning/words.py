@@ -94,15 +94,24 @@ class Words:
             pooled = pooled[list(accumulate(counts[:-1], initial=0))]
         return torch.stack(rows), pooled if self.pooled else None
 
+    def captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """The states and pooled text of captions as they stand, as a model is trained on them.
+
+        No character has a meaning of its own, and what is beyond the encoder's length is cut off.
+        """
+        device = self.encoder.get_parameter("text_model.embeddings.token_embedding.weight").device
+        states, pooled = self._states(self.tokenizer(captions).to(device), 0)
+        return states, pooled if self.pooled else None
+
     def _read(self, chunks: Sequence[Sequence[int]], skip: int) -> Read:
         table = self.encoder.get_parameter("text_model.embeddings.token_embedding.weight")
         ids = torch.tensor([self.tokenizer.row(chunk) for chunk in chunks], device=table.device)
-        return self.encoder.read(
-            ids,
-            skip=skip + self.penultimate,
-            norm=not self.penultimate,
-            rows=torch.cat([*self.embeddings.values()]).to(table) if self.embeddings else None,
-        )
+        rows = torch.cat([*self.embeddings.values()]).to(table) if self.embeddings else None
+        return self._states(ids, skip, rows)
+
+    def _states(self, ids: Tensor, skip: int, rows: Tensor | None = None) -> Read:
+        skip += self.penultimate
+        return self.encoder.read(ids, skip=skip, norm=not self.penultimate, rows=rows)
 
     def _weighted(self, states: Tensor, weights: Sequence[Sequence[float]], skip: int) -> Tensor:
         """The chunks' states [N,T,D] with their tokens' weights; the same ones if all are 1."""

@@ -47,18 +47,13 @@ class Conditioner:
         size_ids: the same for all; clip_skip: layers of the text encoders that are left out. Raises
         UndustError for another number of size_ids than `num_size_ids`, and as `Words` does.
         """
-        given = [prompt or "" for prompt in prompts]
-        text, pooled = self._encoded(lambda words: partial(words, given, clip_skip))
-        if self._zeros_for_none:
-            any_ = torch.tensor([prompt is not None for prompt in prompts], device=text.device)
-            text = torch.where(any_[:, None, None], text, 0)
-            pooled = None if pooled is None else torch.where(any_[:, None], pooled, 0)
-        if len(size_ids) != self.num_size_ids:
-            raise UndustError(
-                f"the U-Net takes {self.num_size_ids} size ids; {len(size_ids)} were given"
-            )
-        ids = torch.tensor([[*size_ids]] * len(prompts), device=text.device) if size_ids else None
-        return Conditioning(len(prompts), text, pooled, ids)
+        return self._conditioning(prompts, lambda words, texts: words(texts, clip_skip), size_ids)
+
+    def captions(
+        self, captions: Sequence[str | None], size_ids: Sequence[float] = ()
+    ) -> Conditioning:
+        """As of prompts, of captions as they stand, to train with; None is a dropped caption."""
+        return self._conditioning(captions, Words.captions, size_ids)
 
     def with_words(self, learnt: Mapping[str, Mapping[str, Tensor]]) -> Conditioner:
         """The same with other words learnt: for each text encoder word → vectors [n, D]."""
@@ -69,9 +64,25 @@ class Conditioner:
         }
         return other
 
-    def _encoded(
-        self, question: Callable[[Words], Callable[[], tuple[Tensor, Tensor | None]]]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The states of all encoders, side by side, and the last one's pooled text."""
-        found = [self._offload.ask(words.encoder, question(words)) for words in self.texts.values()]
-        return torch.cat([states for states, _ in found], -1), found[-1][1]
+    def _conditioning(
+        self,
+        texts: Sequence[str | None],
+        encode: Callable[[Words, Sequence[str]], tuple[Tensor, Tensor | None]],
+        size_ids: Sequence[float],
+    ) -> Conditioning:
+        if len(size_ids) != self.num_size_ids:
+            raise UndustError(
+                f"the U-Net takes {self.num_size_ids} size ids; {len(size_ids)} were given"
+            )
+        given = [text or "" for text in texts]
+        found = [
+            self._offload.ask(words.encoder, partial(encode, words, given))
+            for words in self.texts.values()
+        ]
+        text, pooled = torch.cat([states for states, _ in found], -1), found[-1][1]
+        if self._zeros_for_none:
+            any_ = torch.tensor([each is not None for each in texts], device=text.device)
+            text = torch.where(any_[:, None, None], text, 0)
+            pooled = None if pooled is None else torch.where(any_[:, None], pooled, 0)
+        ids = torch.tensor([[*size_ids]] * len(texts), device=text.device) if size_ids else None
+        return Conditioning(len(texts), text, pooled, ids)

@@ -25,6 +25,10 @@ class Posterior:
     mean: Tensor
     deviation: Tensor
 
+    def __getitem__(self, which: Tensor) -> Posterior:
+        """Of the pictures `which` [N]."""
+        return Posterior(self.mean[which], self.deviation[which])
+
     def sample(self, noise: Tensor) -> Tensor:
         """The latents that unit normal noise [B,C,h,w] picks."""
         return self.mean + self.deviation * noise

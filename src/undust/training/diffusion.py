@@ -104,7 +104,7 @@ class DiffusionTask:
         self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.words.encoder})
         self.order = Order(groups(samples, data.draw_by), recipe.seed)
         self.latents = Latents(
-            self.model.autoencoder,
+            self.model.first_stage,
             Pictures([sample.path for sample in samples], data.size, memory=0),
             out / "latents.safetensors",
             {
@@ -124,8 +124,7 @@ class DiffusionTask:
         z = self.latents.sample(batch.sample, batch.normal(Purpose.POSTERIOR, shape))
         noise = batch.normal(Purpose.NOISE, shape)
         sigma = self.levels(batch.uniform(Purpose.TIME)[:, 0])
-        text = self.words.encoder(self._tokens(batch))
-        cond = Conditioning(len(text), text)
+        cond = self.model.conditioner.captions(self._captions(batch))
         return {"loss": self.denoiser.loss(z, noise, sigma, cond, self.weighting).mean()}
 
     @property
@@ -155,19 +154,17 @@ class DiffusionTask:
         """Writes the whole model as a diffusers folder."""
         self.model.save(folder)
 
-    def _tokens(self, batch: Batch) -> Tensor:
-        """A caption of each sample [B, T], or none: what guidance later steers away from.
+    def _captions(self, batch: Batch) -> list[str | None]:
+        """A caption of each sample, or None: the unconditional input of guidance.
 
         (Ho & Salimans 2022, algorithm 1.)
         """
         chances = batch.uniform(Purpose.CAPTION, self.wording.chances).tolist()
         dropped = (batch.uniform(Purpose.DROP)[:, 0] < self.recipe.captions.drop).tolist()
-        return self.words.tokenizer(
-            [
-                "" if drop else self.wording(sample, chance)
-                for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
-            ]
-        )
+        return [
+            None if drop else self.wording(sample, chance)
+            for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
+        ]
 
 
 def _tokenizer(resumed: Checkpoint, out: Path) -> Tokenizer:

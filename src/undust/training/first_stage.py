@@ -25,7 +25,7 @@ from undust.training.data import (
     groups,
     training_samples,
 )
-from undust.training.latents import encode
+from undust.training.latents import in_batches
 from undust.training.losses import edges
 from undust.training.recipes import FirstStageRecipe
 
@@ -97,16 +97,17 @@ class FirstStageTask:
         latents of variance 1 with a scaling factor of 1. brief: measured on two pictures.
         """
         which = self.order.batch(0, min(2 if brief else MEASURED, len(self.pictures))).sample
-        posterior = encode(self.autoencoder, self.pictures, which)
-        spread = posterior.logvar.exp().mean((0, 2, 3))
-        deviation = (posterior.mean.var((0, 2, 3)) + spread).sqrt()
+        parts = [self.autoencoder.encode(x) for x in in_batches(self.pictures, which)]
+        mean = torch.cat([part.mean for part in parts])
+        spread = torch.cat([part.logvar for part in parts]).exp().mean((0, 2, 3))
+        deviation = (mean.var((0, 2, 3)) + spread).sqrt()
         published = Autoencoder(
             self.recipe.autoencoder.model_copy(
                 update={"scaling_factor": 1.0, "sample_size": self.recipe.data.size}
             )
         )
         published.load_state_dict(self.autoencoder.state_dict())
-        normalise(published, posterior.mean.mean((0, 2, 3)), deviation)
+        normalise(published, mean.mean((0, 2, 3)), deviation)
         with atomic_folder(folder, replace=True) as building:
             save_component(building, published, "AutoencoderKL")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,32 +12,24 @@ from torch import Tensor
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.files import make_folder
-from undust.networks.autoencoder import Autoencoder, Posterior
+from undust.latent.first_stage import FirstStage, Posterior
 from undust.training.data import Observe, Pictures
 
 TOGETHER = 32  # pictures encoded at once
 READER = 2  # raised when a picture file is read as other pixels than before
 
 
-@torch.no_grad()
-def encode(
-    autoencoder: Autoencoder,
-    pictures: Pictures,
-    which: Sequence[int],
-    observe: Observe = lambda _done, _all: None,
-) -> Posterior:
-    """The posterior of the pictures `which`: mean and log-variance [N, C, h, w].
+def in_batches(
+    pictures: Pictures, which: Sequence[int], observe: Observe = lambda _done, _all: None
+) -> Iterator[Tensor]:
+    """The pictures `which`, [≤TOGETHER, 3, H, W] at a time.
 
     observe: told after each batch the number of pictures done and of all.
     """
-    parts: list[Posterior] = []
     for start in range(0, len(which), TOGETHER):
         part = which[start : start + TOGETHER]
-        parts.append(autoencoder.encode(pictures(part)))
+        yield pictures(part)
         observe(start + len(part), len(which))
-    return Posterior(
-        torch.cat([part.mean for part in parts]), torch.cat([part.logvar for part in parts])
-    )
 
 
 class Latents:
@@ -50,7 +42,7 @@ class Latents:
 
     def __init__(
         self,
-        autoencoder: Autoencoder,
+        first_stage: FirstStage,
         pictures: Pictures,
         path: Path,
         made_of: Mapping[str, object],
@@ -79,22 +71,22 @@ class Latents:
                 "data.size; set that back, or choose another --out"
             )
         if not kept:
-            posterior = encode(autoencoder, pictures, range(len(pictures)), observe)
-            scale, shift = autoencoder.scale(posterior.mean)
+            with torch.no_grad():
+                every = range(len(pictures))
+                parts = [first_stage.encode(x) for x in in_batches(pictures, every, observe)]
             kept = {
-                "mean": (posterior.mean - shift) * scale,
-                "deviation": (0.5 * posterior.logvar).exp() * scale,
+                "mean": torch.cat([part.mean for part in parts]),
+                "deviation": torch.cat([part.deviation for part in parts]),
             }
             make_folder(path.parent)
             safetensors_file.save(path, kept, {"made_of": stamp})
-        self.mean, self.deviation = kept["mean"], kept["deviation"]
+        self.posterior = Posterior(kept["mean"], kept["deviation"])
 
     @property
     def shape(self) -> torch.Size:
         """(C, h, w) of one latent."""
-        return self.mean.shape[1:]
+        return self.posterior.mean.shape[1:]
 
     def sample(self, which: Sequence[int], noise: Tensor) -> Tensor:
         """Latents [B, C, h, w] of the pictures `which`, picked by unit normal noise like them."""
-        picked = torch.tensor(which)
-        return self.mean[picked] + self.deviation[picked] * noise
+        return self.posterior[torch.tensor(which)].sample(noise)
