@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from undust.adapters.applied_loras import LoraSet
 from undust.adapters.offload import Offload
-from undust.adapters.worn import Live, Merged, Outfit, Worn
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
@@ -39,6 +40,8 @@ from undust.latent.first_stage import KLFirstStage
 from undust.networks import placement
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
+from undust.networks.text_encoder import TextEncoder
+from undust.networks.unet import UNet
 
 
 @dataclass(eq=False)
@@ -64,13 +67,22 @@ class LatentDiffusion(Parts):
         self._others: dict[str, LatentDiffusion] = {}
         self._controls: dict[GivenWeights, ControlNet] = {}
         self._loras: dict[str, Lora] = {}
-        self._outfit: Outfit = ()
-        self._assemble(Offload(self.runs_on))
+        self._base = self  # without any adapters
+        self._lock = threading.RLock()  # of what requests bring, which all of them share
+        self._adapted: Mapping[str, nn.Module] = {}  # kept while a request uses it
+        self._lora_names: list[str] = []
+        self._use(Offload(self.runs_on))
 
-    def _assemble(self, offload: Offload) -> None:
-        """Makes the three parts of the networks, which `offload` brings to their device."""
+    def _use(self, offload: Offload) -> None:
+        """Takes networks to where they run by this."""
         self._offload = offload
-        self._worn: Worn = (Live if self.live else Merged)(self.networks, offload.clear)
+        own = {name: network for name, network in self.networks.items() if name != "vae"}
+        self._lora_set = LoraSet(own, merge=not self.live, before=offload.clear)
+        self._assemble()
+
+    def _assemble(self) -> None:
+        """Makes the three parts of the networks."""
+        offload = self._offload
         self.first_stage = KLFirstStage(self.autoencoder, offload)
         self.conditioner = Conditioner(
             dict(zip(self.text_names, self.texts, strict=True)),
@@ -125,7 +137,6 @@ class LatentDiffusion(Parts):
         recipe: for what else the model is told, such as the picture's size; negative: whether the
         prompts are what to stay away from.
         """
-        self._worn.wear(self._outfit)
         skip = (recipe.clip_skip or 0) if recipe else 0
         return self.conditioner(prompts, self._size_ids(recipe, negative=negative), clip_skip=skip)
 
@@ -133,35 +144,39 @@ class LatentDiffusion(Parts):
         self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
     ) -> Tensor:
         """The clean latents [B, C, h, w] under x = x0 + σ·n at σ [B]; UndustError for NaN."""
-        self._worn.wear(self._outfit)
         options = (options or CallOptions()).at(sigma)
         asked = partial(self._denoiser, x, sigma, cond)
         if (x0 := asked(options)).isfinite().all():
             return x0
-        loras = [lora.name for lora, _ in self._outfit]
-        raise finite.blame(self.networks, loras, x, cond, options, asked)
+        raise finite.blame(self.networks, self._lora_names, x, cond, options, asked)
 
     def wearing(self, recipe: Recipe, /) -> LatentDiffusion:
-        """The model with what a recipe changes of its weights and words.
+        """The model with the LoRAs and learnt words of a recipe, and with no others.
 
-        It shares all weights with this one; each puts on its own LoRAs before it is asked. Raises
-        UndustError for files that are not what they were, or not for this model.
+        It shares all weights that no LoRA changes. Raises UndustError for files that are not what
+        they were, or not for this model.
         """
-        outfit = tuple((self._lora(each), each.weight) for each in recipe.loras)
-        if outfit == self._outfit and not recipe.embeddings:
-            return self
-        other = copy.copy(self)
-        other._outfit = outfit
+        base = self._base
+        loras = [(base._lora(each), each.weight) for each in recipe.loras]
+        networks = base._lora_set.applied(loras)
+        if not loras and not recipe.embeddings:
+            return base
         learnt = [
             (each.word, textual_inversion.load(Path(each.settle().path), each.word))
             for each in recipe.embeddings
         ]
-        other.conditioner = self.conditioner.with_words(
-            {
-                name: {word: self._fitting(word, found, name) for word, found in learnt}
-                for name in self.text_names
-            }
+        other = copy.copy(base)
+        other.unet = cast(UNet, networks["unet"])
+        other.texts = tuple(
+            replace(
+                words,
+                encoder=cast(TextEncoder, networks[name]),
+                embeddings={word: self._fitting(word, found, name) for word, found in learnt},
+            )
+            for name, words in zip(base.text_names, base.texts, strict=True)
         )
+        other._adapted, other._lora_names = networks, [lora.name for lora, _ in loras]
+        other._assemble()
         return other
 
     def control(self, given: GivenWeights, /) -> ControlNet:
@@ -170,18 +185,20 @@ class LatentDiffusion(Parts):
         Raises UndustError for a file that is not what it was, or not for this model.
         """
         known = GivenWeights(path=given.path, hash=given.hash)
-        if known not in self._controls:
-            network = load_controlnet(Path(known.settle().path), self.dtype)
-            check_fits(network, self.unet)
-            self._controls[known] = network.eval().requires_grad_(False)
-        return self._controls[known]
+        with self._lock:
+            if known not in self._controls:
+                network = load_controlnet(Path(known.settle().path), self.dtype)
+                check_fits(network, self.unet)
+                self._controls[known] = network.eval().requires_grad_(False)
+            return self._controls[known]
 
     def _lora(self, given: GivenWeights) -> Lora:
         settled = given.settle()
-        if settled.hash not in self._loras:
-            networks = {name: net for name, net in self.networks.items() if name != "vae"}
-            self._loras[settled.hash] = load_lora(Path(settled.path), networks)
-        return self._loras[settled.hash]
+        with self._lock:
+            if settled.hash not in self._loras:
+                networks = {name: net for name, net in self.networks.items() if name != "vae"}
+                self._loras[settled.hash] = load_lora(Path(settled.path), networks)
+            return self._loras[settled.hash]
 
     def _fitting(self, word: str, found: Mapping[str, Tensor], name: str) -> Tensor:
         """The vectors of a learnt word that are for one of the text encoders."""
@@ -193,12 +210,13 @@ class LatentDiffusion(Parts):
 
     def another(self, name_or_path: str, /) -> LatentDiffusion:
         """Another model in this one's precision and place, loaded once."""
-        if name_or_path not in self._others:
-            with torch.inference_mode(False):  # LoRAs cannot be put into tensors of inference
-                other = load(name_or_path, dtype=self.dtype, device=self.device)
-            other._assemble(self._offload)  # so that each makes room for the other
-            self._others[name_or_path] = other
-        return self._others[name_or_path]
+        with self._lock:
+            if name_or_path not in self._others:
+                with torch.inference_mode(False):  # tensors of inference could not be changed later
+                    other = load(name_or_path, dtype=self.dtype, device=self.device)
+                other._use(self._offload)  # so that each makes room for the other
+                self._others[name_or_path] = other
+            return self._others[name_or_path]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
@@ -291,11 +309,10 @@ class LatentDiffusion(Parts):
         dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
         the folder alone, if it holds anything but a model, and for LoRAs that are worn live.
         """
-        if self.live and self._outfit:
+        if self.live and self._lora_names:
             raise UndustError(
                 "save: LoRAs that are worn live are not in the weights; load the model without live"
             )
-        self._worn.wear(self._outfit)
         model_folder.write(self, expanded(folder), dtype)
 
     def _batch(self, recipes: list[Recipe], noise: Tensor | None) -> list[Recipe]:

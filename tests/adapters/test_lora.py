@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from adapters import families
 from adapters.families import CASES, draw, example, net, prefixed
+from undust.adapters.applied_loras import LoraSet, merge
 from undust.adapters.lora import delta
-from undust.adapters.worn import Live, Merged
 from undust.formats import safetensors_file
 from undust.formats.lora.file import load
 
@@ -39,7 +39,7 @@ def test_merged_is_the_formula(family, module, weight, tmp_path):
     network = net()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     made, lora = read(tmp_path, network, family, module)
-    Merged({"unet": network}).wear([(lora, weight)])
+    merge({"unet": network}, [(lora, weight)])
     for name, tensor in network.state_dict().items():
         original = before[name].double()
         if name == f"{module}.weight":
@@ -62,22 +62,23 @@ def test_live_is_the_formula(family, module, weight, tmp_path):
         changed["bias"] = layer.bias.double() + weight * (0 if made.bias is None else made.bias)
     expected = functional_call(net().double().get_submodule(module), changed, (x.double(),))
     plain = layer(x)
-    Live({"unet": network}).wear([(lora, weight)])
-    close(layer(x), expected, 1e-6, plain)
+    view = LoraSet({"unet": network}, merge=False).applied([(lora, weight)])["unet"]
+    close(view.get_submodule(module)(x), expected, 1e-6, plain)
 
 
-@pytest.mark.parametrize("kind", [Merged, Live])
+@pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("module", ["linear", "conv"])
 @pytest.mark.parametrize("family", [families.lora, families.loha, families.dora])
-def test_half_precision_rounds_once(family, module, dtype, kind, tmp_path):
+def test_half_precision_rounds_once(family, module, dtype, merged, tmp_path):
     network = net().to(dtype)
     layer = network.get_submodule(module)
     original = layer.weight.clone()
     made, lora = read(tmp_path, network, family, module)
     expected = original.double() + 0.7 * made.change(original)
-    kind({"unet": network}).wear([(lora, 0.7)])
-    if kind is Merged:
+    view = LoraSet({"unet": network}, merge=merged).applied([(lora, 0.7)])["unet"]
+    layer = view.get_submodule(module)
+    if merged:
         assert layer.weight.dtype == dtype
         # The last place, because float64 may round to the other side of a middle than float32.
         step = torch.finfo(dtype).eps * expected.abs()
@@ -99,17 +100,15 @@ def test_several_add_up(tmp_path):
     expected = original.double() + sum(
         weight * made.change(original) for (made, _), (_, weight) in zip(read_, cases, strict=True)
     )
-    worn = [(lora, weight) for (_, lora), (_, weight) in zip(read_, cases, strict=True)]
-    live, merged = Live({"unet": network}), Merged({"unet": network})
+    loras = [(lora, weight) for (_, lora), (_, weight) in zip(read_, cases, strict=True)]
     x = example("conv")
     twin = net().double().conv
     there = {"weight": expected, "bias": network.conv.bias.double()}
     plain = network.conv(x)
-    live.wear(worn)
-    close(network.conv(x), functional_call(twin, there, (x.double(),)), 1e-6, plain)
-    live.wear(())
-    merged.wear(worn)
-    close(network.conv.weight, expected, 2e-7, original)
+    beside = LoraSet({"unet": network}, merge=False).applied(loras)["unet"]
+    close(beside.conv(x), functional_call(twin, there, (x.double(),)), 1e-6, plain)
+    merged = LoraSet({"unet": network}).applied(loras)["unet"]
+    close(merged.conv.weight, expected, 2e-7, original)
 
 
 def test_a_direction_without_length_stays_nothing(tmp_path):
@@ -141,8 +140,6 @@ def test_a_convolution_of_one_pixel_is_a_matrix(module, tmp_path):
         made = family(other[module], draw(seed))
         file = tmp_path / f"{seed}.safetensors"
         safetensors_file.save(file, prefixed(f"lora_unet_{module}", made))
-        worn = Merged({"unet": network})
-        worn.wear([(load(file, {"unet": network}), 1.0)])
+        view = LoraSet({"unet": network}).applied([(load(file, {"unet": network}), 1.0)])["unet"]
         change = made.change(before.reshape(other[module])).reshape(before.shape)
-        close(network.get_submodule(module).weight, before.double() + change, 2e-7)
-        worn.wear(())
+        close(view.get_submodule(module).weight, before.double() + change, 2e-7)

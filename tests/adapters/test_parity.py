@@ -16,12 +16,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from adapters import families
 from adapters.families import Net, draw, example
 from formats.original.conftest import build
-from undust.adapters.worn import Live, Merged
+from undust.adapters.applied_loras import LoraSet
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into
 from undust.formats.lora.file import load
 from undust.formats.lora.names import split
 from undust.formats.original import keys
+from undust.networks.conditioning import Conditioning
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
@@ -191,10 +192,9 @@ def test_fused_by_diffusers(write, model, tmp_path):
     peer.fuse_lora(components=list(theirs), lora_scale=0.7)
     peer.unload_lora_weights()
     expected = {part: _copies(network) for part, network in theirs.items()}
-    worn = Merged(ours)
-    worn.wear([(load(path, ours), 0.7)])
+    applied = LoraSet(ours).applied([(load(path, ours), 0.7)])
     total = 0
-    for part, network in ours.items():
+    for part, network in applied.items():
         changed = 0
         for name, tensor in network.state_dict().items():
             if name not in expected[part]:
@@ -205,7 +205,6 @@ def test_fused_by_diffusers(write, model, tmp_path):
         total += changed
     names = safetensors_file.header(path).tensors
     assert total == sum(split(name)[1] == "lora_up" for name in names)
-    worn.wear(())
     for part, network in ours.items():
         assert all(torch.equal(t, before[part][name]) for name, t in network.state_dict().items())
 
@@ -219,7 +218,7 @@ def test_live_as_by_diffusers(model, tmp_path):
     path = file(tmp_path, *kohya(variant, ours))
     peer = pipeline(variant, theirs)
     peer.load_lora_weights(path.parent, weight_name=path.name)
-    live = Live(ours)
+    beside = LoraSet(ours, merge=False)
     lora = load(path, ours)
     x, t = draw(1)(2, 4, 8, 8), torch.tensor([3.0, 500.0])
     context = draw(2)(2, 5, ours["unet"].config.cross_attention_dim)
@@ -228,16 +227,16 @@ def test_live_as_by_diffusers(model, tmp_path):
         pooled, sizes = draw(3)(2, 64), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
         added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
         ours_added = {"pooled": pooled, "sizes": sizes}
-    plain = ours["unet"](x, t, context, **ours_added)
+    cond = Conditioning(2, context, **ours_added)
+    plain = ours["unet"](x, t, cond)
     for weight in (0.05, -0.02):
         peer.set_adapters("default_0", weight)
-        live.wear([(lora, weight)])
+        view = beside.applied([(lora, weight)])["unet"]
         expected = theirs["unet"](x, t, context, **added).sample
-        found = ours["unet"](x, t, context, **ours_added)
+        found = view(x, t, cond)
         assert (found - expected).norm() < 1e-4 * expected.norm()
         assert (found - plain).norm() > 1e-2 * expected.norm()
-    live.wear(())
-    assert torch.equal(ours["unet"](x, t, context, **ours_added), plain)
+    assert torch.equal(ours["unet"](x, t, cond), plain)
     peer.unload_lora_weights()
 
 
@@ -308,15 +307,13 @@ def test_folders_of_peft(name, tmp_path):
     theirs.eval()
     changed = theirs.base_model.model
     expected = {module: changed.get_submodule(module)(x) for module, x in inputs.items()}
-    live, merged = Live({"unet": network}), Merged({"unet": network})
     plain = {module: network.get_submodule(module)(x) for module, x in inputs.items()}
-    for worn in (live, merged):
-        worn.wear([(lora, 1.0)])
+    for merged in (False, True):
+        view = LoraSet({"unet": network}, merge=merged).applied([(lora, 1.0)])["unet"]
         for module, x in inputs.items():
-            found = network.get_submodule(module)(x)
+            found = view.get_submodule(module)(x)
             assert (found - expected[module]).norm() < 2e-6 * expected[module].norm()
             assert (found - plain[module]).norm() > 1e-2 * expected[module].norm()
-        worn.wear(())
 
 
 class Whole(Net):

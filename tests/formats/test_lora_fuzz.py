@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapters import families
 from adapters.families import CASES, IN, OUT, draw, net, prefixed
-from undust.adapters.worn import Merged
+from undust.adapters.applied_loras import LoraSet
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.lora.file import load
@@ -46,9 +46,7 @@ def survives(path: Path) -> None:
         assert str(path) in str(error)
         return
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    worn = Merged({"unet": network})
-    worn.wear([(lora, 0.5)])
-    worn.wear(())
+    assert LoraSet({"unet": network}).applied([(lora, 0.5)])
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from undust.errors import UndustError
 
 T = TypeVar("T")
-Place = tuple[nn.Module, str, torch.Tensor | nn.Parameter]
+Place = tuple[nn.Module, str, Tensor | nn.Parameter]
 """A module, the name of one of its weights, and that weight as it lies at home."""
 
 
@@ -23,12 +24,17 @@ class Offload:
     at work. Going home costs nothing: the weights there have been kept, and those that were not
     cast are pages of their file.
 
-    device: where to ask; None where the networks lie, with nothing ever moved.
+    device: where to ask; None where the networks lie, with nothing ever moved, as for the CPU.
+    Several threads may ask: on another device than the CPU one after another.
     """
 
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
+        self._moves = device is not None and device.type != "cpu"
+        self._lock = threading.RLock()
         self._away: dict[nn.Module, list[Place]] = {}
+        # By the weight at home: networks that share it share the one on the device.
+        self._there: dict[int, Tensor] = {}
 
     def ask(self, network: nn.Module, question: Callable[[], T], *frugal: Callable[[], T]) -> T:
         """What the question comes to, with the network on the device.
@@ -38,7 +44,11 @@ class Offload:
         """
         for attempt in (question, question, *frugal):
             try:
-                return self._asked(network, attempt)
+                if not self._moves:
+                    return attempt()
+                with self._lock:
+                    self._bring(network)
+                    return attempt()
             except RuntimeError as error:
                 if not _is_full(error):
                     raise
@@ -51,26 +61,28 @@ class Offload:
 
     def clear(self) -> None:
         """Sends every network home."""
-        while self._away:
-            _, places = self._away.popitem()
-            for module, name, home in places:
-                setattr(module, name, home)
+        with self._lock:
+            while self._away:
+                _, places = self._away.popitem()
+                for module, name, home in places:
+                    setattr(module, name, home)
+            self._there.clear()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
 
-    def _asked(self, network: nn.Module, question: Callable[[], T]) -> T:
-        if self.device is not None and network not in self._away:
-            self._bring(network, self.device)
-        return question()
-
-    def _bring(self, network: nn.Module, device: torch.device) -> None:
-        # What is made here stays; tensors of inference mode could not be changed later.
+    def _bring(self, network: nn.Module) -> None:
+        if network in self._away:
+            return
+        places = self._away[network] = []
+        # Tensors of inference mode could not be changed later.
         with torch.inference_mode(False), torch.no_grad():
             for module, name, weight in _weights(network):
-                if weight.device == device:
+                if weight.device == self.device:
                     continue
-                self._away.setdefault(network, []).append((module, name, weight))
-                moved = weight.detach().to(device)
+                places.append((module, name, weight))
+                if id(weight) not in self._there:
+                    self._there[id(weight)] = weight.detach().to(self.device)
+                moved = self._there[id(weight)]
                 kept = isinstance(weight, nn.Parameter)
                 setattr(module, name, nn.Parameter(moved, weight.requires_grad) if kept else moved)
 

@@ -92,14 +92,14 @@ def _merge(found: Opened, loras: Sequence[str]) -> None:
     """Puts LoRAs into the weights for good."""
     if not loras:
         return
-    from undust.adapters.worn import Merged
+    from undust.adapters.applied_loras import merge
     from undust.formats.lora.file import load
     from undust.generation.asked import LoRA
 
     networks = dict(_model(found, "--lora").networks)
     del networks["vae"]
     asked = [LoRA.read(given) for given in loras]
-    Merged(networks).wear([(load(Path(each.path), networks), each.weight) for each in asked])
+    merge(networks, [(load(Path(each.path), networks), each.weight) for each in asked])
 
 
 def _model(found: Opened, option: str) -> Parts:

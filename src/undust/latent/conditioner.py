@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -54,15 +53,6 @@ class Conditioner:
     ) -> Conditioning:
         """As of prompts, of captions as they stand, to train with; None is a dropped caption."""
         return self._conditioning(captions, Words.captions, size_ids)
-
-    def with_words(self, learnt: Mapping[str, Mapping[str, Tensor]]) -> Conditioner:
-        """The same with other words learnt: for each text encoder word → vectors [n, D]."""
-        other = Conditioner.__new__(Conditioner)
-        other.__dict__ |= self.__dict__
-        other.texts = {
-            name: replace(words, embeddings=learnt[name]) for name, words in self.texts.items()
-        }
-        return other
 
     def _conditioning(
         self,
