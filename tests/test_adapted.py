@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import undust
+from undust.adapters import applied_loras
 from undust.cli import main
 from undust.errors import UndustError
 from undust.formats.folder import save_component
@@ -345,3 +347,42 @@ def shaken(network: Autoencoder) -> Autoencoder:
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return network
+
+
+def test_threads_with_different_loras(folder: Path, model: LatentDiffusion, lora: Path):
+    """One model, two threads, 50 pictures: each is that of its request alone, to the byte."""
+    if folder.name != "sd1":
+        pytest.skip("one model is enough")
+    requests: list[dict[str, Any]] = [
+        {"size": SIZE, "steps": 1, "seed": seed, "exact": True, "loras": loras}
+        for seed in range(2)
+        for loras in ([f"{lora}:0.8"], [f"{lora}:-0.5"], [])
+    ]
+
+    def latent(request: dict[str, Any]) -> Tensor:
+        return model.generate(PROMPT, **request)[0].latent
+
+    expected = [latent(request) for request in requests]
+    assert not torch.equal(expected[0], expected[1])
+    with ThreadPoolExecutor(2) as threads:
+        asked = [k % len(requests) for k in range(50)]
+        found = threads.map(latent, (requests[k] for k in asked))
+        assert all(torch.equal(own, expected[k]) for own, k in zip(found, asked, strict=True))
+
+
+def test_loras_in_turn_are_merged_once_each(
+    model: LatentDiffusion, lora: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[int] = []
+    own = applied_loras.LoraSet._made
+
+    def counted(loras: applied_loras.LoraSet, active: applied_loras.ActiveLoras):
+        made.append(len(active))
+        return own(loras, active)
+
+    monkeypatch.setattr(applied_loras.LoraSet, "_made", counted)
+    asked: dict[str, Any] = {"size": SIZE, "steps": 5, "seed": 1}
+    runs = [model.steps(PROMPT, loras=[f"{lora}:{weight}"], **asked) for weight in (1, 0.5)]
+    for _ in zip(*runs, strict=True):
+        pass
+    assert made == [1, 1]

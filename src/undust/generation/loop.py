@@ -245,7 +245,7 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
     model = model.wearing(first)
     shape = model.latent_shape(first.width, first.height)
     drawn = _noise(batch, shape)
-    start = drawn.start() if noise is None else _batched(noise)
+    start = drawn.start() if noise is None else _batched(noise, len(shape))
     if start.shape != (len(batch), *shape):
         raise UndustError(
             f"noise: its shape is {list(start.shape)}; here it has to be {[len(batch), *shape]}"
@@ -265,14 +265,14 @@ def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) ->
         yield replace(again, index=step.index + 1 + again.index, total=first.total)
 
 
-def _batched(noise: object) -> Tensor:
-    """Noise that was given, as [B, C, h, w]."""
+def _batched(noise: object, dimensions: int) -> Tensor:
+    """Noise that was given, with a batch dimension before the `dimensions` of a picture's."""
     if not isinstance(noise, Tensor):
         raise UndustError(
             f"noise: has to be a tensor, not {type(noise).__name__}; torch.from_numpy makes one of "
             "an array"
         )
-    return noise.float().reshape(-1, *noise.shape[-3:])
+    return noise.float()[None] if noise.ndim == dimensions else noise.float()
 
 
 def _walk(
