@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undust.lab import convergence
-from undust.lab.convergence import GAUSSIAN, MIXTURE, World, impulses, weak_errors
+import convergence
+from convergence import GAUSSIAN, MIXTURE, World, impulses, weak_errors
 
 DEVIATION = GAUSSIAN.deviations.item()
 

@@ -9,11 +9,11 @@ from random import Random
 
 import torch
 from torch import nn
+from undust.adapters.worn import Merged
 
 from fuzzing.cases import Asks, Make, asks, kind
 from fuzzing.changes import WIDTHS, Entries, json_changed, weights
 from fuzzing.originals import checkpoint, drawn, entries_of, text_encoder, unet
-from undust.adapters.worn import Merged
 from undust.formats import controlnet, safetensors_file, textual_inversion
 from undust.formats.lora import file as lora
 from undust.formats.networks import blank

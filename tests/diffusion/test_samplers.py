@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from convergence import MIXTURE, falling
 from orders import doubles, fitted
 from undust.diffusion.analytic import Mixture, flow
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
-from undust.lab.convergence import MIXTURE, falling
 
 # Those that take the list for its ends alone. Adaptive ones answer to a bound, not to a number of
 # steps: their order is held in samplers/test_adaptive.py.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from undust.lab.convergence import GAUSSIAN
+from convergence import GAUSSIAN
 from undust.model import LatentDiffusion, load
 from undust.networks.conditioning import CallOptions, Conditioning
 

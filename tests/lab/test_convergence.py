@@ -10,12 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orders import doubles, mixture
-from undust.diffusion.fitting import distance, no_noise
-from undust.diffusion.samplers import SAMPLERS
-from undust.diffusion.samplers.er_sde import SCALES
-from undust.errors import UndustError
-from undust.lab.convergence import (
+from convergence import (
     BOTTOM,
     GAUSSIAN,
     PAIRS,
@@ -29,6 +24,11 @@ from undust.lab.convergence import (
     linear,
     solution,
 )
+from orders import doubles, mixture
+from undust.diffusion.fitting import distance, no_noise
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.samplers.er_sde import SCALES
+from undust.errors import UndustError
 
 MEAN, DEVIATION = GAUSSIAN.means.item(), GAUSSIAN.deviations.item()
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import pytest
 
+from convergence import GAUSSIAN
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.lab import samplers
-from undust.lab.convergence import GAUSSIAN
 from undust.lab.samplers import Curve, Run, calls, compare, flow_curve, sampler_curve
 from undust.lab.subject import Subject
 from undust.model import LatentDiffusion, load

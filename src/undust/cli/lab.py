@@ -1,4 +1,4 @@
-"""`undust lab order` and `undust lab samplers`: what is said of the samplers, measured."""
+"""`undust lab samplers`: the samplers' errors on a model, measured."""
 
 from __future__ import annotations
 
@@ -13,47 +13,10 @@ from undust.cli.options import ModelOption
 from undust.cli.output import try_writing
 from undust.formats.files import make_folder
 
-app = typer.Typer(help="Measure what is said of the samplers.")
+app = typer.Typer(help="Measure samplers and schedules on a model.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the tables in that folder.")]
-
-
-@app.command()
-def order(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|PATH", help="A model to measure on too, beside the closed forms."
-        ),
-    ] = None,
-    json: Json = False,
-    out: Out = None,
-) -> None:
-    """Fit the order of convergence of every sampler."""
-    from undust.lab import page
-    from undust.lab.order import measure
-    from undust.model import load
-
-    if out:
-        try_writing(out)
-    loaded = load(model) if model else None
-    with show.counted("samplers", "fitting orders") as observe:
-        found = measure(loaded, observe=observe)
-    if json:
-        typer.echo(show.as_json(found.model_dump(mode="json"), indent=2))
-    else:
-        show.table(found.columns(), found.rows())
-        show.summary(found.note)
-    if out:
-        make_folder(out)
-        page.write(
-            out / "order.md",
-            "Orders of convergence",
-            _command("order", model=model, out=out),
-            [page.table(found.columns(), found.rows()), found.note],
-        )
-        show.summary(str(out / "order.md"))
 
 
 @app.command()
@@ -96,12 +59,12 @@ def samplers(
         parts = [found.note, "![error against network calls](samplers.png)"]
         for title, (what, curves) in tables.items():
             parts += [f"## {title}", page.table(found.columns(what), found.rows(curves))]
-        command = _command("samplers", model=model, schedule=schedule, prompts=prompts, out=out)
+        command = _command(model=model, schedule=schedule, prompts=prompts, out=out)
         page.write(out / "samplers.md", "Error against network calls", command, parts)
         show.summary(f"{out / 'samplers.md'}, {out / 'samplers.png'}")
 
 
-def _command(name: str, **options: object) -> str:
+def _command(**options: object) -> str:
     """The command line again, with every option that has a value."""
     given = [(f"--{option}", str(value)) for option, value in options.items() if value is not None]
-    return shlex.join(["undust", "lab", name, *(part for pair in given for part in pair)])
+    return shlex.join(["undust", "lab", "samplers", *(part for pair in given for part in pair)])

@@ -15,8 +15,7 @@ from undust.diffusion.fitting import distance
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
-from undust.lab.convergence import end_of
-from undust.lab.subject import REFERENCE, Counted, Subject
+from undust.lab.subject import REFERENCE, Counted, Subject, end_of
 from undust.model import LatentDiffusion
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network calls

@@ -15,7 +15,6 @@ from undust.diffusion.samplers.registry import Denoise, Noise
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.generation.scene import guided
-from undust.lab.convergence import end_of
 from undust.model import LatentDiffusion
 
 PROMPTS = (
@@ -29,6 +28,14 @@ PROMPTS = (
     "mermaid",
 )
 REFERENCE = "dpmpp-3m"  # of third order, at one network call a step
+
+
+def end_of(
+    name: str, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
+) -> Tensor:
+    """The end of a sampler's run that begins at x [B, …], level sigmas[0]."""
+    *_, last = SAMPLERS[name](denoise, x, sigmas, noise, **options)
+    return last.x
 
 
 class Counted:

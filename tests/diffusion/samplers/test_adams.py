@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor
 
+from convergence import falling
 from orders import doubles, flow_order
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.adams import mean, moments
 from undust.errors import UndustError
-from undust.lab.convergence import falling
 
 
 @given(rate=st.floats(-30, 30))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from convergence import falling
 from orders import doubles
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
-from undust.lab.convergence import falling
 
 SIGMAS = torch.cat([falling(10.0, 0.02, 40), doubles(0.0)])
 

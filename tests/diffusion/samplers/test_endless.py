@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from convergence import GAUSSIAN, impulses
 from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES, Process, zero_terminal_snr
 from undust.diffusion.process.base import ENDLESS
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
-from undust.lab.convergence import GAUSSIAN, impulses
 
 ENDLESS_PROCESSES = (PROCESSES["flow"](), zero_terminal_snr(PROCESSES["linear"]()))  # pyright: ignore
 DEVIATION = GAUSSIAN.deviations.item()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
+import convergence
+from convergence import BOTTOM, GAUSSIAN, MIXTURE, TOP, even, fitted
 from orders import mixture, weak_order
 from undust.diffusion.fitting import distance
 from undust.diffusion.noise import BrownianPath, normal
 from undust.diffusion.samplers import SAMPLERS
-from undust.lab import convergence
-from undust.lab.convergence import BOTTOM, GAUSSIAN, MIXTURE, TOP, even, fitted
 
 # Solvers of the equation with noise; order 0 is that of samplers for distilled models.
 WALK = [name for name, sampler in SAMPLERS.items() if sampler.stochastic and sampler.order > 0]

@@ -15,10 +15,10 @@ from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
+from convergence import falling
 from orders import doubles
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
-from undust.lab.convergence import falling
 
 pytestmark = [
     # numpy complains of how the schedulers turn their tables into arrays.

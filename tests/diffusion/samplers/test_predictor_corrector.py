@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from convergence import falling
 from orders import doubles, flow_order, weak_order
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
-from undust.lab.convergence import falling
 
 START = torch.linspace(-3, 3, 6, dtype=torch.float64)[:, None]
 

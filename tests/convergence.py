@@ -25,6 +25,7 @@ from undust.diffusion.samplers.er_sde import SCALES, Scale
 from undust.diffusion.samplers.euler import toward
 from undust.diffusion.samplers.registry import Denoise, Noise
 from undust.errors import UndustError
+from undust.lab.subject import end_of
 
 # From σ = 1 the first steps, which have no past, weigh as much as the others; from far out in the
 # noise, where the answers hardly change, even Euler's would go unnoticed.
@@ -71,14 +72,6 @@ def fitted(points: Iterable[Point]) -> float:
     x, y = _doubles(*points).log().T
     x, y = x - x.mean(), y - y.mean()
     return -((x * y).sum() / (x * x).sum()).item()
-
-
-def end_of(
-    name: str, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
-) -> Tensor:
-    """Where a sampler ends that begins at x [B, …], level sigmas[0]."""
-    *_, last = SAMPLERS[name](denoise, x, sigmas, noise, **options)
-    return last.x
 
 
 def flow_errors(

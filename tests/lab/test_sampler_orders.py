@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
+import sampler_orders as order
+from sampler_orders import (
+    STATED,
+    STATED_STRONG,
+    Order,
+    Orders,
+    all_cases,
+    measure,
+)
 from undust.diffusion.samplers import SAMPLERS
-from undust.lab import order
-from undust.lab.order import STATED, STATED_STRONG, Order, Orders, all_cases, measure
 from undust.model import LatentDiffusion
 
 
@@ -90,3 +100,12 @@ def test_a_model_that_does_otherwise_says_over_which_steps():
     )
     assert not row.missed
     assert row.why == "on the model over 12 … 24 steps"
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(order, "all_cases", lambda: [("euler", {}), ("lcm", {})])
+    monkeypatch.setattr(sys, "argv", ["sampler_orders.py", "--out", str(tmp_path / "order.md")])
+    order.main()
+    page = (tmp_path / "order.md").read_text("utf-8")
+    assert "benchmarks/sampler_orders.py --out" in page
+    assert "| euler | end | 1 | 1 | 1.00 | 1.00 |  |" in page
