@@ -9,11 +9,11 @@ from random import Random
 
 import torch
 from torch import nn
-from undust.adapters.worn import Merged
 
 from fuzzing.cases import Asks, Make, asks, kind
 from fuzzing.changes import WIDTHS, Entries, json_changed, weights
 from fuzzing.originals import checkpoint, drawn, entries_of, text_encoder, unet
+from undust.adapters.applied_loras import LoraSet
 from undust.formats import controlnet, safetensors_file, textual_inversion
 from undust.formats.lora import file as lora
 from undust.formats.networks import blank
@@ -60,7 +60,7 @@ def loras(_: Path) -> Make:
         "unet": drawn(UNet(unet())),
         "text_encoder": drawn(TextEncoder(text_encoder(99, 7))),
     }
-    worn = Merged(networks)
+    applied = LoraSet(networks)
     families: dict[str, Callable[[int, int], dict[str, tuple[int, ...]]]] = {
         "lora": lambda o, i: {
             ".lora_up.weight": (o, 2),
@@ -104,8 +104,7 @@ def loras(_: Path) -> Make:
 
         def ask() -> None:
             read = lora.load(path, networks)
-            worn.wear([(read, 0.5)])
-            worn.wear(())
+            applied.applied([(read, 0.5)])
 
         return asks(chance, path, size, ask)
 

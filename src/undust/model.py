@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from undust.adapters.applied_loras import LoraSet
-from undust.adapters.offload import Offload
+from undust.adapters.offload import Lock, Offload
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
@@ -68,7 +67,7 @@ class LatentDiffusion(Parts):
         self._controls: dict[GivenWeights, ControlNet] = {}
         self._loras: dict[str, Lora] = {}
         self._base = self  # without any adapters
-        self._lock = threading.RLock()  # of what requests bring, which all of them share
+        self._lock = Lock()  # of what requests bring, which all of them share
         self._adapted: Mapping[str, nn.Module] = {}  # kept while a request uses it
         self._lora_names: list[str] = []
         self._use(Offload(self.runs_on))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from undust.adapters.lora import apply, apply_low_rank, delta, low_rank
+from undust.adapters.offload import Lock
 from undust.errors import UndustError
 from undust.formats.lora.factors import Product
 from undust.formats.lora.file import Change, Lora
@@ -52,7 +52,7 @@ class LoraSet:
         before: Callable[[], object] = lambda: None,
     ) -> None:
         self._networks, self._merge, self._before = networks, merge, before
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._in_use: WeakValueDictionary[ActiveLoras, Networks] = WeakValueDictionary()
         self._latest: Networks | None = None  # so that the next request with it finds it
         self._ready: dict[tuple[Lora, Target], Added] = {}

@@ -16,6 +16,22 @@ Place = tuple[nn.Module, str, Tensor | nn.Parameter]
 """A module, the name of one of its weights, and that weight as it lies at home."""
 
 
+class Lock:
+    """A reentrant lock that is copied, or pickled, as another one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Offload:
     """Networks that lie in main memory, and come to a device when they are asked.
 
@@ -31,7 +47,7 @@ class Offload:
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self._moves = device is not None and device.type != "cpu"
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._away: dict[nn.Module, list[Place]] = {}
         # By the weight at home: networks that share it share the one on the device.
         self._there: dict[int, Tensor] = {}

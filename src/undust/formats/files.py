@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -80,8 +81,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
     as `atomic` does.
     """
     target = path.resolve()
-    if target.exists() and not target.is_dir():
-        raise UndustError(f"cannot write the folder {path}: there is a file of that name")
+    with suppress(OSError):
+        if not stat.S_ISDIR(target.stat().st_mode):  # in one look: another writer may move it
+            raise UndustError(f"cannot write the folder {path}: there is a file of that name")
     taken = UndustError(f"cannot write the folder {path}: it is there already and not empty")
     restore(target)
     if not replace and _filled(target):
@@ -145,7 +147,10 @@ def _identity(folder: Path) -> tuple[int, ...]:
 
 
 def _filled(folder: Path) -> bool:
-    return folder.exists() and any(folder.iterdir())
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
