@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from undust.networks import attention
+from undust.networks.conditioning import Conditioning
 from undust.networks.unet import UNet
 from undust.training import recipes
 from undust.training.recipes import DiffusionRecipe
@@ -39,7 +40,7 @@ def main() -> None:
             attention.SHORT = tokens
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16):
-                unet(x, t, text).float().square().mean().backward()
+                unet(x, t, Conditioning(len(text), text)).float().square().mean().backward()
             if number:
                 seconds[name].append(time.perf_counter() - start)
     middle = {name: statistics.median(times) for name, times in seconds.items()}

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from undust.networks.conditioning import Conditioning
 from undust.networks.unet import UNet
 from undust.training.optimizers import Optimizers
 from undust.training.precision import bfloat16_speed
@@ -62,7 +63,8 @@ def loss(unet: UNet, recipe: DiffusionRecipe, *, half: bool) -> Tensor:
     x = torch.randn(batch, recipe.unet.in_channels, size, size)
     words = torch.randn(batch, length, recipe.text_encoder.hidden_size)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        return unet(x, torch.full((batch,), 500.0), words).float().square().mean()
+        cond = Conditioning(batch, words)
+        return unet(x, torch.full((batch,), 500.0), cond).float().square().mean()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.conditioning import Conditioning
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
@@ -47,7 +48,7 @@ def unet() -> Iterator[Pair]:
     sharing(ours, theirs)
     x, timestep, context = torch.randn(1, 4, 64, 64), torch.tensor([321.0]), torch.randn(1, 77, 768)
     expected = theirs(x, timestep, encoder_hidden_states=context).sample
-    yield "U-Net, 64x64 latents", ours(x, timestep, context), expected
+    yield "U-Net, 64x64 latents", ours(x, timestep, Conditioning(1, context)), expected
 
 
 def autoencoder() -> Iterator[Pair]:

@@ -27,24 +27,25 @@ def serve(library: str, batch: int, size: int, dtype: str, device: str, pipe: Co
     """Builds the network, then times one call for every message."""
     import torch
 
+    text = torch.randn(batch, 77, 768, dtype=getattr(torch, dtype), device=device)
     if library == "undust":
+        from undust.networks.conditioning import Conditioning
         from undust.networks.unet import UNet, UNetConfig
 
-        network = UNet(UNetConfig(**SD15))
+        network, cond = UNet(UNetConfig(**SD15)), Conditioning(batch, text)
     else:
         from diffusers import UNet2DConditionModel
 
-        network = UNet2DConditionModel(**SD15)
+        network, cond = UNet2DConditionModel(**SD15), text
     place = {"dtype": getattr(torch, dtype), "device": device}
     network = network.to(**place).eval()
     x = torch.randn(batch, 4, size // 8, size // 8, **place)
     timestep = torch.full((batch,), 500, device=device)
-    text = torch.randn(batch, 77, 768, **place)
     pipe.send("ready")
     with torch.inference_mode():
         while pipe.recv():
             start = time.perf_counter()
-            network(x, timestep, text)
+            network(x, timestep, cond)
             if device != "cpu":
                 torch.accelerator.synchronize()
             pipe.send(time.perf_counter() - start)
