@@ -26,6 +26,7 @@ FLOORS = (
     {"conditioning"},
     {"formats"},
     {"datasets"},
+    {"recipe"},
     {"adapters"},
     {"latent"},
     {"generation"},

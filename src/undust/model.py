@@ -27,9 +27,7 @@ from undust.formats.original.model import load as load_single_file
 from undust.formats.parts import Parts
 from undust.formats.safetensors_file import content_hash
 from undust.generation import loop
-from undust.generation.asked import Framing
 from undust.generation.asking import Options, recipes
-from undust.generation.given import GivenWeights
 from undust.generation.loop import Picture, Step
 from undust.generation.recipe import Recipe
 from undust.latent import finite
@@ -41,6 +39,8 @@ from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
+from undust.recipe.files import WeightsRef
+from undust.recipe.inputs import SizeConditioning
 
 
 @dataclass(eq=False)
@@ -57,14 +57,14 @@ class LatentDiffusion(Parts):
     name: str = ""
     hash: str = ""
     path: str = ""
-    vae: GivenWeights | None = None
+    vae: WeightsRef | None = None
     live: bool = False
     runs_on: torch.device | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._others: dict[str, LatentDiffusion] = {}
-        self._controls: dict[GivenWeights, ControlNet] = {}
+        self._controls: dict[WeightsRef, ControlNet] = {}
         self._loras: dict[str, Lora] = {}
         self._base = self  # without any adapters
         self._lock = Lock()  # of what requests bring, which all of them share
@@ -161,7 +161,7 @@ class LatentDiffusion(Parts):
         if not loras and not recipe.embeddings:
             return base
         learnt = [
-            (each.word, textual_inversion.load(Path(each.settle().path), each.word))
+            (each.word, textual_inversion.load(Path(each.resolve().path), each.word))
             for each in recipe.embeddings
         ]
         other = copy.copy(base)
@@ -178,21 +178,21 @@ class LatentDiffusion(Parts):
         other._assemble()
         return other
 
-    def control(self, given: GivenWeights, /) -> ControlNet:
+    def control(self, given: WeightsRef, /) -> ControlNet:
         """A ControlNet in this model's precision and place, loaded once.
 
         Raises UndustError for a file that is not what it was, or not for this model.
         """
-        known = GivenWeights(path=given.path, hash=given.hash)
+        known = WeightsRef(path=given.path, hash=given.hash)
         with self._lock:
             if known not in self._controls:
-                network = load_controlnet(Path(known.settle().path), self.dtype)
+                network = load_controlnet(Path(known.resolve().path), self.dtype)
                 check_fits(network, self.unet)
                 self._controls[known] = network.eval().requires_grad_(False)
             return self._controls[known]
 
-    def _lora(self, given: GivenWeights) -> Lora:
-        settled = given.settle()
+    def _lora(self, given: WeightsRef) -> Lora:
+        settled = given.resolve()
         with self._lock:
             if settled.hash not in self._loras:
                 networks = {name: net for name, net in self.networks.items() if name != "vae"}
@@ -234,7 +234,7 @@ class LatentDiffusion(Parts):
         if not self.sizes:
             return []
         width, height = (recipe.width, recipe.height) if recipe else self.size
-        framing = (recipe.framing if recipe else None) or Framing()
+        framing = (recipe.framing if recipe else None) or SizeConditioning()
         original, target = framing.original or (width, height), framing.target or (width, height)
         last = [2.5 if negative else 6.0] if self.sizes == 5 else target[::-1]
         return [*original[::-1], *framing.crop[::-1], *last]
@@ -355,7 +355,7 @@ def load(
     parts, found = read_whole(folder, opened)  # a run may be publishing it
     instead = None
     if vae is not None:
-        instead = GivenWeights(path=str(loose.place(Path(vae)))).settle()
+        instead = WeightsRef(path=str(loose.place(Path(vae)))).resolve()
         parts.autoencoder = loose.first_stage(Path(instead.path), parts)
     for network in parts.networks.values():
         network.eval().requires_grad_(False)

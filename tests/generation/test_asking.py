@@ -19,12 +19,12 @@ from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.formats.safetensors_file import save
 from undust.generation import backwards, loop
-from undust.generation.asked import Embedding
 from undust.generation.asking import NOISE_LEVEL
 from undust.generation.guides import read_guide
 from undust.generation.recipe import SEEDS, Recipe, between
 from undust.model import LatentDiffusion
 from undust.pictures import to_data
+from undust.recipe.inputs import Embedding
 
 QUICK = {"steps": 3, "seed": 1}
 LONG = "a cat and a dog and " * 4  # of several chunks of the tiny model's 16 tokens

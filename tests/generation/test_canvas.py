@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 
 from undust.errors import UndustError
 from undust.generation.canvas import Canvas, canvas, size_for
-from undust.generation.given import GivenPicture
 from undust.generation.recipe import Recipe
 from undust.pictures import from_image, to_images
+from undust.recipe.files import ImageRef
 
 FACTORS = st.sampled_from([1, 3, 4, 8])
 SIDES = st.none() | st.tuples(*[st.integers(0, 9)] * 4).filter(any)
@@ -30,8 +30,8 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Im
 def recipe(image: Image.Image, size: tuple[int, int], **fields: Any) -> Recipe:
     asked: dict[str, Any] = {"prompt": "a", "seed": 1, "width": size[0], "height": size[1]}
     if mask := fields.pop("mask", None):
-        asked["mask"] = GivenPicture.of(mask)
-    return Recipe.read({**asked, "init": GivenPicture.of(image), **fields})
+        asked["mask"] = ImageRef.of(mask)
+    return Recipe.read({**asked, "init": ImageRef.of(image), **fields})
 
 
 def fitting(image: Image.Image, factor: int, **fields: Any) -> Canvas:

@@ -20,11 +20,11 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
 from undust.generation import loop
-from undust.generation.given import GivenPicture
 from undust.generation.ground import Ground, prepared
 from undust.generation.recipe import Recipe
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.pictures import from_image, to_images
+from undust.recipe.files import ImageRef
 
 WIDTH, HEIGHT = 6, 4
 
@@ -66,7 +66,7 @@ def mask(columns: int) -> Image.Image:
 
 
 def recipe(**fields: Any) -> Recipe:
-    given = {name: GivenPicture.of(fields.pop(name)) for name in ("init", "mask") if name in fields}
+    given = {name: ImageRef.of(fields.pop(name)) for name in ("init", "mask") if name in fields}
     plain = {"prompt": "red", "seed": 1, "width": WIDTH, "height": HEIGHT, "guidance": 1}
     return Recipe.read({**plain, "sampler": "euler", "steps": 4, **given, **fields})
 

@@ -16,8 +16,8 @@ from PIL import Image
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
-from undust.generation.given import GivenPicture
 from undust.generation.recipe import FIRST_VERSION, OWN, Recipe
+from undust.recipe.files import ImageRef
 
 LEAST: dict[str, Any] = {"prompt": "a cat", "seed": 1, "width": 64, "height": 32}
 
@@ -194,14 +194,14 @@ def test_a_recipe_says_how_strongly_a_picture_is_painted_over():
 def test_the_picture_that_is_begun_from_is_one_of_the_settings(tmp_path: Path):
     """By what is in it, whether it has been read yet or not."""
     Image.new("RGB", (64, 32)).save(tmp_path / "a.png")
-    read = Recipe.read({**LEAST, "init": GivenPicture.of(tmp_path / "a.png")})
+    read = Recipe.read({**LEAST, "init": ImageRef.of(tmp_path / "a.png")})
     unread = Recipe.read(read.model_dump())
     assert read == unread
     assert read.settings == unread.settings
     assert unread.init is not None and unread.init.image().size == (64, 32)
     assert read == unread
     Image.new("RGB", (64, 32), "red").save(tmp_path / "a.png")
-    changed = Recipe.read({**LEAST, "init": GivenPicture.of(tmp_path / "a.png")})
+    changed = Recipe.read({**LEAST, "init": ImageRef.of(tmp_path / "a.png")})
     assert changed.settings != read.settings
 
 
@@ -322,7 +322,10 @@ def test_a_larger_picture_has_the_size_that_was_asked_for(side: int, factor: Dec
     [
         ({"loras": [1] * 10**5}, "Recipe: loras has 100,000 entries"),
         ({f"a{number}": 1 for number in range(9999)}, "entries, more than can be meant"),
-        ({"framing": {f"a{number}": 1 for number in range(9999)}}, "Framing has 9,999 entries"),
+        (
+            {"framing": {f"a{number}": 1 for number in range(9999)}},
+            "framing has 9,999 entries",
+        ),
         ({"half\ud800": 1}, r"the name of a field: has to be a valid string.* 'half\\ud800'"),
         ({"prompt": "a" * 10**5}, "prompt: has to have at most 10000 characters, not 'aaa"),
         ({"two\nlines": "\n" * 10**5}, "lines.*: is not known"),

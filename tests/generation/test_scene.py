@@ -139,20 +139,20 @@ def test_each_region_has_its_prompt():
 def test_a_mask_is_read_and_kept_at_the_size_of_the_latent(tmp_path: Path):
     Image.new("RGB", (40, 20), "white").save(tmp_path / "mask.png")
     (asked,) = recipe("grey", f"region:prompt=red,mask={tmp_path / 'mask.png'}", guidance=1).guides
-    settled = asked.settle(Painter(), (4, 2))
+    settled = asked.resolve(Painter(), (4, 2))
     assert settled.model_dump()["mask"] == mask([255] * 4)
-    assert settled.settle(Painter(), (4, 2)) == settled
+    assert settled.resolve(Painter(), (4, 2)) == settled
     with pytest.raises(UndustError, match="no picture"):
         end(recipe("grey").model_copy(update={"guides": (asked,)}))
     with pytest.raises(UndustError, match="guide region: its mask is not for 8x2"):
         end(recipe("grey", width=8).model_copy(update={"guides": (settled,)}))
     with pytest.raises(UndustError, match=r"none\.png cannot be read as a picture"):
-        asked.model_copy(update={"mask": "none.png"}).settle(Painter(), (4, 2))
+        asked.model_copy(update={"mask": "none.png"}).resolve(Painter(), (4, 2))
 
 
 def test_another_model_is_known_by_its_hash():
     (asked,) = recipe("red", "autoguidance:model=faint").guides
-    settled = asked.settle(Painter(), (4, 2))
+    settled = asked.resolve(Painter(), (4, 2))
     assert settled.model_dump()["model_hash"] == "faint"
     changed = recipe("red", "autoguidance:model=faint,model_hash=other")
     with pytest.raises(

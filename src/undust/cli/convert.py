@@ -94,7 +94,7 @@ def _merge(found: Opened, loras: Sequence[str]) -> None:
         return
     from undust.adapters.applied_loras import merge
     from undust.formats.lora.file import load
-    from undust.generation.asked import LoRA
+    from undust.recipe.inputs import LoRA
 
     networks = dict(_model(found, "--lora").networks)
     del networks["vae"]

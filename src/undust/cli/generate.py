@@ -275,9 +275,9 @@ def rerun(
 
     fields = read_recipe(picture)
     output = Output.choose(out, 1)
-    from undust.generation.given import beside
     from undust.generation.recipe import Recipe
     from undust.model import load
+    from undust.recipe.files import beside
 
     told = Recipe.read(fields)
     recipe = Recipe.read(beside(fields, picture.parent))
@@ -291,7 +291,7 @@ def _model_of(recipe: Recipe, picture: Path) -> str:
     """Where the model of a picture is: inside undust, where it was, or beside the picture."""
     from undust.formats.hub import is_name
     from undust.formats.named import built_in, find
-    from undust.generation.given import is_there
+    from undust.recipe.files import is_there
 
     was = recipe.model_path
     names = [Path(was).name, recipe.model, f"{recipe.model}.safetensors"]

@@ -16,21 +16,22 @@ from pydantic import BaseModel
 from undust import __version__
 from undust.conditioning.prompt import foreign
 from undust.errors import UndustError, quoted, unknown
-from undust.generation.asked import (
-    Control,
-    Embedding,
-    Framing,
-    LoRA,
-    Refiner,
-    Upscale,
-    read_extend,
-)
 from undust.generation.canvas import size_for
-from undust.generation.given import GivenPicture
 from undust.generation.guides import Guide, read_guide
 from undust.generation.other_names import OTHER_NAMES
 from undust.generation.recipe import SEEDS, Recipe
+from undust.generation.scene import refiner_model
 from undust.pictures import grey, has_hole, is_drawn_mask
+from undust.recipe.files import ImageRef
+from undust.recipe.inputs import (
+    Control,
+    Embedding,
+    LoRA,
+    Refiner,
+    SizeConditioning,
+    Upscale,
+    read_extend,
+)
 
 if TYPE_CHECKING:
     from undust.generation.loop import Model
@@ -82,7 +83,7 @@ class Options(TypedDict, total=False):
     noise_level: int | None
     upscale: float | str | Fields | Upscale | None
     refiner: File | Fields | Refiner | None
-    framing: str | Fields | Framing | None
+    framing: str | Fields | SizeConditioning | None
     clip_skip: int | None
     loras: Several[File | Fields | LoRA]
     embeddings: Several[File | Fields | Embedding]
@@ -162,9 +163,7 @@ def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iter
         )
 
 
-def _mask(
-    model: Model, options: Options, begun: GivenPicture | None
-) -> tuple[GivenPicture | None, bool]:
+def _mask(model: Model, options: Options, begun: ImageRef | None) -> tuple[ImageRef | None, bool]:
     """The mask, and whether it is its transparent part that is painted, as OpenAI has it.
 
     A picture with a hole and no mask is its own.
@@ -174,7 +173,7 @@ def _mask(
         enlarged = model.low_resolution is not None or options.get("upscale") is not None
         hole = begun is not None and not enlarged and has_hole(begun.image())
         return (begun, True) if hole else (None, False)
-    mask = GivenPicture.of(given)
+    mask = ImageRef.of(given)
     image = mask.image()
     if has_hole(image) and not is_drawn_mask(image):
         return mask, True
@@ -206,7 +205,7 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
     """The fields that the recipes share, with what is in the files that are named."""
     given = cast("Mapping[str, object]", options)
     init, extend = (options.get(name) for name in ("init", "extend"))
-    begun = None if init is None else GivenPicture.of(init)
+    begun = None if init is None else ImageRef.of(init)
     mask, hole = _mask(model, options, begun)
     sides = None if extend is None else read_extend(extend)
     size = _size(model, options, begun, sides)
@@ -214,7 +213,7 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
     upscale, refiner, framing = (options.get(name) for name in ("upscale", "refiner", "framing"))
     if isinstance(upscale, int | float):
         upscale = {"factor": upscale}
-    framing = None if framing is None else Framing.read(framing)
+    framing = None if framing is None else SizeConditioning.read(framing)
     if framing is not None and not model.sizes:
         raise UndustError(f"framing: {model.name} is not told of sizes; Stable Diffusion XL is")
     if not isinstance(given.get("negative"), str | None):
@@ -229,7 +228,7 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
         **{name: options.get(name) for name in ("strength", "noise_level", "clip_skip")},
         "guidance": model.guidance if guidance is None else guidance,
         "schedule": model.process.default_schedule if schedule is None else schedule,
-        "guides": [read_guide(each).settle(model, size) for each in _each(given.get("guides"))],
+        "guides": [read_guide(each).resolve(model, size) for each in _each(given.get("guides"))],
         "width": size[0],
         "height": size[1],
         "init": begun,
@@ -239,9 +238,9 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
         "upscale": None if upscale is None else Upscale.read(upscale),
         "refiner": None if refiner is None else _refiner(model, Refiner.read(refiner)),
         "framing": framing,
-        "loras": [LoRA.read(each).settle() for each in _each(given.get("loras"))],
-        "embeddings": [Embedding.read(each).settle() for each in _each(given.get("embeddings"))],
-        "controls": [Control.read(each).settle() for each in _each(given.get("controls"))],
+        "loras": [LoRA.read(each).resolve() for each in _each(given.get("loras"))],
+        "embeddings": [Embedding.read(each).resolve() for each in _each(given.get("embeddings"))],
+        "controls": [Control.read(each).resolve() for each in _each(given.get("controls"))],
     }
     if model.low_resolution is not None and begun is not None and fields["noise_level"] is None:
         fields["noise_level"] = NOISE_LEVEL
@@ -254,7 +253,7 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
 def _size(
     model: Model,
     options: Options,
-    begun: GivenPicture | None,
+    begun: ImageRef | None,
     extend: tuple[int, ...] | None,
 ) -> tuple[int, int]:
     size = options.get("size")
@@ -278,4 +277,4 @@ def _size(
 
 
 def _refiner(model: Model, asked: Refiner) -> Refiner:
-    return asked.model_copy(update={"model_hash": asked.found(model).hash})
+    return asked.model_copy(update={"model_hash": refiner_model(model, asked).hash})

@@ -65,7 +65,7 @@ def canvas(recipe: Recipe, factor: int) -> Canvas | None:
     factor: pixels that stand for one of the latent, along a side. A picture, with what it is
     extended by, that is smaller than the recipe's size by less than that is filled up with its own
     edge; any other is resized to fit, and cut. Raises UndustError for a mask of another size than
-    the picture's, and as `GivenPicture.image` does.
+    the picture's, and as `ImageRef.image` does.
     """
     if recipe.init is None:
         return None

@@ -22,14 +22,14 @@ from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
 from undust.formats.files import expanded, make_folder
 from undust.formats.recipe_png import check_name, write_picture
-from undust.generation.asked import Control
-from undust.generation.given import GivenPicture, GivenWeights
 from undust.generation.ground import Ground, prepared
 from undust.generation.recipe import Recipe
 from undust.generation.scene import guided, parts
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.controlnet import ControlNet
 from undust.pictures import grid, resized, to_images
+from undust.recipe.files import ImageRef, WeightsRef
+from undust.recipe.inputs import Control
 
 TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
 
@@ -143,7 +143,7 @@ class Model(Protocol):
         ...
 
     @property
-    def vae(self) -> GivenWeights | None:
+    def vae(self) -> WeightsRef | None:
         """The first stage that it has in the place of its own."""
         ...
 
@@ -314,8 +314,8 @@ def enlarged(batch: Sequence[Recipe], model: Model, size: tuple[int, int]) -> li
     if upscale is None:
         return list(batch)
     width, height = (-(-side // model.factor) * model.factor for side in size)
-    init = GivenPicture(path="")
-    guides = tuple(guide.settle(model, (width, height)) for guide in batch[0].guides)
+    init = ImageRef(path="")
+    guides = tuple(guide.resolve(model, (width, height)) for guide in batch[0].guides)
     return [
         recipe.model_copy(
             update={

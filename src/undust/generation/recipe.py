@@ -10,19 +10,20 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES, listed
 from undust.errors import UndustError
-from undust.generation.asked import (
+from undust.generation.guides import Guide, checked, read_guide
+from undust.pictures import LARGEST
+from undust.recipe.files import ImageRef, WeightsRef
+from undust.recipe.inputs import (
     Control,
     Embedding,
-    Framing,
+    Interpolation,
     LoRA,
     Pixels,
     Refiner,
-    Toward,
+    SizeConditioning,
     Upscale,
 )
-from undust.generation.given import Frozen, GivenPicture, GivenWeights
-from undust.generation.guides import Guide, checked, read_guide, reason
-from undust.pictures import LARGEST
+from undust.recipe.plain import Frozen, reason
 
 SEEDS = 2**63
 FIRST_VERSION = "0.1.0"
@@ -57,16 +58,16 @@ class Recipe(Frozen):
     place: int = Field(0, ge=0)
     given_noise: bool = False
     guides: tuple[SerializeAsAny[Guide], ...] = Field((), max_length=64, exclude_if=absent)
-    toward: Toward | None = Field(None, exclude_if=absent)
-    init: GivenPicture | None = Field(None, exclude_if=absent)
+    toward: Interpolation | None = Field(None, exclude_if=absent)
+    init: ImageRef | None = Field(None, exclude_if=absent)
     strength: float | None = Field(None, gt=0, le=1, exclude_if=absent)
-    mask: GivenPicture | None = Field(None, exclude_if=absent)
+    mask: ImageRef | None = Field(None, exclude_if=absent)
     mask_is_hole: bool = Field(False, exclude_if=lambda hole: not hole)
     extend: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(None, exclude_if=absent)
     noise_level: int | None = Field(None, ge=0, le=999, exclude_if=absent)
     upscale: Upscale | None = Field(None, exclude_if=absent)
     refiner: Refiner | None = Field(None, exclude_if=absent)
-    framing: Framing | None = Field(None, exclude_if=absent)
+    framing: SizeConditioning | None = Field(None, exclude_if=absent)
     clip_skip: int | None = Field(None, ge=1, le=64, exclude_if=absent)
     loras: tuple[LoRA, ...] = Field((), max_length=64, exclude_if=absent)
     embeddings: tuple[Embedding, ...] = Field((), max_length=256, exclude_if=absent)
@@ -75,7 +76,7 @@ class Recipe(Frozen):
     model: str = ""
     model_path: str = Field("", max_length=4096, exclude_if=lambda path: not path)
     model_hash: str = ""
-    vae: GivenWeights | None = Field(None, exclude_if=absent)
+    vae: WeightsRef | None = Field(None, exclude_if=absent)
     undust: str = ""
 
     @field_validator("sampler")
@@ -205,7 +206,7 @@ def between(first: Recipe, last: Recipe, count: int) -> list[Recipe]:
     if count < 2:
         raise UndustError(f"count: {count} is too few; the two ends are two")
     ways = [
-        Toward(prompt=last.prompt, seed=last.seed, part=place / (count - 1))
+        Interpolation(prompt=last.prompt, seed=last.seed, part=place / (count - 1))
         for place in range(count)
     ]
     return [first.model_copy(update={"toward": way}) for way in ways]

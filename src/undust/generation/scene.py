@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
     from undust.generation.loop import Model
     from undust.generation.recipe import Recipe
+    from undust.recipe.inputs import Refiner
 
 
 class Ask(Protocol):
@@ -171,6 +172,22 @@ def controls(model: Model, recipe: Recipe, sigmas: Tensor) -> Iterator[Control]:
         yield Control(model.control(asked), hint[None], asked.weight, low, high)
 
 
+def refiner_model(model: Model, refiner: Refiner) -> Model:
+    """The model that takes over. Raises UndustError if it is not what it was, or cannot."""
+    other = model.another(refiner.model)
+    if refiner.model_hash not in ("", other.hash):
+        raise UndustError(
+            f"refiner: {refiner.model} is another model ({other.hash}) than it was "
+            f"({refiner.model_hash})"
+        )
+    if other.latents != model.latents:
+        raise UndustError(
+            f"refiner: {refiner.model} has other latents: channels, factor, scale and shift are "
+            f"{other.latents}, not {model.latents}"
+        )
+    return other
+
+
 def dressed(other: Model, recipe: Recipe) -> Model:
     """Another model with what a recipe puts in: all of it, or if that does not fit the words alone.
 
@@ -196,7 +213,7 @@ def guided(
     denoise = Scene(model, batch, sigmas, ground, shown).denoiser()
     refiner = batch[0].refiner
     if refiner is not None:
-        other = dressed(refiner.found(model), batch[0])
+        other = dressed(refiner_model(model, refiner), batch[0])
         # It takes over below this time step, as an ensemble of two experts (Podell et al. 2023).
         first, last = model.process.span
         turn = round(last + 1 - refiner.after * (last + 1 - first)) - 0.5

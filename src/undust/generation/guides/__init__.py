@@ -5,7 +5,7 @@ it is an object with a name. The formulas stand in `undust.diffusion.guidance`.
 """
 
 from undust.generation.guides import around, mixing, prompts
-from undust.generation.guides.base import GUIDANCES, Guide, checked, read_guide, reason
+from undust.generation.guides.base import GUIDANCES, Guide, checked, read_guide
 
 __all__ = [
     "GUIDANCES",
@@ -15,5 +15,4 @@ __all__ = [
     "mixing",
     "prompts",
     "read_guide",
-    "reason",
 ]

@@ -62,7 +62,7 @@ class Autoguidance(Guide):
     model_hash: str = ""
     scale: float = 1.0
 
-    def settle(self, model: Model, size: tuple[int, int]) -> Self:
+    def resolve(self, model: Model, size: tuple[int, int]) -> Self:
         """Which model it is, to the last weight."""
         other = self._other(model)
         if other.latent_shape(*size) != model.latent_shape(*size):

@@ -17,7 +17,8 @@ from pydantic import (
 
 from undust.diffusion.guidance import Scale
 from undust.diffusion.registry import Registry
-from undust.errors import UndustError, demand, quoted, shown, unknown
+from undust.errors import UndustError, quoted, unknown
+from undust.recipe.plain import reason
 
 if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
@@ -62,7 +63,7 @@ class Guide(BaseModel):
         """Raises UndustError for a sampler that it cannot guide."""
         del sampler
 
-    def settle(self, model: Model, size: tuple[int, int]) -> Self:
+    def resolve(self, model: Model, size: tuple[int, int]) -> Self:
         """The same for pictures of (width, height), and with all that it needs of files in it."""
         del model, size
         return self
@@ -134,14 +135,3 @@ def checked(guides: Sequence[Guide], sampler: str) -> None:
             raise UndustError(f"guides: {' and '.join(names)} exclude one another; one of them")
     for each in guides:
         each.check(sampler)
-
-
-def reason(error: ValidationError) -> str:
-    """The first thing that a validation found wrong, in one line."""
-    first = error.errors()[0]
-    name = shown(".".join(str(part) for part in first["loc"]) or "the name of a field")
-    if first["type"] == "missing":
-        return f"{name} is missing"
-    if first["type"] == "extra_forbidden":
-        return f"{name}: is not known"
-    return f"{name}: {demand(first)}, not {quoted(first['input'])}"

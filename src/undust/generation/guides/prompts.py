@@ -51,7 +51,7 @@ class Region(Asking):
 
     mask: str
 
-    def settle(self, model: Model, size: tuple[int, int]) -> Self:
+    def resolve(self, model: Model, size: tuple[int, int]) -> Self:
         """The mask, read and at the size of the latent."""
         _, height, width = model.latent_shape(*size)
         image = (

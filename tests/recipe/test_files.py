@@ -13,7 +13,7 @@ from PIL import Image
 
 from undust.errors import UndustError
 from undust.formats.safetensors_file import save
-from undust.generation.given import DIGITS, GivenPicture, GivenWeights
+from undust.recipe.files import DIGITS, ImageRef, WeightsRef
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (6, 4), alpha: bool = False) -> Image.Image:
@@ -26,11 +26,11 @@ def picture(seed: int = 0, size: tuple[int, int] = (6, 4), alpha: bool = False) 
 def test_a_file_is_known_by_its_path_and_its_pixels(tmp_path: Path, name: str):
     picture().save(tmp_path / name)
     for path in (tmp_path / name, str(tmp_path / name)):
-        told = GivenPicture.of(path)
+        told = ImageRef.of(path)
         assert told.path == str(tmp_path / name)
         assert len(told.hash) == DIGITS
         assert told.image().tobytes() == picture().convert("RGBA").tobytes()
-    again = GivenPicture.model_validate(told.model_dump())
+    again = ImageRef.model_validate(told.model_dump())
     assert again.image().tobytes() == told.image().tobytes()
 
 
@@ -44,8 +44,8 @@ def test_the_hash_tells_pixels_and_not_how_they_are_written(tmp_path: Path):
         ("e.webp", {"lossless": True}),
     ]:
         picture().save(tmp_path / name, **options)
-        made.add(GivenPicture.of(tmp_path / name).hash)
-    assert made == {GivenPicture.of(picture()).hash}
+        made.add(ImageRef.of(tmp_path / name).hash)
+    assert made == {ImageRef.of(picture()).hash}
 
 
 @given(st.integers(0, 5), st.integers(0, 3), st.integers(0, 3), st.integers(1, 255))
@@ -53,72 +53,72 @@ def test_every_pixel_counts(column: int, row: int, channel: int, by: int):
     image = picture(alpha=True)
     levels = np.array(image)
     levels[row, column, channel] ^= np.uint8(by)
-    assert GivenPicture.of(Image.fromarray(levels)).hash != GivenPicture.of(image).hash
+    assert ImageRef.of(Image.fromarray(levels)).hash != ImageRef.of(image).hash
 
 
 def test_the_shape_counts_too():
     """The same bytes in another order of rows."""
     one, other = Image.new("RGB", (6, 4)), Image.new("RGB", (4, 6))
-    assert GivenPicture.of(one).hash != GivenPicture.of(other).hash
+    assert ImageRef.of(one).hash != ImageRef.of(other).hash
 
 
 def test_a_file_that_changed_or_went(tmp_path: Path):
     path = tmp_path / "a.png"
     picture().save(path)
-    told = GivenPicture.of(path).model_dump()
+    told = ImageRef.of(path).model_dump()
     picture(1).save(path)
     with pytest.raises(UndustError, match=r"a\.png is not the picture any more that it was"):
-        GivenPicture.model_validate(told).image()
+        ImageRef.model_validate(told).image()
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UndustError, match=r"a\.png"):
-        GivenPicture.model_validate(told).image()
+        ImageRef.model_validate(told).image()
     path.unlink()
     with pytest.raises(UndustError, match=r"a\.png cannot be read as a picture: .*No such file"):
-        GivenPicture.model_validate(told).image()
+        ImageRef.model_validate(told).image()
     picture().save(path)
-    assert GivenPicture.model_validate(told).image().size == (6, 4)
+    assert ImageRef.model_validate(told).image().size == (6, 4)
 
 
 def test_what_was_read_once_is_kept(tmp_path: Path):
     picture().save(tmp_path / "a.png")
-    told = GivenPicture.of(tmp_path / "a.png")
+    told = ImageRef.of(tmp_path / "a.png")
     (tmp_path / "a.png").unlink()
     assert told.image() is told.image()
-    assert GivenPicture.of(told).image() is told.image()
+    assert ImageRef.of(told).image() is told.image()
     assert told.model_copy().image() is told.image()
 
 
 def test_a_path_alone_gets_its_hash(tmp_path: Path):
     """As it stands in what people write of a ControlNet."""
     picture().save(tmp_path / "a.png")
-    bare = GivenPicture(path=str(tmp_path / "a.png"))
+    bare = ImageRef(path=str(tmp_path / "a.png"))
     assert bare.image().size == (6, 4)
-    assert GivenPicture.of(bare) == GivenPicture.of(tmp_path / "a.png")
+    assert ImageRef.of(bare) == ImageRef.of(tmp_path / "a.png")
 
 
 def test_whether_it_has_been_read_makes_no_difference(tmp_path: Path):
     picture().save(tmp_path / "a.png")
-    read = GivenPicture.of(tmp_path / "a.png")
-    unread = GivenPicture.model_validate(read.model_dump())
+    read = ImageRef.of(tmp_path / "a.png")
+    unread = ImageRef.model_validate(read.model_dump())
     assert read == unread
     assert hash(read) == hash(unread)
     picture(1).save(tmp_path / "b.png")
-    assert read != GivenPicture.of(tmp_path / "b.png")
+    assert read != ImageRef.of(tmp_path / "b.png")
     assert read != read.path
 
 
 def test_a_picture_in_memory_cannot_be_had_again():
     for image in (picture(), picture(alpha=True), picture().convert("L"), picture().quantize(4)):
-        told = GivenPicture.of(image)
+        told = ImageRef.of(image)
         assert told.path == ""
         assert told.image().tobytes() == image.convert("RGBA").tobytes()
         with pytest.raises(UndustError, match="painted from one in memory, not from a file"):
-            GivenPicture.model_validate(told.model_dump()).image()
+            ImageRef.model_validate(told.model_dump()).image()
 
 
 def test_what_is_done_to_it_later_does_not_matter():
     image = picture().convert("RGBA")
-    told = GivenPicture.of(image)
+    told = ImageRef.of(image)
     image.paste("black", (0, 0, 6, 4))
     assert told.image().tobytes() == picture().convert("RGBA").tobytes()
 
@@ -128,23 +128,23 @@ def test_a_camera_note_counts_in_memory_as_it_does_in_a_file(tmp_path: Path):
     exif[0x0112] = 6
     picture().save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as image:
-        told = GivenPicture.of(image)
+        told = ImageRef.of(image)
     assert told.image().size == (4, 6)
-    assert told.hash == GivenPicture.of(tmp_path / "a.png").hash
+    assert told.hash == ImageRef.of(tmp_path / "a.png").hash
 
 
 @pytest.mark.parametrize("path", ["", ".", "none.png", "x" * 300, "x/" * 2100, "a\0b", "\udcff"])
 def test_paths_of_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UndustError):
-        GivenPicture.of(path)
+        ImageRef.of(path)
 
 
 def test_a_name_that_is_no_text_cannot_stand_in_a_recipe(tmp_path: Path):
     path = tmp_path / "\udcff.png"
     picture().save(path)
     with pytest.raises(UndustError, match="picture: path: has to be a valid string"):
-        GivenPicture.of(path)
+        ImageRef.of(path)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_name_that_is_no_text_cannot_stand_in_a_recipe(tmp_path: Path):
 )
 def test_what_is_neither_a_file_nor_an_image(given: object):
     with pytest.raises(UndustError, match="neither a file's path nor a PIL image") as caught:
-        GivenPicture.of(given)
+        ImageRef.of(given)
     assert len(str(caught.value)) < 150
 
 
@@ -166,37 +166,37 @@ def weights(path: Path, value: float = 1.0) -> Path:
 
 def test_a_file_of_weights_is_known_by_its_bytes(tmp_path: Path):
     path = weights(tmp_path / "a=b:c@1 .safetensors")
-    told = GivenWeights(path=str(path)).settle()
+    told = WeightsRef(path=str(path)).resolve()
     assert (told.path, len(told.hash)) == (str(path), DIGITS)
-    assert told.settle() == told
+    assert told.resolve() == told
     weights(tmp_path / "other.safetensors")
-    assert GivenWeights(path=str(tmp_path / "other.safetensors")).settle().hash == told.hash
+    assert WeightsRef(path=str(tmp_path / "other.safetensors")).resolve().hash == told.hash
     weights(path, 2.0)
     with pytest.raises(UndustError, match="is not the file any more that it was"):
-        told.settle()
+        told.resolve()
     path.unlink()
     with pytest.raises(UndustError, match=r"\.safetensors does not exist$"):
-        told.settle()
+        told.resolve()
 
 
 def test_a_folder_of_weights_is_known_by_all_of_them(tmp_path: Path):
     for name in ("a", "b"):
         weights(tmp_path / f"{name}.safetensors")
-    told = GivenWeights(path=str(tmp_path)).settle()
+    told = WeightsRef(path=str(tmp_path)).resolve()
     (tmp_path / "readme.txt").write_text("no weights")
-    assert told.settle() == told
+    assert told.resolve() == told
     weights(tmp_path / "b.safetensors", 3.0)
     with pytest.raises(UndustError, match="not the file any more"):
-        told.settle()
+        told.resolve()
 
 
 def test_a_folder_without_weights(tmp_path: Path):
     with pytest.raises(UndustError, match=r"no weights there \(\.safetensors\)"):
-        GivenWeights(path=str(tmp_path)).settle()
+        WeightsRef(path=str(tmp_path)).resolve()
 
 
 @pytest.mark.parametrize("path", ["none", ".", "x" * 300, "a\0b"])
 def test_paths_of_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UndustError):
-        GivenWeights(path=path).settle()
+        WeightsRef(path=path).resolve()

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, cast
 
 from PIL import Image
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
-    model_validator,
 )
 
-from undust.errors import UndustError, few, shown
+from undust.errors import UndustError
 from undust.formats.files import expanded
 from undust.formats.safetensors_file import content_hash
-from undust.generation.guides import reason
 from undust.pictures import read_image, upright
+from undust.recipe.plain import Frozen, reason
 
 DIGITS = 16  # of a hash, hexadecimal
 PATHS = {"path", "model"}  # what a recipe calls them
@@ -43,24 +39,7 @@ def _as_text(given: object) -> object:
 PathText = Annotated[str, BeforeValidator(_as_text)]
 
 
-class Frozen(BaseModel):
-    """Plain values; an unknown one is refused by name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few(cls, fields: object) -> object:
-        if isinstance(fields, dict):
-            known = cast("dict[object, object]", fields)
-            few(cls.__name__, known)
-            for name, value in known.items():
-                if isinstance(value, list | tuple):
-                    few(f"{cls.__name__}: {shown(name)}", cast("Sized", value))
-        return fields
-
-
-class GivenPicture(Frozen):
+class ImageRef(Frozen):
     """A picture's file, and the hash of its pixels; path is "" for one that was never a file."""
 
     path: PathText = Field(max_length=4096)
@@ -90,7 +69,7 @@ class GivenPicture(Frozen):
 
     # Whether the picture has been read yet makes no difference.
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GivenPicture) and self._told() == other._told()
+        return isinstance(other, ImageRef) and self._told() == other._told()
 
     def __hash__(self) -> int:
         return hash(self._told())
@@ -110,14 +89,14 @@ class GivenPicture(Frozen):
         return self._image
 
 
-class GivenWeights(Frozen):
+class WeightsRef(Frozen):
     """A file of weights, and the hash of its bytes."""
 
     written: ClassVar[str] = ""  # how people write it, where it has more than a path
     path: PathText = Field(min_length=1, max_length=4096)
     hash: str = Field(default="", max_length=DIGITS)
 
-    def settle(self) -> Self:
+    def resolve(self) -> Self:
         """The same with its hash. Raises UndustError for a file that is absent or has changed."""
         path = Path(self.path)
         try:

@@ -15,26 +15,26 @@ from PIL import Image
 
 from undust.errors import UndustError
 from undust.formats.safetensors_file import save
-from undust.generation.asked import (
-    Asked,
+from undust.recipe.files import ImageRef
+from undust.recipe.inputs import (
     Control,
     Embedding,
-    Framing,
     LoRA,
     Refiner,
+    SizeConditioning,
+    TextInput,
     Upscale,
     read_extend,
 )
-from undust.generation.given import GivenPicture
 
-KINDS: list[type[Asked]] = [Upscale, Refiner, Framing, LoRA, Embedding, Control]
+KINDS: list[type[TextInput]] = [Upscale, Refiner, SizeConditioning, LoRA, Embedding, Control]
 # Much of what has a meaning, so that some of it is right.
 ALPHABET = st.sampled_from([*"0123456789.:=@,-x×\\/ \n\0e", "canny:", "crop=", "original=", "é"])
 TEXTS = st.lists(ALPHABET, max_size=20).map("".join) | st.text(max_size=40)
 WRITTEN = {
     Upscale: ["2", "1.5@0.5", " 8@1 ", "2.@.5"],
     Refiner: ["refiner", "refiner.safetensors@0.8", "a@b", "C:\\models\\refiner@0", "a@b@1"],
-    Framing: ["crop=0x64", "original=512x768,crop=1X2,target=3×4", " target = 9x9 "],
+    SizeConditioning: ["crop=0x64", "original=512x768,crop=1X2,target=3×4", " target = 9x9 "],
     LoRA: ["a.safetensors", "a.safetensors:0.8", "C:\\a.safetensors", "a=b@c:-1", "a b:2."],
     Embedding: ["cat.safetensors", "dir/cat.pt=<cat toy>", "C:\\cat.safetensors=cat"],
     Control: ["a=b.png", "a b=canny:b c.png@0.8:0-0.5", "a=C:\\b.png@1", "a=b=c:.2-.7"],
@@ -43,12 +43,12 @@ WRITTEN = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS)
-def test_any_text_is_read_or_refused_in_one_line(kind: type[Asked], text: str):
+def test_any_text_is_read_or_refused_in_one_line(kind: type[TextInput], text: str):
     try:
         asked = kind.read(text)
     except UndustError as error:
         assert "\n" not in str(error)
-        assert str(error).startswith(f"{kind.__name__.lower()}: ")
+        assert str(error).startswith(f"{(kind.kind or kind.__name__.lower())}: ")
         return
     assert kind.read(json.loads(json.dumps(asked.model_dump()))) == asked
     assert kind.read(asked) is asked
@@ -60,7 +60,7 @@ VALUES |= TEXTS.map(Path) | st.tuples(st.text(), st.floats())
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_any_values_are_read_or_refused(kind: type[Asked], data: st.DataObject):
+def test_any_values_are_read_or_refused(kind: type[TextInput], data: st.DataObject):
     names = st.sampled_from(list(kind.model_fields)) | st.text()
     fields = data.draw(st.dictionaries(names, VALUES) | VALUES)
     if isinstance(fields, str):
@@ -76,7 +76,7 @@ def test_any_values_are_read_or_refused(kind: type[Asked], data: st.DataObject):
 @pytest.mark.parametrize(
     ("kind", "text"), [(kind, text) for kind in KINDS for text in WRITTEN[kind]]
 )
-def test_what_is_written_is_understood(kind: type[Asked], text: str):
+def test_what_is_written_is_understood(kind: type[TextInput], text: str):
     kind.read(text)
 
 
@@ -88,7 +88,7 @@ def test_what_is_written_is_understood(kind: type[Asked], text: str):
         (Refiner, "refiner", {"model": "refiner", "after": 0.8}),
         (Refiner, "user@host/refiner", {"model": "user@host/refiner", "after": 0.8}),
         (Refiner, "a@1@0.5", {"model": "a@1", "after": 0.5}),
-        (Framing, "crop=3x64", {"original": None, "crop": (3, 64), "target": None}),
+        (SizeConditioning, "crop=3x64", {"original": None, "crop": (3, 64), "target": None}),
         (LoRA, "a.safetensors", {"path": "a.safetensors", "weight": 1}),
         (LoRA, "a.safetensors:0.8", {"path": "a.safetensors", "weight": 0.8}),
         (LoRA, "a.safetensors:-1", {"path": "a.safetensors", "weight": -1}),
@@ -105,7 +105,7 @@ def test_what_is_written_is_understood(kind: type[Asked], text: str):
         (Control, "a=canny:b.png", {"path": "a", "edges": True}),
     ],
 )
-def test_what_is_meant(kind: type[Asked], text: str, fields: dict[str, Any]):
+def test_what_is_meant(kind: type[TextInput], text: str, fields: dict[str, Any]):
     read = kind.read(text).model_dump()
     assert {name: read[name] for name in fields} == fields
 
@@ -170,7 +170,7 @@ def test_what_is_there_is_meant_whatever_its_name(name: str, number: str):
     ("kind", "fields"),
     [(LoRA, {"path": "a:b"}), (Refiner, {"model": "a@b"}), (Embedding, {"path": "a", "word": "b"})],
 )
-def test_paths_need_not_be_texts(kind: type[Asked], fields: dict[str, str]):
+def test_paths_need_not_be_texts(kind: type[TextInput], fields: dict[str, str]):
     name, path = next(iter(fields.items()))
     told = kind.read(fields)
     assert kind.read(MappingProxyType({**fields, name: Path(path)})) == told
@@ -188,7 +188,7 @@ def test_the_picture_of_a_control_may_be_in_memory_or_a_path(tmp_path: Path):
         assert picture.path == str(path)
         assert picture.image().tobytes() == image.convert("RGBA").tobytes()
     picture = Control.read({"path": "net", "picture": image}).picture
-    assert (picture.path, picture.hash) == ("", GivenPicture.of(path).hash)
+    assert (picture.path, picture.hash) == ("", ImageRef.of(path).hash)
     for other, said in [(3, "int is neither"), ("none.png", "none.png cannot be read")]:
         with pytest.raises(UndustError, match=said):
             Control.read({"path": "net", "picture": other})
@@ -196,7 +196,7 @@ def test_the_picture_of_a_control_may_be_in_memory_or_a_path(tmp_path: Path):
 
 @pytest.mark.parametrize("given", [None, 3, ("a.safetensors", 0.8), ["a"], b"a", object()])
 @pytest.mark.parametrize("kind", KINDS)
-def test_how_it_is_written_is_said_of_what_is_none(kind: type[Asked], given: object):
+def test_how_it_is_written_is_said_of_what_is_none(kind: type[TextInput], given: object):
     with pytest.raises(UndustError, match=r"is none; it is written (PATH|FACTOR|original=)"):
         kind.read(given)
     with pytest.raises(UndustError, match=r"'a\.pt' is none of .* written (PATH|FACTOR|original=)"):
@@ -207,7 +207,7 @@ def test_how_it_is_written_is_said_of_what_is_none(kind: type[Asked], given: obj
 def test_a_weight_that_cannot_be_read_is_not_taken_for_a_name(tmp_path: Path, text: str):
     (tmp_path / "a").touch()
     with pytest.raises(UndustError, match=r"does not exist; it is written PATH or PATH:WEIGHT"):
-        LoRA.read(f"{tmp_path}/{text}").settle()
+        LoRA.read(f"{tmp_path}/{text}").resolve()
 
 
 @pytest.mark.parametrize(
@@ -223,12 +223,12 @@ def test_a_weight_that_cannot_be_read_is_not_taken_for_a_name(tmp_path: Path, te
         (Refiner, "", "model: "),
         (Refiner, "@0.5", "model: "),
         (Refiner, "a@1.5", "after: has to be less than or equal to 1"),
-        (Framing, "", "is not original=WxH"),
-        (Framing, "crop=-1x0", "is not original=WxH"),
-        (Framing, "crop=1x2,crop=3x4", "each of them once"),
-        (Framing, "size=1x2", "is not original=WxH"),
-        (Framing, "original=16385x1", "original"),
-        (Framing, "original=" + "9" * 5000 + "x1", "is not original=WxH"),
+        (SizeConditioning, "", "is not original=WxH"),
+        (SizeConditioning, "crop=-1x0", "is not original=WxH"),
+        (SizeConditioning, "crop=1x2,crop=3x4", "each of them once"),
+        (SizeConditioning, "size=1x2", "is not original=WxH"),
+        (SizeConditioning, "original=16385x1", "original"),
+        (SizeConditioning, "original=" + "9" * 5000 + "x1", "is not original=WxH"),
         (LoRA, "", "path: "),
         (LoRA, ":0.5", "path: "),
         (LoRA, "a:101", "weight: has to be less than or equal to 100"),
@@ -244,8 +244,8 @@ def test_a_weight_that_cannot_be_read_is_not_taken_for_a_name(tmp_path: Path, te
         (Control, "a=b.png:-1-1", "start: has to be greater than or equal to 0"),
     ],
 )
-def test_what_cannot_be(kind: type[Asked], text: str, said: str):
-    with pytest.raises(UndustError, match=f"{kind.__name__.lower()}: .*{said}"):
+def test_what_cannot_be(kind: type[TextInput], text: str, said: str):
+    with pytest.raises(UndustError, match=f"{(kind.kind or kind.__name__.lower())}: .*{said}"):
         kind.read(text)
 
 
@@ -288,9 +288,9 @@ def test_both_files_of_a_control_are_told_by_their_hashes(tmp_path: Path):
     save(tmp_path / "net.safetensors", {"a": torch.ones(1)})
     Image.new("RGB", (4, 4)).save(tmp_path / "map.png")
     written = f"{tmp_path / 'net.safetensors'}=canny:{tmp_path / 'map.png'}@0.5"
-    settled = Control.read(written).settle()
+    settled = Control.read(written).resolve()
     assert settled.hash and settled.picture.hash
-    assert settled.settle() == settled
+    assert settled.resolve() == settled
     Image.new("RGB", (4, 4), "red").save(tmp_path / "map.png")
     with pytest.raises(UndustError, match=r"map\.png is not the picture any more"):
-        Control.read(settled.model_dump()).settle()
+        Control.read(settled.model_dump()).resolve()

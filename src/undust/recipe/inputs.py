@@ -7,17 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import Field, ValidationError, field_validator
 
 from undust.errors import UndustError, quoted, shown
 from undust.formats.safetensors_file import tensors_hash
-from undust.generation.given import DIGITS, Frozen, GivenPicture, GivenWeights, PathText, is_there
-from undust.generation.guides import reason
-
-if TYPE_CHECKING:
-    from undust.generation.loop import Model
+from undust.recipe.files import DIGITS, ImageRef, PathText, WeightsRef, is_there
+from undust.recipe.plain import Frozen, reason
 
 Pixels = Annotated[int, Field(ge=0, le=2**14)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -27,7 +24,7 @@ DURING = rf":(?P<start>{NUMBER})-(?P<end>{NUMBER})"
 TAILS = ("", DURING, rf"(?:@(?P<weight>{NUMBER}))?(?:{DURING})?")  # after the picture of a control
 
 
-class Asked(Frozen):
+class TextInput(Frozen):
     """A wish that can be written as one text."""
 
     written: ClassVar[str]  # how
@@ -37,7 +34,7 @@ class Asked(Frozen):
         """From what a person wrote, plain values, or itself. Raises UndustError for others."""
         if isinstance(given, cls):
             return given
-        kind = cls.__name__.lower()
+        kind = cls.kind or cls.__name__.lower()
         if isinstance(given, str | os.PathLike):
             fields = cls.parsed(os.fsdecode(cast("str | os.PathLike[str]", given)))
         elif isinstance(given, Mapping):
@@ -61,7 +58,7 @@ class Asked(Frozen):
         raise NotImplementedError
 
 
-class Toward(Frozen):
+class Interpolation(Frozen):
     """Another prompt and seed, and what part of the way to them a picture lies."""
 
     prompt: str = Field(max_length=10_000)
@@ -69,7 +66,7 @@ class Toward(Frozen):
     part: Share
 
 
-class Upscale(Asked):
+class Upscale(TextInput):
     """A second pass: the picture made `factor` times as large, and painted over that strongly."""
 
     written = "FACTOR or FACTOR@STRENGTH, such as 2@0.3"
@@ -91,7 +88,7 @@ class Upscale(Asked):
         return _given(factor=found[1], strength=found[2])
 
 
-class Refiner(Asked):
+class Refiner(TextInput):
     """The model that takes over for the last time steps, after that share of them."""
 
     written = "PATH or PATH@SHARE"
@@ -105,29 +102,15 @@ class Refiner(Asked):
         path, after = _tail(text, "@")
         return _given(model=path, after=after)
 
-    def found(self, model: Model) -> Model:
-        """The model that takes over. Raises UndustError if it is not what it was, or cannot."""
-        other = model.another(self.model)
-        if self.model_hash not in ("", other.hash):
-            raise UndustError(
-                f"refiner: {self.model} is another model ({other.hash}) than it was "
-                f"({self.model_hash})"
-            )
-        if other.latents != model.latents:
-            raise UndustError(
-                f"refiner: {self.model} has other latents: channels, factor, scale and shift are "
-                f"{other.latents}, not {model.latents}"
-            )
-        return other
 
-
-class Framing(Asked):
+class SizeConditioning(TextInput):
     """What Stable Diffusion XL is told of where a picture comes from (Podell et al. 2023, 2.2).
 
     original: width and height of the picture that it was cut from; crop: how far from its left and
     from its top; target: width and height that it is to have. None is the size painted.
     """
 
+    kind = "framing"
     written = "original=WxH, crop=LEFTxTOP or target=WxH, each of them once"
     original: tuple[Pixels, Pixels] | None = None
     crop: tuple[Pixels, Pixels] = (0, 0)
@@ -147,16 +130,16 @@ class Framing(Asked):
         return fields
 
 
-class LoRA(Asked, GivenWeights):
+class LoRA(TextInput, WeightsRef):
     """Low-rank changes of the weights, and how much of them."""
 
     written = "PATH or PATH:WEIGHT, such as style.safetensors:0.8"
     weight: float = Field(1.0, ge=-100, le=100)
     tensors_hash: str = Field("", max_length=DIGITS, exclude_if=lambda digits: not digits)
 
-    def settle(self) -> Self:
+    def resolve(self) -> Self:
         """With the hash of the file, and that of its tensors, which picture sites know."""
-        settled, path = super().settle(), Path(self.path)
+        settled, path = super().resolve(), Path(self.path)
         if self.tensors_hash or path.is_dir():
             return settled
         return settled.model_copy(update={"tensors_hash": tensors_hash(path)[:12]})
@@ -168,7 +151,7 @@ class LoRA(Asked, GivenWeights):
         return _given(path=path, weight=weight)
 
 
-class Embedding(Asked, GivenWeights):
+class Embedding(TextInput, WeightsRef):
     """A word that was learnt, and what it is called in prompts.
 
     Written without a word it is called as the file is.
@@ -184,14 +167,14 @@ class Embedding(Asked, GivenWeights):
         return {"path": path, "word": word or Path(path).stem}
 
 
-class Control(Asked, GivenWeights):
+class Control(TextInput, WeightsRef):
     """A ControlNet, the map it is shown, how strongly, and for which share of the steps.
 
     edges: the map is the edges of the picture that is given, written PATH=canny:PICTURE.
     """
 
     written = "PATH=PICTURE, PATH=PICTURE@WEIGHT or PATH=PICTURE@WEIGHT:START-END"
-    picture: GivenPicture
+    picture: ImageRef
     edges: bool = False
     weight: float = Field(1.0, ge=-100, le=100)
     start: Share = 0.0
@@ -213,12 +196,12 @@ class Control(Asked, GivenWeights):
     @field_validator("picture", mode="before")
     @classmethod
     def _any_picture(cls, given: object) -> object:
-        return given if isinstance(given, Mapping | GivenPicture) else GivenPicture.of(given)
+        return given if isinstance(given, Mapping | ImageRef) else ImageRef.of(given)
 
-    def settle(self) -> Self:
+    def resolve(self) -> Self:
         """With the hashes of both files."""
-        own = super().settle()
-        return own.model_copy(update={"picture": GivenPicture.of(self.picture)})
+        own = super().resolve()
+        return own.model_copy(update={"picture": ImageRef.of(self.picture)})
 
 
 def read_extend(given: object) -> tuple[int, ...]:
