@@ -8,7 +8,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from undust.generation.recipe import Recipe
 from undust.networks.conditioning import Conditioning
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -1.0)}
@@ -31,17 +30,25 @@ class ColourPainter:
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (3, height, width)
 
+    @property
+    def conditioner(self) -> Self:
+        return self
+
+    def size_ids(self, *_: object, negative: bool = False) -> list[float]:
+        return []
+
     def condition(
-        self, prompts: Sequence[str | None], recipe: Recipe, *, negative: bool = False
+        self, prompts: Sequence[str | None], size_ids: Sequence[float] = (), clip_skip: int = 0
     ) -> Conditioning:
-        del recipe, negative
         text = torch.tensor([[COLOURS[prompt or ""]] for prompt in prompts])
         return Conditioning(len(text), text)
 
-    def length(self, prompt: str | None) -> int:
+    def token_count(self, prompt: str | None) -> int:
         return 1
 
-    def wearing(self, recipe: Recipe, /) -> Self:
+    def with_adapters(
+        self, loras: Sequence[object] = (), embeddings: Sequence[object] = ()
+    ) -> Self:
         return self
 
     def decode(self, latents: Tensor) -> Tensor:

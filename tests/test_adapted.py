@@ -289,11 +289,11 @@ def test_what_is_saved_is_the_model_with_what_it_wears(
     model.save(tmp_path / "bare")
     assert undust.load(tmp_path / "bare").hash == model.hash
     (recipe,) = model.recipes(PROMPT, size=SIZE, loras=[f"{lora}:0.8"])
-    model.wearing(recipe).save(tmp_path / "merged")
+    model.with_adapters(recipe.loras).save(tmp_path / "merged")
     assert torch.equal(ours(undust.load(tmp_path / "merged")), styled)
     live = undust.load(folder, live=True)
     with pytest.raises(UndustError, match="worn live are not in the weights"):
-        live.wearing(recipe).save(tmp_path / "live")
+        live.with_adapters(recipe.loras).save(tmp_path / "live")
     assert not (tmp_path / "live").exists()
 
 

@@ -116,7 +116,6 @@ def test_no_negative_prompt_is_zeros_for_xl_and_the_empty_prompt_for_others(load
 def test_clip_skip(loaded, variant: str, skip: int):
     """Layers are skipped for both prompts, as in A1111; diffusers' pipelines skip the prompt's."""
     model, pipe = loaded(variant)
-    recipe = model.recipes(PROMPT, clip_skip=skip)[0]
     states: list[Tensor] = []
     names = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
     for tokens, name in names[: len(model.texts)]:
@@ -125,7 +124,7 @@ def test_clip_skip(loaded, variant: str, skip: int):
         hidden = encoder(ids, output_hidden_states=True).hidden_states
         plain = variant != "sdxl"
         states.append(encoder.final_layer_norm(hidden[-1 - skip]) if plain else hidden[-2 - skip])
-    ours = model.condition([PROMPT], recipe).text
+    ours = model.condition([PROMPT], clip_skip=skip).text
     assert apart(ours, torch.cat(states, -1)) < 1e-5
     assert apart(ours, model.condition([PROMPT]).text) > 1e-3
 

@@ -1,243 +1,26 @@
-"""A latent diffusion model: first stage, denoiser and text encoders, loaded, used and saved."""
+"""A latent diffusion model, loaded, used and saved."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from undust.adapters.applied_loras import LoraSet
-from undust.adapters.offload import Lock, Offload
-from undust.diffusion.denoiser import NetworkDenoiser
-from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
-from undust.formats import loose, model_folder, named, textual_inversion
-from undust.formats.controlnet import load as load_controlnet
-from undust.formats.files import expanded, read_whole
-from undust.formats.lora.file import Lora
-from undust.formats.lora.file import load as load_lora
-from undust.formats.original.model import load as load_single_file
-from undust.formats.parts import Parts
-from undust.formats.safetensors_file import content_hash
+from undust.formats import model_folder
+from undust.formats.files import expanded
 from undust.generation import loop
 from undust.generation.asking import Options, recipes
 from undust.generation.loop import Picture, Step
 from undust.generation.recipe import Recipe
-from undust.latent import finite
-from undust.latent.conditioner import Conditioner
-from undust.latent.denoiser import PlacedUNet
-from undust.latent.first_stage import KLFirstStage
-from undust.networks import placement
-from undust.networks.conditioning import CallOptions, Conditioning
-from undust.networks.controlnet import ControlNet, check_fits
-from undust.networks.text_encoder import TextEncoder
-from undust.networks.unet import UNet
-from undust.recipe.files import WeightsRef
-from undust.recipe.inputs import SizeConditioning
+from undust.latent.model import LatentModel
 
 
-@dataclass(eq=False)
-class LatentDiffusion(Parts):
-    """The parts of a model that go together; what `undust.load` gives.
-
-    hash: what tells its weights from all others, but for `vae`, a first stage in the place of its
-    own; path: where it was loaded from, "" if from inside undust; live: run LoRAs beside the
-    weights, so that how much of them is worn can be changed at no cost, instead of merging them
-    into the weights; runs_on: the device that each network is brought to when it is asked, and
-    taken from when memory runs out, or None to leave all where they lie.
-    """
-
-    name: str = ""
-    hash: str = ""
-    path: str = ""
-    vae: WeightsRef | None = None
-    live: bool = False
-    runs_on: torch.device | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._others: dict[str, LatentDiffusion] = {}
-        self._controls: dict[WeightsRef, ControlNet] = {}
-        self._loras: dict[str, Lora] = {}
-        self._base = self  # without any adapters
-        self._lock = Lock()  # of what requests bring, which all of them share
-        self._adapted: Mapping[str, nn.Module] = {}  # kept while a request uses it
-        self._lora_names: list[str] = []
-        self._use(Offload(self.runs_on))
-
-    def _use(self, offload: Offload) -> None:
-        """Takes networks to where they run by this."""
-        self._offload = offload
-        own = {name: network for name, network in self.networks.items() if name != "vae"}
-        self._lora_set = LoraSet(own, merge=not self.live, before=offload.clear)
-        self._assemble()
-
-    def _assemble(self) -> None:
-        """Makes the three parts of the networks."""
-        offload = self._offload
-        self.first_stage = KLFirstStage(self.autoencoder, offload)
-        self.conditioner = Conditioner(
-            dict(zip(self.text_names, self.texts, strict=True)),
-            self.sizes,
-            zeros_for_none=self.zeros_for_nothing,
-            offload=offload,
-        )
-        prediction = prediction_on(self.process, self.prediction)
-        self._denoiser: NetworkDenoiser[Conditioning] = NetworkDenoiser(
-            PlacedUNet(self.unet, offload), self.process, prediction
-        )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its weights are kept in."""
-        return self.unet.conv_in.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is asked."""
-        return self.runs_on or self.unet.conv_in.weight.device
-
-    @property
-    def precision(self) -> str:
-        """What its weights are kept in, by name, such as "float32"."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the pictures that the model was trained on, pixels."""
-        sample = self.unet.config.sample_size or 64
-        height, width = (sample, sample) if isinstance(sample, int) else sample
-        return width * self.factor, height * self.factor
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of a picture; UndustError if the size is not divisible."""
-        return self.first_stage.latent_shape(width, height)
-
-    def length(self, prompt: str | None) -> int:
-        """How many tokens a prompt comes to."""
-        return self.conditioner.token_count(prompt)
-
-    def condition(
-        self,
-        prompts: Sequence[str | None],
-        recipe: Recipe | None = None,
-        *,
-        negative: bool = False,
-    ) -> Conditioning:
-        """The prompts, tokenized and encoded: text [B, T, D]; None is no words at all.
-
-        recipe: for what else the model is told, such as the picture's size; negative: whether the
-        prompts are what to stay away from.
-        """
-        skip = (recipe.clip_skip or 0) if recipe else 0
-        return self.conditioner(prompts, self._size_ids(recipe, negative=negative), clip_skip=skip)
-
-    def denoise(
-        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
-    ) -> Tensor:
-        """The clean latents [B, C, h, w] under x = x0 + σ·n at σ [B]; UndustError for NaN."""
-        options = (options or CallOptions()).at(sigma)
-        asked = partial(self._denoiser, x, sigma, cond)
-        if (x0 := asked(options)).isfinite().all():
-            return x0
-        raise finite.blame(self.networks, self._lora_names, x, cond, options, asked)
-
-    def wearing(self, recipe: Recipe, /) -> LatentDiffusion:
-        """The model with the LoRAs and learnt words of a recipe, and with no others.
-
-        It shares all weights that no LoRA changes. Raises UndustError for files that are not what
-        they were, or not for this model.
-        """
-        base = self._base
-        loras = [(base._lora(each), each.weight) for each in recipe.loras]
-        networks = base._lora_set.applied(loras)
-        if not loras and not recipe.embeddings:
-            return base
-        learnt = [
-            (each.word, textual_inversion.load(Path(each.resolve().path), each.word))
-            for each in recipe.embeddings
-        ]
-        other = copy.copy(base)
-        other.unet = cast(UNet, networks["unet"])
-        other.texts = tuple(
-            replace(
-                words,
-                encoder=cast(TextEncoder, networks[name]),
-                embeddings={word: self._fitting(word, found, name) for word, found in learnt},
-            )
-            for name, words in zip(base.text_names, base.texts, strict=True)
-        )
-        other._adapted, other._lora_names = networks, [lora.name for lora, _ in loras]
-        other._assemble()
-        return other
-
-    def control(self, given: WeightsRef, /) -> ControlNet:
-        """A ControlNet in this model's precision and place, loaded once.
-
-        Raises UndustError for a file that is not what it was, or not for this model.
-        """
-        known = WeightsRef(path=given.path, hash=given.hash)
-        with self._lock:
-            if known not in self._controls:
-                network = load_controlnet(Path(known.resolve().path), self.dtype)
-                check_fits(network, self.unet)
-                self._controls[known] = network.eval().requires_grad_(False)
-            return self._controls[known]
-
-    def _lora(self, given: WeightsRef) -> Lora:
-        settled = given.resolve()
-        with self._lock:
-            if settled.hash not in self._loras:
-                networks = {name: net for name, net in self.networks.items() if name != "vae"}
-                self._loras[settled.hash] = load_lora(Path(settled.path), networks)
-            return self._loras[settled.hash]
-
-    def _fitting(self, word: str, found: Mapping[str, Tensor], name: str) -> Tensor:
-        """The vectors of a learnt word that are for one of the text encoders."""
-        encoder = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[name]
-        vectors = found.get(encoder if encoder in found else "")
-        if vectors is None:
-            raise UndustError(f"the embedding '{word}' has no vectors for the model's {name}")
-        return vectors
-
-    def another(self, name_or_path: str, /) -> LatentDiffusion:
-        """Another model in this one's precision and place, loaded once."""
-        with self._lock:
-            if name_or_path not in self._others:
-                with torch.inference_mode(False):  # tensors of inference could not be changed later
-                    other = load(name_or_path, dtype=self.dtype, device=self.device)
-                other._use(self._offload)  # so that each makes room for the other
-                self._others[name_or_path] = other
-            return self._others[name_or_path]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] → pictures [B, 3, H, W], about in [-1, 1]."""
-        return self.first_stage.decode(latents)
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
-        return self.first_stage.encode(pictures).mean
-
-    def _size_ids(self, recipe: Recipe | None, *, negative: bool) -> list[float]:
-        """The numbers about the picture that Stable Diffusion XL is given, heights before widths.
-
-        Its refiner is given, instead of the size that the picture is to have, how much people like
-        it: 6, or 2.5 for a negative prompt, as diffusers has it.
-        """
-        if not self.sizes:
-            return []
-        width, height = (recipe.width, recipe.height) if recipe else self.size
-        framing = (recipe.framing if recipe else None) or SizeConditioning()
-        original, target = framing.original or (width, height), framing.target or (width, height)
-        last = [2.5 if negative else 6.0] if self.sizes == 5 else target[::-1]
-        return [*original[::-1], *framing.crop[::-1], *last]
+class LatentDiffusion(LatentModel):
+    """A model that makes pictures; what `undust.load` gives."""
 
     def recipes(self, prompts: str | Sequence[str], **options: Unpack[Options]) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
@@ -339,35 +122,7 @@ def load(
     a model's folder; live: as `LatentDiffusion` has it.
     Raises UndustError for a name that is not known and for what is no whole model.
     """
-    folder, dtype = named.find(name_or_path), placement.precision(dtype or "fp32")
-    if not folder.is_dir():
-        single = partial(load_single_file, first_stage=vae is None)
-        name, read, hashed = folder.stem, single, content_hash
-    else:
-        name, read, hashed = folder.resolve().name, model_folder.read, model_folder.weights_hash
-
-    def opened() -> tuple[Parts, str]:
-        # The hash of some gigabytes takes as long as reading them.
-        with ThreadPoolExecutor(1) as beside:
-            digits = beside.submit(hashed, folder)
-            return read(folder, dtype), digits.result()[:10]
-
-    parts, found = read_whole(folder, opened)  # a run may be publishing it
-    instead = None
-    if vae is not None:
-        instead = WeightsRef(path=str(loose.place(Path(vae)))).resolve()
-        parts.autoencoder = loose.first_stage(Path(instead.path), parts)
-    for network in parts.networks.values():
-        network.eval().requires_grad_(False)
-    return LatentDiffusion(
-        **vars(parts),
-        name=name,
-        hash=found,
-        path="" if folder.parent == named.BUILT_IN else str(name_or_path),
-        vae=instead,
-        live=live,
-        runs_on=placement.device(device),
-    )
+    return LatentDiffusion.load(name_or_path, dtype=dtype, device=device, vae=vae, live=live)
 
 
 def _last(steps: Iterator[Step]) -> Step:

@@ -49,7 +49,7 @@ class Painter(ColourPainter):
         self.seen.append(cond)
         return cond.text[:, 0, :, None, None].expand_as(x)
 
-    def another(self, name_or_path: str, /) -> Painter:
+    def load_other(self, name_or_path: str, /) -> Painter:
         return Painter(beside=int(name_or_path), hash="another")
 
 

@@ -48,7 +48,7 @@ class Painter(ColourPainter):
         colour = colour[:, :, None, None].expand_as(x)
         return torch.tanh(x + colour) / (1 + sigma.reshape(-1, 1, 1, 1)) if self.bent else colour
 
-    def another(self, name_or_path: str, /) -> Painter:
+    def load_other(self, name_or_path: str, /) -> Painter:
         assert name_or_path == "faint"
         return Painter(faint=0.5, hash="faint", calls=self.calls)
 
@@ -196,9 +196,7 @@ def test_without_guides_it_is_classifier_free_guidance_by_hand_to_the_bit():
     painter = Painter(bent=True)
     asked = [recipe("red", seed=1), recipe("grey", seed=2)]
     ours = list(loop.paint(painter, asked))
-    cond = painter.condition(["red", "grey"], asked[0]).concat(
-        painter.condition(["", ""], asked[0])
-    )
+    cond = painter.condition(["red", "grey"]).concat(painter.condition(["", ""]))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         answer = painter.denoise(torch.cat([x, x]), sigma.repeat(2), cond)

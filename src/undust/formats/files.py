@@ -181,10 +181,20 @@ def workspace(path: Path, parent: Path) -> Generator[Path]:
             reason = f"the folder {path.parent} does not exist"
         raise UndustError(f"cannot write {path}: {reason}") from error
     finally:
-        if lock:
-            _discard(place, lock)
-        elif place != parent:
-            shutil.rmtree(place, ignore_errors=True)
+        try:
+            _remove(place, lock, parent)
+        except KeyboardInterrupt:  # nothing stays after Ctrl-C either
+            _remove(place, lock, parent)
+            if place != parent:
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+
+
+def _remove(place: Path, lock: FileLock | None, parent: Path) -> None:
+    if lock:
+        _discard(place, lock)
+    elif place != parent:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _remove_leftovers(parent: Path) -> None:

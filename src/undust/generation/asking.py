@@ -34,7 +34,7 @@ from undust.recipe.inputs import (
 )
 
 if TYPE_CHECKING:
-    from undust.generation.loop import Model
+    from undust.latent.model import LatentModel
 
 BYTE_ORDER_MARK = "\ufeff"  # at the beginning of many text files
 FAR = 6  # times as many pixels as a model was trained on: no longer what somebody means
@@ -90,7 +90,7 @@ class Options(TypedDict, total=False):
     controls: Several[str | Fields | Control]
 
 
-def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> list[Recipe]:
+def recipes(model: LatentModel, prompts: str | Sequence[str], options: Options) -> list[Recipe]:
     """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
 
     Raises UndustError for no prompts, for any value that cannot be, and for a file that cannot.
@@ -136,7 +136,7 @@ def recipes(model: Model, prompts: str | Sequence[str], options: Options) -> lis
     ]
 
 
-def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iterator[str]:
+def _notes(model: LatentModel, texts: Sequence[str], asked: Mapping[str, Any]) -> Iterator[str]:
     """What can be painted and is likely not to be what was meant, a line each."""
     more = (getattr(guide, "prompt", "") for guide in asked["guides"])
     yield from dict.fromkeys(note for text in (*texts, *more) for note in foreign(text))
@@ -163,7 +163,9 @@ def _notes(model: Model, texts: Sequence[str], asked: Mapping[str, Any]) -> Iter
         )
 
 
-def _mask(model: Model, options: Options, begun: ImageRef | None) -> tuple[ImageRef | None, bool]:
+def _mask(
+    model: LatentModel, options: Options, begun: ImageRef | None
+) -> tuple[ImageRef | None, bool]:
     """The mask, and whether it is its transparent part that is painted, as OpenAI has it.
 
     A picture with a hole and no mask is its own.
@@ -201,7 +203,7 @@ def _whole(given: Mapping[str, object], name: str, default: int) -> int:
         raise UndustError(f"{name}: has to be a whole number, not {quoted(number)}") from None
 
 
-def _settled(model: Model, options: Options) -> dict[str, Any]:
+def _settled(model: LatentModel, options: Options) -> dict[str, Any]:
     """The fields that the recipes share, with what is in the files that are named."""
     given = cast("Mapping[str, object]", options)
     init, extend = (options.get(name) for name in ("init", "extend"))
@@ -251,7 +253,7 @@ def _settled(model: Model, options: Options) -> dict[str, Any]:
 
 
 def _size(
-    model: Model,
+    model: LatentModel,
     options: Options,
     begun: ImageRef | None,
     extend: tuple[int, ...] | None,
@@ -276,5 +278,5 @@ def _size(
     return size_for(image, extend, model.factor)
 
 
-def _refiner(model: Model, asked: Refiner) -> Refiner:
+def _refiner(model: LatentModel, asked: Refiner) -> Refiner:
     return asked.model_copy(update={"model_hash": refiner_model(model, asked).hash})

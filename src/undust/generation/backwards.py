@@ -9,16 +9,17 @@ from torch import Tensor
 
 from undust.diffusion import inversion, likelihood
 from undust.diffusion.schedules import SCHEDULES, sigmas
-from undust.generation.loop import Model, Step
+from undust.generation.loop import Step
 from undust.generation.recipe import Recipe
 from undust.generation.scene import guided
+from undust.latent.model import LatentModel
 
 TOLERANCE = 1e-6  # of σ: a fixed point that moves by less has been reached
 
 
 @torch.inference_mode()
 def invert(
-    model: Model, batch: Sequence[Recipe], latents: Tensor, *, iterations: int = 1
+    model: LatentModel, batch: Sequence[Recipe], latents: Tensor, *, iterations: int = 1
 ) -> Iterator[Step]:
     """Walks Euler's steps of the recipes backwards from latents [B, C, h, w], step by step.
 
@@ -34,13 +35,19 @@ def invert(
         yield Step(step.index, first.steps, float(step.sigma), step.x, step.x0, model.decode)
 
 
-def noise(model: Model, last: Step) -> Tensor:
+def noise(model: LatentModel, last: Step) -> Tensor:
     """The unit-variance start [B, C, h, w] of pictures that were inverted up to this step."""
     return last.x / model.process.start(torch.ones(1), last.sigma)
 
 
 def bits_per_dimension(
-    model: Model, batch: Sequence[Recipe], latents: Tensor, *, steps: int, probes: int, seed: int
+    model: LatentModel,
+    batch: Sequence[Recipe],
+    latents: Tensor,
+    *,
+    steps: int,
+    probes: int,
+    seed: int,
 ) -> Tensor:
     """How likely latents [B, C, h, w] are given the recipes' prompts: bits a number [B].
 

@@ -20,9 +20,10 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.registry import Denoise
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
-from undust.generation.loop import Model, batches
+from undust.generation.loop import batches
 from undust.generation.recipe import Recipe
 from undust.generation.scene import guided
+from undust.latent.model import LatentModel
 
 GRID = 32  # levels even in log σ, and as many even in time, between which a schedule is sought
 NEAR = 1e-3  # of a level: those nearer to the one above are left out
@@ -56,7 +57,7 @@ def published(process: Process, steps: int) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def fit_schedule(
-    model: Model, searched: Sequence[Recipe], held_out: Sequence[Recipe], *, calls: int
+    model: LatentModel, searched: Sequence[Recipe], held_out: Sequence[Recipe], *, calls: int
 ) -> Iterator[Choice]:
     """Ever better schedules for the recipes' steps, sampler and guidance; the last is the answer.
 
@@ -95,7 +96,7 @@ class Measure:
     """How far from where the flow ends schedules lead, on pictures with the same `settings`."""
 
     @torch.inference_mode()
-    def __init__(self, model: Model, batch: Sequence[Recipe]) -> None:
+    def __init__(self, model: LatentModel, batch: Sequence[Recipe]) -> None:
         self.model, self.batch = model, batch
         fine = SCHEDULES["exponential"](model.process, REFERENCE)
         self.end = self._end("dpmpp-3m", fine)
@@ -115,7 +116,7 @@ class Measure:
         return last.x
 
 
-def _run(model: Model, batch: Sequence[Recipe], sigmas: Tensor) -> tuple[Denoise, Tensor]:
+def _run(model: LatentModel, batch: Sequence[Recipe], sigmas: Tensor) -> tuple[Denoise, Tensor]:
     """The pictures' denoiser, which calls the network for as many as fit in memory, and start."""
     shape = model.latent_shape(batch[0].width, batch[0].height)
     start = PictureNoise([recipe.seed for recipe in batch], shape).start()

@@ -17,8 +17,8 @@ from undust.generation.canvas import Canvas, Sides, canvas, cut
 from undust.pictures import from_image
 
 if TYPE_CHECKING:
-    from undust.generation.loop import Model
     from undust.generation.recipe import Recipe
+    from undust.latent.model import LatentModel
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ground:
         return cut(painted if self.canvas is None else self.canvas.finished(painted), self.frame)
 
 
-def prepared(model: Model, batch: Sequence[Recipe], painted: Tensor | None = None) -> Ground:
+def prepared(model: LatentModel, batch: Sequence[Recipe], painted: Tensor | None = None) -> Ground:
     """The ground for a batch, whose recipes have the same `settings`.
 
     painted: pictures [B, 3, H, W] in [-1, 1] of a pass before, to paint over, at most as large as
@@ -82,7 +82,7 @@ def prepared(model: Model, batch: Sequence[Recipe], painted: Tensor | None = Non
     return Ground(begin, unknown, beside, canvas=over)
 
 
-def _beside(model: Model, over: Canvas | None, recipe: Recipe) -> Tensor | None:
+def _beside(model: LatentModel, over: Canvas | None, recipe: Recipe) -> Tensor | None:
     """What a model for repainting sees beside the latent: [1, 1 + C, h, w], or None for others.
 
     The mask, and the latent of the picture without what is masked, which is grey (Rombach et al.
@@ -103,7 +103,7 @@ def _beside(model: Model, over: Canvas | None, recipe: Recipe) -> Tensor | None:
     return torch.cat([unknown, model.encode(seen)], 1)
 
 
-def _to_enlarge(model: Model, process: Process, batch: Sequence[Recipe]) -> Ground:
+def _to_enlarge(model: LatentModel, process: Process, batch: Sequence[Recipe]) -> Ground:
     """A small picture under a little dust of its own, which the model sees beside the latent."""
     recipe = batch[0]
     if recipe.init is None or recipe.noise_level is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from undust.diffusion.interpolation import NoiseBetween
 from undust.diffusion.noise import BrownianPath, PictureNoise
-from undust.diffusion.process import Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
@@ -24,132 +22,12 @@ from undust.formats.files import expanded, make_folder
 from undust.formats.recipe_png import check_name, write_picture
 from undust.generation.ground import Ground, prepared
 from undust.generation.recipe import Recipe
-from undust.generation.scene import guided, parts
-from undust.networks.conditioning import CallOptions, Conditioning
-from undust.networks.controlnet import ControlNet
+from undust.generation.scene import guided, parts, with_adapters
+from undust.latent.model import LatentModel
 from undust.pictures import grid, resized, to_images
-from undust.recipe.files import ImageRef, WeightsRef
-from undust.recipe.inputs import Control
+from undust.recipe.files import ImageRef
 
 TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
-
-
-class Model(Protocol):
-    """What painting needs of a latent diffusion model."""
-
-    @property
-    def process(self) -> Process:
-        """What the model was trained on."""
-        ...
-
-    @property
-    def factor(self) -> int:
-        """How many pixels, along a side, one of the latent stands for."""
-        ...
-
-    @property
-    def latents(self) -> tuple[float, ...]:
-        """What tells the latents of its first stage from others: channels, factor, scale, shift."""
-        ...
-
-    @property
-    def beside(self) -> int:
-        """How many channels the network sees beside the latent's."""
-        ...
-
-    @property
-    def low_resolution(self) -> Process | None:
-        """What dust is on the small pictures that the model makes large, if it does that."""
-        ...
-
-    @property
-    def max_noise_level(self) -> int:
-        """The most noise on these small pictures that it was trained with, in time steps."""
-        ...
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of a picture's latent; UndustError for a size that has none."""
-        ...
-
-    def condition(
-        self, prompts: Sequence[str | None], recipe: Recipe, *, negative: bool = False
-    ) -> Conditioning:
-        """The prompts as the denoiser takes them; None is no words at all.
-
-        recipe: for what else is asked for beside words; negative: whether they are what to stay
-        away from.
-        """
-        ...
-
-    def length(self, prompt: str | None) -> int:
-        """How many tokens a prompt comes to."""
-        ...
-
-    def control(self, given: Control, /) -> ControlNet:
-        """A ControlNet that fits the model."""
-        ...
-
-    def wearing(self, recipe: Recipe, /) -> Model:
-        """The model with what a recipe changes of its weights and words."""
-        ...
-
-    def denoise(
-        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
-    ) -> Tensor:
-        """The clean latents [B, C, h, w] under x, given σ [B]."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1]."""
-        ...
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] -> latents."""
-        ...
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the pictures that it was trained on."""
-        ...
-
-    @property
-    def sizes(self) -> int:
-        """How many numbers about the picture's size the network is told."""
-        ...
-
-    @property
-    def guidance(self) -> float:
-        """The guidance scale where none is asked for."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """What its weights are kept in, such as "float32"."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """What tells its weights from those of all others."""
-        ...
-
-    @property
-    def path(self) -> str:
-        """Where it was loaded from; "" for one that comes with undust."""
-        ...
-
-    @property
-    def vae(self) -> WeightsRef | None:
-        """The first stage that it has in the place of its own."""
-        ...
-
-    def another(self, name_or_path: str, /) -> Model:
-        """Another model, to guide away from."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -190,7 +68,7 @@ class Picture:
 
 
 def batches(
-    model: Model, recipes: Iterable[Recipe], *, exact: bool = False
+    model: LatentModel, recipes: Iterable[Recipe], *, exact: bool = False
 ) -> Iterator[list[Recipe]]:
     """Recipes that can be painted together, in order, each told its batch and place.
 
@@ -211,18 +89,18 @@ def batches(
             ]
 
 
-def _alike(model: Model, recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
+def _alike(model: LatentModel, recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
     """Recipes that follow one another with the same settings and lengths of their prompts."""
     for _, group in groupby(recipes, key=lambda recipe: recipe.settings):
         waiting = list(group)
-        worn = model.wearing(waiting[0])  # a learnt word may come to many tokens
-        for _, same in groupby(waiting, key=partial(_lengths, worn)):
+        adapted = with_adapters(model, waiting[0])  # a learnt word may come to many tokens
+        for _, same in groupby(waiting, key=partial(_token_counts, adapted)):
             yield list(same)
 
 
-def _lengths(model: Model, recipe: Recipe) -> list[int]:
+def _token_counts(model: LatentModel, recipe: Recipe) -> list[int]:
     prompts = (recipe.prompt, recipe.negative, recipe.toward and recipe.toward.prompt)
-    return [model.length(prompt) for prompt in prompts]
+    return [model.conditioner.token_count(prompt) for prompt in prompts]
 
 
 def rerun_batch(recipe: Recipe) -> list[Recipe]:
@@ -235,14 +113,16 @@ def rerun_batch(recipe: Recipe) -> list[Recipe]:
 
 
 @torch.inference_mode()
-def paint(model: Model, batch: Sequence[Recipe], noise: Tensor | None = None) -> Iterator[Step]:
+def paint(
+    model: LatentModel, batch: Sequence[Recipe], noise: Tensor | None = None
+) -> Iterator[Step]:
     """Paints one batch step by step; every recipe in it has the same `settings`.
 
     noise: unit-variance start [B, C, h, w] instead of the one drawn from the seeds.
     Raises UndustError for a size the model cannot paint and for noise of another shape.
     """
     first = batch[0]
-    model = model.wearing(first)
+    model = with_adapters(model, first)
     shape = model.latent_shape(first.width, first.height)
     drawn = _noise(batch, shape)
     start = drawn.start() if noise is None else _batched(noise, len(shape))
@@ -276,7 +156,7 @@ def _batched(noise: object, dimensions: int) -> Tensor:
 
 
 def _walk(
-    model: Model,
+    model: LatentModel,
     batch: Sequence[Recipe],
     start: Tensor,
     drawn: PictureNoise | NoiseBetween,
@@ -308,7 +188,7 @@ def finish(batch: Sequence[Recipe], last: Step) -> list[Picture]:
     ]
 
 
-def enlarged(batch: Sequence[Recipe], model: Model, size: tuple[int, int]) -> list[Recipe]:
+def enlarged(batch: Sequence[Recipe], model: LatentModel, size: tuple[int, int]) -> list[Recipe]:
     """The recipes of the second pass over pictures of that size, of sides that can be painted."""
     upscale = batch[0].upscale
     if upscale is None:

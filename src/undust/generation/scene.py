@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from undust.diffusion.guidance import (
 )
 from undust.errors import UndustError
 from undust.generation.ground import Ground, prepared
+from undust.latent.model import LatentModel
 from undust.networks.attention import Perturbation
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.pictures import from_image
@@ -31,7 +32,6 @@ from undust.pictures import from_image
 if TYPE_CHECKING:
     from undust.adapters.control import Control
     from undust.diffusion.samplers.registry import Denoise
-    from undust.generation.loop import Model
     from undust.generation.recipe import Recipe
     from undust.recipe.inputs import Refiner
 
@@ -59,7 +59,7 @@ class Scene:
 
     def __init__(
         self,
-        model: Model,
+        model: LatentModel,
         batch: Sequence[Recipe],
         sigmas: Tensor,
         ground: Ground,
@@ -77,10 +77,10 @@ class Scene:
             return self.negative
         return self.asker()([None] * len(self.batch), negative=True)
 
-    def asker(self, model: Model | None = None, perturbed: Perturbation | None = None) -> Ask:
+    def asker(self, model: LatentModel | None = None, perturbed: Perturbation | None = None) -> Ask:
         """Asks the batch's model or another one, as it is or with its self-attention weakened."""
         recipe = self.batch[0]
-        network = self.model if model is None else dressed(model, recipe)
+        network = self.model if model is None else with_fitting_adapters(model, recipe)
 
         def ask(
             prompts: Sequence[str | None],
@@ -89,10 +89,11 @@ class Scene:
             *,
             negative: bool = False,
         ) -> Denoise:
-            cond = network.condition(prompts, recipe, negative=negative)
+            ids = network.size_ids((recipe.width, recipe.height), recipe.framing, negative=negative)
+            condition = partial(network.condition, size_ids=ids, clip_skip=recipe.clip_skip or 0)
+            cond = condition(prompts)
             if toward:
-                other = network.condition(toward, recipe, negative=negative)
-                cond = cond.toward(other, parts(self.batch))
+                cond = cond.toward(condition(toward), parts(self.batch))
             cond = self._surrounded(cond, network, negative=negative)
             # Another model's U-Net has skips of other widths.
             controls = self.controls if network is self.model else ()
@@ -127,7 +128,9 @@ class Scene:
             denoise = guide.guided(self, denoise)
         return denoise
 
-    def _surrounded(self, cond: Conditioning, network: Model, *, negative: bool) -> Conditioning:
+    def _surrounded(
+        self, cond: Conditioning, network: LatentModel, *, negative: bool
+    ) -> Conditioning:
         """With what the network sees beside the words."""
         count = len(cond)
         if network.beside:
@@ -150,7 +153,7 @@ def parts(batch: Sequence[Recipe]) -> Tensor:
     return torch.tensor([each.toward.part if each.toward else 0.0 for each in batch])
 
 
-def controls(model: Model, recipe: Recipe, sigmas: Tensor) -> Iterator[Control]:
+def controls(model: LatentModel, recipe: Recipe, sigmas: Tensor) -> Iterator[Control]:
     """The ControlNets of a recipe, each with its map and the noise levels between which it acts."""
     steps = len(sigmas) - 1
     for asked in recipe.controls:
@@ -172,9 +175,9 @@ def controls(model: Model, recipe: Recipe, sigmas: Tensor) -> Iterator[Control]:
         yield Control(model.control(asked), hint[None], asked.weight, low, high)
 
 
-def refiner_model(model: Model, refiner: Refiner) -> Model:
+def refiner_model(model: LatentModel, refiner: Refiner) -> LatentModel:
     """The model that takes over. Raises UndustError if it is not what it was, or cannot."""
-    other = model.another(refiner.model)
+    other = model.load_other(refiner.model)
     if refiner.model_hash not in ("", other.hash):
         raise UndustError(
             f"refiner: {refiner.model} is another model ({other.hash}) than it was "
@@ -188,24 +191,29 @@ def refiner_model(model: Model, refiner: Refiner) -> Model:
     return other
 
 
-def dressed(other: Model, recipe: Recipe) -> Model:
+def with_adapters(model: LatentModel, recipe: Recipe) -> LatentModel:
+    """The model with the LoRAs and learnt words of a recipe, as `LatentModel.with_adapters`."""
+    return model.with_adapters(recipe.loras, recipe.embeddings)
+
+
+def with_fitting_adapters(other: LatentModel, recipe: Recipe) -> LatentModel:
     """Another model with what a recipe puts in: all of it, or if that does not fit the words alone.
 
     A RuntimeWarning tells of LoRAs that are left out.
     """
     try:
-        return other.wearing(recipe)
+        return with_adapters(other, recipe)
     except UndustError:
         if not recipe.loras:
             raise
-    words = other.wearing(recipe.model_copy(update={"loras": ()}))
+    words = other.with_adapters(embeddings=recipe.embeddings)
     told = f"the LoRAs do not fit {other.name}: it paints without"
     warnings.warn(told, RuntimeWarning, stacklevel=2)
     return words
 
 
 def guided(
-    model: Model, batch: Sequence[Recipe], sigmas: Tensor, ground: Ground | None = None
+    model: LatentModel, batch: Sequence[Recipe], sigmas: Tensor, ground: Ground | None = None
 ) -> Run:
     """The denoiser of a batch, whose recipes have the same `settings`, for one run."""
     ground = prepared(model, batch) if ground is None else ground
@@ -213,7 +221,7 @@ def guided(
     denoise = Scene(model, batch, sigmas, ground, shown).denoiser()
     refiner = batch[0].refiner
     if refiner is not None:
-        other = dressed(refiner_model(model, refiner), batch[0])
+        other = with_fitting_adapters(refiner_model(model, refiner), batch[0])
         # It takes over below this time step, as an ensemble of two experts (Podell et al. 2023).
         first, last = model.process.span
         turn = round(last + 1 - refiner.after * (last + 1 - first)) - 0.5

@@ -15,8 +15,8 @@ from undust.networks.perturbation import BlurredQueries, IdentityMap
 
 if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
-    from undust.generation.loop import Model
     from undust.generation.scene import Scene
+    from undust.latent.model import LatentModel
 
 
 @guide("pag", "around")
@@ -62,7 +62,7 @@ class Autoguidance(Guide):
     model_hash: str = ""
     scale: float = 1.0
 
-    def resolve(self, model: Model, size: tuple[int, int]) -> Self:
+    def resolve(self, model: LatentModel, size: tuple[int, int]) -> Self:
         """Which model it is, to the last weight."""
         other = self._other(model)
         if other.latent_shape(*size) != model.latent_shape(*size):
@@ -74,8 +74,8 @@ class Autoguidance(Guide):
         worse = scene.asked(scene.asker(self._other(scene.model)))
         return Away(denoise, scene.positive, worse, self.scale)
 
-    def _other(self, model: Model) -> Model:
-        other = model.another(self.model)
+    def _other(self, model: LatentModel) -> LatentModel:
+        other = model.load_other(self.model)
         if self.model_hash not in ("", other.hash):
             raise UndustError(
                 f"guide autoguidance: {self.model} is another model ({other.hash}) than it was "

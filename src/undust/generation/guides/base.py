@@ -22,8 +22,8 @@ from undust.recipe.plain import reason
 
 if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
-    from undust.generation.loop import Model
     from undust.generation.scene import Ask, Scene
+    from undust.latent.model import LatentModel
 
 Role = Literal["prompt", "scale", "mix", "around"]
 
@@ -63,7 +63,7 @@ class Guide(BaseModel):
         """Raises UndustError for a sampler that it cannot guide."""
         del sampler
 
-    def resolve(self, model: Model, size: tuple[int, int]) -> Self:
+    def resolve(self, model: LatentModel, size: tuple[int, int]) -> Self:
         """The same for pictures of (width, height), and with all that it needs of files in it."""
         del model, size
         return self

@@ -16,8 +16,8 @@ from undust.pictures import DATA, from_data, grey, levels, read_image, to_data
 
 if TYPE_CHECKING:
     from undust.diffusion.samplers.registry import Denoise
-    from undust.generation.loop import Model
     from undust.generation.scene import Ask, Scene
+    from undust.latent.model import LatentModel
 
 
 class Asking(Guide):
@@ -51,7 +51,7 @@ class Region(Asking):
 
     mask: str
 
-    def resolve(self, model: Model, size: tuple[int, int]) -> Self:
+    def resolve(self, model: LatentModel, size: tuple[int, int]) -> Self:
         """The mask, read and at the size of the latent."""
         _, height, width = model.latent_shape(*size)
         image = (
