@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from undust.version import __version__
+
 if TYPE_CHECKING:
     from undust.errors import UndustError
     from undust.generation.loop import Picture, Step
     from undust.generation.recipe import Recipe
     from undust.model import LatentDiffusion, load
 
-__version__ = "0.2.0"
 __all__ = [
     "LatentDiffusion",
     "Picture",

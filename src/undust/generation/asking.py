@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, TypeVar, cast
 from PIL import Image
 from pydantic import BaseModel
 
-from undust import __version__
 from undust.conditioning.prompt import foreign
 from undust.errors import UndustError, quoted, unknown
 from undust.generation.canvas import size_for
@@ -32,6 +31,7 @@ from undust.recipe.inputs import (
     Upscale,
     read_extend,
 )
+from undust.version import __version__
 
 if TYPE_CHECKING:
     from undust.latent.model import LatentModel
