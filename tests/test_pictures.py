@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.pictures import (
     DATA,
+    conversions,
     from_data,
     from_image,
     grey,
@@ -451,6 +454,17 @@ def test_profiles_that_change_nothing(tmp_path: Path):
     for profile in (srgb, icc(b"GRAY"), icc(b"CMYK", ADOBE), b"no profile", srgb[:200]):
         NOISE.save(tmp_path / "a.png", icc_profile=profile)
         assert read_image(tmp_path / "a.png").convert("RGB").tobytes() == NOISE.tobytes()
+        assert conversions(tmp_path / "a.png") == []
+
+
+def test_conversions_are_told(tmp_path: Path):
+    """By `undust data check`, of a file's header alone."""
+    Image.new("RGB", (8, 8), COLOUR).save(tmp_path / "a.png", icc_profile=icc(b"RGB ", ADOBE))
+    Image.fromarray(np.full((8, 8), 4660, np.uint16)).save(tmp_path / "b.png")
+    wide, deep = (conversions(tmp_path / name) for name in ("a.png", "b.png"))
+    assert wide == ["an embedded colour profile, converted to sRGB"]
+    assert deep == ["16-bit grey, of which the upper 8 bits are read"]
+    assert image_folder.check(tmp_path).conversions == Counter([*wide, *deep])
 
 
 @given(st.binary(max_size=300), st.integers(0, 400))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -55,18 +55,20 @@ class LatentDiffusion(LatentModel):
         """
         asked = self.recipes(prompts, **options)
         if noise is not None:
-            batch = self._batch(asked, noise)
-            return loop.finish(batch, _last(loop.paint(self, batch, noise)))
-        return [
-            picture
-            for batch in loop.batches(self, asked, exact=exact)
-            for picture in loop.finish(batch, _last(loop.paint(self, batch)))
-        ]
+            batches: Iterable[list[Recipe]] = [self._batch(asked, noise)]
+        else:
+            batches = loop.batches(self, asked, exact=exact)
+        pictures: list[Picture] = []
+        for batch in batches:
+            *_, last = loop.paint(self, batch, noise)
+            pictures += loop.finish(batch, last)
+        return pictures
 
     def rerun(self, recipe: Recipe) -> Picture:
         """The picture of a recipe again, to the byte; errors as for `rerun_batch`."""
         batch = self.rerun_batch(recipe)
-        return loop.finish(batch, _last(loop.paint(self, batch)))[recipe.place]
+        *_, last = loop.paint(self, batch)
+        return loop.finish(batch, last)[recipe.place]
 
     def rerun_batch(self, recipe: Recipe) -> list[Recipe]:
         """What to paint to get a picture again. Raises UndustError if it is of another model."""
@@ -123,8 +125,3 @@ def load(
     Raises UndustError for a name that is not known and for what is no whole model.
     """
     return LatentDiffusion.load(name_or_path, dtype=dtype, device=device, vae=vae, live=live)
-
-
-def _last(steps: Iterator[Step]) -> Step:
-    *_, last = steps
-    return last

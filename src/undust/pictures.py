@@ -79,6 +79,19 @@ def check_header(path: Path) -> None:
         pass
 
 
+def conversions(path: Path) -> list[str]:
+    """What `read_image` converts of a file's colours, as far as its header shows it."""
+    with _opened(path) as image:
+        deep, profile = _is_deep(image.mode, image.format), image.info.get("icc_profile")
+        found = _to_srgb(profile) if isinstance(profile, bytes) else None
+        converted = found is not None and _is_for(found[0], "L" if deep else image.mode)
+    notes = {
+        "16-bit grey, of which the upper 8 bits are read": deep,
+        "an embedded colour profile, converted to sRGB": converted,
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
 @contextmanager
 def _opened(path: Path) -> Generator[Image.Image]:
     """A picture file of which the header was read."""
@@ -135,7 +148,7 @@ def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
     UndustError for pixels that are no colours but numbers of any size.
     """
     kind, image = image.format, ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
+    if _is_deep(image.mode, kind):
         image = _upper_bits(image)
     if image.mode in ("I", "F"):
         raise UndustError(f"{name} has no colours but mode {image.mode}; make it RGB or grey")
@@ -146,19 +159,26 @@ def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
     plain = (image if image.has_transparency_data else image.convert("RGB")).convert("RGBA")
     if isinstance(profile, bytes) and (found := _to_srgb(profile)):
         space, transform = found
-        if space == "CMYK":
-            source = image if image.mode == "CMYK" else None
-        elif space == "L":
-            source = plain.convert("L") if image.mode in ("1", "L", "LA") else None
-        else:
-            source = plain.convert("RGB") if image.mode not in ("CMYK", "LAB") else None
-        if source:
+        if _is_for(space, image.mode):
+            source = image if space == "CMYK" else plain.convert(space)
             converted = ImageCms.applyTransform(source, transform)
             assert converted is not None  # None is the result of a transform in place
             converted.info.pop("icc_profile", None)
             converted.putalpha(plain.getchannel("A"))
             return converted
     return plain
+
+
+def _is_for(space: str, mode: str) -> bool:
+    """Whether a profile of a space, "RGB", "L" or "CMYK", is for images of this mode."""
+    if space == "CMYK":
+        return mode == "CMYK"
+    return mode in ("1", "L", "LA") if space == "L" else mode not in ("CMYK", "LAB")
+
+
+def _is_deep(mode: str, kind: str | None) -> bool:
+    """Whether an image has grey of 16 bits."""
+    return mode.startswith("I;16") or (mode == "I" and kind == "PPM")
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:

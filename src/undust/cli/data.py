@@ -76,11 +76,13 @@ def check(
         )
     for sentence in _on_captions(report):
         show.line(sentence)
+    for what, count in report.conversions.items():
+        show.line(f"{count} with {what}")
     if found.sidecars:
-        show.line(f"{found.sidecars} captions are from text files beside the pictures")
+        show.line(f"captions from text files beside the pictures: {found.sidecars}")
     if found.unread_sidecars:
         count = found.unread_sidecars
-        show.line(f"{count} caption files are not read: the metadata has those captions")
+        show.line(f"caption files not read, for the metadata has the captions: {count}")
     _list(found.unlisted, "not named in the metadata, and so not used")
     _list(found.hidden, "hidden or of the system, and so not used")
     _list(found.links, "links to nothing, or to a folder that is read already")

@@ -23,7 +23,7 @@ from undust.datasets import files
 from undust.datasets.metadata import LineError, Row, columns_of, rows, text_of, texts_of
 from undust.errors import UndustError, shown
 from undust.formats.files import atomic_write
-from undust.pictures import check_header, read_image
+from undust.pictures import check_header, conversions, read_image
 from undust.regular import locale_lacks, read_text
 
 METADATA = "metadata.jsonl"
@@ -151,8 +151,8 @@ class Report:
     """What `check` found.
 
     Counts of pictures by split and by size (width, height); of captions by column, and of their
-    lengths in characters; the number of groups; a sentence for each thing that is wrong; and the
-    folder's content.
+    lengths in characters; the number of groups; a sentence for each thing that is wrong; counts of
+    conversions of colours; and the folder's content.
     """
 
     folder: Folder
@@ -163,6 +163,7 @@ class Report:
     lengths: dict[str, Counter[int]] = field(default_factory=dict[str, Counter[int]])
     groups: int = 0
     broken: list[str] = field(default_factory=list[str])
+    conversions: Counter[str] = field(default_factory=Counter[str])
 
     @property
     def pictures(self) -> int:
@@ -183,6 +184,7 @@ def check(
         observe(done, len(report.folder.samples))
         try:
             report.sizes[read_image(sample.path).size] += 1
+            report.conversions.update(conversions(sample.path))
         except UndustError as error:
             report.broken.append(str(error))
             continue
