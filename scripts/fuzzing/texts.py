@@ -26,7 +26,6 @@ from undust.formats import model_folder, safetensors_file
 from undust.formats import tokenizer_files as tokenizer_folder
 from undust.formats.networks import load_network
 from undust.formats.scheduler import read_scheduler, scheduler_config
-from undust.generation import asked
 from undust.generation.guides import GUIDANCES, read_guide
 from undust.generation.recipe import Recipe
 from undust.networks.autoencoder import Autoencoder
@@ -38,6 +37,7 @@ from undust.networks.config import (
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import from_data, to_data
+from undust.recipe import inputs
 from undust.recipe.files import ImageRef
 
 
@@ -154,15 +154,15 @@ def prompts(_: Path) -> Make:
         *("x " * 900, "a BREAK " * 300, "٣(x:٣)", "(x:1e5)"),
     ]
     sayings: list[tuple[Callable[[str], object], list[str]]] = [
-        (asked.Upscale.read, ["2@0.5", "1.5"]),
-        (asked.Refiner.read, ["a/b.safetensors@0.8", "x"]),
-        (asked.SizeConditioning.read, ["original=512x512,crop=0x64", "target=9x9"]),
-        (lambda given: asked.LoRA.read(given).resolve(), ["style.safetensors:0.8", "C:/a:b"]),
-        (lambda given: asked.Embedding.read(given).resolve(), ["a/cat.safetensors=<cat>", "cat"]),
-        (asked.Control.read, ["canny.safetensors=canny:house.png@0.8:0-0.5", "a=b"]),
+        (inputs.Upscale.read, ["2@0.5", "1.5"]),
+        (inputs.Refiner.read, ["a/b.safetensors@0.8", "x"]),
+        (inputs.SizeConditioning.read, ["original=512x512,crop=0x64", "target=9x9"]),
+        (lambda given: inputs.LoRA.read(given).resolve(), ["style.safetensors:0.8", "C:/a:b"]),
+        (lambda given: inputs.Embedding.read(given).resolve(), ["a/cat.safetensors=<cat>", "cat"]),
+        (inputs.Control.read, ["canny.safetensors=canny:house.png@0.8:0-0.5", "a=b"]),
         (ImageRef.of, ["a/house.png"]),
         (lambda given: safetensors_file.load(Path(given)), ["a/some.safetensors"]),
-        (asked.read_extend, ["64,0,64,0"]),
+        (inputs.read_extend, ["64,0,64,0"]),
         (read_guide, [f"{name}:{GUIDANCES[name].settings()}" for name in GUIDANCES]),
         (lambda given: Recipe.read({**recipe(), "schedule": given}), ["14.6,3.2,0", "karras"]),
         (lambda given: Recipe.read({**recipe(), "sampler": given}), ["deis", "euler"]),
