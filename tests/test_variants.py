@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -338,3 +339,16 @@ def test_a_second_pass_is_image_to_image_of_the_first(loaded):
 def test_the_variants_are_all_here():
     tried = {"sd1", "sd2", "sd2-v", "sdxl", "sdxl-refiner", "x4-upscaler"}
     assert VARIANTS.keys() == tried | {f"{name}-inpainting" for name in ("sd1", "sd2", "sdxl")}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_default_guidance_is_that_of_diffusers_pipelines(variant: str, tmp_path: Path):
+    """A folder does not hold it."""
+    model = build(variant)
+    model.save(tmp_path / "folder")
+    kind = getattr(diffusers, read_json(tmp_path / "folder/model_index.json")["_class_name"])
+    theirs = inspect.signature(kind.__call__).parameters["guidance_scale"].default
+    expected = 5.0 if variant == "sdxl-inpainting" else theirs  # that of SDXL, not 7.5
+    assert model.guidance == undust.load(tmp_path / "folder").guidance == expected
+    names = [words.name for words in undust.load(tmp_path / "folder").texts]
+    assert names == [text.part for text in VARIANTS[variant].texts]

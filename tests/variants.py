@@ -47,6 +47,7 @@ def build(variant: str) -> LatentDiffusion:
                     TextEncoder(_text(text.kind, text.activation, projects=text.pooled)),
                     text.penultimate,
                     text.pooled,
+                    name=text.part,
                 )
                 for text in known.texts
             ),
@@ -54,6 +55,7 @@ def build(variant: str) -> LatentDiffusion:
             known.prediction,
             known.zeros_for_nothing,
             known.low_resolution(),
+            guidance=known.guidance,
             name=variant,
         )
         for network in model.networks.values():

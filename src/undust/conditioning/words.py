@@ -28,7 +28,8 @@ class Words:
 
     penultimate: the states before the last layer and without the final norm are (SDXL), not those
     after it; pooled: the end's state, projected, is shown too; embeddings: word → the vectors [n,D]
-    that stand for it (textual inversion, Gal et al. 2022). Raises UndustError for vectors of
+    that stand for it (textual inversion, Gal et al. 2022); name: of the encoder in a model folder.
+    Raises UndustError for vectors of
     another width than the encoder's, for a word of nothing, for a tokenizer of more words than the
     encoder, and for `pooled` without a projection.
     """
@@ -38,6 +39,7 @@ class Words:
     penultimate: bool = False
     pooled: bool = False
     embeddings: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    name: str = "text_encoder"
 
     def __post_init__(self) -> None:
         width = self.encoder.config.hidden_size

@@ -19,7 +19,8 @@ from undust.formats import tokenizer_files
 from undust.formats.files import atomic_folder
 from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
 from undust.formats.networks import load_autoencoder, load_network
-from undust.formats.parts import MAX_NOISE_LEVEL, Parts
+from undust.formats.original.variants import SD1, SDXL, UPSCALER
+from undust.formats.parts import GUIDANCE, MAX_NOISE_LEVEL, Parts
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.networks.config import TextEncoderConfig, UNetConfig
@@ -39,6 +40,7 @@ KINDS = {
 TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
 VERSION = "0.42.0"  # of diffusers, which some of its pipelines want to be told
+CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
 UPSCALED = 0.08333  # the scale of an upscaler's latents, whatever its folder says, in diffusers
 
 
@@ -74,18 +76,20 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
     if type(most) is not int or most < 0:
         raise UndustError(f"{folder / INDEX}: {NOISE} is {quoted(most)}, not a number of steps")
     with _told_of(folder):
+        words = tuple(
+            _words(folder / name, folder / tokens, index[name][1], dtype, large=large)
+            for name, tokens in texts.items()
+        )
         return Parts(
             autoencoder,
             unet,
-            tuple(
-                _words(folder / name, folder / tokens, index[name][1], dtype, large=large)
-                for name, tokens in texts.items()
-            ),
+            words,
             process,
             prediction,
             zeros_for_nothing=large and zeros,
             low_resolution=_scheduler(small)[0] if "low_res_scheduler" in index else None,
             max_noise_level=most,
+            guidance=_guidance(words[0], index, large=large),
         )
 
 
@@ -137,6 +141,15 @@ def _size(unet: Path) -> dict[str, int]:
     return {"sample_size": 64} if old else {}
 
 
+def _guidance(words: Words, index: Mapping[str, Any], *, large: bool) -> float:
+    """The default guidance scale: of a published family, which CLIP's vocabulary tells, or ours."""
+    if len(words.tokenizer.vocabulary) != CLIP_VOCABULARY:
+        return GUIDANCE
+    if "low_res_scheduler" in index:
+        return UPSCALER.guidance
+    return SDXL.guidance if large else SD1.guidance
+
+
 def _words(
     encoder: Path, tokenizer: Path, kind: str, dtype: torch.dtype | None, *, large: bool
 ) -> Words:
@@ -149,7 +162,7 @@ def _words(
         end = {"eos_token_id": pieces.vocabulary[END]}
         network.config = network.config.model_copy(update=end)
     pooled = large and network.text_projection is not None
-    return Words(pieces, network, penultimate=large, pooled=pooled)
+    return Words(pieces, network, penultimate=large, pooled=pooled, name=encoder.name)
 
 
 @contextmanager

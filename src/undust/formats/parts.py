@@ -12,7 +12,7 @@ from undust.errors import UndustError
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.unet import UNet
 
-CLIP_WORDS = 49408  # in the vocabulary of Radford et al. 2021
+GUIDANCE = 4.0  # of models that are trained here
 MAX_NOISE_LEVEL = 350  # of the published upscaler, stable-diffusion-x4-upscaler
 
 
@@ -22,9 +22,9 @@ class Parts:
 
     texts: the text encoders, whose states stand side by side; process and prediction: what the
     U-Net was trained on, and to say; zeros_for_nothing: whether no prompt at all is zeros and not
-    the empty prompt; low_resolution: the dust on the small pictures that it makes large, if it
-    does; max_noise_level: the most of it, in time steps. Raises UndustError for parts that do not
-    fit one another.
+    the empty prompt; low_resolution: the noise process of the small pictures that it enlarges, if
+    it does; max_noise_level: the most of that noise, in time steps; guidance: the default guidance
+    scale. Raises UndustError for parts that do not fit one another.
     """
 
     autoencoder: Autoencoder
@@ -35,6 +35,7 @@ class Parts:
     zeros_for_nothing: bool = False
     low_resolution: Process | None = None
     max_noise_level: int = MAX_NOISE_LEVEL
+    guidance: float = GUIDANCE
 
     def __post_init__(self) -> None:
         widths = [words.encoder.config.hidden_size for words in self.texts]
@@ -76,23 +77,9 @@ class Parts:
         return (whole - pooled) // each
 
     @property
-    def guidance(self) -> float:
-        """The guidance scale where none is asked for.
-
-        Of Stable Diffusion, which is told by CLIP's vocabulary, that of diffusers' pipelines.
-        """
-        if len(self.texts[0].tokenizer.vocabulary) != CLIP_WORDS:
-            return 4.0
-        if self.low_resolution is not None:
-            return 9.0
-        return 5.0 if self.sizes else 7.5
-
-    @property
     def text_names(self) -> tuple[str, ...]:
-        """What the text encoders are called: the refiner's only one is the second of XL."""
-        if len(self.texts) == 1 and self.texts[0].penultimate:
-            return ("text_encoder_2",)
-        return ("text_encoder", "text_encoder_2")[: len(self.texts)]
+        """The names of the text encoders in a model folder."""
+        return tuple(words.name for words in self.texts)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -122,7 +122,7 @@ class LatentModel(Parts):
         offload = self._offload
         self.first_stage = KLFirstStage(self.autoencoder, offload)
         self.conditioner = Conditioner(
-            dict(zip(self.text_names, self.texts, strict=True)),
+            {words.name: words for words in self.texts},
             self.sizes,
             zeros_for_none=self.zeros_for_nothing,
             offload=offload,
@@ -229,10 +229,10 @@ class LatentModel(Parts):
         other.texts = tuple(
             replace(
                 words,
-                encoder=cast(TextEncoder, networks[name]),
-                embeddings={word: _vectors(word, found, name) for word, found in learnt},
+                encoder=cast(TextEncoder, networks[words.name]),
+                embeddings={word: _vectors(word, found, words.name) for word, found in learnt},
             )
-            for name, words in zip(base.text_names, base.texts, strict=True)
+            for words in base.texts
         )
         other._adapted, other._lora_names = networks, [lora.name for lora, _ in loaded]
         other._assemble()

@@ -52,6 +52,7 @@ def load(
         variant.prediction,
         variant.zeros_for_nothing,
         variant.low_resolution(),
+        guidance=variant.guidance,
     )
 
 
@@ -78,4 +79,4 @@ def _words(path: Path, text: Text, encoder: TextEncoder) -> Words:
             f"{path} has a text encoder of {known[0]} words and {known[1]} places; "
             f"CLIP's has {len(tokenizer.vocabulary)} and {tokenizer.length}"
         )
-    return Words(tokenizer, encoder, text.penultimate, text.pooled)
+    return Words(tokenizer, encoder, text.penultimate, text.pooled, name=text.part)

@@ -77,7 +77,8 @@ class Variant:
     channels: of the U-Net's input; added: the tensor that tells of what is added to the time
     embedding, if anything; heads: a width → the attention heads of a level that wide; size: of the
     pictures trained on, pixels; zeros_for_nothing: whether no prompt is shown as zeros; enlarges:
-    whether it sees a small picture, under dust, that it makes large.
+    whether it sees a small picture, under dust, that it makes large; guidance: the default guidance
+    scale, that of diffusers' pipelines.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Variant:
     zero_snr: bool = False
     zeros_for_nothing: bool = False
     enlarges: bool = False
+    guidance: float = 7.5
 
     @property
     def factor(self) -> int:
@@ -151,6 +153,7 @@ SDXL = Variant(
     0.13025,
     added=ADDED[0],
     zeros_for_nothing=True,
+    guidance=5.0,
 )
 REFINER = replace(
     SDXL,
@@ -170,6 +173,7 @@ UPSCALER = replace(
     prediction=V_PREDICTION,
     beta=(1e-4, 0.02),
     enlarges=True,
+    guidance=9.0,
 )
 
 
