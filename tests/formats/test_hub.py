@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import undust
 from undust.errors import UndustError
 from undust.formats.hub import fetch, is_name, wanted
+from undust.training.derived import first_stage_at
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 NAME = "dust/tiny"
@@ -124,6 +125,11 @@ def test_what_is_needed_is_fetched_once(hub: Hub, tiny_model: Path):
     hub.asked.clear()
     assert fetch(NAME) == folder
     assert hub.asked == []
+
+
+def test_a_recipe_may_name_a_first_stage_on_the_hub(hub: Hub):
+    assert first_stage_at(Path(NAME)) == fetch(NAME) / "vae"
+    assert first_stage_at(Path(f"{NAME}@v1")) == fetch(NAME, "v1") / "vae"
 
 
 def test_a_name_keeps_its_commit_until_another_is_asked_for(hub: Hub, monkeypatch):

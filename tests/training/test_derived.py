@@ -103,6 +103,9 @@ def test_a_first_stage_is_found_by_what_people_give(
     assert first_stage_at(tiny_model) == tiny_model / "vae"
     assert first_stage_at(whole) == whole / "model/vae"
     assert first_stage_at(Path("emoji")) == BUILT_IN / "emoji/vae"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert first_stage_at(Path("~/runs/fs")) == run / "model"
     monkeypatch.chdir(tmp_path)
     assert first_stage_at(Path("runs/fs")) == Path("runs/fs/model")
 
