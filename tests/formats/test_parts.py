@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from undust.errors import UndustError
@@ -76,11 +74,3 @@ def test_a_width_for_each_level(built: dict[str, LatentDiffusion]):
     uneven = model.unet.config.model_copy(update={"cross_attention_dim": (32, 64)})
     with pytest.raises(UndustError, match="the parts do not fit"):
         parts(model, unet=UNet(uneven))
-
-
-def test_only_the_second_encoder_of_xl_can_stand_alone(built: dict[str, LatentDiffusion]):
-    refiner = built["sdxl-refiner"]
-    assert refiner.text_names == ("text_encoder_2",)
-    (words,) = refiner.texts
-    plain = parts(refiner, texts=(replace(words, penultimate=False),))
-    assert plain.text_names == ("text_encoder",)
