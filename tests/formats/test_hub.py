@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import undust
 from undust.errors import UndustError
+from undust.formats import named
 from undust.formats.hub import fetch, is_name, wanted
 from undust.training.derived import first_stage_at
 
@@ -130,6 +131,13 @@ def test_what_is_needed_is_fetched_once(hub: Hub, tiny_model: Path):
 def test_a_recipe_may_name_a_first_stage_on_the_hub(hub: Hub):
     assert first_stage_at(Path(NAME)) == fetch(NAME) / "vae"
     assert first_stage_at(Path(f"{NAME}@v1")) == fetch(NAME, "v1") / "vae"
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_a_path_of_a_file_is_no_name(hub: Hub, ending: str):
+    with pytest.raises(UndustError, match=r"no model at folder/a\..*: it does not exist"):
+        named.find(f"folder/a.{ending}")
+    assert hub.asked == []
 
 
 def test_a_name_keeps_its_commit_until_another_is_asked_for(hub: Hub, monkeypatch):

@@ -11,6 +11,7 @@ from undust.formats.files import expanded
 from undust.formats.folder import INDEX
 
 BUILT_IN = Path(__file__).parents[1] / "models"
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # endings of files, not of hub names
 
 
 def built_in() -> list[str]:
@@ -27,7 +28,7 @@ def find(name_or_path: str | Path) -> Path:
     given, _, revision = name.partition("@")
     if name in built_in():
         return BUILT_IN / name
-    if hub.is_name(given) and not path.exists():
+    if hub.is_name(given) and path.suffix not in WEIGHTS and not path.exists():
         return hub.fetch(given, revision or None)
     if not path.exists():
         if path.suffix or len(path.parts) > 1:

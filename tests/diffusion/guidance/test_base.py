@@ -26,6 +26,7 @@ from undust.diffusion.guidance import (
 )
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
+from undust.networks.conditioning import CallOptions
 
 SIGMAS = torch.tensor([20.0, 5.0, 1.0, 0.2, 0.0], dtype=torch.float64)
 LEFT = torch.linspace(0, 1, 5).expand(4, 5)
@@ -131,3 +132,14 @@ def test_a_condition_for_other_pictures_is_refused(bent):
     cond = bent.branch(1).cond
     with pytest.raises(UndustError, match="3 conditions for 2 pictures"):
         Run(Branch(bent.denoise, cond))(bent.x[:2], bent.sigma[:2])
+
+
+def test_options_are_never_dropped(world: Any):
+    """By a branch that has none."""
+    plain = world.branch(1)
+    told = Branch(plain.denoise, plain.cond, CallOptions())
+    for pair in ((plain, told), (told, plain)):
+        with pytest.raises(UndustError, match="with and without options"):
+            pair[0].concat(pair[1])
+    assert told.concat(told).options == CallOptions()
+    assert plain.concat(plain).options is None

@@ -48,8 +48,14 @@ class Branch(Generic[C]):
         return self.denoise(x, sigma, self.cond, self.options)
 
     def concat(self, other: Branch[C]) -> Branch[C]:
-        """Both conditions of the one network in one call."""
-        options = self.options and other.options and self.options.concat(other.options)
+        """Both conditions of the one network in one call; UndustError if one alone has options."""
+        options = None
+        if self.options is not None and other.options is not None:
+            options = self.options.concat(other.options)
+        elif self.options is not other.options:
+            raise UndustError(
+                "guidance: branches with and without options cannot be asked together"
+            )
         return Branch(self.denoise, self.cond.concat(other.cond), options)
 
 
