@@ -47,7 +47,7 @@ def noised(mixture: Mixture, process: Process, time: Tensor) -> Mixture:
 
 
 def log_density(mixture: Mixture, process: Process, x: Tensor, time: Tensor) -> Tensor:
-    deviation = process.deviation(time).expand(len(x))
+    deviation = process.std(time).expand(len(x))
     return noised(mixture, process, time).log_density(x, deviation)
 
 
@@ -68,13 +68,13 @@ def draw(mixture: Mixture, process: Process, time: Tensor, count: int) -> Tensor
     part = torch.multinomial(mixture.weights, count, True, generator=generator)
     own, added = torch.randn(2, count, 1, generator=generator, dtype=torch.float64)
     x0 = mixture.means[part] + mixture.deviations[part, None] * own
-    return process.alpha(time) * x0 + process.deviation(time) * added
+    return process.alpha(time) * x0 + process.std(time) * added
 
 
 def apart(x: Tensor, mixture: Mixture, process: Process, time: Tensor) -> float:
     """Kolmogorov and Smirnov's distance of a sample [N, 1] from the distribution of x_t."""
     part = noised(mixture, process, time)
-    spread = (part.deviations**2 + process.deviation(time) ** 2).sqrt()
+    spread = (part.deviations**2 + process.std(time) ** 2).sqrt()
     x = x.flatten().sort().values
     below = (torch.special.ndtr((x[:, None] - part.means[:, 0]) / spread) * part.weights).sum(1)
     return (below - torch.linspace(0, 1, len(x), dtype=torch.float64)).abs().max().item()
@@ -86,7 +86,7 @@ def test_1_the_forward_equation_has_the_marginals_of_the_process(process: Proces
     x0, count = 2.0, 10_000
     times = path(process, LOW, HIGH)
     generator = torch.Generator().manual_seed(1)
-    x = x0 * process.alpha(times[0]) + process.deviation(times[0]) * torch.randn(
+    x = x0 * process.alpha(times[0]) + process.std(times[0]) * torch.randn(
         count, 1, generator=generator, dtype=torch.float64
     )
     for index, (time, after) in enumerate(pairwise(times)):
@@ -94,7 +94,7 @@ def test_1_the_forward_equation_has_the_marginals_of_the_process(process: Proces
         fresh = torch.randn(x.shape, generator=generator, dtype=torch.float64)
         x = x + drift * (after - time) + diffusion * (after - time).sqrt() * fresh
         if index % 100 == 99:
-            deviation = process.deviation(after)
+            deviation = process.std(after)
             assert abs(x.mean() - process.alpha(after) * x0) < 0.05 * deviation
             assert abs(x.std() / deviation - 1) < 0.04
 
@@ -145,7 +145,7 @@ X = 2 * torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=tor
 def test_5_is_4_with_the_score_of_a_perfect_denoiser(process: Process):
     """(α·μ − x)/s² is ∇log q of a mixture (by autograd), and so the two slopes are one."""
     for time in path(process, LOW, HIGH)[::60]:
-        x = process.alpha(time) * X + process.deviation(time)
+        x = process.alpha(time) * X + process.std(time)
         mean = mean_of(PLANE, process, x, time)
         score = score_of(PLANE, process, x, time)
         torch.testing.assert_close(

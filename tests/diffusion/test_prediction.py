@@ -8,7 +8,7 @@ from processes import BUILT
 from undust.diffusion.noise import normal
 from undust.diffusion.prediction import PREDICTIONS, edm, prediction_on
 from undust.diffusion.process import EDM
-from undust.diffusion.process.base import ENDLESS
+from undust.diffusion.process.base import SIGMA_INF
 from undust.errors import UndustError
 
 SIGMA = torch.tensor([0.01, 0.5, 2.0, 80.0], dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_edm_of_unit_data_is_minus_v():
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_what_tells_a_picture_from_noise_alone(name: str):
     """float32 at the σ that stands for ∞: ε and the score drown in it, the others do not."""
-    x0, noise, sigma = X0.float(), NOISE.float(), torch.tensor(ENDLESS)
+    x0, noise, sigma = X0.float(), NOISE.float(), torch.tensor(SIGMA_INF)
     prediction = PREDICTIONS[name]
     read = prediction.to_x0(prediction.target(x0, noise, sigma), x0 + sigma * noise, sigma)
     assert ((read - x0).abs().max() < 1e-5) == (name not in ("epsilon", "score"))

@@ -56,8 +56,8 @@ def test_score_matching_is_every_networks_loss(process: str, prediction: str):
     output = target + 0.1 * normal(2, (0, 0, 0), X0.shape)
     own = forward.alpha(broad) * x
     predicted = denoiser_score(forward, own, broad, meaning.to_x0(output, x, level))
-    score = -NOISE / forward.deviation(broad)
-    loss = score_matching(forward.deviation(time) ** 2, predicted, score)
+    score = -NOISE / forward.std(broad)
+    loss = score_matching(forward.std(time) ** 2, predicted, score)
     error = (output - target).square().sum((1, 2, 3))
     torch.testing.assert_close(WEIGHTINGS["snr"](sigma, meaning) * error, loss, rtol=1e-5, atol=0)
 

@@ -57,9 +57,9 @@ def test_the_flow_is_the_one_diffusers_has(kind: Any, shift: float):
     process, prediction = read_scheduler(with_name(theirs), "here")
     assert prediction == "flow"
     times = torch.arange(200, 1, -1, dtype=torch.float64) / 200
-    times[0] = process.span[1]
+    times[0] = process.time_range[1]
     sigmas = process.sigma(times)
-    torch.testing.assert_close(process.deviation(times).float(), theirs.sigmas[:199])
+    torch.testing.assert_close(process.std(times).float(), theirs.sigmas[:199])
     torch.testing.assert_close(process.timestep(sigmas).float(), theirs.timesteps[:199])
     assert process.sigma_min == pytest.approx((theirs.sigmas[-1] / (1 - theirs.sigmas[-1])).item())
 
@@ -110,7 +110,7 @@ def test_the_flow_that_is_written_is_sampled_by_euler(shift: float, steps: int):
     theirs = DPMSolverMultistepScheduler.from_config(scheduler_config(process, "flow"))
     theirs.set_timesteps(steps)
     times = (1 - 1 / process.steps) * (1 - torch.arange(steps, dtype=torch.float64) / steps)
-    levels = process.deviation(times)
+    levels = process.std(times)
     torch.testing.assert_close(theirs.sigmas[:-1].double(), levels, rtol=1e-5, atol=0)
     assert theirs.sigmas[-1] == 0
     told = process.timestep(process.sigma(times))

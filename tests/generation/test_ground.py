@@ -201,7 +201,7 @@ def test_a_small_picture_has_a_little_dust_of_its_own():
     time = torch.tensor(250)
     for beside, seed in zip(ground.beside, (5, 6), strict=True):
         dust = normal(seed, (BESIDE, 0, 0), (3, 2, 3))
-        expected = process.alpha(time) * seen(small)[0] + process.deviation(time) * dust
+        expected = process.alpha(time) * seen(small)[0] + process.std(time) * dust
         torch.testing.assert_close(beside, expected)
         assert not torch.equal(dust, normal(seed, (START, 0, 0), (3, 2, 3)))
     *_, last = loop.paint(painter, batch)

@@ -63,7 +63,7 @@ def denoiser_score(process: Process, x: Tensor, time: Tensor | float, mean: Tens
 
     The seed's (μ − x)/σ² is this for α = 1, where s = σ. With another α it is the score of x/α.
     """
-    return (process.alpha(time) * mean - x) / process.deviation(time) ** 2
+    return (process.alpha(time) * mean - x) / process.std(time) ** 2
 
 
 def denoiser_flow(process: Process, x: Tensor, time: Tensor | float, mean: Tensor) -> Tensor:

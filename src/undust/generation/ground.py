@@ -114,9 +114,9 @@ def _to_enlarge(model: LatentModel, process: Process, batch: Sequence[Recipe]) -
     _, height, width = model.latent_shape(recipe.width, recipe.height)
     small = from_image(recipe.init.image(), (width, height)).float() / 127.5 - 1
     time = torch.tensor(recipe.noise_level)
-    if not process.span[0] <= recipe.noise_level <= process.span[1]:
-        raise UndustError(f"noise level: {recipe.noise_level} is outside {process.span}")
+    if not process.time_range[0] <= recipe.noise_level <= process.time_range[1]:
+        raise UndustError(f"noise level: {recipe.noise_level} is outside {process.time_range}")
     dust = [normal(each.seed, (BESIDE, 0, 0), small.shape) for each in batch]
-    alpha, deviation = process.alpha(time).float(), process.deviation(time).float()
+    alpha, deviation = process.alpha(time).float(), process.std(time).float()
     beside = torch.stack([alpha * small + deviation * each for each in dust])
     return Ground(beside=beside, label=recipe.noise_level)

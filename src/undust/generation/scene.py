@@ -223,7 +223,7 @@ def guided(
     if refiner is not None:
         other = with_fitting_adapters(refiner_model(model, refiner), batch[0])
         # It takes over below this time step, as an ensemble of two experts (Podell et al. 2023).
-        first, last = model.process.span
+        first, last = model.process.time_range
         turn = round(last + 1 - refiner.after * (last + 1 - first)) - 0.5
         level = float(model.process.sigma(turn))
         denoise = PromptSchedule(denoise, [(level, Scene(other, batch, sigmas, ground).denoiser())])

@@ -21,7 +21,7 @@ def forward(dust: Dust) -> tuple[Process, Levels]:
         return process, lambda uniform: lognormal(uniform, dust.p_mean, dust.p_std)
     if isinstance(dust, FlowDust):
         flow = Flow(dust.shift, dust.steps)
-        first, last = flow.span
+        first, last = flow.time_range
         return flow, lambda uniform: flow.sigma(first + (last - first) * uniform)
     ends = () if isinstance(dust, CosineDust) else (dust.beta_start, dust.beta_end)
     discrete = DISCRETE[dust.process](dust.steps, *ends)

@@ -20,7 +20,7 @@ from undust.diffusion.process import (
     Process,
     SubVP,
 )
-from undust.diffusion.process.base import ENDLESS
+from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 
@@ -30,7 +30,7 @@ EVERY = pytest.mark.parametrize("process", [pytest.param(p, id=name) for name, p
 
 def times(process: Process, count: int = 41) -> Tensor:
     """Times inside the span; in a discrete process none at which two pieces meet."""
-    first, last = process.span
+    first, last = process.time_range
     share = torch.linspace(0.0123, 0.9871, count, dtype=torch.float64)
     found = first + (last - first) * share
     return found + 0.37 * (found == found.round()) if isinstance(process, VP) else found
@@ -46,7 +46,7 @@ def slope(value: Tensor, time: Tensor) -> Tensor:
 def test_f_and_g_are_the_derivatives_of_alpha_and_the_deviation(process: Process):
     """f = d log α/dt and g² = ds²/dt − 2f·s² (Särkkä & Solin 2019, eq. 6.2), by autograd."""
     time = times(process).requires_grad_()
-    alpha, deviation = process.alpha(time), process.deviation(time)
+    alpha, deviation = process.alpha(time), process.std(time)
     f, g = process.f(time), process.g(time)
     torch.testing.assert_close(f, slope(alpha.log(), time), rtol=1e-7, atol=1e-12)
     expected = slope(deviation**2, time) - 2 * f * deviation**2
@@ -62,10 +62,10 @@ def test_sigma_is_the_deviation_over_alpha_and_time_its_inverse(process: Process
     sigma = process.sigma(time)
     assert sigma.dtype == torch.float64
     assert (sigma.diff() > 0).all()
-    torch.testing.assert_close(sigma, process.deviation(time) / process.alpha(time))
+    torch.testing.assert_close(sigma, process.std(time) / process.alpha(time))
     torch.testing.assert_close(process.time(sigma), time, rtol=1e-9, atol=1e-9)
-    assert process.sigma_min == process.sigma(process.span[0]).item() < sigma[0]
-    assert process.sigma_max == process.sigma(process.span[1]).item() > sigma[-1]
+    assert process.sigma_min == process.sigma(process.time_range[0]).item() < sigma[0]
+    assert process.sigma_max == process.sigma(process.time_range[1]).item() > sigma[-1]
 
 
 @EVERY
@@ -101,9 +101,9 @@ def test_variances_are_those_of_song():
     """Song et al. 2021b, eq. 29: VP keeps α² + s² = 1, sub-VP s = 1 − α² < VP's, VE α = 1."""
     vp, sub, ve = ContinuousVP(), SubVP(), VE()
     time = times(vp)
-    torch.testing.assert_close(vp.alpha(time) ** 2 + vp.deviation(time) ** 2, time / time)
-    torch.testing.assert_close(sub.deviation(time), 1 - sub.alpha(time) ** 2)
-    assert (sub.deviation(time) < vp.deviation(time)).all()
+    torch.testing.assert_close(vp.alpha(time) ** 2 + vp.std(time) ** 2, time / time)
+    torch.testing.assert_close(sub.std(time), 1 - sub.alpha(time) ** 2)
+    assert (sub.std(time) < vp.std(time)).all()
     torch.testing.assert_close(
         ve.sigma(time).log().diff(), ve.sigma(time).log().diff().mean().expand(40)
     )
@@ -131,10 +131,10 @@ def test_time_is_sigma_in_edm_and_the_network_hears_a_quarter_of_its_logarithm()
 def test_rectified_flow_is_a_straight_line_from_picture_to_noise():
     process = Flow()
     time = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    torch.testing.assert_close(process.alpha(time) + process.deviation(time), time / time)
-    torch.testing.assert_close(process.deviation(time), time)
+    torch.testing.assert_close(process.alpha(time) + process.std(time), time / time)
+    torch.testing.assert_close(process.std(time), time)
     torch.testing.assert_close(process.timestep(process.sigma(time)), 1000 * time)
-    assert process.sigma_max == pytest.approx(ENDLESS, rel=1e-6)
+    assert process.sigma_max == pytest.approx(SIGMA_INF, rel=1e-6)
     ends = torch.tensor([process.sigma_min, process.sigma_max])
     assert process.timestep(ends).tolist() == [1, 1000]
 
@@ -145,7 +145,7 @@ def test_a_shift_is_a_factor_of_sigma_that_the_network_does_not_notice():
     time = times(plain)
     torch.testing.assert_close(shifted.sigma(time), 3 * plain.sigma(time))
     tau = 3 * time / (1 + 2 * time)
-    torch.testing.assert_close(shifted.deviation(time), tau)
+    torch.testing.assert_close(shifted.std(time), tau)
     torch.testing.assert_close(shifted.alpha(time), 1 - tau)
     sigma = plain.sigma(time)
     assert torch.equal(shifted.timestep(sigma), plain.timestep(sigma))
@@ -155,7 +155,7 @@ def test_a_shift_is_a_factor_of_sigma_that_the_network_does_not_notice():
 @pytest.mark.parametrize("shift", [Flow.LEAST, Flow.MOST])
 def test_every_shift_allowed_reaches_noise_alone(shift: float):
     """To a few digits: the last time is that near to 1."""
-    assert Flow(shift=shift).sigma_max == pytest.approx(ENDLESS, rel=1e-5)
+    assert Flow(shift=shift).sigma_max == pytest.approx(SIGMA_INF, rel=1e-5)
 
 
 @EVERY

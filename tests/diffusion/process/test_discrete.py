@@ -13,7 +13,7 @@ from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.noise import normal
 from undust.diffusion.prediction import PREDICTIONS
 from undust.diffusion.process import DISCRETE, PROCESSES, VP, zero_terminal_snr
-from undust.diffusion.process.base import ENDLESS
+from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
@@ -116,7 +116,7 @@ def test_zero_terminal_snr_is_lins_algorithm(name: str, steps: int):
     a, b = before.alphas_cumprod.sqrt(), after.alphas_cumprod.sqrt()
     torch.testing.assert_close(b[0], a[0])
     torch.testing.assert_close(b[:-1], a[0] * (a[:-1] - a[-1]) / (a[0] - a[-1]))
-    assert after.sigma_max == pytest.approx(ENDLESS, rel=1e-6)
+    assert after.sigma_max == pytest.approx(SIGMA_INF, rel=1e-6)
     assert (after.sigmas.diff() > 0).all()
     assert 1 / after.sigma_max == pytest.approx(torch.finfo(torch.float32).eps / 2, rel=1e-6)
 

@@ -8,7 +8,7 @@ import torch
 from convergence import GAUSSIAN, impulses
 from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES, Process, zero_terminal_snr
-from undust.diffusion.process.base import ENDLESS
+from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 
@@ -25,7 +25,7 @@ def test_the_gaussian_comes_out_of_nothing_but_noise(name: str, process: Process
     """Mean and deviation of its ends, without random numbers; the error falls with the steps."""
     for steps, bound in ((20, 0.25), (80, 0.1)):
         sigmas = SCHEDULES["trailing"](process, steps)
-        assert sigmas[0] > ENDLESS / 2
+        assert sigmas[0] > SIGMA_INF / 2
         base, own, shares = impulses(name, sigmas, None)
         spread = (own**2 * (1 + sigmas[0] ** 2) + shares.square().sum()).sqrt().item()
         assert spread == pytest.approx(DEVIATION, rel=bound)

@@ -96,7 +96,7 @@ def test_even_in_log_snr_is_exponential(name: str):
     sigmas = SCHEDULES["log-snr"](process, 9)
     assert torch.equal(sigmas, SCHEDULES["exponential"](process, 9))
     time = process.time(sigmas[:-1])[1:-1]
-    log_snr = 2 * (process.alpha(time) / process.deviation(time)).log()
+    log_snr = 2 * (process.alpha(time) / process.std(time)).log()
     torch.testing.assert_close(log_snr.diff(), log_snr.diff().mean().expand(6), rtol=1e-5, atol=0)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from undust.diffusion.registry import Registry
 
-ENDLESS = 2.0**24
+SIGMA_INF = 2.0**24
 """σ that stands for ∞, where a process ends in noise alone (zero terminal SNR, rectified flow).
 
 x = x0 + σ·n cannot hold σ = ∞. At 2²⁴ the share 1/σ of x0 is float32's rounding error: nothing of
@@ -27,7 +27,7 @@ cannot say x0 there (x − σ·ε loses all digits); v, the flow's velocity and 
 SNAP = 1e-4  # a time step this near to a whole one is that one: float32 σ cannot say it better
 
 
-def doubles(time: Tensor | float) -> Tensor:
+def as_float64(time: Tensor | float) -> Tensor:
     """Times in float64; a Python number keeps all its digits."""
     return torch.as_tensor(time, dtype=torch.float64)
 
@@ -42,7 +42,7 @@ class Process(Protocol):
     """x_t = α(t)·x0 + s(t)·n. Times and what depends on them are float64 of any one shape."""
 
     @property
-    def span(self) -> tuple[float, float]:
+    def time_range(self) -> tuple[float, float]:
         """The first and the last time."""
         ...
 
@@ -50,7 +50,7 @@ class Process(Protocol):
         """α(t): what is left of the picture."""
         ...
 
-    def deviation(self, time: Tensor | float) -> Tensor:
+    def std(self, time: Tensor | float) -> Tensor:
         """s(t): the standard deviation of the noise in x_t."""
         ...
 
@@ -76,22 +76,22 @@ class Process(Protocol):
 
     def sigma(self, time: Tensor | float) -> Tensor:
         """σ(t) = s/α, noise over signal."""
-        return self.deviation(time) / self.alpha(time)
+        return self.std(time) / self.alpha(time)
 
     @property
     def sigma_min(self) -> float:
         """σ of the first time."""
-        return self.sigma(self.span[0]).item()
+        return self.sigma(self.time_range[0]).item()
 
     @property
     def sigma_max(self) -> float:
         """σ of the last time."""
-        return self.sigma(self.span[1]).item()
+        return self.sigma(self.time_range[1]).item()
 
     @property
     def ends_in_noise(self) -> bool:
         """Whether nothing of the picture is left at the last time: its σ stands for ∞."""
-        return self.sigma_max > ENDLESS / 2
+        return self.sigma_max > SIGMA_INF / 2
 
     @property
     def default_schedule(self) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from undust.diffusion.process.base import ENDLESS, Process, doubles, process, snap
+from undust.diffusion.process.base import SIGMA_INF, Process, as_float64, process, snap
 from undust.errors import UndustError
 
 FIRST = 1e-3  # VP's first time, where DDPM's first step is; sub-VP's too (Song et al. 2021b, C)
@@ -34,13 +34,13 @@ class _LinearBeta:
         _rising("beta_min", self.beta_min, "beta_max", self.beta_max)
 
     @property
-    def span(self) -> tuple[float, float]:
+    def time_range(self) -> tuple[float, float]:
         """The first and the last time."""
         return FIRST, 1.0
 
     def beta(self, time: Tensor | float) -> Tensor:
         """β(t)."""
-        return self.beta_min + (self.beta_max - self.beta_min) * doubles(time)
+        return self.beta_min + (self.beta_max - self.beta_min) * as_float64(time)
 
     def total(self, time: Tensor | float) -> Tensor:
         """B(t) = ∫β from 0 to t."""
@@ -66,7 +66,7 @@ class _LinearBeta:
 class ContinuousVP(_LinearBeta, Process):
     """The limit of infinitely many steps of "linear": α² + s² = 1 (Song et al. 2021b, eq. 11)."""
 
-    def deviation(self, time: Tensor | float) -> Tensor:
+    def std(self, time: Tensor | float) -> Tensor:
         """√(1 − e^(−B))."""
         return (-(-self.total(time)).expm1()).sqrt()
 
@@ -92,7 +92,7 @@ class ContinuousVP(_LinearBeta, Process):
 class SubVP(_LinearBeta, Process):
     """As VP, with less noise on the way: s = 1 − α² (Song et al. 2021b, eq. 12)."""
 
-    def deviation(self, time: Tensor | float) -> Tensor:
+    def std(self, time: Tensor | float) -> Tensor:
         """1 − e^(−B)."""
         return -(-self.total(time)).expm1()
 
@@ -125,7 +125,7 @@ class VE(Process):
         _rising("lowest", self.lowest, "highest", self.highest)
 
     @property
-    def span(self) -> tuple[float, float]:
+    def time_range(self) -> tuple[float, float]:
         """The first and the last time."""
         return 0.0, 1.0
 
@@ -135,19 +135,19 @@ class VE(Process):
 
     def alpha(self, time: Tensor | float) -> Tensor:
         """1."""
-        return torch.ones_like(doubles(time))
+        return torch.ones_like(as_float64(time))
 
-    def deviation(self, time: Tensor | float) -> Tensor:
+    def std(self, time: Tensor | float) -> Tensor:
         """σ = lowest·(highest/lowest)^t."""
-        return self.lowest * (self._ratio * doubles(time)).exp()
+        return self.lowest * (self._ratio * as_float64(time)).exp()
 
     def f(self, time: Tensor | float) -> Tensor:
         """0."""
-        return torch.zeros_like(doubles(time))
+        return torch.zeros_like(as_float64(time))
 
     def g(self, time: Tensor | float) -> Tensor:
         """σ·√(2·log(highest/lowest))."""
-        return self.deviation(time) * math.sqrt(2 * self._ratio)
+        return self.std(time) * math.sqrt(2 * self._ratio)
 
     def time(self, sigma: Tensor) -> Tensor:
         """log(σ/lowest)/log(highest/lowest)."""
@@ -178,25 +178,25 @@ class EDM(Process):
         _rising("lowest", self.lowest, "highest", self.highest)
 
     @property
-    def span(self) -> tuple[float, float]:
+    def time_range(self) -> tuple[float, float]:
         """The first and the last time."""
         return self.lowest, self.highest
 
     def alpha(self, time: Tensor | float) -> Tensor:
         """1."""
-        return torch.ones_like(doubles(time))
+        return torch.ones_like(as_float64(time))
 
-    def deviation(self, time: Tensor | float) -> Tensor:
+    def std(self, time: Tensor | float) -> Tensor:
         """σ = t."""
-        return doubles(time)
+        return as_float64(time)
 
     def f(self, time: Tensor | float) -> Tensor:
         """0."""
-        return torch.zeros_like(doubles(time))
+        return torch.zeros_like(as_float64(time))
 
     def g(self, time: Tensor | float) -> Tensor:
         """√(2t)."""
-        return (2 * doubles(time)).sqrt()
+        return (2 * as_float64(time)).sqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
         """σ."""
@@ -222,7 +222,7 @@ class Flow(Process):
 
     τ = shift·t/(1 + (shift − 1)·t) (Esser et al. 2024, eq. 23), so σ = τ/(1 − τ) = shift·t/(1 − t):
     a shift is a factor of σ, and moves even times towards the noise. It changes nothing at a given
-    σ; the network is told T·τ. The last σ, infinite at t = 1, is ENDLESS.
+    σ; the network is told T·τ. The last σ, infinite at t = 1, is SIGMA_INF.
     """
 
     LEAST: ClassVar = 1e-3  # with a shift much smaller the last time is 1 in float64
@@ -239,28 +239,28 @@ class Flow(Process):
             )
 
     @property
-    def span(self) -> tuple[float, float]:
-        """1/T and, but for ENDLESS, 1."""
-        return 1 / self.steps, ENDLESS / (ENDLESS + self.shift)
+    def time_range(self) -> tuple[float, float]:
+        """1/T and, but for SIGMA_INF, 1."""
+        return 1 / self.steps, SIGMA_INF / (SIGMA_INF + self.shift)
 
     def _spread(self, time: Tensor | float) -> Tensor:
-        return 1 + (self.shift - 1) * doubles(time)
+        return 1 + (self.shift - 1) * as_float64(time)
 
     def alpha(self, time: Tensor | float) -> Tensor:
         """1 − τ."""
-        return (1 - doubles(time)) / self._spread(time)
+        return (1 - as_float64(time)) / self._spread(time)
 
-    def deviation(self, time: Tensor | float) -> Tensor:
+    def std(self, time: Tensor | float) -> Tensor:
         """τ."""
-        return self.shift * doubles(time) / self._spread(time)
+        return self.shift * as_float64(time) / self._spread(time)
 
     def f(self, time: Tensor | float) -> Tensor:
         """−dτ/dt/(1 − τ); −1/(1 − t) without a shift."""
-        return -self.shift / ((1 - doubles(time)) * self._spread(time))
+        return -self.shift / ((1 - as_float64(time)) * self._spread(time))
 
     def g(self, time: Tensor | float) -> Tensor:
         """g² = 2τ·dτ/dt/(1 − τ) = −2τ·f; 2t/(1 − t) without a shift."""
-        return (-2 * self.deviation(time) * self.f(time)).sqrt()
+        return (-2 * self.std(time) * self.f(time)).sqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
         """σ/(σ + shift)."""

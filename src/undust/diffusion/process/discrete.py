@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from undust.diffusion.process.base import ENDLESS, Process, doubles, process, snap
+from undust.diffusion.process.base import SIGMA_INF, Process, as_float64, process, snap
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError
 
@@ -38,7 +38,7 @@ class VP(Process):
         return len(self.betas)
 
     @property
-    def span(self) -> tuple[float, float]:
+    def time_range(self) -> tuple[float, float]:
         """The first and the last time step."""
         return 0.0, self.steps - 1.0
 
@@ -68,7 +68,7 @@ class VP(Process):
 
     def sigma(self, time: Tensor | float) -> Tensor:
         """The inverse of `timestep`: σ in float64 of whole or fractional time steps in [0, T−1]."""
-        time = doubles(time)
+        time = as_float64(time)
         low = self._piece(time)
         table = self._log_sigmas.to(time.device)
         level = torch.lerp(table[low], table[low + 1], (time - low).clamp(0, 1))
@@ -80,17 +80,17 @@ class VP(Process):
         """1/√(1 + σ²), so that α² + s² = 1."""
         return self.input_scale(self.sigma(time))
 
-    def deviation(self, time: Tensor | float) -> Tensor:
+    def std(self, time: Tensor | float) -> Tensor:
         """σ/√(1 + σ²)."""
         sigma = self.sigma(time)
         return sigma * self.input_scale(sigma)
 
     def beta(self, time: Tensor | float) -> Tensor:
         """β(t) = 2s²·d log σ/dt; over one time step it adds up to −log(1 − β) of that step."""
-        time = doubles(time)
+        time = as_float64(time)
         low = self._piece(time)
         slope = self._log_sigmas.diff().to(time.device)[low]
-        return 2 * self.deviation(time) ** 2 * slope
+        return 2 * self.std(time) ** 2 * slope
 
     def f(self, time: Tensor | float) -> Tensor:
         """−β/2 (Song et al. 2021b, eq. 11)."""
@@ -113,12 +113,12 @@ def zero_terminal_snr(process: VP) -> VP:
     """The process, stretched to end in noise alone (Lin et al. 2024, algorithm 1).
 
     √ᾱ is shifted and scaled to fall from where it began to 0. Its last σ would be infinite, and is
-    ENDLESS instead. Only v, the flow's velocity and x0 tell a picture from there. Raises
+    SIGMA_INF instead. Only v, the flow's velocity and x0 tell a picture from there. Raises
     UndustError for a process whose last step but one has as little of the picture left.
     """
     root = process.alphas_cumprod.sqrt()
     left = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    left[-1] = 1 / (1 + ENDLESS**2)
+    left[-1] = 1 / (1 + SIGMA_INF**2)
     if not bool(left[-2] > left[-1]):
         raise UndustError("zero terminal SNR: the process has nearly ended before its last step")
     return VP(1 - left / torch.cat([left.new_ones(1), left[:-1]]))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.names import ALSO_SAMPLERS, FROM_SAMPLERS
-from undust.diffusion.process.base import ENDLESS
+from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, unknown
 
@@ -57,7 +57,7 @@ class Sampler:
     strong: the power with which a stochastic one nears the path that its noise describes; path:
     whether it is meant to be driven by a `BrownianPath`; adaptive: whether it chooses its steps by
     a bound on the error, and order relates that to the number of network calls; finite: whether it
-    steps in σ itself, which leads nowhere from σ = ENDLESS: Euler's step then comes before it.
+    steps in σ itself, which leads nowhere from σ = SIGMA_INF: Euler's step then comes before it.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Sampler:
         def noise_like(sigma: Tensor, sigma_next: Tensor) -> Tensor:
             return noise(sigma, sigma_next).to(x)
 
-        if self.finite and len(sigmas) > 2 and sigmas[0] > ENDLESS / 2:
+        if self.finite and len(sigmas) > 2 and sigmas[0] > SIGMA_INF / 2:
             return self._after_euler(denoise_batch, x, sigmas, noise_like, **options)
         return self.steps(denoise_batch, x, sigmas, noise_like, **options)
 

@@ -29,7 +29,7 @@ def _places(process: Process, steps: int) -> Tensor:
 
 def _between(process: Process, share: Tensor) -> Tensor:
     """Times: the last one for a share of 0, the first one for 1."""
-    first, last = process.span
+    first, last = process.time_range
     return torch.lerp(share.new_tensor(last), share.new_tensor(first), share)
 
 
@@ -50,7 +50,7 @@ def trailing(process: Process, steps: int) -> Tensor:
     """Even time steps from the last one down; starts at the strongest noise."""
     places = _places(process, steps)
     if not isinstance(process, VP):
-        return process.sigma(process.span[1] * (1 - places / steps))
+        return process.sigma(process.time_range[1] * (1 - places / steps))
     times = process.steps - places * process.steps / steps
     return process.sigma(times.round() - 1)
 
