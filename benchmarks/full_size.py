@@ -123,7 +123,7 @@ def write(name: str, folder: Path) -> None:
         ),
         variant.process(),
         variant.prediction,
-        variant.zeros_for_nothing,
+        variant.force_zeros_for_empty_prompt,
     )
     model_folder.write(parts, folder)
 

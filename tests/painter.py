@@ -16,16 +16,16 @@ COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -
 class ColourPainter:
     """Prompts to colours, and latents that are pixels; a subclass says what it sees under dust."""
 
-    factor = 1
+    downsampling_factor = 1
     latents = (3, 1, 1.0, 0.0)
-    beside = 0
-    low_resolution = None
+    extra_channels = 0
+    low_res_process = None
     max_noise_level = 350
     size = (8, 8)
     name = hash = "painter"
     path, vae, guidance = "", None, 4.0
     precision = "float32"
-    sizes = 0
+    num_size_ids = 0
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (3, height, width)

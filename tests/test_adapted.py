@@ -174,10 +174,10 @@ def lora(folder: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_a_lora(folder: Path, model: LatentDiffusion, lora: Path, live: bool):
-    if live:
-        model = undust.load(folder, live=True)
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_lora(folder: Path, model: LatentDiffusion, lora: Path, merged: bool):
+    if not merged:
+        model = undust.load(folder, merge_loras=False)
     plain = ours(model)
     pipe = pipeline(folder)
     pipe.load_lora_weights(lora, adapter_name="style")
@@ -291,10 +291,10 @@ def test_what_is_saved_is_the_model_with_what_it_wears(
     (recipe,) = model.recipes(PROMPT, size=SIZE, loras=[f"{lora}:0.8"])
     model.with_adapters(recipe.loras).save(tmp_path / "merged")
     assert torch.equal(ours(undust.load(tmp_path / "merged")), styled)
-    live = undust.load(folder, live=True)
-    with pytest.raises(UndustError, match="worn live are not in the weights"):
-        live.with_adapters(recipe.loras).save(tmp_path / "live")
-    assert not (tmp_path / "live").exists()
+    apart = undust.load(folder, merge_loras=False)
+    with pytest.raises(UndustError, match="not merged into the weights"):
+        apart.with_adapters(recipe.loras).save(tmp_path / "apart")
+    assert not (tmp_path / "apart").exists()
 
 
 def test_a_refiner_wears_what_fits_it(folder: Path, model: LatentDiffusion, lora: Path, tmp_path):

@@ -308,6 +308,12 @@ def test_a_device_that_is_not_there(tiny_model: Path, device: Any):
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_live_is_now_merge_loras(tiny_model: Path, live: bool):
+    with pytest.warns(FutureWarning, match=f"live is now merge_loras={not live}"):
+        assert undust.load(tiny_model, live=live).merge_loras is not live
+
+
 def test_the_first_stage_of_another_model(model: LatentDiffusion, tmp_path: Path):
     """A model's folder is one too: what is in its vae/ is taken."""
     other = replace(model, autoencoder=copy.deepcopy(model.autoencoder))

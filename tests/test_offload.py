@@ -134,15 +134,15 @@ def test_the_picture_is_that_of_the_cpu(folders, adapters, variant, adds):
     assert small.most <= room
 
 
-@pytest.mark.parametrize("live", [False, True], ids=["merged", "live"])
-def test_loras_are_changed_on_the_device(folders, adapters, live):
+@pytest.mark.parametrize("merged", [True, False])
+def test_loras_are_changed_on_the_device(folders, adapters, merged):
     worn, bare = options("sd1", ("lora",), adapters, folders), options("sd1", (), adapters, folders)
     [lora] = worn["loras"]
     weaker = {**worn, "loras": [lora.removesuffix(":0.8") + ":0.3"]}
-    at_home = undust.load(folders["sd1"], live=live)
+    at_home = undust.load(folders["sd1"], merge_loras=merged)
     before = {name: network.state_dict() for name, network in at_home.networks.items()}
     with Device():
-        model = undust.load(folders["sd1"], device="cuda:0", live=live)
+        model = undust.load(folders["sd1"], device="cuda:0", merge_loras=merged)
         for asked in (worn, weaker, bare, worn, bare):
             assert apart(painted(model, asked), painted(at_home, asked)) < 1e-5
         model._offload.clear()

@@ -220,7 +220,8 @@ def test_inpainting(loaded, variant: str):
     large = variant.startswith("sdxl")
     model, pipe = loaded(variant, f"StableDiffusion{'XL' * large}InpaintPipeline")
     # What an ordinary model knows is decided on here, place by place of the latent.
-    start, hole = picture(), mask(24, 16, 64, 48) if model.beside == 0 else mask(18, 17, 46, 47)
+    start = picture()
+    hole = mask(24, 16, 64, 48) if model.extra_channels == 0 else mask(18, 17, 46, 47)
     latent = model.encode(as_tensor(start))
     drawn = torch.randn(latent.shape, generator=torch.manual_seed(7))
     unknown = torch.tensor(np.array(hole))[None, None].float() / 255

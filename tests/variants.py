@@ -53,8 +53,8 @@ def build(variant: str) -> LatentDiffusion:
             ),
             known.process(),
             known.prediction,
-            known.zeros_for_nothing,
-            known.low_resolution(),
+            known.force_zeros_for_empty_prompt,
+            known.low_res_process(),
             guidance=known.guidance,
             name=variant,
         )

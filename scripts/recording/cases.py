@@ -69,7 +69,7 @@ def cases() -> Iterator[Case]:
         for kind in (*FAMILIES, "diffusers"):
             chosen = {"loras": [f"loras/{variant}-{kind}.safetensors:0.4"]}
             yield pictures(f"{variant}/lora/{kind}", model, **first, **chosen)
-            beside = {"loaded": {"live": True}}
+            beside = {"loaded": {"merge_loras": False}}
             yield pictures(f"{variant}/lora/{kind}-live", model, **first, **chosen, **beside)
         for name, guide in guides(variant).items():
             asked = {**first, "negative": "blurry dog", "guides": [guide]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -91,11 +92,12 @@ class LatentDiffusion(LatentModel):
         """Writes the model as a diffusers folder, replacing a model that is there, or none of it.
 
         dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
-        the folder alone, if it holds anything but a model, and for LoRAs that are worn live.
+        the folder alone, if it holds anything but a model, and for LoRAs that are not merged.
         """
-        if self.live and self._lora_names:
+        if self._lora_names and not self.merge_loras:
             raise UndustError(
-                "save: LoRAs that are worn live are not in the weights; load the model without live"
+                "save: its LoRAs are not merged into the weights; load the model with "
+                "merge_loras=True"
             )
         model_folder.write(self, expanded(folder), dtype)
 
@@ -112,7 +114,8 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     vae: str | Path | None = None,
-    live: bool = False,
+    merge_loras: bool = True,
+    live: bool | None = None,
 ) -> LatentDiffusion:
     """A built-in model by name, or the diffusers folder or single-file checkpoint at a path.
 
@@ -121,7 +124,12 @@ def load(
 
     dtype: of the weights in memory, "fp16" or "float16" will do too; float32 unless told; device:
     the CPU unless told; vae: a first stage to use instead of the model's own: a file, a folder, or
-    a model's folder; live: as `LatentDiffusion` has it.
+    a model's folder; merge_loras: as `LatentDiffusion` has it; live: its former opposite.
     Raises UndustError for a name that is not known and for what is no whole model.
     """
-    return LatentDiffusion.load(name_or_path, dtype=dtype, device=device, vae=vae, live=live)
+    if live is not None:
+        merge_loras = not live
+        warnings.warn(f"load: live is now merge_loras={merge_loras}", FutureWarning, stacklevel=2)
+    return LatentDiffusion.load(
+        name_or_path, dtype=dtype, device=device, vae=vae, merge_loras=merge_loras
+    )

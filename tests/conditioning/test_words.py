@@ -88,7 +88,7 @@ def rows(tokenizer: Tokenizer, *chunks: str) -> Tensor:
 @given(st.text(max_size=8))
 def test_plain_words_are_the_encoders_own(words: Words, text: str):
     prompt = escape(text)
-    if words.length(prompt) > LENGTH:
+    if words.token_count(prompt) > LENGTH:
         assert len(words.tokenizer.words(text)) > ROOM
         return
     with calls(words) as heard:
@@ -99,8 +99,8 @@ def test_plain_words_are_the_encoders_own(words: Words, text: str):
 
 
 def test_a_full_chunk_is_one(words: Words):
-    assert words.length("a " * ROOM) == LENGTH
-    assert words.length("a " * (ROOM + 1)) == 2 * LENGTH
+    assert words.token_count("a " * ROOM) == LENGTH
+    assert words.token_count("a " * (ROOM + 1)) == 2 * LENGTH
     full = "a " * (ROOM - 1) + "cat"
     assert torch.equal(words([full])[0], words.encoder(words.tokenizer([full])))
 
@@ -152,7 +152,7 @@ def test_weights_reach_every_chunk_and_every_prompt(words: Words):
 def test_a_long_prompt_is_read_in_chunks(words: Words):
     letters = "a b c d e f g h i j a b c d e f g cat"
     chunks = rows(words.tokenizer, "a b c d e f g h", "i j a b c d e f", "g cat")
-    assert words.length(letters) == 3 * LENGTH
+    assert words.token_count(letters) == 3 * LENGTH
     with calls(words) as heard:
         found, _ = words([letters])
     assert torch.equal(torch.cat(heard), chunks)
@@ -173,7 +173,7 @@ def test_break_begins_a_chunk(words: Words, prompt: str, chunks: list[str]):
     with calls(words) as heard:
         words([prompt])
     assert torch.equal(torch.cat(heard), rows(words.tokenizer, *chunks))
-    assert words.length(prompt) == len(chunks) * LENGTH
+    assert words.token_count(prompt) == len(chunks) * LENGTH
 
 
 def test_what_is_repeated_is_attended_to_as_it_was(words: Words):
@@ -184,7 +184,7 @@ def test_what_is_repeated_is_attended_to_as_it_was(words: Words):
     query = torch.randn(1, 5, WIDTH, generator=torch.manual_seed(0))
     for prompt, states in zip(prompts, together, strict=True):
         alone, _ = words([prompt])
-        assert alone.shape == (1, words.length(prompt), WIDTH)
+        assert alone.shape == (1, words.token_count(prompt), WIDTH)
         expected = attend(query, alone, alone * 0.3, heads=2)
         found = attend(query, states[None], states[None] * 0.3, heads=2)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -268,8 +268,8 @@ def test_learnt_words_are_their_vectors(learnt, prompt: str, chunks):
 
 def test_more_vectors_than_a_chunk_holds_are_cut(words: Words):
     taught = replace(words, embeddings={"dog": VECTORS})
-    assert taught.length("dog") == 3 * LENGTH
-    assert taught.length("a dog") == 3 * LENGTH
+    assert taught.token_count("dog") == 3 * LENGTH
+    assert taught.token_count("a dog") == 3 * LENGTH
     size = words.encoder.config.vocab_size
     with calls(taught) as heard:
         taught(["a dog b"])
@@ -311,7 +311,7 @@ def test_any_prompts_have_finite_states(words: Words, prompts: list[str]):
     taught = replace(words, embeddings=LEARNT)
     states, _ = taught(prompts)
     assert states.isfinite().all()
-    assert all(states.shape[1] % taught.length(prompt) == 0 for prompt in prompts)
+    assert all(states.shape[1] % taught.token_count(prompt) == 0 for prompt in prompts)
 
 
 def test_a_tokenizer_of_more_words_than_the_encoder_is_refused(words: Words, tokenizer: Tokenizer):

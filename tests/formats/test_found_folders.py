@@ -185,7 +185,7 @@ def test_the_size_of_old_models(found: Found, version: str, size: int | list[int
     change(folder / "unet/config.json", _diffusers_version=version, sample_size=size)
     theirs, model = pipeline(folder).unet.config.sample_size, undust.load(folder)
     height, width = (theirs, theirs) if isinstance(theirs, int) else theirs
-    assert model.size == (width * model.factor, height * model.factor)
+    assert model.size == (width * model.downsampling_factor, height * model.downsampling_factor)
 
 
 @pytest.mark.parametrize("scale", ["-", 0.18215, 0.08333])

@@ -86,7 +86,14 @@ def test_every_variant_comes_back_to_the_bit(written: Written, tmp_path: Path, v
     own, back = weights(model), weights(read)
     assert own.keys() == back.keys()
     assert all(torch.equal(own[name], back[name]) for name in own)
-    names = ("prediction", "zeros_for_nothing", "text_names", "beside", "sizes", "factor")
+    names = (
+        "prediction",
+        "force_zeros_for_empty_prompt",
+        "text_names",
+        "extra_channels",
+        "num_size_ids",
+        "downsampling_factor",
+    )
     for name in (*names, "max_noise_level"):
         assert getattr(read, name) == getattr(model, name), name
     for ours, theirs in zip(model.texts, read.texts, strict=True):
@@ -95,7 +102,7 @@ def test_every_variant_comes_back_to_the_bit(written: Written, tmp_path: Path, v
             assert getattr(ours.tokenizer, name) == getattr(theirs.tokenizer, name), name
         assert ours.encoder.config == theirs.encoder.config
     assert torch.equal(model.process.sigmas, read.process.sigmas)  # pyright: ignore
-    low, other = model.low_resolution, read.low_resolution
+    low, other = model.low_res_process, read.low_res_process
     assert (low is None) == (other is None)
     if low is not None and other is not None:
         time = torch.arange(1000)
@@ -187,10 +194,10 @@ def test_whether_nothing_is_zeros(written: Written, tmp_path: Path, said: bool |
     """diffusers' default is True, and only XL has the choice."""
     folder = Path(shutil.copytree(written("sdxl")[1], tmp_path / "xl"))
     change(folder / "model_index.json", force_zeros_for_empty_prompt=said)
-    assert model_folder.read(folder, torch.float32).zeros_for_nothing is zeros
+    assert model_folder.read(folder, torch.float32).force_zeros_for_empty_prompt is zeros
     plain = Path(shutil.copytree(written("sd1")[1], tmp_path / "sd1"))
     change(plain / "model_index.json", force_zeros_for_empty_prompt=True)
-    assert not model_folder.read(plain, torch.float32).zeros_for_nothing
+    assert not model_folder.read(plain, torch.float32).force_zeros_for_empty_prompt
 
 
 def test_the_most_noise_of_an_upscaler(written: Written, tmp_path: Path):

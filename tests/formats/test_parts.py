@@ -17,17 +17,18 @@ def built() -> dict[str, LatentDiffusion]:
 
 
 def parts(model: LatentDiffusion, **others: object) -> Parts:
-    names = ("autoencoder", "unet", "texts", "process", "prediction", "low_resolution")
+    names = ("autoencoder", "unet", "texts", "process", "prediction", "low_res_process")
     return Parts(**{**{name: getattr(model, name) for name in names}, **others})  # pyright: ignore
 
 
 def test_what_the_parts_of_each_variant_come_to():
     for name, known in VARIANTS.items():
         model = build(name)
-        assert model.beside == known.channels - 4
-        assert model.factor == 4
-        assert model.sizes == {"sdxl": 6, "sdxl-inpainting": 6, "sdxl-refiner": 5}.get(name, 0)
-        scale = 5.0 if model.sizes else 9.0 if known.enlarges else 7.5  # diffusers' pipelines
+        assert model.extra_channels == known.channels - 4
+        assert model.downsampling_factor == 4
+        sizes = {"sdxl": 6, "sdxl-inpainting": 6, "sdxl-refiner": 5}.get(name, 0)
+        assert model.num_size_ids == sizes
+        scale = 5.0 if sizes else 9.0 if known.enlarges else 7.5  # of diffusers' pipelines
         assert model.guidance == scale
         assert model.text_names == tuple(text.part for text in known.texts)
         assert list(model.networks) == ["vae", "unet", *model.text_names]
@@ -59,9 +60,9 @@ def test_first_stages_of_other_models(built: dict[str, LatentDiffusion]):
 
 def test_an_upscaler_needs_its_dust_and_no_other_has_it(built: dict[str, LatentDiffusion]):
     with pytest.raises(UndustError, match="a U-Net of 7 channels in and 4 out"):
-        parts(built["x4-upscaler"], low_resolution=None)
+        parts(built["x4-upscaler"], low_res_process=None)
     with pytest.raises(UndustError, match="a U-Net of 4 channels in and 4 out"):
-        parts(built["sd1"], low_resolution=built["sd1"].process)
+        parts(built["sd1"], low_res_process=built["sd1"].process)
 
 
 def test_a_width_for_each_level(built: dict[str, LatentDiffusion]):
@@ -70,7 +71,7 @@ def test_a_width_for_each_level(built: dict[str, LatentDiffusion]):
 
     model = built["sd1"]
     both = model.unet.config.model_copy(update={"cross_attention_dim": (32, 32)})
-    assert parts(model, unet=UNet(both)).beside == 0
+    assert parts(model, unet=UNet(both)).extra_channels == 0
     uneven = model.unet.config.model_copy(update={"cross_attention_dim": (32, 64)})
     with pytest.raises(UndustError, match="the parts do not fit"):
         parts(model, unet=UNet(uneven))

@@ -34,14 +34,14 @@ class Painter(ColourPainter):
     """Paints the colour of its prompt, whatever it sees; notes what it saw beside the latent."""
 
     process: Process = field(default_factory=PROCESSES["scaled-linear"])
-    beside: int = 0
-    low_resolution: Process | None = None
-    factor: int = 1
+    extra_channels: int = 0
+    low_res_process: Process | None = None
+    downsampling_factor: int = 1
     hash: str = "painter"
     seen: list[Conditioning] = field(default_factory=list[Conditioning])
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return (3, height // self.factor, width // self.factor)
+        return (3, height // self.downsampling_factor, width // self.downsampling_factor)
 
     def denoise(
         self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
@@ -50,7 +50,7 @@ class Painter(ColourPainter):
         return cond.text[:, 0, :, None, None].expand_as(x)
 
     def load_other(self, name_or_path: str, /) -> Painter:
-        return Painter(beside=int(name_or_path), hash="another")
+        return Painter(extra_channels=int(name_or_path), hash="another")
 
 
 def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Image.Image:
@@ -138,7 +138,7 @@ def test_a_picture_of_which_a_part_is_known():
 
 def test_a_model_that_sees_the_mask_needs_no_known_region():
     """Mask, and the picture with what is masked grey, in the order of the published models."""
-    ground = prepared(Painter(beside=4), [recipe(init=picture(), mask=mask(2))])
+    ground = prepared(Painter(extra_channels=4), [recipe(init=picture(), mask=mask(2))])
     assert ground.unknown is None
     assert ground.beside is not None
     hole = torch.tensor([0.0, 0, 1, 1, 1, 1]).expand(1, 1, 4, 6)
@@ -148,7 +148,7 @@ def test_a_model_that_sees_the_mask_needs_no_known_region():
 @pytest.mark.parametrize("shade", [0, 127, 128, 255])
 def test_such_a_model_sees_a_mask_of_two_shades(shade: int):
     image = Image.new("L", (WIDTH, HEIGHT), shade)
-    ground = prepared(Painter(beside=4), [recipe(init=picture(), mask=image)])
+    ground = prepared(Painter(extra_channels=4), [recipe(init=picture(), mask=image)])
     assert ground.beside is not None
     assert ground.beside[:, 0].unique().tolist() == [float(shade >= 128)]
     assert torch.equal(ground.beside[:, 1:], seen(picture()) * (shade < 128))
@@ -156,7 +156,7 @@ def test_such_a_model_sees_a_mask_of_two_shades(shade: int):
 
 @pytest.mark.parametrize("fields", [{}, {"init": picture()}])
 def test_such_a_model_paints_all_of_it_where_there_is_no_mask(fields: dict[str, Any]):
-    ground = prepared(Painter(beside=4), [recipe(**fields)])
+    ground = prepared(Painter(extra_channels=4), [recipe(**fields)])
     assert ground.beside is not None
     assert torch.equal(ground.beside[:, :1], torch.ones(1, 1, 4, 6))
     assert torch.equal(ground.beside[:, 1:], torch.zeros(1, 3, 4, 6))
@@ -165,13 +165,13 @@ def test_such_a_model_paints_all_of_it_where_there_is_no_mask(fields: dict[str, 
 def test_its_refiner_does_not_see_the_mask():
     """So the known part is put back for both."""
     asked = recipe(init=picture(), mask=mask(2), refiner={"model": "0"})
-    ground = prepared(Painter(beside=4), [asked])
+    ground = prepared(Painter(extra_channels=4), [asked])
     assert ground.unknown is not None
 
 
 def test_a_model_of_channels_that_are_not_known():
     with pytest.raises(UndustError, match="the U-Net wants 2 channels beside the latent's 3"):
-        prepared(Painter(beside=2), [recipe()])
+        prepared(Painter(extra_channels=2), [recipe()])
 
 
 def test_a_picture_of_a_pass_before_is_painted_over():
@@ -192,7 +192,7 @@ def test_a_picture_of_a_pass_before_is_painted_over():
 def test_a_small_picture_has_a_little_dust_of_its_own():
     """The process's own mixture, of numbers that no other noise of the picture shares."""
     process = PROCESSES["scaled-linear"]()
-    painter = Painter(low_resolution=process, beside=3, factor=2)
+    painter = Painter(low_res_process=process, extra_channels=3, downsampling_factor=2)
     small = picture(3, 2)
     batch = [recipe(init=small, noise_level=250, seed=seed) for seed in (5, 6)]
     ground = prepared(painter, batch)
@@ -213,13 +213,13 @@ def test_a_small_picture_has_a_little_dust_of_its_own():
 
 
 def test_what_such_a_model_needs_and_what_others_do_not():
-    larger = Painter(low_resolution=PROCESSES["scaled-linear"](), beside=3)
+    larger = Painter(low_res_process=PROCESSES["scaled-linear"](), extra_channels=3)
     for asked in (recipe(), recipe(init=picture())):
         with pytest.raises(UndustError, match="give it one to begin from"):
             prepared(larger, [asked])
     with pytest.raises(UndustError, match=r"noise level: .*is no model that makes pictures larger"):
         prepared(Painter(), [recipe(init=picture(), noise_level=20)])
-    short = Painter(low_resolution=PROCESSES["scaled-linear"](100), beside=3)
+    short = Painter(low_res_process=PROCESSES["scaled-linear"](100), extra_channels=3)
     with pytest.raises(UndustError, match="noise level: 500 is outside"):
         prepared(short, [recipe(init=picture(), noise_level=500)])
 

@@ -57,7 +57,7 @@ def test_decoding_parity_with_diffusers(layout, size, shake, assert_close) -> No
     z = torch.randn(3, ours.config.latent_channels, *size)
     picture = ours.decode(z)
     assert_close(picture, theirs.decode(z).sample)
-    assert picture.shape[2:] == tuple(ours.factor * side for side in size)
+    assert picture.shape[2:] == tuple(ours.downsampling_factor * side for side in size)
 
 
 def test_channels_last_gives_the_same_and_stays(shake, assert_close) -> None:

@@ -109,7 +109,7 @@ def test_full_size_autoencoder_has_the_published_keys() -> None:
     with torch.device("meta"):
         ours = Autoencoder(AutoencoderConfig.read(SD15_AUTOENCODER))
         assert shapes(ours) == shapes(AutoencoderKL.from_config(SD15_AUTOENCODER))
-    assert ours.factor == 8
+    assert ours.downsampling_factor == 8
     assert ours.config.scaling_factor == 0.18215
 
 

@@ -57,7 +57,7 @@ def test_strips_give_what_the_whole_gives(layout, size, shake) -> None:
     ours = build(shake, torch.float64, **LAYOUTS[layout])
     z = torch.randn(1, 4, *size, dtype=torch.float64)
     torch.testing.assert_close(ours.decoder.streamed(z), ours.decoder(z), rtol=1e-11, atol=1e-11)
-    odd = [side * ours.factor + ours.factor // 2 for side in size]
+    odd = [side * ours.downsampling_factor + ours.downsampling_factor // 2 for side in size]
     x = torch.randn(1, 3, *odd, dtype=torch.float64)
     torch.testing.assert_close(ours.encoder.streamed(x), ours.encoder(x), rtol=1e-11, atol=1e-11)
 

@@ -60,7 +60,7 @@ class Words:
         if self.pooled and self.encoder.text_projection is None:
             raise UndustError("the text encoder has no text_projection, and the U-Net needs it")
 
-    def length(self, prompt: str) -> int:
+    def token_count(self, prompt: str) -> int:
         """How many tokens the prompt comes to, a multiple of the tokenizer's length."""
         return len(self._chunks(prompt)) * self.tokenizer.length
 

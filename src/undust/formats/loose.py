@@ -43,8 +43,8 @@ def first_stage(path: Path, parts: Parts) -> Autoencoder:
         scales = {name: getattr(own.config, name) for name in names}
         known = network.config.model_copy(update=scales)
     network.config = known
-    told = known.latent_channels, network.factor, known.scaling_factor
-    like = own.config.latent_channels, own.factor, own.config.scaling_factor
+    told = known.latent_channels, network.downsampling_factor, known.scaling_factor
+    like = own.config.latent_channels, own.downsampling_factor, own.config.scaling_factor
     if (told, known.latents_std) != (like, own.config.latents_std):
         raise UndustError(
             f"{path} is a first stage of other latents than the model's: {told[0]} channels, "

@@ -86,8 +86,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
             words,
             process,
             prediction,
-            zeros_for_nothing=large and zeros,
-            low_resolution=_scheduler(small)[0] if "low_res_scheduler" in index else None,
+            force_zeros_for_empty_prompt=large and zeros,
+            low_res_process=_scheduler(small)[0] if "low_res_scheduler" in index else None,
             max_noise_level=most,
             guidance=_guidance(words[0], index, large=large),
         )
@@ -113,7 +113,7 @@ def write(
             tokenizer_files.save(building / TEXTS[name], words.tokenizer)
         for name, process, prediction in (
             ("scheduler", parts.process, parts.prediction),
-            ("low_res_scheduler", parts.low_resolution, "epsilon"),
+            ("low_res_scheduler", parts.low_res_process, "epsilon"),
         ):
             if process is not None:
                 (building / name).mkdir()
@@ -183,7 +183,7 @@ def _scheduler(folder: Path) -> tuple[Process, str]:
 
 def _index(parts: Parts) -> dict[str, Any]:
     """model_index.json but for the schedulers."""
-    large, aesthetic = parts.sizes > 0, parts.sizes == 5
+    large, aesthetic = parts.num_size_ids > 0, parts.num_size_ids == 5
     index: dict[str, Any] = {
         "_class_name": _pipeline(parts),
         "_diffusers_version": VERSION,
@@ -201,19 +201,19 @@ def _index(parts: Parts) -> dict[str, Any]:
         "requires_safety_checker": False,
     }
     if large:
-        flags = {ZEROS: parts.zeros_for_nothing}
-        if aesthetic or parts.beside:
+        flags = {ZEROS: parts.force_zeros_for_empty_prompt}
+        if aesthetic or parts.extra_channels:
             flags |= {"requires_aesthetics_score": aesthetic}
-    elif parts.low_resolution is not None:
+    elif parts.low_res_process is not None:
         flags = {NOISE: parts.max_noise_level}
     return index | flags
 
 
 def _pipeline(parts: Parts) -> str:
     """The class of diffusers that paints with such parts."""
-    family = "StableDiffusionXL" if parts.sizes else "StableDiffusion"
-    if parts.low_resolution is not None:
+    family = "StableDiffusionXL" if parts.num_size_ids else "StableDiffusion"
+    if parts.low_res_process is not None:
         return "StableDiffusionUpscalePipeline"
-    if parts.beside:
+    if parts.extra_channels:
         return f"{family}InpaintPipeline"
-    return f"{family}Img2ImgPipeline" if parts.sizes == 5 else f"{family}Pipeline"
+    return f"{family}Img2ImgPipeline" if parts.num_size_ids == 5 else f"{family}Pipeline"

@@ -21,10 +21,10 @@ class Parts:
     """What goes together as one model.
 
     texts: the text encoders, whose states stand side by side; process and prediction: what the
-    U-Net was trained on, and to say; zeros_for_nothing: whether no prompt at all is zeros and not
-    the empty prompt; low_resolution: the noise process of the small pictures that it enlarges, if
-    it does; max_noise_level: the most of that noise, in time steps; guidance: the default guidance
-    scale. Raises UndustError for parts that do not fit one another.
+    U-Net was trained for; force_zeros_for_empty_prompt: whether no prompt is encoded as zeros and
+    not as the empty prompt; low_res_process: the noise process of the low-resolution input, None
+    unless the model is an upscaler; max_noise_level: the most of that noise, in time steps;
+    guidance: the default guidance scale. Raises UndustError for parts that do not fit one another.
     """
 
     autoencoder: Autoencoder
@@ -32,8 +32,8 @@ class Parts:
     texts: tuple[Words, ...]
     process: Process
     prediction: str
-    zeros_for_nothing: bool = False
-    low_resolution: Process | None = None
+    force_zeros_for_empty_prompt: bool = False
+    low_res_process: Process | None = None
     max_noise_level: int = MAX_NOISE_LEVEL
     guidance: float = GUIDANCE
 
@@ -47,14 +47,17 @@ class Parts:
                 f"cross_attention_dim is {wanted}"
             )
         channels = self.autoencoder.config.latent_channels
-        if self.unet.config.out_channels != channels or self.beside not in self._known_beside():
+        if (
+            self.unet.config.out_channels != channels
+            or self.extra_channels not in self._known_extra_channels()
+        ):
             raise UndustError(
                 f"the parts do not fit: a U-Net of {self.unet.config.in_channels} channels in and "
                 f"{self.unet.config.out_channels} out, for latents of {channels}"
             )
 
     @property
-    def beside(self) -> int:
+    def extra_channels(self) -> int:
         """How many channels the U-Net sees beside the latent's."""
         return self.unet.config.in_channels - self.autoencoder.config.latent_channels
 
@@ -64,10 +67,10 @@ class Parts:
         config = self.autoencoder.config
         each = *(config.latents_mean or ()), *(config.latents_std or ())
         shift = config.shift_factor or 0.0
-        return config.latent_channels, self.factor, config.scaling_factor, shift, *each
+        return config.latent_channels, self.downsampling_factor, config.scaling_factor, shift, *each
 
     @property
-    def sizes(self) -> int:
+    def num_size_ids(self) -> int:
         """How many numbers about the picture's size the U-Net is told beside the pooled text."""
         config = self.unet.config
         each, whole = config.addition_time_embed_dim, config.projection_class_embeddings_input_dim
@@ -89,11 +92,11 @@ class Parts:
         return {"vae": self.autoencoder, "unet": self.unet, **texts}
 
     @property
-    def factor(self) -> int:
+    def downsampling_factor(self) -> int:
         """How many pixels, along a side, one of the latent stands for."""
-        return self.autoencoder.factor
+        return self.autoencoder.downsampling_factor
 
-    def _known_beside(self) -> tuple[int, ...]:
-        if self.low_resolution is not None:
+    def _known_extra_channels(self) -> tuple[int, ...]:
+        if self.low_res_process is not None:
             return (self.autoencoder.config.in_channels,)
         return 0, 1 + self.autoencoder.config.latent_channels

@@ -149,15 +149,16 @@ def _unsaid(variant: Variant, parts: Parts) -> Generator[str]:
                 f"the file does not tell that prompts are padded with {shown(own.padding)}: "
                 f"a {variant.title}'s are with {usual.padding}"
             )
-    latent, usual = parts.unet.config.sample_size or 64, variant.size // parts.factor
+    latent, usual = parts.unet.config.sample_size or 64, variant.size // parts.downsampling_factor
     if latent not in (usual, (usual, usual)):
         yield (
             f"the file does not tell the size of the pictures, {variant.size}x{variant.size} if "
             f"none is asked for: the folder's latents are {latent}, not {usual}"
         )
-    if parts.zeros_for_nothing != variant.zeros_for_nothing:
+    if parts.force_zeros_for_empty_prompt != variant.force_zeros_for_empty_prompt:
         yield (
-            f"the file does not tell that {model_folder.ZEROS} is {parts.zeros_for_nothing}: "
+            "the file does not tell that "
+            f"{model_folder.ZEROS} is {parts.force_zeros_for_empty_prompt}: "
             f"a {variant.title}'s is not"
         )
 

@@ -155,7 +155,7 @@ def _notes(model: LatentModel, texts: Sequence[str], asked: Mapping[str, Any]) -
         instead = "without transparency all of it is begun from" if own else "else white is"
         yield f"the transparent part of the {'picture' if own else 'mask'} is painted; {instead}"
     pixels, trained = asked["width"] * asked["height"], math.prod(model.size)
-    if "init" in asked and model.low_resolution is None and pixels > FAR * trained:
+    if "init" in asked and model.low_res_process is None and pixels > FAR * trained:
         width, height = model.size
         yield (
             f"the picture has {pixels / trained:.0f} times the pixels that the model was trained "
@@ -172,7 +172,7 @@ def _mask(
     """
     given = options.get("mask")
     if given is None:
-        enlarged = model.low_resolution is not None or options.get("upscale") is not None
+        enlarged = model.low_res_process is not None or options.get("upscale") is not None
         hole = begun is not None and not enlarged and has_hole(begun.image())
         return (begun, True) if hole else (None, False)
     mask = ImageRef.of(given)
@@ -216,7 +216,7 @@ def _settled(model: LatentModel, options: Options) -> dict[str, Any]:
     if isinstance(upscale, int | float):
         upscale = {"factor": upscale}
     framing = None if framing is None else SizeConditioning.read(framing)
-    if framing is not None and not model.sizes:
+    if framing is not None and not model.num_size_ids:
         raise UndustError(f"framing: {model.name} is not told of sizes; Stable Diffusion XL is")
     if not isinstance(given.get("negative"), str | None):
         raise UndustError(
@@ -244,10 +244,10 @@ def _settled(model: LatentModel, options: Options) -> dict[str, Any]:
         "embeddings": [Embedding.read(each).resolve() for each in _each(given.get("embeddings"))],
         "controls": [Control.read(each).resolve() for each in _each(given.get("controls"))],
     }
-    if model.low_resolution is not None and begun is not None and fields["noise_level"] is None:
+    if model.low_res_process is not None and begun is not None and fields["noise_level"] is None:
         fields["noise_level"] = NOISE_LEVEL
     level, most = fields["noise_level"], model.max_noise_level
-    if isinstance(level, int) and level > most and model.low_resolution is not None:
+    if isinstance(level, int) and level > most and model.low_res_process is not None:
         raise UndustError(f"noise level: {model.name} was trained with at most {most}, not {level}")
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -273,9 +273,9 @@ def _size(
     if begun is None:
         return model.size
     image = begun.image()
-    if model.low_resolution is not None:
-        return image.width * model.factor, image.height * model.factor
-    return size_for(image, extend, model.factor)
+    if model.low_res_process is not None:
+        return image.width * model.downsampling_factor, image.height * model.downsampling_factor
+    return size_for(image, extend, model.downsampling_factor)
 
 
 def _refiner(model: LatentModel, asked: Refiner) -> Refiner:

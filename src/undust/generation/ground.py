@@ -63,15 +63,15 @@ def prepared(model: LatentModel, batch: Sequence[Recipe], painted: Tensor | None
     use.
     """
     recipe = batch[0]
-    if model.low_resolution is not None:
-        return _to_enlarge(model, model.low_resolution, batch)
+    if model.low_res_process is not None:
+        return _to_enlarge(model, model.low_res_process, batch)
     if recipe.noise_level is not None:
         raise UndustError(f"noise level: {recipe.model} is no model that makes pictures larger")
     if painted is not None:
         frame = 0, 0, recipe.width - painted.shape[-1], recipe.height - painted.shape[-2]
         begin = model.encode(F.pad(painted, (0, frame[2], 0, frame[3]), "replicate"))
         return Ground(begin, beside=_beside(model, None, recipe), frame=frame)
-    over = canvas(recipe, model.factor)
+    over = canvas(recipe, model.downsampling_factor)
     beside = _beside(model, over, recipe)
     if over is None:
         return Ground(beside=beside)
@@ -88,11 +88,13 @@ def _beside(model: LatentModel, over: Canvas | None, recipe: Recipe) -> Tensor |
     The mask, and the latent of the picture without what is masked, which is grey (Rombach et al.
     2022, section 4.5; the order is that of the published models).
     """
-    if model.beside == 0:
+    if model.extra_channels == 0:
         return None
     channels, height, width = model.latent_shape(recipe.width, recipe.height)
-    if model.beside != 1 + channels:
-        raise UndustError(f"the U-Net wants {model.beside} channels beside the latent's {channels}")
+    if model.extra_channels != 1 + channels:
+        raise UndustError(
+            f"the U-Net wants {model.extra_channels} channels beside the latent's {channels}"
+        )
     if over is None or over.unknown is None:
         unknown = torch.ones(1, 1, height, width)
         seen = torch.zeros(1, 3, recipe.height, recipe.width)

@@ -193,7 +193,9 @@ def enlarged(batch: Sequence[Recipe], model: LatentModel, size: tuple[int, int])
     upscale = batch[0].upscale
     if upscale is None:
         return list(batch)
-    width, height = (-(-side // model.factor) * model.factor for side in size)
+    width, height = (
+        -(-side // model.downsampling_factor) * model.downsampling_factor for side in size
+    )
     init = ImageRef(path="")
     guides = tuple(guide.resolve(model, (width, height)) for guide in batch[0].guides)
     return [

@@ -133,15 +133,15 @@ class Scene:
     ) -> Conditioning:
         """With what the network sees beside the words."""
         count = len(cond)
-        if network.beside:
+        if network.extra_channels:
             seen = self.ground.beside
-            if seen is None or seen.shape[1] != network.beside:
+            if seen is None or seen.shape[1] != network.extra_channels:
                 raise UndustError(
-                    f"{network.name} cannot be asked here: its U-Net sees {network.beside} "
+                    f"{network.name} cannot be asked here: its U-Net sees {network.extra_channels} "
                     "channels beside the latent, which are not painted with"
                 )
             cond = replace(cond, extra_channels=seen.expand(count, -1, -1, -1))
-        if network.low_resolution is not None and self.ground.label is not None:
+        if network.low_res_process is not None and self.ground.label is not None:
             cond = replace(cond, label=torch.full((count,), self.ground.label))
         if not self.controls or network is not self.model:
             return cond

@@ -18,8 +18,8 @@ class Conditioner:
     """Text encoders side by side, and the size conditioning of Stable Diffusion XL.
 
     texts: by their names in a model folder; num_size_ids: how many numbers the network is given
-    beside the pooled text; zeros_for_none: whether no prompt at all is zeros and not the empty
-    prompt; offload: brings each encoder to its device.
+    beside the pooled text; force_zeros_for_empty_prompt: whether no prompt is encoded as zeros and
+    not as the empty prompt; offload: brings each encoder to its device.
     """
 
     def __init__(
@@ -27,16 +27,16 @@ class Conditioner:
         texts: Mapping[str, Words],
         num_size_ids: int = 0,
         *,
-        zeros_for_none: bool = False,
+        force_zeros_for_empty_prompt: bool = False,
         offload: Offload | None = None,
     ) -> None:
         self.texts, self.num_size_ids = dict(texts), num_size_ids
-        self._zeros_for_none, self._offload = zeros_for_none, offload or Offload(None)
+        self._force_zeros, self._offload = force_zeros_for_empty_prompt, offload or Offload(None)
 
     def token_count(self, prompt: str | None) -> int:
         """How many tokens a prompt comes to, a multiple of the tokenizer's length."""
         first = next(iter(self.texts.values()))
-        return first.length(prompt or "")
+        return first.token_count(prompt or "")
 
     def __call__(
         self, prompts: Sequence[str | None], size_ids: Sequence[float] = (), *, clip_skip: int = 0
@@ -70,7 +70,7 @@ class Conditioner:
             for words in self.texts.values()
         ]
         text, pooled = torch.cat([states for states, _ in found], -1), found[-1][1]
-        if self._zeros_for_none:
+        if self._force_zeros:
             any_ = torch.tensor([each is not None for each in texts], device=text.device)
             text = torch.where(any_[:, None, None], text, 0)
             pooled = None if pooled is None else torch.where(any_[:, None], pooled, 0)

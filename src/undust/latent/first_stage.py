@@ -37,15 +37,15 @@ class Posterior:
 class FirstStage(ABC):
     """Pictures [B,3,H,W] in [-1,1] to the latents that a denoiser is trained on, and back.
 
-    channels: of the latents; factor: pixels along a side for one latent pixel.
+    channels: of the latents; downsampling_factor: pixels along a side for one latent pixel.
     """
 
     channels: int
-    factor: int
+    downsampling_factor: int
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture; UndustError if the size is not divisible."""
-        factor = self.factor
+        factor = self.downsampling_factor
         if width % factor or height % factor or min(width, height) < factor:
             fits = "x".join(str(max(1, round(side / factor)) * factor) for side in (width, height))
             raise UndustError(
@@ -75,7 +75,8 @@ class KLFirstStage(FirstStage):
     def __init__(self, network: Autoencoder, offload: Offload | None = None) -> None:
         """offload: brings the network to its device; None where it is there."""
         self.network, self._offload = network, offload or Offload(None)
-        self.channels, self.factor = network.config.latent_channels, network.factor
+        self.channels = network.config.latent_channels
+        self.downsampling_factor = network.downsampling_factor
 
     def encode(self, pictures: Tensor) -> Posterior:
         """Pictures [B,3,H,W] in [-1,1] → the posterior over their latents, in float32."""

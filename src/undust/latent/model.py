@@ -44,18 +44,18 @@ class LatentModel(Parts):
     """First stage, conditioner and denoiser of one model, and the caches of what requests bring.
 
     hash: tells its weights from all others, but for `vae`, a first stage in the place of its own;
-    path: where it was loaded from, "" if from inside undust; live: LoRAs are added to the outputs
-    of modules, where another weight costs nothing, instead of being merged into copies of the
-    weights; runs_on: the device that each network is brought to when it is called, and taken from
-    when memory runs out, or None to leave all where they are. Several threads may use it.
+    path: where it was loaded from, "" if from inside undust; merge_loras: LoRAs are merged into
+    copies of the weights, or else added to the outputs of modules, where another LoRA weight costs
+    nothing; execution_device: each network is moved there when it is called and back when memory
+    runs out, None to leave all where they are. Several threads may use it.
     """
 
     name: str = ""
     hash: str = ""
     path: str = ""
     vae: WeightsRef | None = None
-    live: bool = False
-    runs_on: torch.device | None = None
+    merge_loras: bool = True
+    execution_device: torch.device | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ class LatentModel(Parts):
         self._loras: dict[str, Lora] = {}
         self._adapted: Mapping[str, nn.Module] = {}  # kept while a request uses it
         self._lora_names: list[str] = []
-        self._use(Offload(self.runs_on))
+        self._use(Offload(self.execution_device))
 
     @classmethod
     def load(
@@ -76,7 +76,7 @@ class LatentModel(Parts):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         vae: str | Path | None = None,
-        live: bool = False,
+        merge_loras: bool = True,
     ) -> Self:
         """The model of that name or at that path; see `undust.load`."""
         folder, dtype = named.find(name_or_path), placement.precision(dtype or "fp32")
@@ -106,15 +106,15 @@ class LatentModel(Parts):
             hash=found,
             path="" if folder.parent == named.BUILT_IN else str(name_or_path),
             vae=instead,
-            live=live,
-            runs_on=placement.device(device),
+            merge_loras=merge_loras,
+            execution_device=placement.device(device),
         )
 
     def _use(self, offload: Offload) -> None:
         """Runs the networks through this."""
         self._offload = offload
         own = {name: network for name, network in self.networks.items() if name != "vae"}
-        self._lora_set = LoraSet(own, merge=not self.live, before=offload.clear)
+        self._lora_set = LoraSet(own, merge=self.merge_loras, before=offload.clear)
         self._assemble()
 
     def _assemble(self) -> None:
@@ -123,8 +123,8 @@ class LatentModel(Parts):
         self.first_stage = KLFirstStage(self.autoencoder, offload)
         self.conditioner = Conditioner(
             {words.name: words for words in self.texts},
-            self.sizes,
-            zeros_for_none=self.zeros_for_nothing,
+            self.num_size_ids,
+            force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
             offload=offload,
         )
         prediction = prediction_on(self.process, self.prediction)
@@ -140,7 +140,7 @@ class LatentModel(Parts):
     @property
     def device(self) -> torch.device:
         """The device that its networks run on."""
-        return self.runs_on or self.unet.conv_in.weight.device
+        return self.execution_device or self.unet.conv_in.weight.device
 
     @property
     def precision(self) -> str:
@@ -152,7 +152,7 @@ class LatentModel(Parts):
         """Width and height of the pictures that the model was trained on, pixels."""
         sample = self.unet.config.sample_size or 64
         height, width = (sample, sample) if isinstance(sample, int) else sample
-        return width * self.factor, height * self.factor
+        return width * self.downsampling_factor, height * self.downsampling_factor
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a picture; UndustError if the size is not divisible."""
@@ -179,11 +179,11 @@ class LatentModel(Parts):
         size that the picture is to have, an aesthetic score: 6, or 2.5 for a negative prompt, as in
         diffusers. Other models are given no numbers.
         """
-        if not self.sizes:
+        if not self.num_size_ids:
             return []
         size, framing = size or self.size, framing or SizeConditioning()
         original, target = framing.original or size, framing.target or size
-        last = [2.5 if negative else 6.0] if self.sizes == 5 else target[::-1]
+        last = [2.5 if negative else 6.0] if self.num_size_ids == 5 else target[::-1]
         return [*original[::-1], *framing.crop[::-1], *last]
 
     def condition(

@@ -179,7 +179,7 @@ class Autoencoder(nn.Module):
         )
 
     @property
-    def factor(self) -> int:
+    def downsampling_factor(self) -> int:
         """How many pixels, along one side, a latent pixel stands for."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
@@ -217,7 +217,7 @@ class Autoencoder(nn.Module):
 
         Large pictures are streamed as `encode` does it.
         """
-        streamed = streamed or z.shape[2] * z.shape[3] * self.factor**2 > LARGE
+        streamed = streamed or z.shape[2] * z.shape[3] * self.downsampling_factor**2 > LARGE
         return self._run(self.decoder, self.post_quant_conv(z), streamed=streamed)
 
     def _run(self, half: Encoder | Decoder, x: Tensor, *, streamed: bool) -> Tensor:

@@ -50,10 +50,11 @@ class FirstStageTask:
         torch.manual_seed(recipe.seed)
         self.autoencoder = Autoencoder(recipe.autoencoder)
         side = data.crop or data.size
-        if side % self.autoencoder.factor or data.size < side:
+        factor = self.autoencoder.downsampling_factor
+        if side % factor or data.size < side:
             raise UndustError(
                 f"data.size {data.size} and data.crop {data.crop}: the side trained on has to be a "
-                f"multiple of {self.autoencoder.factor} and the crop no larger than the picture"
+                f"multiple of {factor} and the crop no larger than the picture"
             )
         self.modules = nn.ModuleDict({"autoencoder": self.autoencoder})
         self.order = Order(groups(samples, data.draw_by), recipe.seed)

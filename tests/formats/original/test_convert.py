@@ -133,7 +133,7 @@ def test_file_to_folder_to_file_is_the_same_to_the_bit(variant, checkpoint, conv
     betas = VARIANTS[variant].process().betas
     torch.testing.assert_close(pipeline.scheduler.betas.double(), betas, rtol=1e-6, atol=0)
     if variant == "x4-upscaler":
-        betas = VARIANTS[variant].low_resolution().betas
+        betas = VARIANTS[variant].low_res_process().betas
         theirs = pipeline.low_res_scheduler.betas.double()
         torch.testing.assert_close(theirs, betas, rtol=1e-6, atol=0)
     for text, tokens in zip(VARIANTS[variant].texts, ("tokenizer", "tokenizer_2"), strict=False):

@@ -94,13 +94,13 @@ def test_the_folder_of_a_file_is_the_same_model(file: Path, tmp_path: Path):
     assert model.name == file.stem
     assert model.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
     assert model.prediction == VARIANTS[file.stem].prediction
-    assert model.unet.config.sample_size * model.factor == VARIANTS[file.stem].size
+    assert model.unet.config.sample_size * model.downsampling_factor == VARIANTS[file.stem].size
     model.save(tmp_path / "folder")
     again = undust.load(tmp_path / "folder")
     assert again.prediction == model.prediction
     assert again.unet.config == model.unet.config
-    assert again.zeros_for_nothing == model.zeros_for_nothing
-    assert (again.low_resolution is None) == (model.low_resolution is None)
+    assert again.force_zeros_for_empty_prompt == model.force_zeros_for_empty_prompt
+    assert (again.low_res_process is None) == (model.low_res_process is None)
     for ours, theirs in zip(model.texts, again.texts, strict=True):
         assert ours.tokenizer == theirs.tokenizer
         assert (ours.penultimate, ours.pooled) == (theirs.penultimate, theirs.pooled)
@@ -114,7 +114,7 @@ def test_the_folder_of_a_file_is_the_same_model(file: Path, tmp_path: Path):
 def test_every_variant_is_painted_with(file: Path):
     model = undust.load(file)
     start = {"init": Image.new("RGB", (16, 16)), "noise_level": 9}
-    start = start if model.low_resolution else {"size": 64}
+    start = start if model.low_res_process else {"size": 64}
     (got,) = model.generate(PROMPT, seed=1, steps=2, **start)
     assert got.latent.isfinite().all()
 

@@ -84,9 +84,9 @@ class Checkpoint:
     """What is in a file: known from its header, and held against what has to be there.
 
     variant: None for a first stage alone; parts: under the names that they have in a model folder,
-    without a first stage if there is none; spare: what else there is → how many tensors; factor:
-    pixels that stand for one of the latent, along a side; strays: tensors that belong to nothing
-    known, and lie outside of the networks.
+    without a first stage if there is none; spare: what else there is → how many tensors;
+    downsampling_factor: pixels along a side for one latent pixel; strays: tensors that belong to
+    nothing known, and lie outside of the networks.
     """
 
     path: Path
@@ -94,7 +94,7 @@ class Checkpoint:
     evidence: list[Evidence]
     parts: dict[str, Part]
     spare: dict[str, int]
-    factor: int
+    downsampling_factor: int
     strays: tuple[str, ...]
 
     def load(self, dtype: torch.dtype | None = torch.float32) -> dict[str, nn.Module]:
@@ -263,7 +263,7 @@ def _spare(key: str, variant: Variant | None, *, ema: bool) -> str:
 def _factor(variant: Variant | None, shapes: Shapes) -> int:
     """How many pixels, along a side, one of the latent stands for."""
     blocks = {match[1] for key in shapes if (match := BLOCK.match(key))}
-    return 2 ** (len(blocks) - 1) if blocks else variant.factor if variant else 8
+    return 2 ** (len(blocks) - 1) if blocks else variant.downsampling_factor if variant else 8
 
 
 def _apart(key: str, variant: Variant | None) -> bool:

@@ -50,8 +50,8 @@ def load(
         texts,
         variant.process(),
         variant.prediction,
-        variant.zeros_for_nothing,
-        variant.low_resolution(),
+        variant.force_zeros_for_empty_prompt,
+        variant.low_res_process(),
         guidance=variant.guidance,
     )
 
@@ -66,7 +66,7 @@ def load_first_stage(path: Path, dtype: torch.dtype | None) -> Autoencoder:
 
 def _stand_in(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
     """A first stage without weights, of the model's latents: what another one has to fit."""
-    levels = checkpoint.factor.bit_length()
+    levels = checkpoint.downsampling_factor.bit_length()
     config = {"block_out_channels": (32,) * levels, "scaling_factor": variant.scaling_factor}
     return blank(Autoencoder, AutoencoderConfig.read(config))
 

@@ -76,9 +76,9 @@ class Variant:
 
     channels: of the U-Net's input; added: the tensor that tells of what is added to the time
     embedding, if anything; heads: a width → the attention heads of a level that wide; size: of the
-    pictures trained on, pixels; zeros_for_nothing: whether no prompt is shown as zeros; enlarges:
-    whether it sees a small picture, under dust, that it makes large; guidance: the default guidance
-    scale, that of diffusers' pipelines.
+    pictures trained on, pixels; force_zeros_for_empty_prompt: whether no prompt is encoded as
+    zeros; enlarges: whether it is an upscaler, whose input is a small picture with noise; guidance:
+    the default guidance scale, that of diffusers' pipelines.
     """
 
     name: str
@@ -92,16 +92,16 @@ class Variant:
     prediction: str = "epsilon"
     beta: tuple[float, float] = (0.00085, 0.012)
     zero_snr: bool = False
-    zeros_for_nothing: bool = False
+    force_zeros_for_empty_prompt: bool = False
     enlarges: bool = False
     guidance: float = 7.5
 
     @property
-    def factor(self) -> int:
+    def downsampling_factor(self) -> int:
         """How many pixels, along a side, one of the published latents stands for."""
         return 4 if self.enlarges else 8
 
-    def low_resolution(self) -> VP | None:
+    def low_res_process(self) -> VP | None:
         """The process that the dust on the small picture is of, if it sees one."""
         return DISCRETE["scaled-linear"](1000, 1e-4, 0.02) if self.enlarges else None
 
@@ -152,7 +152,7 @@ SDXL = Variant(
     1024,
     0.13025,
     added=ADDED[0],
-    zeros_for_nothing=True,
+    force_zeros_for_empty_prompt=True,
     guidance=5.0,
 )
 REFINER = replace(
@@ -160,7 +160,7 @@ REFINER = replace(
     name="sdxl-refiner",
     title="Stable Diffusion XL refiner",
     texts=(replace(XL_BIG_G, prefix="conditioner.embedders.0.model."),),
-    zeros_for_nothing=False,
+    force_zeros_for_empty_prompt=False,
 )
 UPSCALER = replace(
     SD2,
