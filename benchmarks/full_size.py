@@ -84,11 +84,11 @@ def write(name: str, folder: Path) -> None:
     from torch import nn
 
     from undust.conditioning.clip import clip
-    from undust.conditioning.words import Words
+    from undust.conditioning.text import Words
     from undust.formats import model_folder
+    from undust.formats.components import Parts
     from undust.formats.networks import blank
     from undust.formats.original.variants import VARIANTS
-    from undust.formats.parts import Parts
     from undust.networks.autoencoder import Autoencoder
     from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
     from undust.networks.text_encoder import TextEncoder

@@ -38,7 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fuzzing import KINDS, Asks
 
-from undust.cli import show
+from undust.cli import console
 from undust.errors import UndustError
 
 SECONDS, WAIT = 2.0, 60.0  # of a processor for one reading; of the clock until it is ended
@@ -171,7 +171,7 @@ def run(count: int, seed: int, kinds: list[str], keep: Path | None) -> int:
     began, wrong = time.monotonic(), 0
     with (
         tempfile.TemporaryDirectory(prefix="undust-fuzz-") as room,
-        show.Progress(sum(amounts.values()), "cases") as progress,
+        console.Progress(sum(amounts.values()), "cases") as progress,
     ):
         for kind, amount in amounts.items():
             KINDS[kind].prepare(Path(room, "originals"))
@@ -180,7 +180,7 @@ def run(count: int, seed: int, kinds: list[str], keep: Path | None) -> int:
                 sums[kind].add(outcome)
                 progress.update(sum(each.number for each in sums.values()), f"{kind} {done}")
                 for fault in outcome.faults:
-                    progress.line(f"{kind}:{outcome.number}: {show.clean(fault)}")
+                    progress.line(f"{kind}:{outcome.number}: {console.clean(fault)}")
                 if outcome.faults:
                     wrong += 1
                     if keep:
@@ -189,7 +189,7 @@ def run(count: int, seed: int, kinds: list[str], keep: Path | None) -> int:
                         shutil.copytree(
                             place, keep / f"{kind}-{outcome.number}", dirs_exist_ok=True
                         )
-    show.table(
+    console.table(
         ["kind", "cases>", "read>", "refused>", "faults>", "longest, s>", "most memory, MiB>"],
         [
             (

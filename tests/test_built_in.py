@@ -11,7 +11,7 @@ import torch
 
 import undust
 from undust.cli import main
-from undust.formats.named import BUILT_IN, built_in
+from undust.formats.locate import BUILT_IN, built_in
 
 LARGEST = 39_000_000  # bytes; the wheel has to stay below 40 million, and the code takes its part
 

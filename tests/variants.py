@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from undust.conditioning.clip import clip
-from undust.conditioning.words import Words
+from undust.conditioning.text import Words
 from undust.diffusion.process import VP
 from undust.formats.original.variants import VARIANTS
 from undust.model import LatentDiffusion

@@ -9,13 +9,13 @@ from torch import nn
 
 from fuzzing.changes import Entries
 from undust.conditioning import tokenizer as tokenizers
-from undust.conditioning.words import Words
+from undust.conditioning.text import Words
 from undust.diffusion.process import PROCESSES
 from undust.formats import model_folder
+from undust.formats.components import Parts
 from undust.formats.networks import blank
 from undust.formats.original.checkpoint import original
 from undust.formats.original.variants import VARIANTS
-from undust.formats.parts import Parts
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import (
     AutoencoderConfig,

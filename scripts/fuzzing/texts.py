@@ -20,7 +20,7 @@ from fuzzing.pictures import recipe
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.clip import clip
 from undust.conditioning.prompt import parse
-from undust.conditioning.words import Words
+from undust.conditioning.text import Words
 from undust.diffusion.process import DISCRETE, EDM, Flow
 from undust.formats import model_folder, safetensors_file
 from undust.formats import tokenizer_files as tokenizer_folder

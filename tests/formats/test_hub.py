@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import undust
 from undust.errors import UndustError
-from undust.formats import named
+from undust.formats import locate
 from undust.formats.hub import fetch, is_name, wanted
 from undust.training.derived import first_stage_at
 
@@ -136,7 +136,7 @@ def test_a_recipe_may_name_a_first_stage_on_the_hub(hub: Hub):
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_a_path_of_a_file_is_no_name(hub: Hub, ending: str):
     with pytest.raises(UndustError, match=r"no model at folder/a\..*: it does not exist"):
-        named.find(f"folder/a.{ending}")
+        locate.find(f"folder/a.{ending}")
     assert hub.asked == []
 
 

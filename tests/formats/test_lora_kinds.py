@@ -15,10 +15,10 @@ from adapters import families
 from adapters.families import IN, OUT, draw, net, prefixed
 from undust.cli.inspect import describe
 from undust.errors import UndustError
-from undust.formats import additions, safetensors_file
+from undust.formats import extras, safetensors_file
 from undust.formats.lora import peft_config
 from undust.formats.lora.file import load
-from undust.formats.lora.outline import outline
+from undust.formats.lora.summary import outline
 
 NAME = "lora_unet_linear"
 # The names and shapes of LyCORIS 4.1 and of kohya's scripts, for a linear layer.
@@ -47,7 +47,7 @@ class Called(nn.Sequential):
 def refused(path: Path, kind: str) -> None:
     """Every command says the same of the file."""
     text = f"it is of the kind {kind}, which is not supported; LoRA, LoHa, LoKr, DoRA and full"
-    for read in (lambda: load(path, {"unet": net()}), lambda: additions.kind_of(path)):
+    for read in (lambda: load(path, {"unet": net()}), lambda: extras.kind_of(path)):
         with pytest.raises(UndustError) as error:
             read()
         assert str(error.value).startswith(f"{path}: {text}")
@@ -97,7 +97,7 @@ def test_adapters_beside_another_base(init: str, kind: str, tmp_path: Path):
     tensors = prefixed("base_model.model.linear", families.lora_without_alpha((OUT, IN), draw(0)))
     safetensors_file.save(path, tensors)
     config.save_pretrained(tmp_path)
-    for read in (lambda: load(path, {"unet": net()}), lambda: additions.kind_of(path)):
+    for read in (lambda: load(path, {"unet": net()}), lambda: extras.kind_of(path)):
         with pytest.raises(UndustError, match=f"{kind}.*, which needs"):
             read()
     assert "which needs" in describe(path)["cannot be used"]
@@ -146,7 +146,7 @@ def test_a_word_is_no_method(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     safetensors_file.save(path, {"road_sign": torch.ones(2, 8)})
     assert outline(path) is None
-    assert additions.kind_of(path) == additions.WORD
+    assert extras.kind_of(path) == extras.WORD
 
 
 @pytest.mark.parametrize(

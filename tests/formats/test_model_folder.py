@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from undust.errors import UndustError
 from undust.formats import model_folder
+from undust.formats.components import Parts
 from undust.formats.original.variants import VARIANTS
-from undust.formats.parts import Parts
 from undust.model import LatentDiffusion
 from variants import build
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from undust.conditioning import tokenizer as tokenizers
-from undust.conditioning.words import Words
+from undust.conditioning.text import Words
 from undust.errors import UndustError
 from undust.formats import safetensors_file, textual_inversion
 from undust.networks.config import TextEncoderConfig

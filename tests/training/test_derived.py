@@ -15,9 +15,9 @@ from PIL import Image
 import undust
 from undust.cli import main
 from undust.errors import UndustError
-from undust.formats import convert, loose
+from undust.formats import convert, standalone_vae
+from undust.formats.locate import BUILT_IN
 from undust.formats.locks import FileLock, LockedError
-from undust.formats.named import BUILT_IN
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.training import recipes
@@ -152,8 +152,8 @@ def test_a_file_that_does_not_tell_the_scale_has_a_command_that_makes_a_folder_o
     assert "scaling_factor" in fields
     config.write_text(json.dumps({**fields, "scaling_factor": 0.13025}), "utf-8")
     recipe = with_derived(diffusion_recipe("first_stage='my vae'"))
-    assert loose.config(recipe.first_stage).scaling_factor == 0.13025
-    assert torch.equal(loose.load(recipe.first_stage).last_layer, own.last_layer)
+    assert standalone_vae.config(recipe.first_stage).scaling_factor == 0.13025
+    assert torch.equal(standalone_vae.load(recipe.first_stage).last_layer, own.last_layer)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import typer
 from undust import __version__
 from undust.cli import (
     backwards,
+    console,
     convert,
     data,
     evaluate,
@@ -25,10 +26,9 @@ from undust.cli import (
     habits,
     inspect,
     lab,
+    listing,
     schedules,
-    show,
     streams,
-    tables,
     train,
 )
 from undust.errors import UndustError
@@ -52,10 +52,10 @@ app.command()(backwards.invert)
 app.command()(backwards.likelihood)
 app.command()(inspect.inspect)
 app.command()(convert.convert)
-app.command()(tables.models)
-app.command()(tables.samplers)
+app.command()(listing.models)
+app.command()(listing.samplers)
 app.add_typer(schedules.app, name="schedules")
-app.command()(tables.guidances)
+app.command()(listing.guidances)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(evaluate.evaluate)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with streams.lasting() as written:
         code = _run(argv)
         if lost := streams.unwritten(written):
-            show.note(f"the output could not be written: {lost}")
+            console.note(f"the output could not be written: {lost}")
         return code or (WRONG if lost else 0)
 
 
@@ -113,7 +113,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except typer.Exit as end:
         return end.exit_code
     except KeyboardInterrupt as stop:
-        show.note(str(stop) or "stopped")
+        console.note(str(stop) or "stopped")
         return STOPPED
     except Exception as error:
         if debug:
@@ -121,7 +121,7 @@ def _run(argv: Sequence[str] | None) -> int:
         known = isinstance(error, UndustError | typer.TyperException | OSError)
         told = _explained(error, ours)
         told += _locale(told)
-        show.note(told if known else f"{told}; --debug shows where")
+        console.note(told if known else f"{told}; --debug shows where")
         return WRONG if known else BUG
     return 0
 
@@ -143,7 +143,7 @@ def _at_home(argument: str) -> str:
 
 def _noted(message: Warning | str, *_: object) -> None:
     """A warning as a line, not as a place in the code."""
-    show.note(str(message))
+    console.note(str(message))
 
 
 def _check_working_folder() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undust.cli import show
+from undust.cli import console
 from undust.cli.options import BUILT_IN, ModelOption, Schedule
 from undust.cli.output import FOLDER, slug, try_writing_file
 from undust.formats.files import make_folder
@@ -63,7 +63,7 @@ def invert(
     )
     latents = _latents(loaded, [picture])
     last = painted = None
-    with show.Progress(2 * steps, "steps") as progress:
+    with console.Progress(2 * steps, "steps") as progress:
         for last in backwards.invert(loaded, batch, latents, iterations=iterations):
             progress.update(last.index + 1, "back to noise")
         assert last is not None
@@ -86,10 +86,10 @@ def invert(
     if json:
         told = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         variance = {"variance": noise.var().item()}
-        typer.echo(show.as_json({"path": str(out), **told, **variance}))
+        typer.echo(console.as_json({"path": str(out), **told, **variance}))
         return
-    show.line(out)
-    show.summary(
+    console.line(out)
+    console.summary(
         f"generated from it, the picture comes back with {measured['psnr']:.1f} dB, at most "
         f"{measured['largest_difference']} of 255 off: the first stage alone has "
         f"{measured['psnr_first_stage']:.1f} dB, the inversion alone "
@@ -99,7 +99,7 @@ def invert(
     again += ["--guidance", f"{guidance:g}"]
     again += ["--schedule", schedule] * (schedule is not None)
     again += ["--model", model] * (model != BUILT_IN)
-    show.summary("undust " + shlex.join(map(str, again)))
+    console.summary("undust " + shlex.join(map(str, again)))
 
 
 def likelihood(
@@ -131,7 +131,7 @@ def likelihood(
 
     loaded = load(model)
     rows: list[list[object]] = []
-    with show.Progress(len(pictures), "pictures") as progress:
+    with console.Progress(len(pictures), "pictures") as progress:
         for done, picture in enumerate(pictures, 1):
             bits = backwards.bits_per_dimension(
                 loaded,
@@ -142,11 +142,11 @@ def likelihood(
                 seed=seed,
             ).item()
             if json:
-                progress.line(show.as_json({"path": str(picture), "bits_per_dimension": bits}))
+                progress.line(console.as_json({"path": str(picture), "bits_per_dimension": bits}))
             rows.append([picture, f"{bits:.2f}"])
-            progress.update(done, show.shorten(picture.name, 30))
+            progress.update(done, console.shorten(picture.name, 30))
     if not json:
-        show.table(["picture", "bits per latent number>"], rows)
+        console.table(["picture", "bits per latent number>"], rows)
 
 
 def _latents(model: LatentDiffusion, paths: Sequence[Path]) -> Tensor:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from undust.cli import show
+from undust.cli import console
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
+    from undust.formats.components import Parts
     from undust.formats.convert import Opened
-    from undust.formats.parts import Parts
 
 MEGABYTE = 10**6
 
@@ -58,21 +58,21 @@ def convert(
     from undust.networks.placement import precision
 
     if not source.exists():
-        from undust.formats.named import BUILT_IN, built_in
+        from undust.formats.locate import BUILT_IN, built_in
 
         if str(source) not in built_in():
             raise UndustError(f"{source} does not exist")
         source = BUILT_IN / source
     replaced = check(source, target, to)
     if not source.is_dir() and pickles.is_pickle(source):
-        show.summary(f"reading {source} in a process of its own")
+        console.summary(f"reading {source} in a process of its own")
     kept = precision(dtype) if dtype else None
     with opened(source, target.resolve().parent, ema=ema) as found:
         _merge(found, lora or ())
         if prediction is not None:
             _model(found, "--prediction").prediction = PREDICTIONS_TOLD[prediction]
         done, total = 0, size(found.model, kept) // MEGABYTE
-        with show.counted("MB", f"writing {target}") as observe:
+        with console.counted("MB", f"writing {target}") as observe:
 
             def wrote(number: int) -> None:
                 nonlocal done
@@ -82,10 +82,10 @@ def convert(
 
             unsaid = write(found.model, target, to, kept, wrote)
     for note in (*found.notes, *unsaid):
-        show.summary(note)
+        console.summary(note)
     if replaced:
-        show.summary(f"replaced {replaced} that was there")
-    show.line(target)
+        console.summary(f"replaced {replaced} that was there")
+    console.line(target)
 
 
 def _merge(found: Opened, loras: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ def _merge(found: Opened, loras: Sequence[str]) -> None:
 
 def _model(found: Opened, option: str) -> Parts:
     """The whole model that an option changes."""
-    from undust.formats.parts import Parts
+    from undust.formats.components import Parts
 
     if not isinstance(found.model, Parts):
         raise UndustError(f"{option} is for whole models; this is {found.kind}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undust.cli import show
+from undust.cli import console
 from undust.cli.output import try_writing
 from undust.errors import UndustError
 
@@ -31,17 +31,17 @@ def emoji(
     from undust.datasets import emoji, image_folder
 
     try_writing(out)
-    with show.counted("pictures", "drawing emoji") as observe:
+    with console.counted("pictures", "drawing emoji") as observe:
         count = emoji.build(out, size, observe)
     samples = image_folder.read(out)
     held_out = sum(sample.split == "test" for sample in samples)
     keywords = sum("text_keywords" in sample.captions for sample in samples)
-    show.line(out)
-    show.summary(f"{count} pictures of {size}x{size}, {held_out} of them held out from training")
+    console.line(out)
+    console.summary(f"{count} pictures of {size}x{size}, {held_out} of them held out from training")
     if keywords:
-        show.summary(f"{keywords} have keywords beside their names")
+        console.summary(f"{keywords} have keywords beside their names")
     else:
-        show.note("names alone: CLDR's keywords come with `apt install unicode-cldr-core`")
+        console.note("names alone: CLDR's keywords come with `apt install unicode-cldr-core`")
 
 
 @app.command()
@@ -51,10 +51,10 @@ def check(
     """Report a data set's counts, sizes, captions, files that are not used, and broken ones."""
     from undust.datasets import image_folder
 
-    with show.counted("pictures", "reading pictures") as observe:
+    with console.counted("pictures", "reading pictures") as observe:
         report = image_folder.check(folder, observe)
     found = report.folder
-    show.facts(
+    console.facts(
         {
             "pictures": f"{report.pictures}{_splits(report)}",
             "groups": report.groups,
@@ -62,7 +62,7 @@ def check(
         }
     )
     if report.captions:
-        show.table(
+        console.table(
             ["captions", "pictures>", "characters", "missing>"],
             [
                 [
@@ -75,14 +75,14 @@ def check(
             ],
         )
     for sentence in _on_captions(report):
-        show.line(sentence)
+        console.line(sentence)
     for what, count in report.conversions.items():
-        show.line(f"{count} with {what}")
+        console.line(f"{count} with {what}")
     if found.sidecars:
-        show.line(f"captions from text files beside the pictures: {found.sidecars}")
+        console.line(f"captions from text files beside the pictures: {found.sidecars}")
     if found.unread_sidecars:
         count = found.unread_sidecars
-        show.line(f"caption files not read, for the metadata has the captions: {count}")
+        console.line(f"caption files not read, for the metadata has the captions: {count}")
     _list(found.unlisted, "not named in the metadata, and so not used")
     _list(found.hidden, "hidden or of the system, and so not used")
     _list(found.links, "links to nothing, or to a folder that is read already")
@@ -125,8 +125,8 @@ def _largest(counts: Counter[str]) -> str:
 def _list(names: list[str], what: str) -> None:
     if not names:
         return
-    show.line(f"{len(names)} {what}:")
+    console.line(f"{len(names)} {what}:")
     for name in names[:SHOWN]:
-        typer.echo(f"  {show.clean(name)}")
+        typer.echo(f"  {console.clean(name)}")
     if len(names) > SHOWN:
         typer.echo(f"  and {len(names) - SHOWN} more")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undust.cli import show
+from undust.cli import console
 from undust.cli.options import Guidance, Model, Steps
 
 
@@ -37,14 +37,16 @@ def evaluate(
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
         alone = report.evaluate_first_stage(folder, data)
         if json:
-            typer.echo(show.as_json(alone.model_dump(mode="json"), indent=2))
+            typer.echo(console.as_json(alone.model_dump(mode="json"), indent=2))
         else:
-            show.table(["what", "figure>", "of"], alone.rows())
+            console.table(["what", "figure>", "of"], alone.rows())
             size = "x".join(map(str, alone.size))
-            show.summary(f"{show.seconds(alone.seconds)}: {size} px, {model} {alone.model_hash}")
+            console.summary(
+                f"{console.seconds(alone.seconds)}: {size} px, {model} {alone.model_hash}"
+            )
         return
     loaded = load(model)
-    with show.counted("steps", "painting captions") as observe:
+    with console.counted("steps", "painting captions") as observe:
         found = report.evaluate(
             loaded,
             data,
@@ -56,8 +58,8 @@ def evaluate(
             observe=observe,
         )
     if json:
-        typer.echo(show.as_json(found.model_dump(mode="json"), indent=2))
+        typer.echo(console.as_json(found.model_dump(mode="json"), indent=2))
         return
-    show.table(["what", "figure>", "of"], found.rows())
-    show.summary(f"{show.seconds(found.seconds)}: {show.settings(found)}")
-    show.summary(f"near means: {found.nearness}")
+    console.table(["what", "figure>", "of"], found.rows())
+    console.summary(f"{console.seconds(found.seconds)}: {console.settings(found)}")
+    console.summary(f"near means: {found.nearness}")

@@ -290,7 +290,7 @@ def rerun(
 def _model_of(recipe: Recipe, picture: Path) -> str:
     """Where the model of a picture is: inside undust, where it was, or beside the picture."""
     from undust.formats.hub import is_name
-    from undust.formats.named import built_in, find
+    from undust.formats.locate import built_in, find
     from undust.recipe.files import is_there
 
     was = recipe.model_path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undust.cli import picture, show
+from undust.cli import console, picture
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
@@ -31,25 +31,25 @@ def inspect(
     """Say what a picture, a model, a weights file or a training run is."""
     facts = describe(path)
     if as_json:
-        typer.echo(show.as_json(facts, indent=2))
+        typer.echo(console.as_json(facts, indent=2))
         return
     command = facts.pop("command", None)
     plain = {name: value for name, value in facts.items() if not isinstance(value, dict | list)}
-    show.facts({name: _readable(name, value) for name, value in plain.items()})
+    console.facts({name: _readable(name, value) for name, value in plain.items()})
     for name, value in facts.items():
         if not value or name in plain:
             continue
         typer.echo()
         if isinstance(value, dict):
-            show.facts({name: "", **value})
+            console.facts({name: "", **value})
         elif name == "notes":
-            show.facts({name: ""})
+            console.facts({name: ""})
             for note in value:
-                show.line(note)
+                console.line(note)
         else:
             _table(value)
     if command:
-        show.summary("here that would be, with other noise:")
+        console.summary("here that would be, with other noise:")
         typer.echo(command, err=True)
 
 
@@ -59,7 +59,7 @@ def describe(path: Path) -> Facts:
     Raises UndustError for what is absent, damaged or of no known kind.
     """
     if not path.exists():
-        from undust.formats.named import BUILT_IN, built_in
+        from undust.formats.locate import BUILT_IN, built_in
 
         if str(path) not in built_in():
             raise UndustError(f"{path} does not exist")
@@ -119,7 +119,7 @@ def _adapter(path: Path) -> Facts:
     """What goes into a model, if a file is that: a LoRA, a ControlNet, a learnt word."""
     from undust.formats import controlnet, textual_inversion
     from undust.formats.lora.kinds import refusal
-    from undust.formats.lora.outline import outline
+    from undust.formats.lora.summary import outline
 
     if lora := outline(path):
         ranks = ", ".join(f"{rank} (of {count})" for rank, count in lora.ranks.items())
@@ -318,11 +318,11 @@ def _bytes(files: Iterable[Path]) -> int:
 def _readable(name: str, value: object) -> object:
     """Large counts as people say them."""
     if name == "bytes" and isinstance(value, int):
-        return f"{show.amount(value)}B"
-    return show.amount(value) if name == "parameters" and isinstance(value, int) else value
+        return f"{console.amount(value)}B"
+    return console.amount(value) if name == "parameters" and isinstance(value, int) else value
 
 
 def _table(rows: Sequence[Facts]) -> None:
     names = list(rows[0])
     columns = [f"{name}>" if isinstance(rows[0][name], int) else name for name in names]
-    show.table(columns, [[_readable(name, row[name]) for name in names] for row in rows])
+    console.table(columns, [[_readable(name, row[name]) for name in names] for row in rows])

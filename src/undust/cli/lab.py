@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from undust.cli import show
+from undust.cli import console
 from undust.cli.options import ModelOption
 from undust.cli.output import try_writing
 from undust.formats.files import make_folder
@@ -41,18 +41,18 @@ def samplers(
         try_writing(out)
         page.require_matplotlib()
     loaded = load(model)
-    with show.counted("curves", "measuring errors") as observe:
+    with console.counted("curves", "measuring errors") as observe:
         found = compare(loaded, schedule=schedule, pictures=prompts, observe=observe)
     tables = {
         f"Samplers, with the schedule {found.schedule}": ("sampler", found.samplers),
         f"Schedules, with the sampler {found.sampler}": ("schedule", found.schedules),
     }
     if json:
-        typer.echo(show.as_json(found.model_dump(mode="json"), indent=2))
+        typer.echo(console.as_json(found.model_dump(mode="json"), indent=2))
     else:
         for what, curves in tables.values():
-            show.table(found.columns(what), found.rows(curves))
-        show.summary(found.note)
+            console.table(found.columns(what), found.rows(curves))
+        console.summary(found.note)
     if out:
         make_folder(out)
         page.plot(found, out / "samplers.png")
@@ -61,7 +61,7 @@ def samplers(
             parts += [f"## {title}", page.table(found.columns(what), found.rows(curves))]
         command = _command(model=model, schedule=schedule, prompts=prompts, out=out)
         page.write(out / "samplers.md", "Error against network calls", command, parts)
-        show.summary(f"{out / 'samplers.md'}, {out / 'samplers.png'}")
+        console.summary(f"{out / 'samplers.md'}, {out / 'samplers.png'}")
 
 
 def _command(**options: object) -> str:

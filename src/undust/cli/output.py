@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from undust.cli import show
+from undust.cli import console
 from undust.errors import UndustError
 from undust.formats.files import make_folder
 
@@ -108,7 +108,7 @@ def try_writing_file(path: Path) -> None:
             raise UndustError(f"cannot write {path}: it is a link to {target}, which is nowhere")
         try_writing(target.parent)
     if path.is_file():
-        show.note(f"{path} is there already and will be replaced")
+        console.note(f"{path} is there already and will be replaced")
     elif path.exists():
         raise UndustError(f"cannot write {path}: it is there already and is not a file")
 

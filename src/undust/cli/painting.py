@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from undust.cli import show
+from undust.cli import console
 from undust.cli.output import Output
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def paint(
     total = sum(len(batch) for batch in batches) if again is None else 1
     thumbnails: list[Image.Image] = []
     began = time.monotonic()
-    with show.Progress(sum(batch[0].total for batch in batches), "steps") as progress:
+    with console.Progress(sum(batch[0].total for batch in batches), "steps") as progress:
         try:
             for picture, seconds in _pictures(model, batches, progress, again, noise):
                 path = output.save(picture)
@@ -55,18 +55,17 @@ def paint(
         from undust.pictures import grid
 
         sheet = output.save_sheet(grid(thumbnails, columns))
-        (show.summary if json else show.line)(str(sheet))
+        (console.summary if json else console.line)(str(sheet))
     recipe = batches[0][0]
     made = f"{total} pictures" if total > 1 else f"seed {recipe.seed}"
-    show.summary(
-        f"{made}, {show.seconds(time.monotonic() - began)}: {show.settings(recipe, recipe.total)}"
-    )
+    took = console.seconds(time.monotonic() - began)
+    console.summary(f"{made}, {took}: {console.settings(recipe, recipe.total)}")
 
 
 def _pictures(
     model: LatentDiffusion,
     batches: Sequence[Sequence[Recipe]],
-    progress: show.Progress,
+    progress: console.Progress,
     again: Recipe | None,
     noise: Tensor | None,
 ) -> Iterator[tuple[Picture, float]]:
@@ -80,7 +79,7 @@ def _pictures(
         start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
         for step in loop.paint(model, batch, start):
             # An adaptive sampler takes as many steps as it needs; its index says how far it is.
-            progress.update(done + step.index + 1, show.shorten(batch[0].prompt, 30) + more)
+            progress.update(done + step.index + 1, console.shorten(batch[0].prompt, 30) + more)
             if step.index + 1 < step.total:
                 continue
             done += step.total
@@ -102,4 +101,4 @@ def _thumbnail(image: Image.Image, total: int) -> Image.Image:
 
 def _json(picture: Picture, path: Path, seconds: float) -> str:
     recipe = picture.recipe.model_dump(exclude={"batch", "place", "given_noise", "undust"})
-    return show.as_json({"path": str(path), "seconds": round(seconds, 3), **recipe})
+    return console.as_json({"path": str(path), "seconds": round(seconds, 3), **recipe})

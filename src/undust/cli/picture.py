@@ -107,7 +107,7 @@ def command(told: Facts) -> tuple[str, list[str]]:
 
     Every value in it has passed the recipe's checks.
     """
-    from undust.formats.named import built_in
+    from undust.formats.locate import built_in
 
     notes: list[str] = []
     given = _possible(told, notes)
@@ -140,7 +140,7 @@ def command(told: Facts) -> tuple[str, list[str]]:
 
 def _possible(told: Facts, notes: list[str]) -> Facts:
     """The values that a recipe can have; a note on each of the others."""
-    from undust.formats.named import built_in
+    from undust.formats.locate import built_in
 
     given: Facts = {name: _prompt(name, told, notes) for name in ("prompt", "negative")}
     if given["prompt"] == "-":

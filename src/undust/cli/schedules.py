@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undust.cli import show
+from undust.cli import console
 from undust.cli.options import Guidance, Model, Sampler
 from undust.errors import UndustError
 
@@ -46,7 +46,7 @@ def schedules(context: typer.Context) -> None:
         return
     from undust.diffusion.schedules import SCHEDULES
 
-    show.table(
+    console.table(
         ["name", "what it is"],
         [
             [name, (inspect.getdoc(schedule) or "").partition("\n")[0]]
@@ -112,22 +112,22 @@ def fit(
     spread = {name: float(error.std()) for name, error in measured.items()}
     if json:
         told = {"schedule": listed, "calls": found.calls, "errors": means, "deviations": spread}
-        typer.echo(show.as_json({**told, "nearer": nearer}))
+        typer.echo(console.as_json({**told, "nearer": nearer}))
         return
-    show.line(listed)
+    console.line(listed)
     own_name = found.name or "fitted"
     others = sorted(errors.keys() - {own_name}, key=means.__getitem__)[:SHOWN]
-    show.summary(
+    console.summary(
         f"distance from the flow's end, mean ± deviation of {PICTURES} pictures, other prompts and "
         f"seeds: {own_name} {means[own_name]:.3f} ± {spread[own_name]:.3f}"
     )
     for name in others:
-        show.summary(
+        console.summary(
             f"{name} {means[name]:.3f} ± {spread[name]:.3f}; {own_name} is nearer on "
             f"{nearer[name]:.0%} of the pictures"
         )
     if found.name:
-        show.summary(f"nothing better than the published {found.name} was found")
+        console.summary(f"nothing better than the published {found.name} was found")
 
 
 def _captions(data: Path) -> list[list[str]]:
@@ -146,7 +146,7 @@ def _captions(data: Path) -> list[list[str]]:
 def _search(choices: Iterator[Choice], calls: int) -> Choice:
     """The last choice, or the best until Ctrl-C."""
     best: Choice | None = None
-    with show.Progress(calls, "calls") as progress:
+    with console.Progress(calls, "calls") as progress:
         try:
             for best in choices:
                 progress.update(best.calls, f"error {best.error:.4g}")

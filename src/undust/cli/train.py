@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from undust.cli import show
+from undust.cli import console
 from undust.cli.output import try_writing
 from undust.formats.files import make_folder
 
@@ -45,19 +45,19 @@ def train(
         from undust.training.run import check_run, prepare
 
         if resume and (note := check_run(read, out)):
-            show.note(note)
+            console.note(note)
         make_folder(out)
-        show.summary(f"reading {read.data.folder}")
-        with show.counted("pictures", "making latents") as observe_latents:
+        console.summary(f"reading {read.data.folder}")
+        with console.counted("pictures", "making latents") as observe_latents:
             trainer, notes = prepare(read, out, resume=resume, observe=observe_latents)
         for sentence in notes:
-            show.note(sentence)
+            console.note(sentence)
         size = sum(parameter.numel() for parameter in trainer.parameters.values())
         steps = f"steps {trainer.step + 1} to {read.run.steps} of {read.run.batch} samples"
         if trainer.step >= read.run.steps:
             steps = f"all {trainer.step} steps are done"
-        show.summary(f"{read.kind}: {show.amount(size)} parameters, {steps}, in {out}")
-        with show.Progress(read.run.steps, "steps", trainer.step) as bar:
+        console.summary(f"{read.kind}: {console.amount(size)} parameters, {steps}, in {out}")
+        with console.Progress(read.run.steps, "steps", trainer.step) as bar:
             rate, losses = 0.0, deque[float](maxlen=MEAN)
 
             def observe(progress: Progress) -> None:
@@ -66,7 +66,7 @@ def train(
                 rate = now if not rate else 0.9 * rate + 0.1 * now
                 losses.append(progress.losses["loss"])
                 loss = sum(losses) / len(losses)
-                bar.update(progress.step, f"loss {loss:.4f}, {show.amount(rate)} samples/s")
+                bar.update(progress.step, f"loss {loss:.4f}, {console.amount(rate)} samples/s")
 
             finished = trainer.train(observe)
     except KeyboardInterrupt:
@@ -74,8 +74,8 @@ def train(
     if not finished:
         raise KeyboardInterrupt(f"stopped and saved at step {trainer.step}; {go_on}")
     model, data = out / "model", read.data.folder
-    show.line(model)
-    show.summary(
+    console.line(model)
+    console.summary(
         f"paint with it: undust generate {shlex.quote(trainer.task.example)} "
         f"--model {shlex.quote(str(model))}; diffusers opens it as StableDiffusionPipeline"
         if read.kind == "diffusion"

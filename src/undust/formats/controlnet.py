@@ -14,10 +14,10 @@ from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into, read_json
 from undust.formats.networks import blank, load_network
-from undust.formats.original import infer, keys, places
+from undust.formats.original import infer, key_map, keys
 from undust.formats.original.checkpoint import SPARE
 from undust.formats.original.infer import Shapes
-from undust.formats.original.places import Place, Places
+from undust.formats.original.key_map import Place, Places
 from undust.formats.original.variants import SD1, SD2, SDXL
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
@@ -61,7 +61,7 @@ def load(
 def original(network: ControlNet) -> dict[str, Tensor]:
     """Its tensors as the original code names them: what is written so, `load` loads to the bit."""
     tensors = network.state_dict()
-    return places.write(tensors, places.under(PREFIX, keys.controlnet(tensors.keys())))
+    return key_map.write(tensors, key_map.under(PREFIX, keys.controlnet(tensors.keys())))
 
 
 def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNet:
@@ -75,13 +75,13 @@ def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNe
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         wanted = {place.key for place in where.values()}
         found = {key: shapes[key] for key in shapes if key in wanted or not _spare(key)}
-        places.check(found, own, where, "the ControlNet")
+        key_map.check(found, own, where, "the ControlNet")
         for key in sorted(wanted):
             if not entries[key].dtype.is_floating_point:
                 raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
-    load_into(network, places.read(safetensors_file.load(path, dtype), where), path)
+    load_into(network, key_map.read(safetensors_file.load(path, dtype), where), path)
     return network
 
 
@@ -101,7 +101,7 @@ def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
     network = blank(ControlNet, _config_beside(beside) or see(inside))
     names = network.state_dict().keys()
     where = {name: Place(name) for name in names} if OURS in inside else keys.controlnet(names)
-    return network, places.under(prefix, where)
+    return network, key_map.under(prefix, where)
 
 
 def _config(shapes: Shapes) -> ControlNetConfig:

@@ -17,20 +17,20 @@ import torch
 
 from undust.errors import UndustError
 from undust.formats import (
-    additions,
     controlnet,
+    extras,
     model_folder,
     pickles,
     safetensors_file,
     single_file,
 )
-from undust.formats.additions import CONTROLNET, Addition
+from undust.formats.components import Parts
+from undust.formats.extras import CONTROLNET, Addition
 from undust.formats.files import atomic, atomic_folder
 from undust.formats.folder import INDEX, STEMS, read_json, read_model_index, save_component
 from undust.formats.networks import load_autoencoder
 from undust.formats.original import model as original_model
 from undust.formats.original.checkpoint import survey
-from undust.formats.parts import Parts
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.controlnet import ControlNet
 from undust.regular import read_bytes
@@ -190,7 +190,7 @@ def _from_file(path: Path, scratch: Path, *, ema: bool) -> Opened:
 
 def _from_safetensors(path: Path, given: Path, *, ema: bool) -> Opened:
     """What is in a file; given: what it is a safe copy of, or itself."""
-    kind = additions.kind_of(path)
+    kind = extras.kind_of(path)
     found = None if kind else survey(path, ema=ema)
     if ema and (found is None or found.variant is None):
         raise UndustError(f"{path} is {kind or FIRST_STAGE}, which has no moving averages")
@@ -201,7 +201,7 @@ def _from_safetensors(path: Path, given: Path, *, ema: bool) -> Opened:
         notes = [f"left out: the model beside it ({spare} tensors)"] if spare else []
         return Opened(network, notes)
     if found is None:
-        return Opened(additions.read(path, kind, given))
+        return Opened(extras.read(path, kind, given))
     notes = [f"left out: {what} ({number} tensors)" for what, number in found.spare.items()]
     if found.variant is not None:
         return Opened(original_model.load(path, None, ema=ema), notes)
@@ -289,6 +289,6 @@ def _kind_of_folder(folder: Path) -> str:
 def _kind_of_file(path: Path) -> str:
     """Of what kind a file is; "" for another one, and for a folder."""
     try:
-        return additions.kind_of(path) or (MODEL if survey(path).variant else FIRST_STAGE)
+        return extras.kind_of(path) or (MODEL if survey(path).variant else FIRST_STAGE)
     except UndustError:
         return ""

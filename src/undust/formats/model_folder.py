@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
+from undust.conditioning.text import Words
 from undust.conditioning.tokenizer import END
-from undust.conditioning.words import Words
 from undust.diffusion.process import Process
 from undust.errors import UndustError, quoted, shown
 from undust.formats import tokenizer_files
+from undust.formats.components import GUIDANCE, MAX_NOISE_LEVEL, Parts
 from undust.formats.files import atomic_folder
 from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
 from undust.formats.networks import load_autoencoder, load_network
 from undust.formats.original.variants import SD1, SDXL, UPSCALER
-from undust.formats.parts import GUIDANCE, MAX_NOISE_LEVEL, Parts
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.networks.config import TextEncoderConfig, UNetConfig

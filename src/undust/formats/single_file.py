@@ -14,6 +14,7 @@ from undust.conditioning.clip import clip
 from undust.diffusion.process import VP, Process
 from undust.errors import UndustError, shown
 from undust.formats import controlnet, model_folder
+from undust.formats.components import Parts
 from undust.formats.original.checkpoint import original, survey
 from undust.formats.original.variants import (
     ADDED,
@@ -24,7 +25,6 @@ from undust.formats.original.variants import (
     Variant,
     detect,
 )
-from undust.formats.parts import Parts
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import NetworkConfig, UNetConfig
 from undust.networks.controlnet import ControlNet

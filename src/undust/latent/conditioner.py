@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from undust.adapters.offload import Offload
-from undust.conditioning.words import Words
+from undust.conditioning.text import Words
 from undust.errors import UndustError
 from undust.networks.conditioning import Conditioning
 

@@ -18,13 +18,13 @@ from undust.adapters.offload import Lock, Offload
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
-from undust.formats import loose, model_folder, named, textual_inversion
+from undust.formats import locate, model_folder, standalone_vae, textual_inversion
+from undust.formats.components import Parts
 from undust.formats.controlnet import load as load_controlnet
 from undust.formats.files import read_whole
 from undust.formats.lora.file import Lora
 from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
-from undust.formats.parts import Parts
 from undust.formats.safetensors_file import content_hash
 from undust.latent import finite
 from undust.latent.conditioner import Conditioner
@@ -79,7 +79,7 @@ class LatentModel(Parts):
         merge_loras: bool = True,
     ) -> Self:
         """The model of that name or at that path; see `undust.load`."""
-        folder, dtype = named.find(name_or_path), placement.precision(dtype or "fp32")
+        folder, dtype = locate.find(name_or_path), placement.precision(dtype or "fp32")
         if not folder.is_dir():
             single = partial(load_single_file, first_stage=vae is None)
             name, read, hashed = folder.stem, single, content_hash
@@ -96,15 +96,15 @@ class LatentModel(Parts):
         parts, found = read_whole(folder, opened)  # a run may be publishing it
         instead = None
         if vae is not None:
-            instead = WeightsRef(path=str(loose.place(Path(vae)))).resolve()
-            parts.autoencoder = loose.first_stage(Path(instead.path), parts)
+            instead = WeightsRef(path=str(standalone_vae.place(Path(vae)))).resolve()
+            parts.autoencoder = standalone_vae.first_stage(Path(instead.path), parts)
         for network in parts.networks.values():
             network.eval().requires_grad_(False)
         return cls(
             **vars(parts),
             name=name,
             hash=found,
-            path="" if folder.parent == named.BUILT_IN else str(name_or_path),
+            path="" if folder.parent == locate.BUILT_IN else str(name_or_path),
             vae=instead,
             merge_loras=merge_loras,
             execution_device=placement.device(device),

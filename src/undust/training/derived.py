@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from undust.errors import UndustError
-from undust.formats import loose, named
+from undust.formats import locate, standalone_vae
 from undust.networks.config import UNetConfig
 from undust.training.recipes import DiffusionRecipe
 
@@ -19,7 +19,7 @@ def with_derived(recipe: DiffusionRecipe) -> DiffusionRecipe:
     """
     place = first_stage_at(recipe.first_stage)
     try:
-        first_stage = loose.config(place)
+        first_stage = standalone_vae.config(place)
     except UndustError as error:
         raise UndustError(f"first_stage: {error}") from error
     channels, size = first_stage.latent_channels, recipe.data.size
@@ -77,14 +77,14 @@ def first_stage_at(given: Path) -> Path:
     if not given.exists() and len(given.parts) > 1 and Path(given.parts[0]).is_dir():
         raise UndustError(f"first_stage: {given} does not exist")
     try:
-        found = named.find(given)
+        found = locate.find(given)
     except UndustError as error:
         raise UndustError(f"first_stage: {error}") from error
     if found.is_file():
         return found
     for place in (found, found / "model"):
-        if (loose.place(place) / "config.json").is_file():
-            return loose.place(place)
+        if (standalone_vae.place(place) / "config.json").is_file():
+            return standalone_vae.place(place)
     raise UndustError(
         f"first_stage: {found} has no autoencoder; expected the folder of one, of a run that "
         "trained one, or of a model"

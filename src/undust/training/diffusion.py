@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
+from undust.conditioning.text import Words
 from undust.conditioning.tokenizer import Tokenizer
-from undust.conditioning.words import Words
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
-from undust.formats import loose, tokenizer_files
+from undust.formats import standalone_vae, tokenizer_files
 from undust.generation import loop
 from undust.model import LatentDiffusion
 from undust.networks.conditioning import Conditioning
@@ -69,7 +69,7 @@ class DiffusionTask:
         self.notes += check_captions(captions, samples, required=resumed is None)
         self.inputs = {
             "data": digest(samples, captions.fields),
-            "first_stage": content_digest(loose.files(recipe.first_stage)),
+            "first_stage": content_digest(standalone_vae.files(recipe.first_stage)),
         }
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.wording = Wording(captions, [sample.captions for sample in samples])
@@ -93,7 +93,7 @@ class DiffusionTask:
             unet, process, prediction_on(process, dust.prediction)
         )
         self.model = LatentDiffusion(
-            loose.load(recipe.first_stage),
+            standalone_vae.load(recipe.first_stage),
             unet,
             (Words(tokenizer, TextEncoder(recipe.text_encoder.model_copy(update=ends))),),
             process,

@@ -70,7 +70,7 @@ def test_there_and_back_is_the_same_to_the_bit(variant, tiny, save):
         told = config.model_dump(exclude={"vocab_size"})
         assert part.network.config.model_dump(exclude={"vocab_size"}) == told
         assert part.shapes == shapes(own)
-        back = checkpoints.places.read(file, part.places)
+        back = checkpoints.key_map.read(file, part.places)
         assert back.keys() == own.keys()
         assert all(torch.equal(back[key], own[key]) for key in own)
     again = original(found.variant, {name: (c, t) for name, (c, t) in model.parts.items()})

@@ -9,7 +9,7 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from undust.formats import controlnet as controlnets
 from undust.formats.networks import blank
-from undust.formats.original import infer, keys, places
+from undust.formats.original import infer, key_map, keys
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
 
@@ -60,7 +60,7 @@ def test_diffusers_converts_ours_to_its_own(half):
     where = keys.controlnet(own.keys())
     assert where.keys() == own.keys()
     assert len(set(where.values())) == len(own)
-    file = places.write(own, where)
+    file = key_map.write(own, where)
     converted = convert_controlnet_checkpoint(
         {f"control_model.{key}": tensor for key, tensor in file.items()}, dict(theirs.config)
     )
@@ -68,7 +68,7 @@ def test_diffusers_converts_ours_to_its_own(half):
         converted |= {name: own[name] for name in own if name.startswith("add_embedding.")}
     assert converted.keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
-    back = places.read(file, where)
+    back = key_map.read(file, where)
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
 
 

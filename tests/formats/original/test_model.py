@@ -15,7 +15,7 @@ from PIL import Image
 import undust
 from undust.conditioning.clip import clip
 from undust.errors import UndustError
-from undust.formats import loose, safetensors_file
+from undust.formats import safetensors_file, standalone_vae
 from undust.formats.folder import save_component
 from undust.formats.original.checkpoint import original, survey
 from undust.formats.original.variants import FIRST_STAGE, VARIANTS
@@ -54,8 +54,11 @@ def write(variant: str, tiny, folder: Path, **changes: int) -> Path:
 
 
 def test_its_first_stage_alone_has_the_scale_of_the_variant(file: Path):
-    assert loose.config(file).scaling_factor == VARIANTS[file.stem].scaling_factor
-    got, expected = loose.load(file).state_dict(), undust.load(file).autoencoder.state_dict()
+    assert standalone_vae.config(file).scaling_factor == VARIANTS[file.stem].scaling_factor
+    got, expected = (
+        standalone_vae.load(file).state_dict(),
+        undust.load(file).autoencoder.state_dict(),
+    )
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 

@@ -18,9 +18,9 @@ from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into
 from undust.formats.networks import blank
-from undust.formats.original import infer, keys, places
+from undust.formats.original import infer, key_map, keys
 from undust.formats.original.infer import Shapes
-from undust.formats.original.places import Places, Shape
+from undust.formats.original.key_map import Places, Shape
 from undust.formats.original.variants import (
     FIRST_STAGE,
     STRANGERS,
@@ -107,7 +107,7 @@ class Checkpoint:
         for part in self.parts.values():
             wanted = {place.key for place in part.places.values()}
             tensors = safetensors_file.load(self.path, dtype, wanted)
-            load_into(part.network, places.read(tensors, part.places), self.path)
+            load_into(part.network, key_map.read(tensors, part.places), self.path)
         return {name: part.network for name, part in self.parts.items()}
 
 
@@ -138,7 +138,7 @@ def survey(path: Path, *, ema: bool = False, first_stage: bool = True) -> Checkp
             others = [key for key in beside if key.startswith(FIRST_STAGE)]
             beside |= dict.fromkeys(others, "its own first stage")
         found = {key: shape for key, shape in shapes.items() if not beside.get(key)}
-        places.check(found, ours, where, variant.title if variant else "a first stage")
+        key_map.check(found, ours, where, variant.title if variant else "a first stage")
         for key in sorted(wanted):
             if not entries[key].dtype.is_floating_point:
                 raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
@@ -160,7 +160,7 @@ def original(
     """
     tensors: dict[str, Tensor] = {}
     for name, (config, own) in parts.items():
-        tensors |= places.write(own, _places(variant, name, config, own))
+        tensors |= key_map.write(own, _places(variant, name, config, own))
     return tensors
 
 
@@ -189,7 +189,7 @@ def _known(
 
 def _vae(prefix: str, config: AutoencoderConfig) -> Part:
     network = blank(Autoencoder, config)
-    return Part(network, places.under(prefix, keys.first_stage(network.state_dict(), config)))
+    return Part(network, key_map.under(prefix, keys.first_stage(network.state_dict(), config)))
 
 
 def _text(shapes: Shapes, text: Text) -> Part:
@@ -217,9 +217,9 @@ def _places(
     texts = {text.part: text for text in variant.texts} if variant else {}
     match config:
         case UNetConfig():
-            return places.under(UNET, keys.unet(names, config))
+            return key_map.under(UNET, keys.unet(names, config))
         case AutoencoderConfig():
-            return places.under(FIRST_STAGE if variant else "", keys.first_stage(names, config))
+            return key_map.under(FIRST_STAGE if variant else "", keys.first_stage(names, config))
         case TextEncoderConfig() if part in texts:
             return _text_places(texts[part], config, names)
         case _:
@@ -230,8 +230,8 @@ def _text_places(
     text: Text, config: TextEncoderConfig, names: Iterable[str], *, short: bool = False
 ) -> Places:
     if text.kind == "clip":
-        return places.under(text.prefix, keys.clip(names, short=short))
-    return places.under(text.prefix, keys.open_clip(names, config))
+        return key_map.under(text.prefix, keys.clip(names, short=short))
+    return key_map.under(text.prefix, keys.open_clip(names, config))
 
 
 def _averaged(part: Part, shapes: Shapes) -> Part:

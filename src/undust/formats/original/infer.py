@@ -13,7 +13,7 @@ from itertools import count, takewhile
 from typing import Any, Literal, TypeVar
 
 from undust.errors import UndustError
-from undust.formats.original.places import Shape
+from undust.formats.original.key_map import Shape
 from undust.networks.config import (
     LARGEST,
     AutoencoderConfig,

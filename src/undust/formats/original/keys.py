@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 
 from undust.errors import UndustError
-from undust.formats.original.places import Form, Place
+from undust.formats.original.key_map import Form, Place
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 Modules = dict[str, str]

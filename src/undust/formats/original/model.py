@@ -9,13 +9,13 @@ from typing import cast
 import torch
 
 from undust.conditioning.clip import clip
-from undust.conditioning.words import Words
+from undust.conditioning.text import Words
 from undust.errors import UndustError
+from undust.formats.components import Parts
 from undust.formats.folder import named
 from undust.formats.networks import blank
 from undust.formats.original.checkpoint import Checkpoint, survey
 from undust.formats.original.variants import Text, Variant
-from undust.formats.parts import Parts
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.networks.text_encoder import TextEncoder

@@ -22,7 +22,7 @@ LONGEST = 10_000  # characters of a fact: as many as a prompt may have
 PLAIN_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
-def console(*, stderr: bool = False) -> Console:
+def rich_console(*, stderr: bool = False) -> Console:
     """A console that leaves pipes and files unwrapped and uncoloured."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH)
@@ -69,7 +69,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         )
     for row in rows:
         shown.add_row(*(Text(clean(cell)) for cell in row))
-    console().print(shown)
+    rich_console().print(shown)
 
 
 def facts(values: Mapping[str, object]) -> None:
@@ -80,7 +80,7 @@ def facts(values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if value is not None:
             shown.add_row(Text(shorten(clean(name), 200)), Text(shorten(clean(value), LONGEST)))
-    console().print(shown)
+    rich_console().print(shown)
 
 
 def amount(number: float) -> str:
@@ -142,7 +142,7 @@ class Progress:
                 progress.MofNCompleteColumn(),
                 progress.TextColumn(unit),
                 progress.TimeRemainingColumn(elapsed_when_finished=True),
-                console=console(stderr=True),
+                console=rich_console(stderr=True),
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from undust.conditioning.words import Words
+from undust.conditioning.text import Words
 from undust.diffusion.process import Process
 from undust.errors import UndustError
 from undust.networks.autoencoder import Autoencoder

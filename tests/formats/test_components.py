@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from undust.errors import UndustError
+from undust.formats.components import Parts
 from undust.formats.original.variants import VARIANTS
-from undust.formats.parts import Parts
 from undust.model import LatentDiffusion
 from variants import build
 

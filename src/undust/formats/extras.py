@@ -14,7 +14,7 @@ from undust.formats.folder import read_json
 from undust.formats.lora import peft_config
 from undust.formats.lora.kinds import refusal
 from undust.formats.lora.names import PEFT
-from undust.formats.lora.outline import outline
+from undust.formats.lora.summary import outline
 
 CONTROLNET, LORA, WORD = "a ControlNet", "a LoRA", "a textual inversion"
 CONTROLS = {p + key for p in controlnet.PREFIXES for key in (controlnet.OURS, controlnet.THEIRS)}

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
+from undust.conditioning.text import Words
 from undust.conditioning.tokenizer import END, START, Tokenizer
-from undust.conditioning.words import Words
 from undust.errors import UndustError
 from undust.networks.attention import attend
 from undust.networks.config import TextEncoderConfig

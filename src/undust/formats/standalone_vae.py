@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import cast
 
 from undust.errors import UndustError, shown
+from undust.formats.components import Parts
 from undust.formats.files import expanded
 from undust.formats.folder import INDEX, read_json
 from undust.formats.networks import load_autoencoder
 from undust.formats.original.checkpoint import Checkpoint, survey
 from undust.formats.original.model import load_first_stage
-from undust.formats.parts import Parts
 from undust.formats.safetensors_file import header
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
