@@ -84,10 +84,10 @@ def write(name: str, folder: Path) -> None:
     from torch import nn
 
     from undust.conditioning.clip import clip
-    from undust.conditioning.text import Words
+    from undust.conditioning.text import TextConditioner
     from undust.formats import model_folder
-    from undust.formats.components import Parts
-    from undust.formats.networks import blank
+    from undust.formats.components import Components
+    from undust.formats.networks import empty_network
     from undust.formats.original.variants import VARIANTS
     from undust.networks.autoencoder import Autoencoder
     from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -109,13 +109,13 @@ def write(name: str, folder: Path) -> None:
     known, variant = MODELS[name], VARIANTS[name]
     vae = {**VAE, "scaling_factor": variant.scaling_factor}
     torch.manual_seed(0)
-    parts = Parts(
-        filled(blank(Autoencoder, AutoencoderConfig.read(vae))),  # pyright: ignore
-        filled(blank(UNet, UNetConfig.read(known["unet"]))),  # pyright: ignore
+    parts = Components(
+        filled(empty_network(Autoencoder, AutoencoderConfig.read(vae))),  # pyright: ignore
+        filled(empty_network(UNet, UNetConfig.read(known["unet"]))),  # pyright: ignore
         tuple(
-            Words(
+            TextConditioner(
                 clip(text.padding),
-                filled(blank(TextEncoder, TextEncoderConfig.read(config))),  # pyright: ignore
+                filled(empty_network(TextEncoder, TextEncoderConfig.read(config))),  # pyright: ignore
                 text.penultimate,
                 text.pooled,
             )

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from undust.formats import convert, safetensors_file
-from undust.formats.networks import blank
+from undust.formats.networks import empty_network
 from undust.formats.original.checkpoint import original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
@@ -53,9 +53,9 @@ def write(folder: Path) -> None:
         return {name: number.expand(t.shape) for name, t in network.state_dict().items()}
 
     parts = {
-        "unet": (UNET, weights(blank(UNet, UNET))),
-        "vae": (VAE, weights(blank(Autoencoder, VAE))),
-        "text_encoder": (TEXT, weights(blank(TextEncoder, TEXT))),
+        "unet": (UNET, weights(empty_network(UNet, UNET))),
+        "vae": (VAE, weights(empty_network(Autoencoder, VAE))),
+        "text_encoder": (TEXT, weights(empty_network(TextEncoder, TEXT))),
     }
     safetensors_file.save(folder / FILE, original(VARIANTS["sd1"], parts))
     with convert.opened(folder / FILE, folder) as found:

@@ -22,7 +22,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from undust.conditioning import tokenizer as tokenizers
-    from undust.conditioning.text import Words
+    from undust.conditioning.text import TextConditioner
     from undust.diffusion.process import PROCESSES
     from undust.model import LatentDiffusion
     from undust.networks.autoencoder import Autoencoder
@@ -52,7 +52,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
             ),
             (
-                Words(
+                TextConditioner(
                     tokenizer,
                     TextEncoder(
                         TextEncoderConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from undust.conditioning.clip import clip
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import VP
 from undust.formats.original.variants import VARIANTS
 from undust.model import LatentDiffusion
@@ -42,7 +42,7 @@ def build(variant: str) -> LatentDiffusion:
             ),
             UNet(_unet(variant)),
             tuple(
-                Words(
+                TextConditioner(
                     clip(text.padding),
                     TextEncoder(_text(text.kind, text.activation, projects=text.pooled)),
                     text.penultimate,

@@ -9,11 +9,11 @@ from torch import nn
 
 from fuzzing.changes import Entries
 from undust.conditioning import tokenizer as tokenizers
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import PROCESSES
 from undust.formats import model_folder
-from undust.formats.components import Parts
-from undust.formats.networks import blank
+from undust.formats.components import Components
+from undust.formats.networks import empty_network
 from undust.formats.original.checkpoint import original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
@@ -78,14 +78,14 @@ def checkpoint(variant: str, vocabulary: int = 99, length: int = 7) -> Entries:
         }
     config = unet(64, text, **more)
     parts: dict[str, Any] = {
-        "unet": (config, blank(UNet, config).state_dict()),
-        "vae": (VAE, blank(Autoencoder, VAE).state_dict()),
+        "unet": (config, empty_network(UNet, config).state_dict()),
+        "vae": (VAE, empty_network(Autoencoder, VAE).state_dict()),
     }
     for each in known.texts:
         told = text_encoder(vocabulary, length, wide[each.kind]).model_dump()
         projects = ["CLIPTextModelWithProjection" if each.pooled else "CLIPTextModel"]
         words = TextEncoderConfig.read({**told, "architectures": projects})
-        parts[each.part] = (words, blank(TextEncoder, words).state_dict())
+        parts[each.part] = (words, empty_network(TextEncoder, words).state_dict())
     tensors = original(known, parts)
     return {name: ("F16", tuple(tensor.shape)) for name, tensor in tensors.items()}
 
@@ -99,7 +99,9 @@ def model(room: Path) -> Path:
     folder = room / "model"
     tokens = tokenizers.train(["a cat", "a dog"], size=520, length=16)
     config = text_encoder(len(tokens.vocabulary), 16)
-    words = Words(tokens, TextEncoder(config))
+    words = TextConditioner(tokens, TextEncoder(config))
     process = PROCESSES["scaled-linear"]()
-    model_folder.write(Parts(Autoencoder(VAE), UNet(unet()), (words,), process, "epsilon"), folder)
+    model_folder.write(
+        Components(Autoencoder(VAE), UNet(unet()), (words,), process, "epsilon"), folder
+    )
     return folder

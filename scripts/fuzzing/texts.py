@@ -20,7 +20,7 @@ from fuzzing.pictures import recipe
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.clip import clip
 from undust.conditioning.prompt import parse
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import DISCRETE, EDM, Flow
 from undust.formats import model_folder, safetensors_file
 from undust.formats import tokenizer_files as tokenizer_folder
@@ -146,7 +146,7 @@ KINDS["tokenizers"] = KINDS.pop("tokenizers_")
 def prompts(_: Path) -> Make:
     encoder = drawn(TextEncoder(text_encoder(49408, 77)))
     learnt = {"<cat>": torch.zeros(3, 32), "a b": torch.ones(1, 32)}
-    words = Words(clip(), encoder, embeddings=learnt)
+    words = TextConditioner(clip(), encoder, embeddings=learnt)
     words(["the tokenizer's engine is made the first time"])
     originals = [
         *("a (smiling:1.2) cat BREAK [on] a mat", "((((x))))", "((a [b) c]:1.5)", r"a \(b\)"),

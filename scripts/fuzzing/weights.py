@@ -16,9 +16,9 @@ from fuzzing.originals import checkpoint, drawn, entries_of, text_encoder, unet
 from undust.adapters.applied_loras import LoraSet
 from undust.formats import controlnet, safetensors_file, textual_inversion
 from undust.formats.lora import file as lora
-from undust.formats.networks import blank
+from undust.formats.networks import empty_network
 from undust.formats.original import model as single_file
-from undust.formats.original.checkpoint import survey
+from undust.formats.original.checkpoint import scan_checkpoint
 from undust.networks.config import (
     ControlNetConfig,
 )
@@ -49,7 +49,7 @@ def headers(_: Path) -> Make:
         size = weights(chance, path, files[name], {})
         if name == "whole":
             return asks(chance, path, size, lambda: single_file.load(path, torch.float32))
-        return asks(chance, path, size, lambda: survey(path, ema=chance.random() < 0.1))
+        return asks(chance, path, size, lambda: scan_checkpoint(path, ema=chance.random() < 0.1))
 
     return make
 
@@ -139,7 +139,7 @@ def controlnets(_: Path) -> Make:
             "conditioning_embedding_out_channels": (16, 32),
         }
     )
-    network = blank(ControlNet, config)
+    network = empty_network(ControlNet, config)
     ours = entries_of(network)
     theirs = {name: ("F16", tuple(t.shape)) for name, t in controlnet.original(network).items()}
     told = {"_class_name": controlnet.KIND, **config.model_dump(mode="json")}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import END, START, Tokenizer
 from undust.errors import UndustError
 from undust.networks.attention import attend
@@ -61,12 +61,12 @@ def build(tokenizer: Tokenizer, *, projects: bool = False) -> TextEncoder:
 
 
 @pytest.fixture(scope="module")
-def words(tokenizer: Tokenizer) -> Words:
-    return Words(tokenizer, build(tokenizer))
+def words(tokenizer: Tokenizer) -> TextConditioner:
+    return TextConditioner(tokenizer, build(tokenizer))
 
 
 @contextmanager
-def calls(words: Words) -> Iterator[list[Tensor]]:
+def calls(words: TextConditioner) -> Iterator[list[Tensor]]:
     """The token numbers of every call of the encoder."""
     heard: list[Tensor] = []
     embeddings = words.encoder.get_submodule("text_model.embeddings")
@@ -86,7 +86,7 @@ def rows(tokenizer: Tokenizer, *chunks: str) -> Tensor:
 
 
 @given(st.text(max_size=8))
-def test_plain_words_are_the_encoders_own(words: Words, text: str):
+def test_plain_words_are_the_encoders_own(words: TextConditioner, text: str):
     prompt = escape(text)
     if words.token_count(prompt) > LENGTH:
         assert len(words.tokenizer.words(text)) > ROOM
@@ -98,14 +98,14 @@ def test_plain_words_are_the_encoders_own(words: Words, text: str):
     assert pooled is None
 
 
-def test_a_full_chunk_is_one(words: Words):
+def test_a_full_chunk_is_one(words: TextConditioner):
     assert words.token_count("a " * ROOM) == LENGTH
     assert words.token_count("a " * (ROOM + 1)) == 2 * LENGTH
     full = "a " * (ROOM - 1) + "cat"
     assert torch.equal(words([full])[0], words.encoder(words.tokenizer([full])))
 
 
-def test_a_batch_is_one_call(words: Words):
+def test_a_batch_is_one_call(words: TextConditioner):
     prompts = ["a cat", "", "a dog"]
     with calls(words) as heard:
         states, _ = words(prompts)
@@ -114,7 +114,7 @@ def test_a_batch_is_one_call(words: Words):
 
 
 @pytest.mark.parametrize("same", ["(a cat:1.0)", "(a:1) cat", "a (cat:1.)", "[(a cat)]"])
-def test_a_weight_of_one_changes_no_bit_and_costs_nothing(words: Words, same: str):
+def test_a_weight_of_one_changes_no_bit_and_costs_nothing(words: TextConditioner, same: str):
     with calls(words) as heard:
         found, _ = words([same])
     assert len(heard) == 1
@@ -123,7 +123,7 @@ def test_a_weight_of_one_changes_no_bit_and_costs_nothing(words: Words, same: st
 
 @pytest.mark.parametrize("penultimate", [False, True])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.3, -1.0, 4.0])
-def test_a_weight_moves_a_token_from_the_empty_prompt(words: Words, penultimate, weight):
+def test_a_weight_moves_a_token_from_the_empty_prompt(words: TextConditioner, penultimate, weight):
     words = replace(words, penultimate=penultimate)
     plain, empty = words(["a cat b"])[0][0], words([""])[0][0]
     found = words([f"a (cat:{weight}) b"])[0][0]
@@ -135,7 +135,7 @@ def test_a_weight_moves_a_token_from_the_empty_prompt(words: Words, penultimate,
     assert torch.equal(found[others], plain[others])
 
 
-def test_weights_reach_every_chunk_and_every_prompt(words: Words):
+def test_weights_reach_every_chunk_and_every_prompt(words: TextConditioner):
     long = "a " * ROOM + "(cat:2) b"
     found = words([long, "cat", "(cat:2)"])[0]
     empty = words([""])[0][0]
@@ -149,7 +149,7 @@ def test_weights_reach_every_chunk_and_every_prompt(words: Words):
             torch.testing.assert_close(found[row, at], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_long_prompt_is_read_in_chunks(words: Words):
+def test_a_long_prompt_is_read_in_chunks(words: TextConditioner):
     letters = "a b c d e f g h i j a b c d e f g cat"
     chunks = rows(words.tokenizer, "a b c d e f g h", "i j a b c d e f", "g cat")
     assert words.token_count(letters) == 3 * LENGTH
@@ -169,14 +169,14 @@ def test_a_long_prompt_is_read_in_chunks(words: Words):
         (r"\BREAK", ["break"]),
     ],
 )
-def test_break_begins_a_chunk(words: Words, prompt: str, chunks: list[str]):
+def test_break_begins_a_chunk(words: TextConditioner, prompt: str, chunks: list[str]):
     with calls(words) as heard:
         words([prompt])
     assert torch.equal(torch.cat(heard), rows(words.tokenizer, *chunks))
     assert words.token_count(prompt) == len(chunks) * LENGTH
 
 
-def test_what_is_repeated_is_attended_to_as_it_was(words: Words):
+def test_what_is_repeated_is_attended_to_as_it_was(words: TextConditioner):
     """Prompts of 2 and 3 chunks, together in 6: attention gives each the answer it has alone."""
     prompts = ["a BREAK cat", "a BREAK cat BREAK b", "a"]
     together, _ = words(prompts)
@@ -193,7 +193,7 @@ def test_what_is_repeated_is_attended_to_as_it_was(words: Words):
 def test_sdxls_states_and_pooled(tokenizer: Tokenizer):
     """The last but one layer without the norm, and the end of the first chunk, projected."""
     encoder = build(tokenizer, projects=True)
-    words = Words(tokenizer, encoder, penultimate=True, pooled=True)
+    words = TextConditioner(tokenizer, encoder, penultimate=True, pooled=True)
     prompts = ["a b c d e f g h i (cat:1.5)", "cat", "b BREAK cat"]
     first = rows(tokenizer, "a b c d e f g h", "cat", "b")
     for skip in (0, 1):
@@ -206,7 +206,7 @@ def test_sdxls_states_and_pooled(tokenizer: Tokenizer):
     assert replace(words, pooled=False)(prompts)[1] is None
 
 
-def test_clip_skip(words: Words):
+def test_clip_skip(words: TextConditioner):
     ids = words.tokenizer(["cat"])
     assert torch.equal(words(["cat"], 2)[0], words.encoder.read(ids, skip=2).states)
     with pytest.raises(UndustError, match="4 layers cannot be left out"):
@@ -214,7 +214,9 @@ def test_clip_skip(words: Words):
 
 
 def test_half_precision_stays_half(tokenizer: Tokenizer):
-    half = Words(tokenizer, build(tokenizer).bfloat16(), embeddings={"dog": torch.randn(2, WIDTH)})
+    half = TextConditioner(
+        tokenizer, build(tokenizer).bfloat16(), embeddings={"dog": torch.randn(2, WIDTH)}
+    )
     states, _ = half(["a (dog:1.3)"])
     assert states.dtype == torch.bfloat16
     assert states.isfinite().all()
@@ -225,7 +227,7 @@ LEARNT = {"cat": VECTORS[:1], "cat-dog": VECTORS[1:4], "<I>": VECTORS[4:6], "a+b
 
 
 @pytest.fixture(scope="module")
-def learnt(words: Words) -> Callable[[str], list[list[str]]]:
+def learnt(words: TextConditioner) -> Callable[[str], list[list[str]]]:
     """The chunks of a prompt: tokens as text, and vectors by their numbers in VECTORS."""
     taught = replace(words, embeddings=LEARNT)
     pieces = {number: piece for piece, number in words.tokenizer.vocabulary.items()}
@@ -266,7 +268,7 @@ def test_learnt_words_are_their_vectors(learnt, prompt: str, chunks):
     assert learnt(prompt) == chunks
 
 
-def test_more_vectors_than_a_chunk_holds_are_cut(words: Words):
+def test_more_vectors_than_a_chunk_holds_are_cut(words: TextConditioner):
     taught = replace(words, embeddings={"dog": VECTORS})
     assert taught.token_count("dog") == 3 * LENGTH
     assert taught.token_count("a dog") == 3 * LENGTH
@@ -277,7 +279,7 @@ def test_more_vectors_than_a_chunk_holds_are_cut(words: Words):
     assert ids[ids >= size].tolist() == list(range(size, size + 20))
 
 
-def test_a_learnt_word_can_be_weighted(words: Words):
+def test_a_learnt_word_can_be_weighted(words: TextConditioner):
     taught = replace(words, embeddings=LEARNT)
     plain, empty = taught(["a cat-dog"])[0][0], words([""])[0][0]
     found = taught(["a (cat-dog:1.5)"])[0][0]
@@ -286,7 +288,7 @@ def test_a_learnt_word_can_be_weighted(words: Words):
     assert torch.equal(found[5:], plain[5:])
 
 
-def test_words_that_were_learnt_elsewhere_change_nothing(words: Words):
+def test_words_that_were_learnt_elsewhere_change_nothing(words: TextConditioner):
     taught = replace(words, embeddings=LEARNT)
     assert torch.equal(taught(["a dog"])[0], words(["a dog"])[0])
 
@@ -299,7 +301,7 @@ def test_words_that_were_learnt_elsewhere_change_nothing(words: Words):
         ({" ": torch.zeros(1, WIDTH)}, "needs a word"),
     ],
 )
-def test_what_does_not_fit_is_refused(words: Words, embeddings, said: str):
+def test_what_does_not_fit_is_refused(words: TextConditioner, embeddings, said: str):
     with pytest.raises(UndustError, match=said):
         replace(words, embeddings=embeddings)
     with pytest.raises(UndustError, match="no text_projection"):
@@ -307,20 +309,22 @@ def test_what_does_not_fit_is_refused(words: Words, embeddings, said: str):
 
 
 @given(st.lists(st.text("ab c()[]:1.\\", max_size=40), min_size=1, max_size=3))
-def test_any_prompts_have_finite_states(words: Words, prompts: list[str]):
+def test_any_prompts_have_finite_states(words: TextConditioner, prompts: list[str]):
     taught = replace(words, embeddings=LEARNT)
     states, _ = taught(prompts)
     assert states.isfinite().all()
     assert all(states.shape[1] % taught.token_count(prompt) == 0 for prompt in prompts)
 
 
-def test_a_tokenizer_of_more_words_than_the_encoder_is_refused(words: Words, tokenizer: Tokenizer):
+def test_a_tokenizer_of_more_words_than_the_encoder_is_refused(
+    words: TextConditioner, tokenizer: Tokenizer
+):
     further = {**tokenizer.vocabulary, "further": len(tokenizer.vocabulary)}
     with pytest.raises(UndustError, match="tokenizer does not fit: it has the number"):
         replace(words, tokenizer=replace(tokenizer, vocabulary=further))
 
 
 @pytest.mark.parametrize("prompts", [["a BREAK " * 300], ["a " * 8 * 17, "a " * 8 * 19]])
-def test_prompts_of_too_many_parts_are_refused(words: Words, prompts: list[str]):
+def test_prompts_of_too_many_parts_are_refused(words: TextConditioner, prompts: list[str]):
     with pytest.raises(UndustError, match="parts of 10 tokens are more than can be shown"):
         words(prompts)

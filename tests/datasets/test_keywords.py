@@ -63,7 +63,7 @@ def test_a_broken_file_is_named(cldr: Path, content: bytes) -> None:
 
 
 def test_the_systems_own_files() -> None:
-    """Words of all the versions since CLDR has annotations."""
+    """TextConditioner of all the versions since CLDR has annotations."""
     if not FOLDER.is_dir():
         pytest.skip("CLDR's files are not installed (Debian: unicode-cldr-core)")
     assert "car" in Keywords("en")("🚗")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from undust.errors import UndustError
-from undust.formats.components import Parts
+from undust.formats.components import Components
 from undust.formats.original.variants import VARIANTS
 from undust.model import LatentDiffusion
 from variants import build
@@ -16,9 +16,9 @@ def built() -> dict[str, LatentDiffusion]:
     return {name: build(name) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner", "x4-upscaler")}
 
 
-def parts(model: LatentDiffusion, **others: object) -> Parts:
+def parts(model: LatentDiffusion, **others: object) -> Components:
     names = ("autoencoder", "unet", "texts", "process", "prediction", "low_res_process")
-    return Parts(**{**{name: getattr(model, name) for name in names}, **others})  # pyright: ignore
+    return Components(**{**{name: getattr(model, name) for name in names}, **others})  # pyright: ignore
 
 
 def test_what_the_parts_of_each_variant_come_to():

@@ -62,7 +62,7 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-# Words that were learnt
+# TextConditioner that were learnt
 
 
 def taught_by_diffusers(folder: Path) -> None:

@@ -17,7 +17,7 @@ from undust.errors import UndustError
 from undust.formats import safetensors_file, textual_inversion
 from undust.formats.lora.factors import Hadamard, Kronecker, Product
 from undust.formats.lora.file import Lora, load
-from undust.formats.networks import blank
+from undust.formats.networks import empty_network
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
@@ -44,7 +44,7 @@ def networks(variant: str) -> dict[str, nn.Module]:
     with torch.random.fork_rng():
         parts = build(variant).parts
     kinds = {"unet": UNet, "text_encoder": TextEncoder, "text_encoder_2": TextEncoder}
-    return {part: blank(kinds[part], parts[part][0]) for part in kinds if part in parts}
+    return {part: empty_network(kinds[part], parts[part][0]) for part in kinds if part in parts}
 
 
 def test_a_file_is_known_by_its_content(read, tmp_path):

@@ -18,7 +18,7 @@ from undust.errors import UndustError
 from undust.formats import extras, safetensors_file
 from undust.formats.lora import peft_config
 from undust.formats.lora.file import load
-from undust.formats.lora.summary import outline
+from undust.formats.lora.summary import summarize
 
 NAME = "lora_unet_linear"
 # The names and shapes of LyCORIS 4.1 and of kohya's scripts, for a linear layer.
@@ -145,7 +145,7 @@ def test_a_controlnet_lllite(tmp_path: Path):
 def test_a_word_is_no_method(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     safetensors_file.save(path, {"road_sign": torch.ones(2, 8)})
-    assert outline(path) is None
+    assert summarize(path) is None
     assert extras.kind_of(path) == extras.WORD
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from formats.original.conftest import build
 from undust.formats.lora.names import CHANGED, Target, lookup, split
-from undust.formats.networks import blank
+from undust.formats.networks import empty_network
 from undust.networks.config import TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
@@ -25,7 +25,7 @@ def networks(variant: str) -> dict[str, nn.Module]:
     with torch.random.fork_rng():
         parts = build(variant).parts
     kinds = {"unet": UNet, "text_encoder": TextEncoder, "text_encoder_2": TextEncoder}
-    return {part: blank(kinds[part], parts[part][0]) for part in kinds if part in parts}
+    return {part: empty_network(kinds[part], parts[part][0]) for part in kinds if part in parts}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_what_is_left_open_is_known_to_be(sdxl):
 def test_no_two_modules_of_a_full_model_share_a_name(config):
     """A "_" for a "." makes none alike."""
     text = TextEncoderConfig(vocab_size=9, hidden_size=64, intermediate_size=64)
-    parts = {"unet": blank(UNet, config), "text_encoder": blank(TextEncoder, text)}
+    parts = {"unet": empty_network(UNet, config), "text_encoder": empty_network(TextEncoder, text)}
     known = lookup(parts)
     assert all(len(targets) == 1 for targets in known.values())
     layers = {
@@ -206,7 +206,7 @@ def test_a_network_that_the_original_code_never_had_keeps_its_own_names():
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1,
         addition_embed_type="text", cross_attention_dim=64,
     )  # fmt: skip
-    known = lookup({"unet": blank(UNet, config)})
+    known = lookup({"unet": empty_network(UNet, config)})
     assert known["lora_unet_add_embedding_proj"] == {Target("unet", "add_embedding.proj")}
     assert "lora_unet_input_blocks_0_0" not in known
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from undust.errors import UndustError
 from undust.formats import model_folder
-from undust.formats.components import Parts
+from undust.formats.components import Components
 from undust.formats.original.variants import VARIANTS
 from undust.model import LatentDiffusion
 from variants import build
@@ -63,7 +63,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return write
 
 
-def weights(parts: Parts) -> dict[str, torch.Tensor]:
+def weights(parts: Components) -> dict[str, torch.Tensor]:
     return {
         f"{part}.{name}": tensor
         for part, network in parts.networks.items()

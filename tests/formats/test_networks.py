@@ -7,7 +7,7 @@ import time
 import pytest
 
 from undust.errors import UndustError
-from undust.formats.networks import MOST, blank
+from undust.formats.networks import MAX_TENSORS, empty_network
 from undust.networks.config import TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
@@ -15,7 +15,7 @@ from undust.networks.unet import UNet
 
 def test_a_blank_network_has_names_and_shapes_and_no_memory():
     config = TextEncoderConfig(num_hidden_layers=1)
-    parameters = dict(blank(TextEncoder, config).named_parameters())
+    parameters = dict(empty_network(TextEncoder, config).named_parameters())
     assert {name: tensor.shape for name, tensor in parameters.items()} == {
         name: tensor.shape for name, tensor in TextEncoder(config).named_parameters()
     }
@@ -37,6 +37,6 @@ def test_a_blank_network_has_names_and_shapes_and_no_memory():
 def test_a_network_without_end_is_not_built(fields: dict[str, object]):
     config = UNetConfig.read(fields)
     began = time.process_time()
-    with pytest.raises(UndustError, match=f"network of over {MOST:,} tensors"):
-        blank(UNet, config)
+    with pytest.raises(UndustError, match=f"network of over {MAX_TENSORS:,} tensors"):
+        empty_network(UNet, config)
     assert time.process_time() - began < 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from undust.conditioning import tokenizer as tokenizers
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.errors import UndustError
 from undust.formats import safetensors_file, textual_inversion
 from undust.networks.config import TextEncoderConfig
@@ -204,5 +204,5 @@ def test_a_loaded_word_is_read(save):
     table = encoder.get_parameter("text_model.embeddings.token_embedding.weight")
     known = [number for (number,) in tokenizer.words("a cat")]
     loaded = textual_inversion.load(save({"emb_params": table[known]}))
-    taught = Words(tokenizer, encoder, embeddings={"toy": loaded[""]})
+    taught = TextConditioner(tokenizer, encoder, embeddings={"toy": loaded[""]})
     torch.testing.assert_close(taught(["toy"])[0], encoder(tokenizer(["a cat"])))

@@ -20,12 +20,12 @@ from undust.adapters.lora import apply, apply_low_rank, delta, low_rank
 from undust.adapters.offload import Lock
 from undust.errors import UndustError
 from undust.formats.lora.factors import Product
-from undust.formats.lora.file import Change, Lora
+from undust.formats.lora.file import Lora, WeightDelta
 from undust.formats.lora.names import Target
 
 ActiveLoras = tuple[tuple[Lora, float], ...]
 """LoRAs and their weights: 1 as trained, 0 without effect."""
-Changes = list[tuple[Change, float]]
+Changes = list[tuple[WeightDelta, float]]
 Added = Callable[[Tensor], Tensor]
 """A module's input → a change's addition to its output."""
 
@@ -157,7 +157,7 @@ def shared(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
-def _changes(change: Change, kind: str) -> bool:
+def _changes(change: WeightDelta, kind: str) -> bool:
     if kind == "bias":
         return change.bias is not None
     return change.weight is not None or change.magnitude is not None
@@ -168,7 +168,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _runnable(module: nn.Module, change: Change) -> Added:
+def _runnable(module: nn.Module, change: WeightDelta) -> Added:
     """The change's addition to the output of a module, at weight 1; of low rank where it is."""
     own = module.get_parameter("weight").detach()
     wide = _wide(own)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from undust.formats.lora.factors import Factors, Hadamard, Kronecker, Product
-from undust.formats.lora.file import Change
+from undust.formats.lora.file import WeightDelta
 
 
-def delta(change: Change, weight: Tensor) -> Tensor:
+def delta(change: WeightDelta, weight: Tensor) -> Tensor:
     """What the change adds to a weight when it is worn whole: a tensor of the weight's shape.
 
     weight: as it is without any change, in the precision and place to compute in. With a magnitude

@@ -12,8 +12,8 @@ from undust.cli import console
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from undust.formats.components import Parts
-    from undust.formats.convert import Opened
+    from undust.formats.components import Components
+    from undust.formats.convert import LoadedModel
 
 MEGABYTE = 10**6
 
@@ -88,7 +88,7 @@ def convert(
     console.line(target)
 
 
-def _merge(found: Opened, loras: Sequence[str]) -> None:
+def _merge(found: LoadedModel, loras: Sequence[str]) -> None:
     """Puts LoRAs into the weights for good."""
     if not loras:
         return
@@ -102,10 +102,10 @@ def _merge(found: Opened, loras: Sequence[str]) -> None:
     merge(networks, [(load(Path(each.path), networks), each.weight) for each in asked])
 
 
-def _model(found: Opened, option: str) -> Parts:
+def _model(found: LoadedModel, option: str) -> Components:
     """The whole model that an option changes."""
-    from undust.formats.components import Parts
+    from undust.formats.components import Components
 
-    if not isinstance(found.model, Parts):
+    if not isinstance(found.model, Components):
         raise UndustError(f"{option} is for whole models; this is {found.kind}")
     return found.model

@@ -98,12 +98,12 @@ def _folder(path: Path) -> Facts:
 
 
 def _weights(path: Path) -> Facts:
-    from undust.formats.original.checkpoint import survey
+    from undust.formats.original.checkpoint import scan_checkpoint
     from undust.formats.safetensors_file import content_hash, header
 
     facts: Facts = {"path": str(path), "kind": "weights"}
     try:
-        facts |= _single_file(survey(path))
+        facts |= _single_file(scan_checkpoint(path))
     except UndustError as error:
         other = _adapter(path)
         facts |= other or {"not a whole model": str(error).removeprefix(f"{path}: ")}
@@ -119,9 +119,9 @@ def _adapter(path: Path) -> Facts:
     """What goes into a model, if a file is that: a LoRA, a ControlNet, a learnt word."""
     from undust.formats import controlnet, textual_inversion
     from undust.formats.lora.kinds import refusal
-    from undust.formats.lora.summary import outline
+    from undust.formats.lora.summary import summarize
 
-    if lora := outline(path):
+    if lora := summarize(path):
         ranks = ", ".join(f"{rank} (of {count})" for rank, count in lora.ranks.items())
         return {
             "kind": lora.kind,

@@ -15,15 +15,15 @@ from torch import Tensor
 from undust.conditioning.prompt import parse
 from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
-from undust.networks.text_encoder import Read, TextEncoder
+from undust.networks.text_encoder import EncodedText, TextEncoder
 
-MOST = 256  # chunks of a prompt, also where several are repeated to be as long: 19,200 tokens
+MAX_CHUNKS = 256  # chunks of a prompt, also where several are repeated to be as long: 19,200 tokens
 Chunk = list[tuple[int, float]]
 """As many tokens as an encoder reads at once, each with its weight, without the two ends."""
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class TextConditioner:
     """A tokenizer, its text encoder, and how the encoder's states are shown.
 
     penultimate: the states before the last layer and without the final norm are (SDXL), not those
@@ -82,11 +82,11 @@ class Words:
         chunked = [self._chunks(prompt) for prompt in prompts]
         counts = [len(own) for own in chunked]
         common = math.lcm(*counts)
-        if common > MOST:
+        if common > MAX_CHUNKS:
             told = " and ".join(map(str, sorted(set(counts))))
             raise UndustError(
                 f"prompt: {told} parts of {self.tokenizer.length} tokens are more than can be "
-                f"shown together, {MOST} parts"
+                f"shown together, {MAX_CHUNKS} parts"
             )
         chunks = [chunk for own in chunked for chunk in own]
         states, pooled = self._read([[number for number, _ in chunk] for chunk in chunks], skip)
@@ -105,13 +105,13 @@ class Words:
         states, pooled = self._states(self.tokenizer(captions).to(device), 0)
         return states, pooled if self.pooled else None
 
-    def _read(self, chunks: Sequence[Sequence[int]], skip: int) -> Read:
+    def _read(self, chunks: Sequence[Sequence[int]], skip: int) -> EncodedText:
         table = self.encoder.get_parameter("text_model.embeddings.token_embedding.weight")
         ids = torch.tensor([self.tokenizer.row(chunk) for chunk in chunks], device=table.device)
         rows = torch.cat([*self.embeddings.values()]).to(table) if self.embeddings else None
         return self._states(ids, skip, rows)
 
-    def _states(self, ids: Tensor, skip: int, rows: Tensor | None = None) -> Read:
+    def _states(self, ids: Tensor, skip: int, rows: Tensor | None = None) -> EncodedText:
         skip += self.penultimate
         return self.encoder.read(ids, skip=skip, norm=not self.penultimate, rows=rows)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import Process
 from undust.errors import UndustError
 from undust.networks.autoencoder import Autoencoder
@@ -17,7 +17,7 @@ MAX_NOISE_LEVEL = 350  # of the published upscaler, stable-diffusion-x4-upscaler
 
 
 @dataclass(eq=False)
-class Parts:
+class Components:
     """What goes together as one model.
 
     texts: the text encoders, whose states stand side by side; process and prediction: what the
@@ -29,7 +29,7 @@ class Parts:
 
     autoencoder: Autoencoder
     unet: UNet
-    texts: tuple[Words, ...]
+    texts: tuple[TextConditioner, ...]
     process: Process
     prediction: str
     force_zeros_for_empty_prompt: bool = False

@@ -13,11 +13,11 @@ from torch import Tensor
 from undust.errors import UndustError, shown
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into, read_json
-from undust.formats.networks import blank, load_network
+from undust.formats.networks import empty_network, load_network
 from undust.formats.original import infer, key_map, keys
 from undust.formats.original.checkpoint import SPARE
 from undust.formats.original.infer import Shapes
-from undust.formats.original.key_map import Place, Places
+from undust.formats.original.key_map import KeyMap, KeySpec
 from undust.formats.original.variants import SD1, SD2, SDXL
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
@@ -85,7 +85,7 @@ def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNe
     return network
 
 
-def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
+def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, KeyMap]:
     """The ControlNet of a file, as yet without weights, and where in the file they are."""
     prefix = next(
         (p for p in PREFIXES if not shapes.keys().isdisjoint((p + OURS, p + THEIRS))), None
@@ -98,9 +98,9 @@ def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, Places]:
         )
     inside = {key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}
     see = _config if OURS in inside else partial(infer.controlnet, heads=HEADS)
-    network = blank(ControlNet, _config_beside(beside) or see(inside))
+    network = empty_network(ControlNet, _config_beside(beside) or see(inside))
     names = network.state_dict().keys()
-    where = {name: Place(name) for name in names} if OURS in inside else keys.controlnet(names)
+    where = {name: KeySpec(name) for name in names} if OURS in inside else keys.controlnet(names)
     return network, key_map.under(prefix, where)
 
 

@@ -24,13 +24,13 @@ from undust.formats import (
     safetensors_file,
     single_file,
 )
-from undust.formats.components import Parts
-from undust.formats.extras import CONTROLNET, Addition
+from undust.formats.components import Components
+from undust.formats.extras import CONTROLNET, ExtraFile
 from undust.formats.files import atomic, atomic_folder
 from undust.formats.folder import INDEX, STEMS, read_json, read_model_index, save_component
 from undust.formats.networks import load_autoencoder
 from undust.formats.original import model as original_model
-from undust.formats.original.checkpoint import survey
+from undust.formats.original.checkpoint import scan_checkpoint
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.controlnet import ControlNet
 from undust.regular import read_bytes
@@ -47,12 +47,12 @@ PICKLED = {
     for variant in ("", ".fp16")
     for name, stem in zip(("diffusion_pytorch_model", "pytorch_model"), STEMS, strict=True)
 }
-Model = single_file.Model | Addition
+Model = single_file.Model | ExtraFile
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedModel:
     """A model in memory, or what belongs into one; notes: what was there and is not in it."""
 
     model: Model
@@ -85,12 +85,12 @@ def check(source: Path, target: Path, layout: str) -> str:
 
 
 @contextmanager
-def opened(path: Path, scratch: Path, *, ema: bool = False) -> Generator[Opened]:
+def opened(path: Path, scratch: Path, *, ema: bool = False) -> Generator[LoadedModel]:
     """The model at a path, each of its weights in the precision that it is stored in.
 
     A diffusers folder of a model, a first stage or a ControlNet, one file of these, of a LoRA or of
     a learnt word, or any of them pickled; `scratch` is a folder, perhaps yet to be made, on a disk
-    with room for what is unpacked. ema: as `survey`. Raises UndustError for anything else.
+    with room for what is unpacked. ema: as `scan_checkpoint`. Raises UndustError for anything else.
     """
     there = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix=".undust-", dir=there) as name:
@@ -118,7 +118,7 @@ def write(
     there, kind = _there(path, layout), _kind(model)
     if there not in ("", kind):
         raise UndustError(f"{path} is there already and is {there}, not {kind}; it stays")
-    if isinstance(model, Addition):
+    if isinstance(model, ExtraFile):
         if layout == "folder":
             raise UndustError(f"{kind} is one file and never a folder: {LAYOUTS[1]} is its layout")
         _make(path.parent)
@@ -139,9 +139,9 @@ def write(
 def size(model: Model, dtype: torch.dtype | None = None) -> int:
     """How many bytes its weights come to."""
     match model:
-        case Addition():
+        case ExtraFile():
             held = [model.tensors]
-        case Parts():
+        case Components():
             held = [network.state_dict() for network in model.networks.values()]
         case _:
             held = [model.state_dict()]
@@ -152,12 +152,12 @@ def size(model: Model, dtype: torch.dtype | None = None) -> int:
     )
 
 
-def _from_folder(folder: Path, scratch: Path) -> Opened:
+def _from_folder(folder: Path, scratch: Path) -> LoadedModel:
     kind = _kind_of_folder(folder)
     if kind not in ("", MODEL):
         load = controlnet.load if kind == CONTROLNET else load_autoencoder
         safe = _safe(folder.absolute(), scratch)
-        return Opened(_blamed(folder, safe, lambda: load(safe, None)))
+        return LoadedModel(_blamed(folder, safe, lambda: load(safe, None)))
     index = read_model_index(folder)
     parts = {name: folder / name for name in index if (folder / name).is_dir()}
     safe = {
@@ -172,10 +172,10 @@ def _from_folder(folder: Path, scratch: Path) -> Opened:
         for name, part in safe.items():
             (source / name).symlink_to(part.resolve())
     model = _blamed(folder, source, lambda: model_folder.read(source, None))
-    return Opened(model, [f"left out: {name}" for name in model_folder.SPARE if name in index])
+    return LoadedModel(model, [f"left out: {name}" for name in model_folder.SPARE if name in index])
 
 
-def _from_file(path: Path, scratch: Path, *, ema: bool) -> Opened:
+def _from_file(path: Path, scratch: Path, *, ema: bool) -> LoadedModel:
     source, notes = path, list[str]()
     if pickles.is_pickle(path):
         source = scratch / f"weights{SUFFIX}"
@@ -185,13 +185,13 @@ def _from_file(path: Path, scratch: Path, *, ema: bool) -> Opened:
         if left := safetensors_file.header(source).metadata.get(pickles.LEFT_OUT):
             notes.append(f"left out: {left}")
     found = _blamed(path, source, lambda: _from_safetensors(source, path, ema=ema))
-    return Opened(found.model, [*notes, *found.notes])
+    return LoadedModel(found.model, [*notes, *found.notes])
 
 
-def _from_safetensors(path: Path, given: Path, *, ema: bool) -> Opened:
+def _from_safetensors(path: Path, given: Path, *, ema: bool) -> LoadedModel:
     """What is in a file; given: what it is a safe copy of, or itself."""
     kind = extras.kind_of(path)
-    found = None if kind else survey(path, ema=ema)
+    found = None if kind else scan_checkpoint(path, ema=ema)
     if ema and (found is None or found.variant is None):
         raise UndustError(f"{path} is {kind or FIRST_STAGE}, which has no moving averages")
     if kind == CONTROLNET:
@@ -199,19 +199,19 @@ def _from_safetensors(path: Path, given: Path, *, ema: bool) -> Opened:
         network = _blamed(given.with_name(CONFIG), beside, lambda: controlnet.load(path, None))
         spare = len(safetensors_file.header(path).tensors) - len(network.state_dict())
         notes = [f"left out: the model beside it ({spare} tensors)"] if spare else []
-        return Opened(network, notes)
+        return LoadedModel(network, notes)
     if found is None:
-        return Opened(extras.read(path, kind, given))
+        return LoadedModel(extras.read(path, kind, given))
     notes = [f"left out: {what} ({number} tensors)" for what, number in found.spare.items()]
     if found.variant is not None:
-        return Opened(original_model.load(path, None, ema=ema), notes)
+        return LoadedModel(original_model.load(path, None, ema=ema), notes)
     first_stage = cast(Autoencoder, found.load(None)["vae"])
     scale = first_stage.config.scaling_factor
     notes.append(
         f"a first stage alone does not tell its latents' scale: {scale:g} is taken, Stable "
         "Diffusion 1 and 2's"
     )
-    return Opened(first_stage, notes)
+    return LoadedModel(first_stage, notes)
 
 
 def _blamed(path: Path, copy: Path, read: Callable[[], T]) -> T:
@@ -247,7 +247,7 @@ def _write_folder(
     dtype: torch.dtype | None,
     wrote: Callable[[int], object],
 ) -> None:
-    if isinstance(model, Parts):
+    if isinstance(model, Components):
         model_folder.write(model, path, dtype, wrote)
         return
     name = next(name for name, kind in ALONE.items() if kind == _kind(model))
@@ -257,13 +257,13 @@ def _write_folder(
 
 def _kind(model: Model) -> str:
     match model:
-        case Addition():
+        case ExtraFile():
             return model.kind
         case ControlNet():
             return CONTROLNET
         case Autoencoder():
             return FIRST_STAGE
-        case Parts():
+        case Components():
             return MODEL
 
 
@@ -289,6 +289,6 @@ def _kind_of_folder(folder: Path) -> str:
 def _kind_of_file(path: Path) -> str:
     """Of what kind a file is; "" for another one, and for a folder."""
     try:
-        return extras.kind_of(path) or (MODEL if survey(path).variant else FIRST_STAGE)
+        return extras.kind_of(path) or (MODEL if scan_checkpoint(path).variant else FIRST_STAGE)
     except UndustError:
         return ""

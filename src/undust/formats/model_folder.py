@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import END
 from undust.diffusion.process import Process
 from undust.errors import UndustError, quoted, shown
 from undust.formats import tokenizer_files
-from undust.formats.components import GUIDANCE, MAX_NOISE_LEVEL, Parts
+from undust.formats.components import GUIDANCE, MAX_NOISE_LEVEL, Components
 from undust.formats.files import atomic_folder
 from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
 from undust.formats.networks import load_autoencoder, load_network
@@ -27,7 +27,7 @@ from undust.networks.config import TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import LEGACY_END, TextEncoder
 from undust.networks.unet import UNet
 
-# Parts that can be there and that painting does without.
+# Components that can be there and that painting does without.
 SPARE = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 KINDS = {
     "vae": ("AutoencoderKL",),
@@ -44,7 +44,7 @@ CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
 UPSCALED = 0.08333  # the scale of an upscaler's latents, whatever its folder says, in diffusers
 
 
-def read(folder: Path, dtype: torch.dtype | None) -> Parts:
+def read(folder: Path, dtype: torch.dtype | None) -> Components:
     """The parts in a folder, their weights as `dtype`, or as they are.
 
     Raises UndustError, naming the file, for what is no whole model.
@@ -80,7 +80,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
             _words(folder / name, folder / tokens, index[name][1], dtype, large=large)
             for name, tokens in texts.items()
         )
-        return Parts(
+        return Components(
             autoencoder,
             unet,
             words,
@@ -94,7 +94,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Parts:
 
 
 def write(
-    parts: Parts,
+    parts: Components,
     folder: Path,
     dtype: torch.dtype | None = None,
     wrote: Callable[[int], object] = int,
@@ -141,7 +141,7 @@ def _size(unet: Path) -> dict[str, int]:
     return {"sample_size": 64} if old else {}
 
 
-def _guidance(words: Words, index: Mapping[str, Any], *, large: bool) -> float:
+def _guidance(words: TextConditioner, index: Mapping[str, Any], *, large: bool) -> float:
     """The default guidance scale: of a published family, which CLIP's vocabulary tells, or ours."""
     if len(words.tokenizer.vocabulary) != CLIP_VOCABULARY:
         return GUIDANCE
@@ -152,7 +152,7 @@ def _guidance(words: Words, index: Mapping[str, Any], *, large: bool) -> float:
 
 def _words(
     encoder: Path, tokenizer: Path, kind: str, dtype: torch.dtype | None, *, large: bool
-) -> Words:
+) -> TextConditioner:
     with _told_of(encoder):
         network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype, architectures=[kind])
     with _told_of(tokenizer):
@@ -162,7 +162,7 @@ def _words(
         end = {"eos_token_id": pieces.vocabulary[END]}
         network.config = network.config.model_copy(update=end)
     pooled = large and network.text_projection is not None
-    return Words(pieces, network, penultimate=large, pooled=pooled, name=encoder.name)
+    return TextConditioner(pieces, network, penultimate=large, pooled=pooled, name=encoder.name)
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def _scheduler(folder: Path) -> tuple[Process, str]:
     return read_scheduler(read_json(path), path)
 
 
-def _index(parts: Parts) -> dict[str, Any]:
+def _index(parts: Components) -> dict[str, Any]:
     """model_index.json but for the schedulers."""
     large, aesthetic = parts.num_size_ids > 0, parts.num_size_ids == 5
     index: dict[str, Any] = {
@@ -209,7 +209,7 @@ def _index(parts: Parts) -> dict[str, Any]:
     return index | flags
 
 
-def _pipeline(parts: Parts) -> str:
+def _pipeline(parts: Components) -> str:
     """The class of diffusers that paints with such parts."""
     family = "StableDiffusionXL" if parts.num_size_ids else "StableDiffusion"
     if parts.low_res_process is not None:

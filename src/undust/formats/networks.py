@@ -16,7 +16,7 @@ from undust.formats.folder import load_component_weights, load_into, read_json
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, NetworkConfig
 
-MOST = 10_000  # tensors of a network; Stable Diffusion XL's U-Net has fewer than 2,000
+MAX_TENSORS = 10_000  # tensors of a network; Stable Diffusion XL's U-Net has fewer than 2,000
 N = TypeVar("N", bound=nn.Module)
 K = TypeVar("K", bound=NetworkConfig)
 
@@ -30,17 +30,17 @@ def load_network(
     `safetensors_file.load`; known: fields that are told elsewhere, whatever its config.json says.
     """
     folder = path.parent if path.is_file() else path
-    network = blank(build, kind.read({**read_json(folder / "config.json"), **known}))
+    network = empty_network(build, kind.read({**read_json(folder / "config.json"), **known}))
     load_into(network, load_component_weights(path, dtype), path)
     return network
 
 
-def blank(build: Callable[[K], N], config: K) -> N:
+def empty_network(build: Callable[[K], N], config: K) -> N:
     """A network without weights: its parameters have names and shapes, and no memory.
 
     Raises UndustError for a configuration of more tensors than any file has.
     """
-    with torch.device("meta"), _Blank():
+    with torch.device("meta"), _WithoutInit():
         return build(config)
 
 
@@ -58,7 +58,7 @@ def load_autoencoder(
     return network.eval().requires_grad_(False)
 
 
-class _Blank(TorchFunctionMode):
+class _WithoutInit(TorchFunctionMode):
     """Within it no random weights are drawn: those of the file replace them at once.
 
     On the meta device drawing them would only cost time, most of it the import of torch's compiler.
@@ -79,8 +79,10 @@ class _Blank(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty:
             self.made += 1
-            if self.made > MOST:
-                raise UndustError(f"the configuration is of a network of over {MOST:,} tensors")
+            if self.made > MAX_TENSORS:
+                raise UndustError(
+                    f"the configuration is of a network of over {MAX_TENSORS:,} tensors"
+                )
         if func in (nn.init.normal_, Tensor.normal_):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)

@@ -14,8 +14,8 @@ from undust.conditioning.clip import clip
 from undust.diffusion.process import VP, Process
 from undust.errors import UndustError, shown
 from undust.formats import controlnet, model_folder
-from undust.formats.components import Parts
-from undust.formats.original.checkpoint import original, survey
+from undust.formats.components import Components
+from undust.formats.original.checkpoint import original, scan_checkpoint
 from undust.formats.original.variants import (
     ADDED,
     V_MARK,
@@ -34,10 +34,10 @@ FIELDS = (
     *("flip_sin_to_cos", "freq_shift", "scaling_factor", "shift_factor"),
     *("latents_mean", "latents_std"),
 )
-Model = Parts | Autoencoder | ControlNet
+Model = Components | Autoencoder | ControlNet
 
 
-def variant_of(parts: Parts) -> Variant:
+def variant_of(parts: Components) -> Variant:
     """The variant of which a single file with such parts would be; UndustError if of none."""
     config = parts.unet.config
     added = {"text_time": ADDED[0], "text": "text"}.get(config.addition_embed_type or "", "")
@@ -78,7 +78,7 @@ def tensors(model: Model) -> tuple[dict[str, Tensor], list[str]]:
             scale = f"{model.config.scaling_factor:g}"
             unsaid = f"the file of a first stage alone does not tell its latents' scale, {scale}"
             return original(None, {"vae": (model.config, model.state_dict())}), [unsaid]
-        case Parts():
+        case Components():
             variant = variant_of(model)
             return _named(variant, model), list(_unsaid(variant, model))
 
@@ -92,7 +92,7 @@ def check(path: Path, model: Model, target: Path) -> None:
         read = controlnet.load(path, None, beside=target)
         _compare({"ControlNet": model}, {"ControlNet": read})
         return
-    found = {name: part.network for name, part in survey(path).parts.items()}
+    found = {name: part.network for name, part in scan_checkpoint(path).parts.items()}
     if isinstance(model, Autoencoder):
         # Alone, it has no variant that would know this.
         _compare({"vae": model}, found, but=("scaling_factor", "shift_factor"))
@@ -100,7 +100,7 @@ def check(path: Path, model: Model, target: Path) -> None:
         _compare(_networks(model, variant_of(model)), found)
 
 
-def _named(variant: Variant, parts: Parts) -> dict[str, Tensor]:
+def _named(variant: Variant, parts: Components) -> dict[str, Tensor]:
     """The tensors of a single file, from which the model is told again."""
     tensors = original(
         variant,
@@ -123,7 +123,7 @@ def _named(variant: Variant, parts: Parts) -> dict[str, Tensor]:
     return tensors
 
 
-def _networks(parts: Parts, variant: Variant) -> dict[str, nn.Module]:
+def _networks(parts: Components, variant: Variant) -> dict[str, nn.Module]:
     """The networks under the names of their places in the original's parts."""
     texts = zip(variant.texts, parts.texts, strict=True)
     return {
@@ -133,7 +133,7 @@ def _networks(parts: Parts, variant: Variant) -> dict[str, nn.Module]:
     }
 
 
-def _unsaid(variant: Variant, parts: Parts) -> Generator[str]:
+def _unsaid(variant: Variant, parts: Components) -> Generator[str]:
     """What a reader of the single file will take otherwise than the folder says."""
     for text, words in zip(variant.texts, parts.texts, strict=True):
         usual, own = clip(text.padding), words.tokenizer

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from undust.errors import UndustError, shown
-from undust.formats.components import Parts
+from undust.formats.components import Components
 from undust.formats.files import expanded
 from undust.formats.folder import INDEX, read_json
 from undust.formats.networks import load_autoencoder
-from undust.formats.original.checkpoint import Checkpoint, survey
+from undust.formats.original.checkpoint import Checkpoint, scan_checkpoint
 from undust.formats.original.model import load_first_stage
 from undust.formats.safetensors_file import header
 from undust.networks.autoencoder import Autoencoder
@@ -27,7 +27,7 @@ def place(path: Path) -> Path:
     return path / "vae" if (path / INDEX).is_file() else path
 
 
-def first_stage(path: Path, parts: Parts) -> Autoencoder:
+def first_stage(path: Path, parts: Components) -> Autoencoder:
     """A first stage for a model: a folder, a file of one with its config.json beside it, or a file.
 
     A file alone does not say how its latents are scaled: as those that the U-Net was trained on.
@@ -83,7 +83,7 @@ def files(path: Path) -> list[Path]:
 
 def _in_model(path: Path) -> Checkpoint:
     """The first stage in a whole model's file, whose variant tells the scale, and no other part."""
-    found = survey(path)
+    found = scan_checkpoint(path)
     if found.variant is None:
         command = shlex.join(["undust", "convert", str(path), path.stem, "--to", "folder"])
         raise UndustError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from undust.adapters.offload import Offload
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.errors import UndustError
 from undust.networks.conditioning import Conditioning
 
@@ -24,7 +24,7 @@ class Conditioner:
 
     def __init__(
         self,
-        texts: Mapping[str, Words],
+        texts: Mapping[str, TextConditioner],
         num_size_ids: int = 0,
         *,
         force_zeros_for_empty_prompt: bool = False,
@@ -43,8 +43,8 @@ class Conditioner:
     ) -> Conditioning:
         """The conditioning of B prompts: text [B, T, D]; None is no prompt at all.
 
-        size_ids: the same for all; clip_skip: layers of the text encoders that are left out. Raises
-        UndustError for another number of size_ids than `num_size_ids`, and as `Words` does.
+        size_ids: the same for all; clip_skip: last layers of the text encoders to leave out. Raises
+        UndustError for another number of size_ids than `num_size_ids`; as `TextConditioner`.
         """
         return self._conditioning(prompts, lambda words, texts: words(texts, clip_skip), size_ids)
 
@@ -52,12 +52,12 @@ class Conditioner:
         self, captions: Sequence[str | None], size_ids: Sequence[float] = ()
     ) -> Conditioning:
         """As of prompts, of captions as they stand, to train with; None is a dropped caption."""
-        return self._conditioning(captions, Words.captions, size_ids)
+        return self._conditioning(captions, TextConditioner.captions, size_ids)
 
     def _conditioning(
         self,
         texts: Sequence[str | None],
-        encode: Callable[[Words, Sequence[str]], tuple[Tensor, Tensor | None]],
+        encode: Callable[[TextConditioner, Sequence[str]], tuple[Tensor, Tensor | None]],
         size_ids: Sequence[float],
     ) -> Conditioning:
         if len(size_ids) != self.num_size_ids:

@@ -19,7 +19,7 @@ from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
 from undust.formats import locate, model_folder, standalone_vae, textual_inversion
-from undust.formats.components import Parts
+from undust.formats.components import Components
 from undust.formats.controlnet import load as load_controlnet
 from undust.formats.files import read_whole
 from undust.formats.lora.file import Lora
@@ -40,7 +40,7 @@ from undust.recipe.inputs import Embedding, LoRA, SizeConditioning
 
 
 @dataclass(eq=False)
-class LatentModel(Parts):
+class LatentModel(Components):
     """First stage, conditioner and denoiser of one model, and the caches of what requests bring.
 
     hash: tells its weights from all others, but for `vae`, a first stage in the place of its own;
@@ -87,7 +87,7 @@ class LatentModel(Parts):
             name, read = folder.resolve().name, model_folder.read
             hashed = model_folder.weights_hash
 
-        def opened() -> tuple[Parts, str]:
+        def opened() -> tuple[Components, str]:
             # The hash of some gigabytes takes as long as reading them.
             with ThreadPoolExecutor(1) as beside:
                 digits = beside.submit(hashed, folder)

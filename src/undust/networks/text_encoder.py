@@ -16,7 +16,7 @@ from undust.networks.config import TextEncoderConfig
 LEGACY_END = 2  # what older configurations call an end that has the vocabulary's largest number
 
 
-class Read(NamedTuple):
+class EncodedText(NamedTuple):
     """What a text encoder makes of tokens: `states` [B,T,D], and `pooled` [B,P] if it projects."""
 
     states: Tensor
@@ -127,7 +127,7 @@ class TextEncoder(nn.Module):
 
     def read(
         self, ids: Tensor, *, skip: int = 0, norm: bool = True, rows: Tensor | None = None
-    ) -> Read:
+    ) -> EncodedText:
         """Token ids [B,T] → the states after all layers but the last `skip`, and the pooled one.
 
         norm: whether the final norm is applied to the states, as Stable Diffusion 1 and 2 do it and
@@ -145,10 +145,10 @@ class TextEncoder(nn.Module):
         x = layers[:kept](embeddings(ids, rows))
         states = final_norm(x) if norm else x
         if self.text_projection is None:
-            return Read(states, None)
+            return EncodedText(states, None)
         last = final_norm(layers[kept:](x))
         batch = torch.arange(len(ids), device=ids.device)
-        return Read(states, self.text_projection(last[batch, self._end(ids)]))
+        return EncodedText(states, self.text_projection(last[batch, self._end(ids)]))
 
     def _end(self, ids: Tensor) -> Tensor:
         """Where the first end of each row stands [B]."""
@@ -176,5 +176,5 @@ class TextEncoder(nn.Module):
 
 
 def _named(**parts: nn.Module) -> nn.Sequential:
-    """Parts run one after another, under the given names."""
+    """Components run one after another, under the given names."""
     return nn.Sequential(OrderedDict(parts))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import Tokenizer
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
@@ -95,7 +95,7 @@ class DiffusionTask:
         self.model = LatentDiffusion(
             standalone_vae.load(recipe.first_stage),
             unet,
-            (Words(tokenizer, TextEncoder(recipe.text_encoder.model_copy(update=ends))),),
+            (TextConditioner(tokenizer, TextEncoder(recipe.text_encoder.model_copy(update=ends))),),
             process,
             dust.prediction,
         )

@@ -141,7 +141,7 @@ def _around_one(template: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(_around_one)]
-"""Words around one {}."""
+"""TextConditioner around one {}."""
 
 
 class Captions(Table):

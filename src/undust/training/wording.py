@@ -12,7 +12,7 @@ from undust.training.recipes import Captions
 
 
 class Wording:
-    """Words a caption anew each time that its picture is shown.
+    """TextConditioner a caption anew each time that its picture is shown.
 
     By chance: one of the fields that the picture has; of a list some of its words, in any order;
     and one of the field's templates around them. A picture without captions has the empty one.

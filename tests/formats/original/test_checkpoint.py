@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from undust.errors import UndustError
 from undust.formats.original import checkpoint as checkpoints
 from undust.formats.original import keys
-from undust.formats.original.checkpoint import original, survey
+from undust.formats.original.checkpoint import original, scan_checkpoint
 from undust.formats.original.variants import FIRST_STAGE, STRANGERS, UNET, VARIANTS
 
 GIGABYTES = {  # of the published files in half precision
@@ -43,7 +43,7 @@ def one_line(error: pytest.ExceptionInfo[UndustError]) -> str:
 @pytest.mark.parametrize("variant", GIGABYTES)
 def test_a_published_file_is_known_whole(variant, published, hollow):
     path = hollow(published(variant))
-    found = survey(path)
+    found = scan_checkpoint(path)
     assert found.variant == VARIANTS[variant]
     assert path.stat().st_size / 1e9 == pytest.approx(GIGABYTES[variant], abs=0.01)
     used = sum(len({place.key for place in part.places.values()}) for part in found.parts.values())
@@ -61,7 +61,7 @@ def test_a_published_file_is_known_whole(variant, published, hollow):
 def test_there_and_back_is_the_same_to_the_bit(variant, tiny, save):
     model = tiny(variant)
     file = model.original()
-    found = survey(save(file))
+    found = scan_checkpoint(save(file))
     assert found.variant == VARIANTS[variant]
     assert found.spare == {}
     assert found.parts.keys() == model.parts.keys()
@@ -83,7 +83,7 @@ def test_there_and_back_is_the_same_to_the_bit(variant, tiny, save):
 def test_networks_get_the_weights_of_the_file(dtype, variant, tiny, save):
     model = tiny(variant)
     path = save({key: tensor.to(dtype) for key, tensor in model.original().items()})
-    networks = survey(path).load(dtype)
+    networks = scan_checkpoint(path).load(dtype)
     for name, (_, own) in model.parts.items():
         state = networks[name].state_dict()
         assert state.keys() == own.keys()
@@ -96,7 +96,7 @@ def test_averages_are_taken_when_asked_for(tiny, save):
     counts = {"model_ema.decay": torch.ones(()), "model_ema.num_updates": torch.ones(())}
     path = save({**file, **averages, **counts})
     _, own = tiny("sd1").parts["unet"]
-    last, mean = survey(path), survey(path, ema=True)
+    last, mean = scan_checkpoint(path), scan_checkpoint(path, ema=True)
     assert last.spare == {"moving averages of the weights": len(averages) + 2}
     assert mean.spare == {
         "last weights of the U-Net": len(averages),
@@ -107,9 +107,9 @@ def test_averages_are_taken_when_asked_for(tiny, save):
         assert all(torch.equal(state[key], tensor + added) for key, tensor in own.items())
     del averages[next(iter(averages))]
     with pytest.raises(UndustError, match=r"1 missing: model_ema\.diffusion_model"):
-        survey(save({**file, **averages}), ema=True)
+        scan_checkpoint(save({**file, **averages}), ema=True)
     with pytest.raises(UndustError, match="no moving averages"):
-        survey(save(file), ema=True)
+        scan_checkpoint(save(file), ema=True)
 
 
 @pytest.mark.parametrize("prefix", [FIRST_STAGE, "vae.", ""])
@@ -117,7 +117,7 @@ def test_a_first_stage_alone(prefix, tiny, save):
     config, own = tiny("sd1").parts["vae"]
     bare = original(None, {"vae": (config, own)})
     file = {prefix + key: tensor for key, tensor in bare.items()}
-    found = survey(save({**file, "loss.logvar": torch.zeros(())}))
+    found = scan_checkpoint(save({**file, "loss.logvar": torch.zeros(())}))
     assert found.variant is None
     assert found.spare == {"training of the first stage": 1}
     state = found.load()["vae"].state_dict()
@@ -136,7 +136,7 @@ def test_what_files_hold_beside_is_told_apart(tiny, save):
         "embedding_manager.string_to_param_dict.*": 1,
     }
     file = {key: torch.zeros(3) for key in beside}
-    found = survey(save({**tiny("sd1").original(), **file}))
+    found = scan_checkpoint(save({**tiny("sd1").original(), **file}))
     assert found.spare == {
         "constants": 1,
         "noise schedule": 8,
@@ -148,7 +148,9 @@ def test_what_files_hold_beside_is_told_apart(tiny, save):
 
 
 def test_marks_are_read_and_need_no_network(tiny, hollow):
-    found = survey(hollow({**shapes(tiny("sdxl").original()), "v_pred": (0,), "ztsnr": ()}))
+    found = scan_checkpoint(
+        hollow({**shapes(tiny("sdxl").original()), "v_pred": (0,), "ztsnr": ()})
+    )
     assert found.variant.prediction == "v_prediction"
     assert found.variant.process().ends_in_noise
     assert found.spare == {"marks": 2}
@@ -160,7 +162,7 @@ def test_a_text_encoder_without_its_prefix(tiny, save):
         for key, tensor in tiny("sd1").original().items()
     }
     _, own = tiny("sd1").parts["text_encoder"]
-    state = survey(save(file)).load()["text_encoder"].state_dict()
+    state = scan_checkpoint(save(file)).load()["text_encoder"].state_dict()
     assert all(torch.equal(state[key], tensor) for key, tensor in own.items())
 
 
@@ -169,7 +171,7 @@ def test_attention_in_the_first_stage_may_be_matrices(tiny, save):
     flat = {k: t[:, :, 0, 0] if ".attn_1." in k and t.ndim == 4 else t for k, t in file.items()}
     assert flat["first_stage_model.encoder.mid.attn_1.q.weight"].ndim == 2
     _, own = tiny("sd1").parts["vae"]
-    state = survey(save(flat)).load()["vae"].state_dict()
+    state = scan_checkpoint(save(flat)).load()["vae"].state_dict()
     assert all(torch.equal(state[key], tensor) for key, tensor in own.items())
 
 
@@ -180,7 +182,7 @@ def test_whatever_is_missing_is_named(data, tiny, hollow):
     key = data.draw(st.sampled_from(sorted(found)))
     del found[key]
     with pytest.raises(UndustError) as error:
-        survey(hollow(found))
+        scan_checkpoint(hollow(found))
     # By its own name, or by its neighbours' if it is what shows that there are any.
     network = key.split(".")[0]
     assert network in one_line(error) or "known are" in str(error.value)
@@ -204,7 +206,7 @@ def test_what_is_missing_is_named(key, said, tiny, hollow):
     found = shapes(tiny("sd1").original())
     del found[UNET + key]
     with pytest.raises(UndustError, match=said) as error:
-        survey(hollow(found))
+        scan_checkpoint(hollow(found))
     one_line(error)
 
 
@@ -219,11 +221,11 @@ def test_whatever_is_unknown_is_named(name, tiny, hollow):
     if name in found:
         return
     with pytest.raises(UndustError, match=r"1 unknown: ['\"]?model\.diff") as error:
-        survey(hollow({**found, UNET + name: (1,)}))
+        scan_checkpoint(hollow({**found, UNET + name: (1,)}))
     one_line(error)
     # Outside of the networks it is named and left out, or tells what else the file is.
     try:
-        beside = survey(hollow({**found, name: (1,)}))
+        beside = scan_checkpoint(hollow({**found, name: (1,)}))
         assert beside.strays == (name,) or (beside.spare and not beside.strays)
     except UndustError as refused:
         assert "1 unknown: " in str(refused)
@@ -233,13 +235,13 @@ def test_whatever_is_unknown_is_named(name, tiny, hollow):
 def test_a_number_that_no_integer_can_be_is_a_name(tiny, hollow):
     name = f"cond_stage_model.model.transformer.resblocks.{'9' * 5000}.ln_1.bias"
     with pytest.raises(UndustError, match="1 unknown: cond_stage") as error:
-        survey(hollow({**shapes(tiny("sd2").original()), name: (1,)}))
+        scan_checkpoint(hollow({**shapes(tiny("sd2").original()), name: (1,)}))
     one_line(error)
 
 
 @pytest.mark.parametrize("name", ["text_projection", "text.transformer.resblocks.30.ln_1.bias"])
 def test_only_the_text_encoder_has_unused_layers(name, tiny, hollow):
-    found = survey(hollow({**shapes(tiny("sd2").original()), name: (1,)}))
+    found = scan_checkpoint(hollow({**shapes(tiny("sd2").original()), name: (1,)}))
     assert found.strays == (name,)
     assert found.spare == {"of nothing known": 1}
 
@@ -248,7 +250,7 @@ def test_many_are_counted_and_the_first_are_named(tiny, hollow):
     found = shapes(tiny("sd1").original())
     rest = {key: shape for key, shape in found.items() if ".time_embed." not in key}
     with pytest.raises(UndustError) as error:
-        survey(hollow({**rest, "a": (1,), "b": (1,), "c": (1,), "d": (1,)}))
+        scan_checkpoint(hollow({**rest, "a": (1,), "b": (1,), "c": (1,), "d": (1,)}))
     assert one_line(error).endswith(
         "hollow.safetensors: Stable Diffusion 1 does not fit: "
         "4 missing: model.diffusion_model.time_embed.0.bias, "
@@ -260,18 +262,18 @@ def test_many_are_counted_and_the_first_are_named(tiny, hollow):
 def test_what_lies_beside_the_networks_is_told(tiny, save):
     zero = torch.zeros(1)
     whole = tiny("sd1").original()
-    assert survey(save({**whole, "state_dict.foo": zero, "__step__": zero})).strays == (
+    assert scan_checkpoint(save({**whole, "state_dict.foo": zero, "__step__": zero})).strays == (
         "__step__",
         "state_dict.foo",
     )
     eyes = {"cond_stage_model.transformer.vision_model.a": zero, "safety_checker.b": zero}
-    assert survey(save({**whole, **eyes})).strays == ()
+    assert scan_checkpoint(save({**whole, **eyes})).strays == ()
 
 
 @pytest.mark.parametrize("name", ["edm_mean", "control_model.a", "double_blocks.0.b", "lora_te_c"])
 def test_what_tells_of_another_kind_of_model_is_refused(name, tiny, hollow):
     with pytest.raises(UndustError, match=f"1 unknown: {name}"):
-        survey(hollow({**shapes(tiny("sd1").original()), name: (1,)}))
+        scan_checkpoint(hollow({**shapes(tiny("sd1").original()), name: (1,)}))
 
 
 @SLOW
@@ -305,13 +307,13 @@ def test_no_wrong_file_is_taken_for_a_right_one(seed, variant, faults, tiny, hol
     if path.stat().st_size > 2**28:
         return
     with pytest.raises(UndustError) as error:
-        survey(path)
+        scan_checkpoint(path)
     one_line(error)
 
 
 def test_whole_numbers_are_no_weights(tiny, hollow):
     with pytest.raises(UndustError, match=r"holds torch\.int64, not weights"):
-        survey(hollow(shapes(tiny("sd1").original()), dtype="I64"))
+        scan_checkpoint(hollow(shapes(tiny("sd1").original()), dtype="I64"))
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.01, 0.5, 0.999, 1.001])
@@ -320,7 +322,7 @@ def test_a_file_that_was_cut_short(part, tiny, save, tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((whole + bytes(len(whole)))[: int(part * len(whole))])
     with pytest.raises(UndustError, match=r"cut\.safetensors is ") as error:
-        survey(cut)
+        scan_checkpoint(cut)
     one_line(error)
 
 
@@ -337,7 +339,7 @@ def test_a_damaged_header_never_gets_further(tiny, hollow, tmp_path: Path):
             bad[chance.randrange(8 + length)] = chance.randrange(256)
         path.write_bytes(bad)
         try:
-            survey(path)
+            scan_checkpoint(path)
         except UndustError as error:
             assert "\n" not in str(error)
             refused += 1

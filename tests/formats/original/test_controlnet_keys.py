@@ -8,7 +8,7 @@ from diffusers import ControlNetModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from undust.formats import controlnet as controlnets
-from undust.formats.networks import blank
+from undust.formats.networks import empty_network
 from undust.formats.original import infer, key_map, keys
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
@@ -80,7 +80,7 @@ def test_the_hints_widths_are_seen(hint):
         conditioning_embedding_out_channels=hint,
         **HALVES["sd1"],
     )
-    own = blank(ControlNet, config).state_dict()
+    own = empty_network(ControlNet, config).state_dict()
     where = keys.controlnet(own.keys())
     assert where["controlnet_cond_embedding.conv_out.bias"].key == (
         f"input_hint_block.{4 * len(hint) - 2}.bias"
@@ -90,7 +90,9 @@ def test_the_hints_widths_are_seen(hint):
 
 
 def test_what_is_none_of_a_controlnets_has_no_place():
-    own = blank(ControlNet, ControlNetConfig(cross_attention_dim=48, **HALVES["sd1"])).state_dict()
+    own = empty_network(
+        ControlNet, ControlNetConfig(cross_attention_dim=48, **HALVES["sd1"])
+    ).state_dict()
     more = [*own, "task_embedding", "up_blocks.0.resnets.0.conv1.weight", "down_blocks.3.x"]
     assert keys.controlnet(more) == keys.controlnet(own.keys())
     assert keys.controlnet([]) == {}

@@ -18,7 +18,7 @@ from undust.formats import safetensors_file
 from undust.formats.convert import check, opened, size, write
 from undust.formats.folder import load_component_weights
 from undust.formats.original import keys
-from undust.formats.original.checkpoint import original, survey
+from undust.formats.original.checkpoint import original, scan_checkpoint
 from undust.formats.original.variants import UNET, VARIANTS
 from undust.formats.single_file import variant_of
 from undust.networks.text_encoder import TextEncoder
@@ -121,7 +121,7 @@ def test_file_to_folder_to_file_is_the_same_to_the_bit(variant, checkpoint, conv
     flags = {name: index[name] for name in FLAGS.get(variant, {})}
     assert flags == FLAGS.get(variant, {})
     pipeline = getattr(diffusers, PIPELINES[variant]).from_pretrained(folder)
-    for part in survey(file).parts:
+    for part in scan_checkpoint(file).parts:
         ours = load_component_weights(folder / part)
         theirs = getattr(pipeline, part).half().state_dict()
         assert {key.removeprefix("text_model."): t.shape for key, t in theirs.items()} == {
@@ -142,7 +142,7 @@ def test_file_to_folder_to_file_is_the_same_to_the_bit(variant, checkpoint, conv
         assert own("a cat").input_ids == [49406, 320, 2368, 49407]
     assert convert(folder, back, "single-file") == []
     assert same(safetensors_file.load(back), tensors)
-    assert survey(back).variant == VARIANTS[variant]
+    assert scan_checkpoint(back).variant == VARIANTS[variant]
 
 
 def test_precision_is_changed_in_both_directions(checkpoint, convert, tmp_path):

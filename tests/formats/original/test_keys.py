@@ -14,9 +14,9 @@ from diffusers.loaders.single_file_utils import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from undust.errors import UndustError
-from undust.formats.networks import blank
+from undust.formats.networks import empty_network
 from undust.formats.original import infer, key_map, keys
-from undust.formats.original.key_map import Form, Place
+from undust.formats.original.key_map import KeySpec, TensorLayout
 from undust.formats.original.variants import FIRST_STAGE, UNET, VARIANTS
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from undust.networks.unet import UNet
@@ -139,23 +139,23 @@ def test_a_place_has_one_tensor(tiny):
 def test_what_the_original_has_no_name_for_is_named():
     config = UNetConfig(addition_embed_type="text", cross_attention_dim=64)
     with pytest.raises(UndustError, match=r"no name for add_embedding\.norm1"):
-        keys.unet(blank(UNet, config).state_dict(), config)
+        keys.unet(empty_network(UNet, config).state_dict(), config)
 
 
 def test_queries_keys_and_values_belong_together():
-    where = {"q": Place("S", Form.QUERY), "k": Place("S", Form.KEY)}
+    where = {"q": KeySpec("S", TensorLayout.QUERY), "k": KeySpec("S", TensorLayout.KEY)}
     with pytest.raises(UndustError, match="S cannot be written without value"):
         key_map.write({"q": torch.zeros(2, 3), "k": torch.zeros(2, 3)}, where)
 
 
 def test_shapes_are_those_that_are_written():
     where = {
-        "a": Place("A", Form.PIXEL),
-        "b": Place("B", Form.TRANSPOSED),
-        "q": Place("S", Form.QUERY),
-        "k": Place("S", Form.KEY),
-        "v": Place("S", Form.VALUE),
-        "same": Place("same"),
+        "a": KeySpec("A", TensorLayout.PIXEL),
+        "b": KeySpec("B", TensorLayout.TRANSPOSED),
+        "q": KeySpec("S", TensorLayout.QUERY),
+        "k": KeySpec("S", TensorLayout.KEY),
+        "v": KeySpec("S", TensorLayout.VALUE),
+        "same": KeySpec("same"),
     }
     own = {name: torch.randn(2, 3) for name in where}
     written = key_map.write(own, where)
@@ -169,21 +169,21 @@ def test_shapes_are_those_that_are_written():
 @pytest.mark.parametrize(
     ("form", "shape", "fits"),
     [
-        (Form.PIXEL, (2, 3, 1, 1), True),
-        (Form.PIXEL, (2, 3, 1), True),
-        (Form.PIXEL, (2, 3), True),
-        (Form.PIXEL, (2, 3, 1, 1, 1), False),
-        (Form.PIXEL, (3, 2, 1, 1), False),
-        (Form.PIXEL, (2, 3, 3, 3), False),
-        (Form.SAME, (2, 3, 1), False),
-        (Form.TRANSPOSED, (3, 2), True),
-        (Form.TRANSPOSED, (2, 3), False),
-        (Form.QUERY, (6, 3), True),
-        (Form.QUERY, (2, 3), False),
+        (TensorLayout.PIXEL, (2, 3, 1, 1), True),
+        (TensorLayout.PIXEL, (2, 3, 1), True),
+        (TensorLayout.PIXEL, (2, 3), True),
+        (TensorLayout.PIXEL, (2, 3, 1, 1, 1), False),
+        (TensorLayout.PIXEL, (3, 2, 1, 1), False),
+        (TensorLayout.PIXEL, (2, 3, 3, 3), False),
+        (TensorLayout.SAME, (2, 3, 1), False),
+        (TensorLayout.TRANSPOSED, (3, 2), True),
+        (TensorLayout.TRANSPOSED, (2, 3), False),
+        (TensorLayout.QUERY, (6, 3), True),
+        (TensorLayout.QUERY, (2, 3), False),
     ],
 )
 def test_only_forms_that_can_be_read_fit(form, shape, fits):
-    where = {"ours": Place("theirs", form)}
+    where = {"ours": KeySpec("theirs", form)}
     found = key_map.faults({"theirs": shape}, {"ours": (2, 3)}, where)
     assert found == (
         []
@@ -193,5 +193,5 @@ def test_only_forms_that_can_be_read_fit(form, shape, fits):
             f"{list(key_map.shapes({'ours': (2, 3)}, where)['theirs'])}"
         ]
     )
-    if fits and form is not Form.QUERY:
+    if fits and form is not TensorLayout.QUERY:
         assert key_map.read({"theirs": torch.zeros(shape)}, where)["ours"].shape == (2, 3)

@@ -17,7 +17,7 @@ from undust.conditioning.clip import clip
 from undust.errors import UndustError
 from undust.formats import safetensors_file, standalone_vae
 from undust.formats.folder import save_component
-from undust.formats.original.checkpoint import original, survey
+from undust.formats.original.checkpoint import original, scan_checkpoint
 from undust.formats.original.variants import FIRST_STAGE, VARIANTS
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
@@ -146,7 +146,7 @@ def test_another_first_stage_is_used_whatever_there_is(left: str, tiny, tmp_path
         with pytest.raises(UndustError, match=lacks):
             undust.load(path)
     if left == "nothing":
-        assert list(survey(path).parts) == ["text_encoder", "unet"]
+        assert list(scan_checkpoint(path).parts) == ["text_encoder", "unet"]
 
 
 def test_what_belongs_to_nothing_is_named_and_left_out(tiny, tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from undust.errors import UndustError
-from undust.formats.original.checkpoint import survey
+from undust.formats.original.checkpoint import scan_checkpoint
 from undust.formats.original.variants import UNET, VARIANTS, detect
 
 
@@ -114,7 +114,7 @@ def test_marks_change_what_was_trained(published):
 )
 def test_a_file_that_is_no_model_is_told_what_it_is(names, said, hollow):
     with pytest.raises(UndustError, match=said) as error:
-        survey(hollow(dict.fromkeys(names, (1,))))
+        scan_checkpoint(hollow(dict.fromkeys(names, (1,))))
     assert "\n" not in str(error.value)
 
 
@@ -124,7 +124,7 @@ def test_other_channels_are_no_known_model(channels, published, hollow):
     first = f"{UNET}input_blocks.0.0.weight"
     shapes[first] = (320, channels, 3, 3)
     with pytest.raises(UndustError, match=f"found U-Net of {channels} input channels, text width"):
-        survey(hollow(shapes))
+        scan_checkpoint(hollow(shapes))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_other_channels_are_no_known_model(channels, published, hollow):
 def test_a_model_without_one_of_its_parts(variant, prefix, said, published, hollow):
     shapes = {key: s for key, s in published(variant).items() if not key.startswith(prefix)}
     with pytest.raises(UndustError, match=said):
-        survey(hollow(shapes))
+        scan_checkpoint(hollow(shapes))
 
 
 def test_other_processes_are_refused_by_their_marks(published, hollow):
     marked = {**published("sdxl"), "edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}
     with pytest.raises(UndustError, match="2 unknown: edm_mean, edm_std"):
-        survey(hollow(marked))
+        scan_checkpoint(hollow(marked))

@@ -1,4 +1,4 @@
-"""Parts of the picture that are known, and only the rest is painted."""
+"""Components of the picture that are known, and only the rest is painted."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ OTHERS = ("alpha", "bias", "up_bias", "dora_scale", "magnitude")  # roles beside
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class WeightDelta:
     """What a file changes of one module.
 
     weight: the factors of ΔW before the scale, if any; magnitude: DoRA's, of a form that stretches
@@ -52,7 +52,7 @@ class Lora:
 
     name: str
     hash: str
-    changes: Mapping[str, Mapping[str, Change]]
+    changes: Mapping[str, Mapping[str, WeightDelta]]
 
 
 def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
@@ -77,7 +77,7 @@ def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
         if kind := kinds.unsupported(shapes, configs):
             raise kinds.refusal(kind)
         found, faults = _sorted(tensors, networks)
-        changes: defaultdict[str, dict[str, Change]] = defaultdict(dict)
+        changes: defaultdict[str, dict[str, WeightDelta]] = defaultdict(dict)
         for target, keys in found.items():
             layer = networks[target.part].get_submodule(target.module)
             roles = {role: tensors[key] for role, key in keys.items()}
@@ -164,7 +164,9 @@ def _identical(one: Tensor, other: Tensor) -> bool:
     return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))
 
 
-def _change(roles: dict[str, Tensor], layer: nn.Module, target: Target, configs: Configs) -> Change:
+def _change(
+    roles: dict[str, Tensor], layer: nn.Module, target: Target, configs: Configs
+) -> WeightDelta:
     """A module's change, from its tensors."""
     shape = tuple(layer.get_parameter("weight").shape)
     change, rank = factors(
@@ -188,7 +190,7 @@ def _change(roles: dict[str, Tensor], layer: nn.Module, target: Target, configs:
     if change is None and "bias" not in roles:
         raise UndustError(f"has {' and '.join(sorted(roles))} alone")
     stretched = magnitude(roles.get("dora_scale"), roles.get("magnitude"), shape)
-    return Change(change, scale, stretched, bias)
+    return WeightDelta(change, scale, stretched, bias)
 
 
 def _scale(alpha: Tensor, rank: int) -> float:

@@ -22,7 +22,7 @@ DORA = ("dora_scale", "magnitude")
 
 
 @dataclass(frozen=True)
-class Outline:
+class LoraSummary:
     """The kind of the factors, how many modules they change, rank → modules of that rank.
 
     model: the model that it is for, as far as that can be told, else ""; supported: whether
@@ -36,7 +36,7 @@ class Outline:
     supported: bool = True
 
 
-def outline(path: Path) -> Outline | None:
+def summarize(path: Path) -> LoraSummary | None:
     """The outline of a file, None if nothing in it is a LoRA's.
 
     Raises UndustError as `header` and `peft_config.read` do.
@@ -49,7 +49,7 @@ def outline(path: Path) -> Outline | None:
     found = {role for _, role in roles.values()}
     shapes = {key: entry.shape for key, entry in entries.items()}
     if kind := kinds.unsupported(shapes, configs):
-        return Outline(kind, len(modules), {}, kinds.model(shapes), supported=False)
+        return LoraSummary(kind, len(modules), {}, kinds.model(shapes), supported=False)
     kind = next((name for role, name in KINDS.items() if role in found), "")
     if not kind:
         return None
@@ -61,4 +61,4 @@ def outline(path: Path) -> Outline | None:
     ranks = Counter(shape[0] for shape in downs.values())
     dora = not found.isdisjoint(DORA)
     name = f"DoRA ({kind})" if dora else kind
-    return Outline(name, len(modules), dict(sorted(ranks.items())), kinds.model(shapes))
+    return LoraSummary(name, len(modules), dict(sorted(ranks.items())), kinds.model(shapes))

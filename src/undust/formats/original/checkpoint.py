@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into
-from undust.formats.networks import blank
+from undust.formats.networks import empty_network
 from undust.formats.original import infer, key_map, keys
 from undust.formats.original.infer import Shapes
-from undust.formats.original.key_map import Places, Shape
+from undust.formats.original.key_map import KeyMap, Shape
 from undust.formats.original.variants import (
     FIRST_STAGE,
     STRANGERS,
@@ -28,7 +28,7 @@ from undust.formats.original.variants import (
     V_MARK,
     ZERO_SNR_MARK,
     Evidence,
-    Text,
+    TextEncoderSpec,
     Variant,
     detect,
     loose_first_stage,
@@ -62,11 +62,11 @@ BLOCK = re.compile(rf"(?:{re.escape(FIRST_STAGE)})?decoder\.up\.(\d{{1,3}})\.")
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """A network, as yet without weights, and where in the file they are."""
 
     network: nn.Module
-    places: Places
+    places: KeyMap
 
     @property
     def parameters(self) -> int:
@@ -92,7 +92,7 @@ class Checkpoint:
     path: Path
     variant: Variant | None
     evidence: list[Evidence]
-    parts: dict[str, Part]
+    parts: dict[str, Component]
     spare: dict[str, int]
     downsampling_factor: int
     strays: tuple[str, ...]
@@ -111,7 +111,7 @@ class Checkpoint:
         return {name: part.network for name, part in self.parts.items()}
 
 
-def survey(path: Path, *, ema: bool = False, first_stage: bool = True) -> Checkpoint:
+def scan_checkpoint(path: Path, *, ema: bool = False, first_stage: bool = True) -> Checkpoint:
     """What a checkpoint in one file is.
 
     ema: take the moving averages of the U-Net's weights, not the last ones; first_stage: whether
@@ -155,8 +155,8 @@ def original(
     """The tensors of a model's parts as the original code names and forms them.
 
     variant: None for a first stage alone; parts: by the names of a model folder's, each with our
-    names and forms. What is written so, `survey` finds again, and `load` loads again to the bit.
-    Raises UndustError for a tensor or a part that the original layout has no name for.
+    names and forms. `scan_checkpoint` and `load` of the written file give it back to the bit.
+    Raises UndustError for a tensor or a part without a name in the original layout.
     """
     tensors: dict[str, Tensor] = {}
     for name, (config, own) in parts.items():
@@ -166,7 +166,7 @@ def original(
 
 def _known(
     path: Path, shapes: Shapes, metadata: Mapping[str, str], *, first_stage: bool
-) -> tuple[Variant | None, list[Evidence], dict[str, Part]]:
+) -> tuple[Variant | None, list[Evidence], dict[str, Component]]:
     """Which variant a file is of, why, and its parts."""
     prefix = loose_first_stage(shapes)
     if prefix is not None:
@@ -174,25 +174,25 @@ def _known(
         return None, [shown_by], {"vae": _vae(prefix, _config(shapes, prefix, infer.first_stage))}
     variant, facts = detect(shapes, lambda key: safetensors_file.load(path)[key], metadata)
     told = {"scaling_factor": variant.scaling_factor, "sample_size": variant.size}
-    vae: dict[str, Part] = {}
+    vae: dict[str, Component] = {}
     if first_stage and any(key.startswith(FIRST_STAGE) for key in shapes):
         own = _config(shapes, FIRST_STAGE, partial(infer.first_stage, **told))
         vae = {"vae": _vae(FIRST_STAGE, own)}
     latent = variant.size // _factor(variant, shapes)
     build = partial(infer.unet, heads=variant.heads, sample_size=latent)
     config = _config(shapes, UNET, build)
-    network = blank(UNet, config)
-    unet = Part(network, _places(variant, "unet", config, network.state_dict()))
+    network = empty_network(UNet, config)
+    unet = Component(network, _places(variant, "unet", config, network.state_dict()))
     texts = {text.part: _text(shapes, text) for text in variant.texts}
     return variant, facts, {**texts, "unet": unet, **vae}
 
 
-def _vae(prefix: str, config: AutoencoderConfig) -> Part:
-    network = blank(Autoencoder, config)
-    return Part(network, key_map.under(prefix, keys.first_stage(network.state_dict(), config)))
+def _vae(prefix: str, config: AutoencoderConfig) -> Component:
+    network = empty_network(Autoencoder, config)
+    return Component(network, key_map.under(prefix, keys.first_stage(network.state_dict(), config)))
 
 
-def _text(shapes: Shapes, text: Text) -> Part:
+def _text(shapes: Shapes, text: TextEncoderSpec) -> Component:
     short = text.kind == "clip" and text.short in shapes
     config = _config(
         shapes,
@@ -206,13 +206,13 @@ def _text(shapes: Shapes, text: Text) -> Part:
             short=short,
         ),
     )
-    network = blank(TextEncoder, config)
-    return Part(network, _text_places(text, config, network.state_dict(), short=short))
+    network = empty_network(TextEncoder, config)
+    return Component(network, _text_places(text, config, network.state_dict(), short=short))
 
 
 def _places(
     variant: Variant | None, part: str, config: NetworkConfig, names: Iterable[str]
-) -> Places:
+) -> KeyMap:
     """Where the tensors of a part of these names stand in a file of a variant."""
     texts = {text.part: text for text in variant.texts} if variant else {}
     match config:
@@ -227,21 +227,21 @@ def _places(
 
 
 def _text_places(
-    text: Text, config: TextEncoderConfig, names: Iterable[str], *, short: bool = False
-) -> Places:
+    text: TextEncoderSpec, config: TextEncoderConfig, names: Iterable[str], *, short: bool = False
+) -> KeyMap:
     if text.kind == "clip":
         return key_map.under(text.prefix, keys.clip(names, short=short))
     return key_map.under(text.prefix, keys.open_clip(names, config))
 
 
-def _averaged(part: Part, shapes: Shapes) -> Part:
+def _averaged(part: Component, shapes: Shapes) -> Component:
     """The same network, its weights from their moving averages."""
     averages = {
         name: place._replace(key=keys.ema(place.key)) for name, place in part.places.items()
     }
     if not any(place.key in shapes for place in averages.values()):
         raise UndustError("it holds no moving averages of the U-Net's weights")
-    return Part(part.network, averages)
+    return Component(part.network, averages)
 
 
 def _spare(key: str, variant: Variant | None, *, ema: bool) -> str:

@@ -16,7 +16,7 @@ from undust.formats.folder import named
 Shape = tuple[int, ...]
 
 
-class Form(Enum):
+class TensorLayout(Enum):
     """How the original file writes a matrix of ours."""
 
     SAME = "same"
@@ -28,26 +28,26 @@ class Form(Enum):
     VALUE = "value"
 
 
-STACK = (Form.QUERY, Form.KEY, Form.VALUE)
+STACK = (TensorLayout.QUERY, TensorLayout.KEY, TensorLayout.VALUE)
 
 
-class Place(NamedTuple):
+class KeySpec(NamedTuple):
     """A key of the original file, and the form of what stands there."""
 
     key: str
-    form: Form = Form.SAME
+    form: TensorLayout = TensorLayout.SAME
 
 
-Places = Mapping[str, Place]
+KeyMap = Mapping[str, KeySpec]
 """Our key → its place; no two of ours have the same place."""
 
 
-def under(prefix: str, found: Places) -> Places:
+def under(prefix: str, found: KeyMap) -> KeyMap:
     """The same places in a file that has a prefix before every key."""
-    return {name: Place(prefix + place.key, place.form) for name, place in found.items()}
+    return {name: KeySpec(prefix + place.key, place.form) for name, place in found.items()}
 
 
-def read(tensors: Mapping[str, Tensor], places: Places) -> dict[str, Tensor]:
+def read(tensors: Mapping[str, Tensor], places: KeyMap) -> dict[str, Tensor]:
     """The original file's tensors under our names, in our forms; views of them, not copies.
 
     All places have to be there and fit (`faults`).
@@ -55,30 +55,30 @@ def read(tensors: Mapping[str, Tensor], places: Places) -> dict[str, Tensor]:
     return {name: _read(tensors[place.key], place.form) for name, place in places.items()}
 
 
-def write(tensors: Mapping[str, Tensor], places: Places) -> dict[str, Tensor]:
+def write(tensors: Mapping[str, Tensor], places: KeyMap) -> dict[str, Tensor]:
     """Our tensors under the original file's names, in its forms: the inverse of `read`.
 
     Raises UndustError for queries, keys and values that are not all three there.
     """
-    gathered: defaultdict[str, dict[Form, Tensor]] = defaultdict(dict)
+    gathered: defaultdict[str, dict[TensorLayout, Tensor]] = defaultdict(dict)
     for name, place in places.items():
         gathered[place.key][place.form] = tensors[name]
     return {key: _write(key, forms) for key, forms in gathered.items()}
 
 
-def shapes(ours: Mapping[str, Shape], places: Places) -> dict[str, Shape]:
+def shapes(ours: Mapping[str, Shape], places: KeyMap) -> dict[str, Shape]:
     """The shapes in which `write` writes tensors of the given shapes."""
     return {place.key: _shape(ours[name], place.form) for name, place in places.items()}
 
 
-def faults(found: Mapping[str, Shape], ours: Mapping[str, Shape], places: Places) -> list[str]:
+def faults(found: Mapping[str, Shape], ours: Mapping[str, Shape], places: KeyMap) -> list[str]:
     """What is missing, unknown and of another shape among the original file's tensors.
 
     found: their shapes; ours: those of our tensors. One short text for each kind of fault, the
     first few of a kind by name.
     """
     wanted = shapes(ours, places)
-    pixels = {place.key for place in places.values() if place.form is Form.PIXEL}
+    pixels = {place.key for place in places.values() if place.form is TensorLayout.PIXEL}
 
     def fits(key: str) -> bool:
         # A convolution of one pixel is also found as the matrix it is.
@@ -102,47 +102,47 @@ def faults(found: Mapping[str, Shape], ours: Mapping[str, Shape], places: Places
 
 
 def check(
-    found: Mapping[str, Shape], ours: Mapping[str, Shape], places: Places, where: str
+    found: Mapping[str, Shape], ours: Mapping[str, Shape], places: KeyMap, where: str
 ) -> None:
     """Raises UndustError, naming `where` the tensors are from, if `faults` finds any."""
     if wrong := faults(found, ours, places):
         raise UndustError(f"{where} does not fit: {'; '.join(wrong)}")
 
 
-def _read(tensor: Tensor, form: Form) -> Tensor:
+def _read(tensor: Tensor, form: TensorLayout) -> Tensor:
     match form:
-        case Form.SAME:
+        case TensorLayout.SAME:
             return tensor
-        case Form.PIXEL:
+        case TensorLayout.PIXEL:
             return tensor.flatten(1)
-        case Form.TRANSPOSED:
+        case TensorLayout.TRANSPOSED:
             return tensor.T
-        case Form.QUERY | Form.KEY | Form.VALUE:
+        case TensorLayout.QUERY | TensorLayout.KEY | TensorLayout.VALUE:
             return tensor.chunk(len(STACK))[STACK.index(form)]
 
 
-def _write(key: str, forms: Mapping[Form, Tensor]) -> Tensor:
+def _write(key: str, forms: Mapping[TensorLayout, Tensor]) -> Tensor:
     if not forms.keys().isdisjoint(STACK):
         if absent := [form.value for form in STACK if form not in forms]:
             raise UndustError(f"{key} cannot be written without {' and '.join(absent)}")
         return torch.cat([forms[form] for form in STACK])
     [(form, tensor)] = forms.items()
     match form:
-        case Form.PIXEL:
+        case TensorLayout.PIXEL:
             return tensor[:, :, None, None]
-        case Form.TRANSPOSED:
+        case TensorLayout.TRANSPOSED:
             return tensor.T
         case _:
             return tensor
 
 
-def _shape(shape: Shape, form: Form) -> Shape:
+def _shape(shape: Shape, form: TensorLayout) -> Shape:
     match form:
-        case Form.SAME:
+        case TensorLayout.SAME:
             return shape
-        case Form.PIXEL:
+        case TensorLayout.PIXEL:
             return (*shape, 1, 1)
-        case Form.TRANSPOSED:
+        case TensorLayout.TRANSPOSED:
             return shape[::-1]
-        case Form.QUERY | Form.KEY | Form.VALUE:
+        case TensorLayout.QUERY | TensorLayout.KEY | TensorLayout.VALUE:
             return (len(STACK) * shape[0], *shape[1:])

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 
 from undust.errors import UndustError
-from undust.formats.original.key_map import Form, Place
+from undust.formats.original.key_map import KeySpec, TensorLayout
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 Modules = dict[str, str]
@@ -41,60 +41,66 @@ OPEN_CLIP_LAYER = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-OPEN_CLIP_STACK = {"q_proj": Form.QUERY, "k_proj": Form.KEY, "v_proj": Form.VALUE}
+OPEN_CLIP_STACK = {
+    "q_proj": TensorLayout.QUERY,
+    "k_proj": TensorLayout.KEY,
+    "v_proj": TensorLayout.VALUE,
+}
 PROJECTION = "text_projection.weight"  # of the end's state, in our CLIPs that have one
 
 
-def unet(names: Iterable[str], config: UNetConfig) -> dict[str, Place]:
+def unet(names: Iterable[str], config: UNetConfig) -> dict[str, KeySpec]:
     """The places of a U-Net's tensors, below `model.diffusion_model.`."""
     modules = _unet_modules(config)
-    return {name: Place(_renamed(name, modules, UNET)) for name in names}
+    return {name: KeySpec(_renamed(name, modules, UNET)) for name in names}
 
 
-def controlnet(names: Collection[str]) -> dict[str, Place]:
+def controlnet(names: Collection[str]) -> dict[str, KeySpec]:
     """The places of a ControlNet's tensors: how many layers there are is seen from their names.
 
     What is none of a ControlNet's has no place.
     """
     modules = _controlnet_modules(names)
     known = (name for name in names if _module(name, modules))
-    return {name: Place(_renamed(name, modules, UNET)) for name in known}
+    return {name: KeySpec(_renamed(name, modules, UNET)) for name in known}
 
 
-def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, Place]:
+def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, KeySpec]:
     """The places of an autoencoder's tensors, below `first_stage_model.`."""
     modules = _first_stage_modules(config)
     matrices = tuple(f".{name}.weight" for name in PIXEL_ATTENTION if name != "group_norm")
     return {
-        name: Place(
+        name: KeySpec(
             _renamed(name, modules, FIRST_STAGE),
-            Form.PIXEL if ".attentions." in name and name.endswith(matrices) else Form.SAME,
+            TensorLayout.PIXEL
+            if ".attentions." in name and name.endswith(matrices)
+            else TensorLayout.SAME,
         )
         for name in names
     }
 
 
-def clip(names: Iterable[str], *, short: bool = False) -> dict[str, Place]:
+def clip(names: Iterable[str], *, short: bool = False) -> dict[str, KeySpec]:
     """The places of a CLIP of transformers: the original code took it as it is.
 
     short: without `text_model.` before every name, as some files have it.
     """
-    return {name: Place(name.removeprefix("text_model.") if short else name) for name in names}
+    return {name: KeySpec(name.removeprefix("text_model.") if short else name) for name in names}
 
 
-def open_clip(names: Iterable[str], config: TextEncoderConfig) -> dict[str, Place]:
+def open_clip(names: Iterable[str], config: TextEncoderConfig) -> dict[str, KeySpec]:
     """The places of an OpenCLIP's tensors: queries, keys and values are one there."""
     modules = _open_clip_modules(config)
-    places: dict[str, Place] = {}
+    places: dict[str, KeySpec] = {}
     for name in names:
         layer, _, inside = name.partition(".self_attn.")
         projection, _, kind = inside.partition(".")
         if projection in OPEN_CLIP_STACK:
             block = _renamed(layer, modules, {})
-            places[name] = Place(f"{block}.attn.in_proj_{kind}", OPEN_CLIP_STACK[projection])
+            places[name] = KeySpec(f"{block}.attn.in_proj_{kind}", OPEN_CLIP_STACK[projection])
         else:
-            form = Form.TRANSPOSED if name == PROJECTION else Form.SAME
-            places[name] = Place(_renamed(name, modules, {}), form)
+            form = TensorLayout.TRANSPOSED if name == PROJECTION else TensorLayout.SAME
+            places[name] = KeySpec(_renamed(name, modules, {}), form)
     return places
 
 

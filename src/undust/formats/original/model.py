@@ -9,13 +9,13 @@ from typing import cast
 import torch
 
 from undust.conditioning.clip import clip
-from undust.conditioning.text import Words
+from undust.conditioning.text import TextConditioner
 from undust.errors import UndustError
-from undust.formats.components import Parts
+from undust.formats.components import Components
 from undust.formats.folder import named
-from undust.formats.networks import blank
-from undust.formats.original.checkpoint import Checkpoint, survey
-from undust.formats.original.variants import Text, Variant
+from undust.formats.networks import empty_network
+from undust.formats.original.checkpoint import Checkpoint, scan_checkpoint
+from undust.formats.original.variants import TextEncoderSpec, Variant
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.networks.text_encoder import TextEncoder
@@ -24,14 +24,14 @@ from undust.networks.unet import UNet
 
 def load(
     path: Path, dtype: torch.dtype | None, *, ema: bool = False, first_stage: bool = True
-) -> Parts:
-    """The model in a checkpoint of the original layout; `ema` and `first_stage` as `survey`.
+) -> Components:
+    """The model in a checkpoint of the original layout; options as for `scan_checkpoint`.
 
     In the place of a first stage that is not wanted stands one without weights. What the tensors
     cannot tell is the variant's. A RuntimeWarning names tensors that belong to nothing. Raises
-    UndustError as `survey`, and for a file that is not a whole model.
+    UndustError as `scan_checkpoint`, and for a file that is not a whole model.
     """
-    checkpoint = survey(path, ema=ema, first_stage=first_stage)
+    checkpoint = scan_checkpoint(path, ema=ema, first_stage=first_stage)
     variant = checkpoint.variant
     if variant is None:
         raise UndustError(f"{path} is a first stage alone; a U-Net and a text encoder are missing")
@@ -44,7 +44,7 @@ def load(
     for stray in named("that belong to nothing known and are left out", checkpoint.strays):
         warnings.warn(f"{path}: {stray}", RuntimeWarning, stacklevel=2)
     networks = checkpoint.load(dtype)
-    return Parts(
+    return Components(
         cast(Autoencoder, networks.get("vae") or _stand_in(checkpoint, variant).to(dtype)),
         cast(UNet, networks["unet"]),
         texts,
@@ -57,8 +57,8 @@ def load(
 
 
 def load_first_stage(path: Path, dtype: torch.dtype | None) -> Autoencoder:
-    """The first stage alone that a file holds. UndustError as `survey`, and for a whole model."""
-    checkpoint = survey(path)
+    """The first stage in a file of one alone. Errors: as `scan_checkpoint`; for a whole model."""
+    checkpoint = scan_checkpoint(path)
     if checkpoint.variant is not None:
         raise UndustError(f"{path} is a {checkpoint.variant.title}; a first stage alone is needed")
     return cast(Autoencoder, checkpoint.load(dtype)["vae"])
@@ -68,10 +68,10 @@ def _stand_in(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
     """A first stage without weights, of the model's latents: what another one has to fit."""
     levels = checkpoint.downsampling_factor.bit_length()
     config = {"block_out_channels": (32,) * levels, "scaling_factor": variant.scaling_factor}
-    return blank(Autoencoder, AutoencoderConfig.read(config))
+    return empty_network(Autoencoder, AutoencoderConfig.read(config))
 
 
-def _words(path: Path, text: Text, encoder: TextEncoder) -> Words:
+def _words(path: Path, text: TextEncoderSpec, encoder: TextEncoder) -> TextConditioner:
     tokenizer = clip(text.padding)
     known = encoder.config.vocab_size, encoder.config.max_position_embeddings
     if known != (len(tokenizer.vocabulary), tokenizer.length):
@@ -79,4 +79,4 @@ def _words(path: Path, text: Text, encoder: TextEncoder) -> Words:
             f"{path} has a text encoder of {known[0]} words and {known[1]} places; "
             f"CLIP's has {len(tokenizer.vocabulary)} and {tokenizer.length}"
         )
-    return Words(tokenizer, encoder, text.penultimate, text.pooled, name=text.part)
+    return TextConditioner(tokenizer, encoder, text.penultimate, text.pooled, name=text.part)

@@ -42,7 +42,7 @@ STRANGERS = {
 
 
 @dataclass(frozen=True)
-class Text:
+class TextEncoderSpec:
     """A text encoder, and how the U-Net was shown its states.
 
     part: its folder's name; layers: as many are used at most, though the file have more;
@@ -83,7 +83,7 @@ class Variant:
 
     name: str
     title: str
-    texts: tuple[Text, ...]
+    texts: tuple[TextEncoderSpec, ...]
     heads: Callable[[int], int]
     size: int
     scaling_factor: float
@@ -126,13 +126,13 @@ def _of_64_channels(width: int) -> int:
     return width // 64
 
 
-CLIP_L = Text("text_encoder", "cond_stage_model.transformer.", "clip", "quick_gelu")
+CLIP_L = TextEncoderSpec("text_encoder", "cond_stage_model.transformer.", "clip", "quick_gelu")
 # 24 layers, of which the last was not used.
-OPEN_CLIP_H = Text(
+OPEN_CLIP_H = TextEncoderSpec(
     "text_encoder", "cond_stage_model.model.", "open_clip", "gelu", layers=23, padding="!"
 )
 XL_CLIP_L = replace(CLIP_L, prefix="conditioner.embedders.0.transformer.", penultimate=True)
-XL_BIG_G = Text(
+XL_BIG_G = TextEncoderSpec(
     "text_encoder_2",
     "conditioner.embedders.1.model.",
     "open_clip",
