@@ -20,7 +20,7 @@ from torch import Tensor
 from undust.diffusion.fitting import distance, no_noise
 from undust.diffusion.samplers import SAMPLERS
 from undust.lab import page
-from undust.lab.subject import REFERENCE, Subject, end_of
+from undust.lab.model_under_test import REFERENCE, ModelUnderTest, end_of
 from undust.model import LatentDiffusion, load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -29,7 +29,7 @@ from convergence import (
     GAUSSIAN,
     MIXTURE,
     TOP,
-    World,
+    BrownianCase,
     falling,
     fitted,
     flow_errors,
@@ -219,8 +219,8 @@ def measure(
     number of cases done and of all.
     """
     cases = all_cases() if cases is None else cases
-    worlds = World(GAUSSIAN), World(MIXTURE)
-    bench = None if model is None else _Bench(Subject(model, pictures))
+    worlds = BrownianCase(GAUSSIAN), BrownianCase(MIXTURE)
+    bench = None if model is None else _Bench(ModelUnderTest(model, pictures))
     orders: list[Order] = []
     for done, (name, options) in enumerate(cases):
         orders += _orders(name, options, worlds, bench)
@@ -236,7 +236,10 @@ def _label(case: Case) -> str:
 
 
 def _orders(
-    name: str, options: dict[str, Any], worlds: tuple[World, World], bench: _Bench | None
+    name: str,
+    options: dict[str, Any],
+    worlds: tuple[BrownianCase, BrownianCase],
+    bench: _Bench | None,
 ) -> list[Order]:
     """A sampler's rows: one if it draws no noise, else one or two."""
     label, sampler = _label((name, options)), SAMPLERS[name]
@@ -277,7 +280,7 @@ def _orders(
 class _Bench:
     """A model: where its flow goes between the same two levels, and what rounding does to it."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: ModelUnderTest) -> None:
         self.subject = subject
         self.start = subject.state(MODEL_TOP)
         levels = falling(MODEL_TOP, BOTTOM, REFERENCE_STEPS)

@@ -22,10 +22,10 @@ from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.adaptive import Pair, dormand_prince, dpm_solver_23
 from undust.diffusion.samplers.er_sde import SCALES, Scale
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise
 from undust.errors import UndustError
-from undust.lab.subject import end_of
+from undust.lab.model_under_test import end_of
 
 # From σ = 1 the first steps, which have no past, weigh as much as the others; from far out in the
 # noise, where the answers hardly change, even Euler's would go unnoticed.
@@ -108,7 +108,7 @@ def _walk(pair: Pair, denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
     for levels in pairwise(sigmas):
         sigma, down = (level.expand(len(x)) for level in levels)
         _, estimate, _ = pair(denoise_batch, x, denoise_batch(x, sigma), sigma, down)
-        x = toward(x, estimate, sigma, down)
+        x = euler_step(x, estimate, sigma, down)
     return x
 
 
@@ -176,7 +176,7 @@ def _units(shape: tuple[int, ...]) -> Tensor:
     return normal(3, (0, 0, 0), shape).double()
 
 
-class World:
+class BrownianCase:
     """A mixture, with some flows through it and some paths, on which samplers are measured."""
 
     def __init__(self, mixture: Mixture) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import convergence
-from convergence import GAUSSIAN, MIXTURE, World, impulses, weak_errors
+from convergence import GAUSSIAN, MIXTURE, BrownianCase, impulses, weak_errors
 
 DEVIATION = GAUSSIAN.deviations.item()
 
@@ -25,8 +25,8 @@ def fitted(errors: Callable[[int], float], steps: Sequence[int]) -> float:
 
 
 @cache
-def mixture() -> World:
-    return World(MIXTURE)
+def mixture() -> BrownianCase:
+    return BrownianCase(MIXTURE)
 
 
 def flow_order(name: str, steps: Sequence[int] = (32, 64, 128), **options: Any) -> float:

@@ -140,11 +140,11 @@ def test_two_controlnets_each_for_a_while(folder: Path, model: LatentDiffusion, 
 
 
 def test_edges_are_found_for_the_controlnet(model: LatentDiffusion, controls, tmp_path: Path):
-    from undust.conditioning.edges import edges
+    from undust.conditioning.canny import canny_edges
     from undust.pictures import from_image
 
     path, _, shown = controls[0]
-    found = edges(from_image(Image.open(shown), (SIZE, SIZE)).float() / 255)
+    found = canny_edges(from_image(Image.open(shown), (SIZE, SIZE)).float() / 255)
     Image.fromarray((found * 255).byte().permute(1, 2, 0).numpy()).save(tmp_path / "edges.png")
     drawn = ours(model, controls=[f"{path}={tmp_path / 'edges.png'}"])
     assert torch.equal(ours(model, controls=[f"{path}=canny:{shown}"]), drawn)

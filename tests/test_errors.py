@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from undust.errors import LONGEST, NAME, UndustError, demand, quoted, shown, unknown
+from undust.errors import LONGEST, NAME, UndustError, demand, printable, quoted, unknown
 
 
 def test_what_can_be_printed_stays():
@@ -47,9 +47,9 @@ def test_an_error_comes_through_another_process():
 
 
 def test_names_are_short():
-    assert shown("conv_in.weight") == "conv_in.weight"
-    assert shown("a\nb") == r"'a\nb'"
-    assert len(shown("a" * 500)) == NAME
+    assert printable("conv_in.weight") == "conv_in.weight"
+    assert printable("a\nb") == r"'a\nb'"
+    assert len(printable("a" * 500)) == NAME
 
 
 def deep(levels: int) -> object:

@@ -36,7 +36,7 @@ def unknown(
     meant |= {_bare(own): own for own in names}
     near = get_close_matches(_bare(name), meant, n=1)
     guess = f" did you mean '{meant[near[0]]}'?" if near else ""
-    return UndustError(f"unknown {kind} '{shown(name)}';{guess} known: {', '.join(names)}")
+    return UndustError(f"unknown {kind} '{printable(name)}';{guess} known: {', '.join(names)}")
 
 
 def _bare(name: str) -> str:
@@ -44,7 +44,7 @@ def _bare(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.lower().replace("++", "pp"))
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """A name found in a file, fit for an error's one line: short, what is unprintable escaped."""
     text = str(name)
     return _cut(text if text.isprintable() else repr(text), NAME)
@@ -55,7 +55,7 @@ def quoted(value: object) -> str:
     return _QUOTING.repr(value)
 
 
-def few(what: str, values: Sized) -> None:
+def limit_entries(what: str, values: Sized) -> None:
     """Raises UndustError for more values than any configuration has.
 
     Those who check values complain of each, and take a thousand times its bytes for that.
@@ -79,7 +79,7 @@ def demand(details: Mapping[str, Any]) -> str:
         case "union_tag_not_found":
             return f"has no {context['discriminator']}"
         case "union_tag_invalid":
-            given = shown(context["tag"])
+            given = printable(context["tag"])
             return f"{context['discriminator']}: '{given}' is none of {context['expected_tags']}"
         case "path_type":
             return "has to be a path"

@@ -13,7 +13,7 @@ from undust.diffusion.analytic import Mixture, flow
 from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES
 from undust.diffusion.samplers import SAMPLERS
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 
@@ -59,7 +59,7 @@ def test_the_error_of_a_step_is_that_of_the_sampler():
     grid = GRID[[0, 10, 20, 30]]
     states, estimates = fitting._walk(MIXTURE, start(1), grid)  # pyright: ignore
     errors = fitting.step_errors(states, estimates, grid) * (1 + doubles(*grid, 0.0) ** 2).sqrt()
-    euler = toward(states[0], estimates[0], grid[0], grid[2]) - states[2]
+    euler = euler_step(states[0], estimates[0], grid[0], grid[2]) - states[2]
     assert errors[0, 0, 2] == pytest.approx(float(euler.square().mean().sqrt()))
     denoise = iter([estimates[0], estimates[1]])
     # With the estimates given, the first step of the sampler can be put right by hand.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from undust.evaluation.recall import SIDE, Gallery, features
+from undust.evaluation.recall import SIDE, ReferenceSet, features
 from undust.pictures import from_image
 
 SIZE = (32, 32)
@@ -28,17 +28,17 @@ def noise(like: Tensor) -> Tensor:
 
 
 def test_the_pictures_themselves_are_all_found(drawn: list[Path]):
-    assert Gallery(drawn, SIZE).ranks(read(drawn), drawn) == [0] * len(drawn)
+    assert ReferenceSet(drawn, SIZE).ranks(read(drawn), drawn) == [0] * len(drawn)
 
 
 def test_another_picture_is_never_taken_for_the_right_one(drawn: list[Path]):
     others = drawn[1:] + drawn[:1]
-    assert 0 not in Gallery(drawn, SIZE).ranks(read(drawn), others)
+    assert 0 not in ReferenceSet(drawn, SIZE).ranks(read(drawn), others)
 
 
 def test_guessing_finds_as_many_as_chance_says(drawn: list[Path]):
     """Pictures that have nothing to do with what was asked for: ranks are uniform over 60."""
-    gallery = Gallery(drawn[:30], SIZE)
+    gallery = ReferenceSet(drawn[:30], SIZE)
     ranks = [
         rank
         for turn in range(30)
@@ -49,7 +49,7 @@ def test_guessing_finds_as_many_as_chance_says(drawn: list[Path]):
 
 
 def test_a_little_dust_is_forgiven_and_much_is_not(drawn: list[Path]):
-    gallery, x = Gallery(drawn, SIZE), read(drawn)
+    gallery, x = ReferenceSet(drawn, SIZE), read(drawn)
     found = [share(gallery.ranks(x + sigma * noise(x), drawn), 1) for sigma in (0.3, 10, 1000)]
     assert found[0] == 1
     assert 1 > found[1] > found[2]
@@ -58,7 +58,7 @@ def test_a_little_dust_is_forgiven_and_much_is_not(drawn: list[Path]):
 
 def test_a_small_shift_is_forgiven(drawn: list[Path]):
     shifted = read(drawn).roll((1, 1), (-2, -1))
-    assert share(Gallery(drawn, SIZE).ranks(shifted, drawn), 1) == 1
+    assert share(ReferenceSet(drawn, SIZE).ranks(shifted, drawn), 1) == 1
 
 
 def test_equal_pictures_are_equally_right(drawn: list[Path], tmp_path: Path):
@@ -66,7 +66,7 @@ def test_equal_pictures_are_equally_right(drawn: list[Path], tmp_path: Path):
     twins = [tmp_path / f"twin{k}.{kind}" for k, kind in enumerate(("png", "bmp"))]
     for twin in twins:
         Image.open(drawn[0]).save(twin)
-    gallery = Gallery([*drawn, *twins], SIZE)
+    gallery = ReferenceSet([*drawn, *twins], SIZE)
     assert len(gallery) == len(drawn)
     assert gallery.number[twins[0]] == gallery.number[twins[1]] == gallery.number[drawn[0]]
     painted = read([drawn[0]] * 3)
@@ -80,7 +80,7 @@ def test_transparent_pictures_lie_on_white(tmp_path: Path):
     clear, white = tmp_path / "clear.png", tmp_path / "white.png"
     Image.new("RGBA", SIZE, (255, 0, 0, 0)).save(clear)
     Image.new("RGB", SIZE, "white").save(white)
-    assert len(Gallery([clear, white], SIZE)) == 1
+    assert len(ReferenceSet([clear, white], SIZE)) == 1
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (64, 32)])

@@ -18,7 +18,7 @@ from undust.diffusion.noise import PictureNoise
 from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.formats.safetensors_file import save
-from undust.generation import backwards, loop
+from undust.generation import inversion, loop
 from undust.generation.asking import NOISE_LEVEL
 from undust.generation.guides import read_guide
 from undust.generation.recipe import SEEDS, Recipe, between
@@ -211,7 +211,7 @@ def test_models_that_make_pictures_larger_have_their_own_defaults():
     with pytest.raises(UndustError, match="give it one to begin from"):
         larger.generate("a", steps=1)
     with pytest.raises(UndustError, match="only makes pictures larger, with generate"):
-        list(backwards.invert(larger, larger.recipes("a"), torch.zeros(1, 4, 16, 16)))
+        list(inversion.invert(larger, larger.recipes("a"), torch.zeros(1, 4, 16, 16)))
     assert larger.recipes("a", init=picture(9, 5), noise_level=350)[0].noise_level == 350
     with pytest.raises(UndustError, match=r"noise level: .* trained with at most 350, not 351"):
         larger.recipes("a", init=picture(9, 5), noise_level=351)

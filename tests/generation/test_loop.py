@@ -171,7 +171,10 @@ def test_batches_are_the_recipes_in_order_told_their_place(recipes: list[Recipe]
         assert [(told.batch, told.place) for told in part] == [
             (len(part), place) for place in range(len(part))
         ]
-        assert len(part) == 1 or sum(told.width * told.height for told in part) <= loop.TOGETHER
+        assert (
+            len(part) == 1
+            or sum(told.width * told.height for told in part) <= loop.MAX_BATCH_PIXELS
+        )
 
 
 def test_exact_pictures_are_painted_one_by_one():

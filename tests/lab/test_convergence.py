@@ -15,7 +15,7 @@ from convergence import (
     GAUSSIAN,
     PAIRS,
     TOP,
-    World,
+    BrownianCase,
     along,
     even,
     falling,
@@ -34,8 +34,8 @@ MEAN, DEVIATION = GAUSSIAN.means.item(), GAUSSIAN.deviations.item()
 
 
 @cache
-def gaussian() -> World:
-    return World(GAUSSIAN)
+def gaussian() -> BrownianCase:
+    return BrownianCase(GAUSSIAN)
 
 
 @given(power=st.floats(-1, 6), factor=st.floats(1e-6, 1e6))

@@ -13,8 +13,8 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.lab import samplers
+from undust.lab.model_under_test import ModelUnderTest
 from undust.lab.samplers import Curve, Run, calls, compare, flow_curve, sampler_curve
-from undust.lab.subject import Subject
 from undust.model import LatentDiffusion, load
 
 SPREAD = GAUSSIAN.deviations.item() ** 2
@@ -26,7 +26,7 @@ SPREAD = GAUSSIAN.deviations.item() ** 2
 )
 def test_calls_are_counted(tiny_model, name: str, first: int, each: int):
     """Heun's method asks twice a step, but once where 0 is reached; and the like."""
-    subject = Subject(load(tiny_model), 1)
+    subject = ModelUnderTest(load(tiny_model), 1)
     for steps in (1, 4):
         sigmas = subject.levels(steps)
         expected = first + each * (steps - 1)
@@ -42,7 +42,7 @@ def test_the_longest_run_within_a_budget():
 
 def test_the_error_of_euler_on_a_gaussian(gaussian: LatentDiffusion):
     """Each step scales x by k + σ'/σ·(1 − k), k = s²/(s² + σ²); the flow by √(s²/(s² + σ²))."""
-    subject = Subject(gaussian, 2)
+    subject = ModelUnderTest(gaussian, 2)
     levels = partial(SCHEDULES["exponential"], gaussian.process)
     end, _ = subject.run("dpmpp-3m", subject.levels(300))
     curve = flow_curve(subject, "euler", levels, end, "exponential")
@@ -63,7 +63,7 @@ def test_the_error_of_euler_on_a_gaussian(gaussian: LatentDiffusion):
 def test_noise_is_judged_on_its_path(gaussian: LatentDiffusion, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(samplers, "BUDGETS", (9, 50))
     monkeypatch.setattr(samplers, "PATH_STEPS", 200)
-    subject = Subject(gaussian, 2)
+    subject = ModelUnderTest(gaussian, 2)
     levels = partial(SCHEDULES["karras"], gaussian.process)
     end, _ = subject.run("unipc", subject.levels(20))
     few, many = sampler_curve(subject, "dpmpp-2m-sde", levels, end).runs
@@ -73,7 +73,7 @@ def test_noise_is_judged_on_its_path(gaussian: LatentDiffusion, monkeypatch: pyt
 
 
 def test_bounds_of_an_adaptive_sampler_fall_until_the_calls_are_spent(gaussian: LatentDiffusion):
-    subject = Subject(gaussian, 1)
+    subject = ModelUnderTest(gaussian, 1)
     levels = partial(SCHEDULES["karras"], gaussian.process)
     end, _ = subject.run("unipc", subject.levels(200))
     curve = sampler_curve(subject, "dpm-adaptive", levels, end)

@@ -14,7 +14,7 @@ from undust.formats.networks import load_autoencoder
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.training.data import Purpose
-from undust.training.first_stage import FirstStageTask, normalise
+from undust.training.first_stage import FirstStageTask, fold_latent_stats
 from undust.training.losses import edges
 from undust.training.recipes import FirstStageRecipe
 from undust.training.run import train
@@ -35,7 +35,7 @@ def test_normalising_changes_the_latents_and_no_picture(x: torch.Tensor):
     noise = torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(1))
     pictures = autoencoder.decode(before.sample(noise))
     mean, deviation = before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3))
-    normalise(autoencoder, mean, deviation)
+    fold_latent_stats(autoencoder, mean, deviation)
     after = autoencoder.encode(x)
     torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
@@ -50,7 +50,7 @@ def test_normalising_changes_the_latents_and_no_picture(x: torch.Tensor):
 def test_normalising_needs_the_convolutions_beside_the_latent():
     bare = Autoencoder(CONFIG.model_copy(update={"use_quant_conv": False}))
     with pytest.raises(UndustError, match="use_quant_conv"):
-        normalise(bare, torch.zeros(4), torch.ones(4))
+        fold_latent_stats(bare, torch.zeros(4), torch.ones(4))
 
 
 @torch.no_grad()

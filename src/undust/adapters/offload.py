@@ -52,13 +52,13 @@ class Offload:
         # By the weight at home: networks that share it share the one on the device.
         self._there: dict[int, Tensor] = {}
 
-    def ask(self, network: nn.Module, question: Callable[[], T], *frugal: Callable[[], T]) -> T:
+    def run(self, network: nn.Module, fn: Callable[[], T], *fallbacks: Callable[[], T]) -> T:
         """What the question comes to, with the network on the device.
 
         It may be asked twice; after that `frugal`, which asks the same with less memory, if there
         is a way. Raises UndustError if there is no room even for that and the one network.
         """
-        for attempt in (question, question, *frugal):
+        for attempt in (fn, fn, *fallbacks):
             try:
                 if not self._moves:
                     return attempt()

@@ -17,7 +17,6 @@ import typer
 
 from undust import __version__
 from undust.cli import (
-    backwards,
     console,
     convert,
     data,
@@ -25,6 +24,7 @@ from undust.cli import (
     generate,
     habits,
     inspect,
+    invert,
     lab,
     listing,
     schedules,
@@ -48,8 +48,8 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(generate.rerun)
 app.command()(generate.interpolate)
-app.command()(backwards.invert)
-app.command()(backwards.likelihood)
+app.command()(invert.invert)
+app.command()(invert.likelihood)
 app.command()(inspect.inspect)
 app.command()(convert.convert)
 app.command()(listing.models)

@@ -55,7 +55,7 @@ def convert(
     from undust.formats import pickles
     from undust.formats.convert import check, opened, size, write
     from undust.formats.original.variants import PREDICTIONS_TOLD
-    from undust.networks.placement import precision
+    from undust.networks.dtype_and_device import precision
 
     if not source.exists():
         from undust.formats.locate import BUILT_IN, built_in

@@ -25,7 +25,7 @@ from undust.cli.options import (
     Vae,
 )
 from undust.cli.output import Output
-from undust.cli.painting import paint
+from undust.cli.progress import paint
 from undust.errors import UndustError
 
 if TYPE_CHECKING:

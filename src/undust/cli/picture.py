@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 
 SUFFIX = ".safetensors"
 FIRST = ("prompt", "negative", "steps", "sampler", "schedule", "guidance", "seed")  # of a recipe
@@ -168,7 +168,7 @@ def _possible(told: Facts, notes: list[str]) -> Facts:
 
 def _valid(name: str, value: object, notes: list[str]) -> bool:
     """Whether a recipe can have that value by itself; if not, a note."""
-    from undust.diffusion.names import no_counterpart
+    from undust.diffusion.aliases import no_counterpart
     from undust.diffusion.samplers import SAMPLERS
     from undust.diffusion.schedules import SCHEDULES, listed
     from undust.generation.recipe import SEEDS
@@ -179,17 +179,17 @@ def _valid(name: str, value: object, notes: list[str]) -> bool:
             return False
         case "seed", int(seed) if not 0 <= seed < SEEDS:
             notes.append(
-                f"seed: {shown(seed)} cannot be given here, only 0 to {SEEDS - 1}; left out"
+                f"seed: {printable(seed)} cannot be given here, only 0 to {SEEDS - 1}; left out"
             )
             return False
         case "sampler", str(text) if text not in SAMPLERS:
-            notes.append(f"{no_counterpart(name, shown(text))}; left out")
+            notes.append(f"{no_counterpart(name, printable(text))}; left out")
             return False
         case "schedule", str(text) if text not in SCHEDULES:
             with suppress(UndustError):
                 if listed(text):
                     return True
-            notes.append(f"{no_counterpart(name, shown(text))}; left out")
+            notes.append(f"{no_counterpart(name, printable(text))}; left out")
             return False
         case _:
             return not (fault := _fault({name: value})) or bool(notes.append(fault))
@@ -234,7 +234,7 @@ def _size(told: Facts, notes: list[str]) -> str:
         return ""
     size = f"{width}x{height}"
     if not (0 < width < 10**6 and 0 < height < 10**6):
-        notes.append(f"size: {shown(size)} cannot be; left out")
+        notes.append(f"size: {printable(size)} cannot be; left out")
         return ""
     return size if _valid("size", size, notes) else ""
 
@@ -265,7 +265,9 @@ def _file(name: str, notes: list[str]) -> str:
     if name.lower().endswith((SUFFIX, ".sft")):
         return name
     converted = MODEL_FILE.sub(SUFFIX, name)
-    notes.append(f"{shown(name)} is a pickle: undust convert makes {shown(converted)} of it")
+    notes.append(
+        f"{printable(name)} is a pickle: undust convert makes {printable(converted)} of it"
+    )
     return converted
 
 

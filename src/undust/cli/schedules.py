@@ -14,7 +14,7 @@ from undust.cli.options import Guidance, Model, Sampler
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from undust.generation.fitted import Choice
+    from undust.generation.schedule_fitting import Choice
 
 # Prompts where no data set is given, in turn for the search, its held-out half and the figures.
 WORDS = (
@@ -81,7 +81,7 @@ def fit(
     schedule is better, and a third, with seeds of their own, are for the figures. The output is
     what `undust generate --schedule` takes: a list of levels, or the name of a published schedule.
     """
-    from undust.generation import fitted
+    from undust.generation import schedule_fitting
     from undust.model import load
 
     loaded = load(model)
@@ -100,10 +100,10 @@ def fit(
         ]
         for part, prompts in enumerate(parts)
     )
-    found = _search(fitted.fit_schedule(loaded, searched, held_out, calls=calls), calls)
+    found = _search(schedule_fitting.fit_schedule(loaded, searched, held_out, calls=calls), calls)
     listed = found.name or ",".join(f"{sigma:.6g}" for sigma in found.sigmas[:-1].tolist())
-    measure = fitted.Measure(loaded, fresh)
-    known = fitted.published(loaded.process, steps)
+    measure = schedule_fitting.Measure(loaded, fresh)
+    known = schedule_fitting.published(loaded.process, steps)
     own = measure.distances(found.sigmas)
     errors = {name: measure.distances(sigmas) for name, sigmas in known.items()}
     nearer = {name: float((own < error).double().mean()) for name, error in errors.items()}

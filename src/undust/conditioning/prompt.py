@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 
 FACTORS = {"(": 1.1, "[": 1 / 1.1}
 OPENING = {")": "(", "]": "["}
@@ -109,7 +109,7 @@ def foreign(prompt: str) -> list[str]:
     """A line for each kind of mark in a prompt that other tools read and that is text here."""
     found = ((pattern.search(prompt), instead) for pattern, instead in _FOREIGN.items())
     return [
-        f"the prompt's {shown(match[0].strip())} is read as words; {instead}"
+        f"the prompt's {printable(match[0].strip())} is read as words; {instead}"
         for match, instead in found
         if match
     ]

@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -48,16 +48,16 @@ class Tokenizer:
         for number, word in self.added.items():
             if not word.content.strip() or word.content in words or number in numbers:
                 raise UndustError(
-                    f"the tokenizer cannot add {shown(word.content)} with the number {number}: "
+                    f"the tokenizer cannot add {printable(word.content)} with the number {number}: "
                     "one of them is empty or taken"
                 )
             words.add(word.content)
         for needed in (START, END, self.padding):
             if needed not in words:
-                raise UndustError(f"the tokenizer's vocabulary lacks {shown(needed)}")
+                raise UndustError(f"the tokenizer's vocabulary lacks {printable(needed)}")
         for left, right in self.merges:
             if not {left, right, left + right} <= self.vocabulary.keys():
-                pair = shown(f"{left} {right}")
+                pair = printable(f"{left} {right}")
                 raise UndustError(f"the tokenizer merges '{pair}' outside its vocabulary")
 
     @cached_property

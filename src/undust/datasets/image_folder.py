@@ -21,7 +21,7 @@ from typing import Literal
 
 from undust.datasets import files
 from undust.datasets.metadata import LineError, Row, columns_of, rows, text_of, texts_of
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats.files import atomic_write
 from undust.pictures import check_header, conversions, read_image
 from undust.regular import locale_lacks, read_text
@@ -271,7 +271,7 @@ class _Scan:
         said = text_of(row, "split")
         split = SPLITS.get(said.lower()) if said else self._split(path)
         if split is None:
-            raise LineError(f"split is '{shown(said)}', none of train, validation and test")
+            raise LineError(f"split is '{printable(said)}', none of train, validation and test")
         below = folder.relative_to(self.folder)
         return Sample(path, captions, text_of(row, "concept") or (below / name).as_posix(), split)
 
@@ -288,7 +288,7 @@ class _Scan:
         if path is None:
             why = locale_lacks(name)
             wrong = f"cannot be found: {why}" if why else "does not exist"
-            raise LineError(f"the picture '{shown(name)}' {wrong}")
+            raise LineError(f"the picture '{printable(name)}' {wrong}")
         return path
 
     def _caption(self, picture: Path) -> dict[str, str]:
@@ -348,5 +348,5 @@ def _few(names: Sequence[str]) -> str:
     """The number of names, and some of them."""
     kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
     more = f", … ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common(FEW))})"
-    listed = ", ".join(shown(name) for name in names[:FEW])
+    listed = ", ".join(printable(name) for name in names[:FEW])
     return f"{len(names)}: {listed}{more if len(names) > FEW else ''}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.regular import open_regular
 
 Row = Mapping[str, Any]
@@ -136,4 +136,4 @@ def _kind(value: object) -> str:
 
 def columns_of(row: Row) -> str:
     """The names of a row's columns, for an error."""
-    return ", ".join(shown(name) for name in [*row][:20]) or "none"
+    return ", ".join(printable(name) for name in [*row][:20]) or "none"

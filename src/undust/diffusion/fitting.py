@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.samplers import SAMPLERS
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, checked
 from undust.errors import UndustError
 
@@ -198,8 +198,8 @@ def _walk(denoise: Denoise, x: Tensor, grid: Tensor) -> tuple[list[Tensor], list
     states, estimates = [x], [estimate(x, grid[0])]
     for sigma, sigma_next in pairwise(grid):
         x, x0 = states[-1], estimates[-1]
-        ahead = estimate(toward(x, x0, sigma, sigma_next), sigma_next)
-        x = toward(x, x0 + sigma / (2 * sigma_next) * (ahead - x0), sigma, sigma_next)
+        ahead = estimate(euler_step(x, x0, sigma, sigma_next), sigma_next)
+        x = euler_step(x, x0 + sigma / (2 * sigma_next) * (ahead - x0), sigma, sigma_next)
         states.append(x)
         estimates.append(estimate(x, sigma_next))
     return states, estimates

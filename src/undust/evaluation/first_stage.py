@@ -14,7 +14,7 @@ from undust.latent.first_stage import KLFirstStage
 from undust.networks.autoencoder import Autoencoder
 from undust.pictures import from_image, read_image
 
-TOGETHER = 4 * 512 * 512  # pixels encoded in one batch
+MAX_BATCH_PIXELS = 4 * 512 * 512  # pixels encoded in one batch
 
 
 class Reconstruction(BaseModel):
@@ -38,7 +38,7 @@ def measure(
     autoencoder: Autoencoder, paths: Sequence[Path], size: tuple[int, int]
 ) -> Reconstruction:
     """The figures over pictures read at `size` (width, height), each picture counting the same."""
-    together = max(1, TOGETHER // (size[0] * size[1]))
+    together = max(1, MAX_BATCH_PIXELS // (size[0] * size[1]))
     ratios: list[Tensor] = []
     likenesses: list[Tensor] = []
     for start in range(0, len(paths), together):

@@ -32,7 +32,7 @@ def features(pictures: Tensor) -> Tensor:
     return smooth(F.pad(small, (WINDOW // 2,) * 4, mode="replicate")).flatten(1)
 
 
-class Gallery:
+class ReferenceSet:
     """The distinct pictures of a data set, among which painted ones are recognised.
 
     `number` of a path says which of the distinct pictures it is; files with the same pixels at

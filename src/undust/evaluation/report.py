@@ -16,7 +16,7 @@ from undust.datasets.image_folder import Sample
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.evaluation.first_stage import Reconstruction, measure
-from undust.evaluation.recall import NEARNESS, Gallery
+from undust.evaluation.recall import NEARNESS, ReferenceSet
 from undust.formats.networks import load_autoencoder
 from undust.formats.safetensors_file import files_hash
 from undust.generation import loop
@@ -92,7 +92,7 @@ class FirstStageReport(BaseModel):
         return _first_stage_rows(self.first_stage, self.first_stage_on)
 
 
-class Question(NamedTuple):
+class CaptionQuery(NamedTuple):
     """A caption that the model is asked to paint, and the picture that it belongs to."""
 
     kind: str
@@ -143,7 +143,7 @@ def evaluate(
             seed=seed + place,
         )
     ]
-    gallery = Gallery([sample.path for sample in samples], model.size)
+    gallery = ReferenceSet([sample.path for sample in samples], model.size)
     ranks = _ranks(model, recipes, gallery, [question.path for question in questions], observe)
     tests = [sample.path for sample in samples if sample.split != "train"]
     first = recipes[0]
@@ -197,7 +197,7 @@ def _first_stage_rows(figures: Reconstruction, on: str) -> list[tuple[str, str, 
     ]
 
 
-def _training(samples: Iterable[Sample], count: int, seed: int) -> list[Question]:
+def _training(samples: Iterable[Sample], count: int, seed: int) -> list[CaptionQuery]:
     """Captions of `count` concepts in a random order that the seed fixes, or of all if fewer."""
     concepts: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -205,18 +205,20 @@ def _training(samples: Iterable[Sample], count: int, seed: int) -> list[Question
             concepts.setdefault(sample.group, []).append(sample)
     drawn = uniform(seed, (0, 0, 0), (len(concepts), 2))
     members = list(concepts.values())
-    questions: list[Question] = []
+    questions: list[CaptionQuery] = []
     for which in drawn[:, 0].argsort()[:count].tolist():
         sample = members[which][int(drawn[which, 1] * len(members[which]))]
         fields = [field for field in LANGUAGES if field in sample.captions]
         field = fields[len(questions) % len(fields)]
-        questions.append(Question("training captions", field, sample.captions[field], sample.path))
+        questions.append(
+            CaptionQuery("training captions", field, sample.captions[field], sample.path)
+        )
     return questions
 
 
-def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[Question]:
+def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[CaptionQuery]:
     return [
-        Question("held-out captions", field, sample.captions[field], sample.path)
+        CaptionQuery("held-out captions", field, sample.captions[field], sample.path)
         for sample in samples
         if sample.split != "train"
         for field in fields
@@ -227,7 +229,7 @@ def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[Question
 def _ranks(
     model: LatentDiffusion,
     recipes: list[Recipe],
-    gallery: Gallery,
+    gallery: ReferenceSet,
     wanted: list[Path],
     observe: Callable[[int, int], None] | None,
 ) -> list[int]:
@@ -251,7 +253,7 @@ def _ranks(
     return ranks
 
 
-def _recall(questions: Sequence[Question], ranks: Sequence[int]) -> dict[str, Recall]:
+def _recall(questions: Sequence[CaptionQuery], ranks: Sequence[int]) -> dict[str, Recall]:
     """By kind of caption and, where a kind was asked in several fields, by field as well."""
     groups: dict[str, dict[str, list[int]]] = {}
     for question, rank in zip(questions, ranks, strict=True):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from undust.diffusion.names import (
+from undust.diffusion.aliases import (
     FROM_SAMPLERS,
     FROM_SCHEDULES,
     NEAREST_SAMPLERS,
@@ -22,7 +22,7 @@ from undust.diffusion.names import (
     elsewhere,
     schedule_elsewhere,
 )
-from undust.errors import few, quoted, shown
+from undust.errors import limit_entries, printable, quoted
 from undust.formats.metadata.found import (
     as_json,
     as_list,
@@ -118,7 +118,7 @@ def parse_a1111(text: str) -> dict[str, Any]:
     notes: list[str] = []
     body, _, negative = ("\n" + "\n".join(lines)).partition("\n" + NEGATIVE)
     tags: list[tuple[str, str, str]] = NETWORK.findall(body)
-    few("parameters: the prompt", tags)
+    limit_entries("parameters: the prompt", tags)
     recipe: dict[str, Any] = {"prompt": NETWORK.sub("", body).strip(), "negative": negative.strip()}
     recipe |= _how(settings, notes)
     taken = [name for name in FIELDS if name in settings]
@@ -184,7 +184,7 @@ def _settings(line: str) -> list[tuple[str, str]]:
         place = _end_of_json(line, start) or line.find(",", start)
         place = len(line) if place < 0 else place
         found.append((name[1], line[start:place].strip()))
-    few("parameters", found)
+    limit_entries("parameters", found)
     return found
 
 
@@ -208,7 +208,7 @@ def _after(lines: list[str], notes: list[str]) -> dict[str, str]:
             name, line = keyed[1], keyed[2]
         key = name or AFTER
         found[key] = f"{found[key]}\n{line}" if key in found else line
-    few("parameters", found)
+    limit_entries("parameters", found)
     found = {name: text.strip() for name, text in found.items() if text.strip()}
     if AFTER in found:
         notes.append("text after the settings is no part of the prompts")
@@ -222,7 +222,7 @@ def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
         if schedule := schedule_elsewhere(settings["Scheduler"]):
             del settings["Scheduler"]
         else:  # its beta is not ours
-            theirs = shown(settings["Scheduler"])
+            theirs = printable(settings["Scheduler"])
             notes.append(f"Scheduler: '{theirs}' has no known counterpart here; left out")
     name, _, tail = sampler.rpartition(" ")
     if (
@@ -261,7 +261,7 @@ def _networks(tags: list[tuple[str, str, str]], notes: list[str]) -> Iterator[di
     """The LoRAs among the tags `<lora:NAME:TEXT ENCODER:U-NET:key=value>`; notes on the rest."""
     for kind, name, tail in tags:
         if kind == "hypernet":
-            notes.append(f"hypernetwork {shown(name)}: there are none here; left out")
+            notes.append(f"hypernetwork {printable(name)}: there are none here; left out")
             continue
         values = [each.strip() for each in tail.split(":")[1:]]
         named = dict(each.split("=", 1) for each in values if "=" in each)
@@ -271,21 +271,24 @@ def _networks(tags: list[tuple[str, str, str]], notes: list[str]) -> Iterator[di
         weight, other = as_number(unet, float), as_number(text, float)
         if weight is None or other is None:
             notes.append(
-                f"the weight of {shown(name)} has to be a number, not {quoted(tail[1:])}; 1 is used"
+                f"the weight of {printable(name)} has to be a number, not {quoted(tail[1:])}; "
+                "1 is used"
             )
             weight = 1.0
         elif weight != other:
             notes.append(different_weights(name, other, weight))
         if named or len(placed) > 2:
             rest = ":".join([*placed[2:], *(f"{key}={value}" for key, value in named.items())])
-            notes.append(f"LoRA {shown(name)}: {shown(rest)} cannot be given here; left out")
+            notes.append(
+                f"LoRA {printable(name)}: {printable(rest)} cannot be given here; left out"
+            )
         yield {"path": name, "weight": weight}
 
 
 def _weights(settings: dict[str, str]) -> Iterator[dict[str, Any]]:
     """The LoRAs in Fooocus' `Lora weights: "NAME: WEIGHT, …"`."""
     parts = settings.get("Lora weights", "").split(", ")
-    few("parameters: Lora weights", parts)
+    limit_entries("parameters: Lora weights", parts)
     for part in parts:
         name, _, weight = part.rpartition(": ")
         if name and (number := as_number(weight, float)) is not None:
@@ -307,7 +310,7 @@ def _resources(settings: Mapping[str, str], known: bool) -> Iterator[str]:
             continue
         title = title or f"of version {quoted(told['modelVersionId'])}"
         how = "" if weight is None else f", weight {quoted(weight)}"
-        yield f"{shown(kind)} {shown(title)}{how}: Civitai does not tell its file's name"
+        yield f"{printable(kind)} {printable(title)}{how}: Civitai does not tell its file's name"
 
 
 def _number(name: str, settings: Mapping[str, str], kind: Any, notes: list[str]) -> Any:

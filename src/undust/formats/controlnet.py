@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into, read_json
 from undust.formats.networks import empty_network, load_network
@@ -92,7 +92,7 @@ def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, KeyMap]:
     )
     if prefix is None:
         groups = Counter(key.split(".")[0] for key in shapes).most_common(4)
-        held = ", ".join(f"{shown(group)} ({amount} tensors)" for group, amount in groups)
+        held = ", ".join(f"{printable(group)} ({amount} tensors)" for group, amount in groups)
         raise UndustError(
             f"it is no ControlNet: neither {OURS} nor {THEIRS} is in it, but {held or 'nothing'}"
         )

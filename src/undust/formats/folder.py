@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
 from undust.formats.files import atomic_write
 from undust.networks.config import NetworkConfig
@@ -62,7 +62,9 @@ def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
         match entry:
             case [str(library), str(kind)] if not name.startswith("_"):
                 if Path(name).name != name:
-                    raise UndustError(f"{folder / INDEX}: {shown(name)} is not a component's name")
+                    raise UndustError(
+                        f"{folder / INDEX}: {printable(name)} is not a component's name"
+                    )
                 components[name] = (library, kind)
             case _:
                 pass  # _class_name, a component that is [null, null], or a pipeline's flag
@@ -205,7 +207,7 @@ def _published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def named(what: str, names: Iterable[str], first: int = 3) -> list[str]:
     """Such as ["2 missing: a, b"], the first few by name; [] if there are none."""
-    found = [shown(name) for name in sorted(names)]
+    found = [printable(name) for name in sorted(names)]
     more = f" and {len(found) - first} more" if len(found) > first else ""
     return [f"{len(found)} {what}: {', '.join(found[:first])}{more}"] if found else []
 

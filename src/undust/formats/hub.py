@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats.folder import INDEX, STEMS
 from undust.formats.model_folder import KINDS
 
@@ -47,13 +47,13 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except errors.RepositoryNotFoundError as error:
         raise _refusal(name, "there is no such model on the hub, or it is private") from error
     except errors.RevisionNotFoundError as error:
-        raise _refusal(name, f"it has no revision {shown(revision)}") from error
+        raise _refusal(name, f"it has no revision {printable(revision)}") from error
     except errors.LocalEntryNotFoundError as error:
         raise _refusal(name, "it is not in the cache, and the hub cannot be reached") from error
     # What a hub that is out of order, a full disk or a broken connection bring up.
     except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
-        raise _refusal(name, shown(first[0])) from error
+        raise _refusal(name, printable(first[0])) from error
 
 
 def wanted(name: str, files: Iterable[str]) -> list[str]:
@@ -64,7 +64,7 @@ def wanted(name: str, files: Iterable[str]) -> list[str]:
     files = set(files)
     if INDEX not in files:
         single = sorted(file for file in files if re.fullmatch(r"[^/]+\.safetensors", file))
-        instead = f"; give the path of {shown(single[0])}, once downloaded" if single else ""
+        instead = f"; give the path of {printable(single[0])}, once downloaded" if single else ""
         raise UndustError(f"{name} is not a model folder (no {INDEX}){instead}")
     chosen = [INDEX]
     for part in PARTS:

@@ -14,7 +14,7 @@ import torch
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import END
 from undust.diffusion.process import Process
-from undust.errors import UndustError, quoted, shown
+from undust.errors import UndustError, printable, quoted
 from undust.formats import tokenizer_files
 from undust.formats.components import GUIDANCE, MAX_NOISE_LEVEL, Components
 from undust.formats.files import atomic_folder
@@ -56,11 +56,11 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
         if found not in KINDS[name]:
             wanted = " or ".join(KINDS[name])
             raise UndustError(
-                f"{folder} is not supported: its {name} is {shown(found)}, not {wanted}"
+                f"{folder} is not supported: its {name} is {printable(found)}, not {wanted}"
             )
     known = {*KINDS, *SPARE, "scheduler", "low_res_scheduler"}
     if strangers := sorted(index.keys() - known):
-        raise UndustError(f"{folder} is not supported: it has a {shown(strangers[0])}")
+        raise UndustError(f"{folder} is not supported: it has a {printable(strangers[0])}")
     with _told_of(folder / "unet"):
         unet = load_network(UNet, UNetConfig, folder / "unet", dtype, **_size(folder / "unet"))
     scale = {"scaling_factor": UPSCALED} if "low_res_scheduler" in index else {}

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
 from undust.regular import open_regular, read_text
 
@@ -128,9 +128,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     left += [str(name) for name in found if name not in tensors]
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise UndustError(f"its {shown(name)} is sparse, quantized or without numbers")
+            raise UndustError(f"its {printable(name)} is sparse, quantized or without numbers")
     if not tensors:
-        raise UndustError(f"it holds no tensors; found {shown(', '.join(left) or 'nothing')}")
+        raise UndustError(f"it holds no tensors; found {printable(', '.join(left) or 'nothing')}")
     return tensors, left
 
 
@@ -244,11 +244,13 @@ def _told(error: Exception) -> str:
     """One line about what torch's reader raised."""
     text = str(error)
     if forbidden := re.search(r"GLOBAL (\S+)", text) or re.search(r"class (\w\S+)", text):
-        return f"it asks for {shown(forbidden[1])}, which no weights need and which was not run"
+        return f"it asks for {printable(forbidden[1])}, which no weights need and which was not run"
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return "it wants more memory than a checkpoint of its size needs"
     cause = re.search(r"Unpickler error:\s*(.+)", text) or re.match(r"\s*(.+?)(\. |\n|$)", text)
-    return f"it is damaged or no checkpoint ({shown(cause[1] if cause else type(error).__name__)})"
+    return (
+        f"it is damaged or no checkpoint ({printable(cause[1] if cause else type(error).__name__)})"
+    )
 
 
 def _write(path: Path, target: Path, seconds: int) -> None:
@@ -259,7 +261,7 @@ def _write(path: Path, target: Path, seconds: int) -> None:
     tensors, left = read(path)
     if sum(tensor.nbytes for tensor in tensors.values()) > TIMES * size + ROOM:
         raise UndustError("it wants more memory than a checkpoint of its size needs")
-    note = {LEFT_OUT: shown(", ".join(sorted(left)))} if left else None
+    note = {LEFT_OUT: printable(", ".join(sorted(left)))} if left else None
     safetensors_file.save(target, tensors, note)
 
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from undust.errors import UndustError, quoted, shown
+from undust.errors import UndustError, printable, quoted
 from undust.formats.files import atomic
 from undust.regular import open_regular
 
@@ -101,7 +101,7 @@ def save(
     for name in names:
         if dtypes[name] not in NAMES:
             raise UndustError(
-                f"cannot write {path}: {shown(name)} is {dtypes[name]}, not in the format"
+                f"cannot write {path}: {printable(name)} is {dtypes[name]}, not in the format"
             )
         start, end = end, end + tensors[name].numel() * dtypes[name].itemsize
         head[name] = {
@@ -133,7 +133,7 @@ def load(
     head = header(path)
     wanted = list(head.tensors if names is None else names)
     if absent := [name for name in wanted if name not in head.tensors]:
-        raise UndustError(f"{path} has no {shown(absent[0])}")
+        raise UndustError(f"{path} has no {printable(absent[0])}")
     wanted.sort(key=head.starts.__getitem__)  # so that the disk is read from front to back
     entries = {name: head.tensors[name] for name in wanted}
     kept = {
@@ -227,7 +227,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.to(dtype)
     if not cast.isfinite().all() and tensor.isfinite().all():
         raise UndustError(
-            f"{shown(name)} holds {tensor.abs().max().item():.3g}, for which {dtype} has no room"
+            f"{printable(name)} holds {tensor.abs().max().item():.3g}, outside the range of {dtype}"
         )
     return cast
 
@@ -255,17 +255,21 @@ def _entries(
             } if all(type(length) is int and length >= 0 for length in shape):
                 if len(shape) > DIMENSIONS or math.prod(length or 1 for length in shape) > LARGEST:
                     raise UndustError(
-                        f"{path}: {shown(name)} has a shape of {len(shape)} dimensions, "
+                        f"{path}: {printable(name)} has a shape of {len(shape)} dimensions, "
                         f"{quoted(shape)}, which no weights have"
                     )
                 if dtype not in DTYPES:
-                    raise UndustError(f"{path}: {shown(name)} has the unknown dtype {dtype!r:.40}")
+                    raise UndustError(
+                        f"{path}: {printable(name)} has the unknown dtype {dtype!r:.40}"
+                    )
                 entry = Entry(DTYPES[dtype], tuple(shape))
             case _:
-                raise UndustError(f"{path} has a damaged header: {shown(name)} is not described")
+                raise UndustError(
+                    f"{path} has a damaged header: {printable(name)} is not described"
+                )
         if end - start != entry.size:
             raise UndustError(
-                f"{path} is damaged: {shown(name)} has another size than its shape says"
+                f"{path} is damaged: {printable(name)} has another size than its shape says"
             )
         entries[name] = entry
         places.append((start, end, name))
@@ -273,7 +277,7 @@ def _entries(
     for start, end, name in sorted(places):
         if start != reached:
             raise UndustError(
-                f"{path} is damaged: {shown(name)} does not start where the last one ends"
+                f"{path} is damaged: {printable(name)} does not start where the last one ends"
             )
         reached = end
     if reached != size:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from undust.diffusion.prediction import prediction_on
 from undust.diffusion.process import DISCRETE, EDM, VP, Flow, Process, zero_terminal_snr
-from undust.errors import UndustError, demand, few, quoted, shown
+from undust.errors import UndustError, demand, limit_entries, printable, quoted
 
 BETA_SCHEDULES = {  # diffusers' name -> ours
     "linear": "linear",
@@ -183,7 +183,7 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
     Raises UndustError, naming the field, for what cannot be represented, and for a prediction that
     the process leaves without meaning.
     """
-    few(str(where), fields)
+    limit_entries(str(where), fields)
     name = fields.get("_class_name")
     kind = KINDS.get(name) if isinstance(name, str) else None
     try:
@@ -200,7 +200,7 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
         prediction_on(process, prediction)
     except ValidationError as error:
         fault = error.errors()[0]
-        field = shown(fault["loc"][0]) if fault["loc"] else "the name of a field"
+        field = printable(fault["loc"][0]) if fault["loc"] else "the name of a field"
         raise UndustError(
             f"{where} ({name}) is not supported: {field} = {quoted(fault['input'])}: "
             f"{demand(fault)}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from undust.conditioning.clip import clip
 from undust.diffusion.process import VP, Process
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats import controlnet, model_folder
 from undust.formats.components import Components
 from undust.formats.original.checkpoint import original, scan_checkpoint
@@ -114,7 +114,7 @@ def _named(variant: Variant, parts: Components) -> dict[str, Tensor]:
     if found.prediction != variant.prediction:
         if variant.prediction != V_PREDICTION:
             raise UndustError(
-                f"a model that predicts {shown(variant.prediction)} would be taken for one of "
+                f"a model that predicts {printable(variant.prediction)} would be taken for one of "
                 f"{found.prediction} from a single file"
             )
         tensors[V_MARK] = torch.empty(0)
@@ -140,13 +140,13 @@ def _unsaid(variant: Variant, parts: Components) -> Generator[str]:
         if (own.vocabulary, own.merges) != (usual.vocabulary, usual.merges):
             raise UndustError("the tokenizer is not CLIP's, and a single file has no place for it")
         if own.added:
-            words = ", ".join(shown(word.content) for word in [*own.added.values()][:3])
+            words = ", ".join(printable(word.content) for word in [*own.added.values()][:3])
             raise UndustError(
                 f"words were learnt, and a single file has no place for them: {words}"
             )
         if own.padding != usual.padding:
             yield (
-                f"the file does not tell that prompts are padded with {shown(own.padding)}: "
+                f"the file does not tell that prompts are padded with {printable(own.padding)}: "
                 f"a {variant.title}'s are with {usual.padding}"
             )
     latent, usual = parts.unet.config.sample_size or 64, variant.size // parts.downsampling_factor

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats.components import Components
 from undust.formats.files import expanded
 from undust.formats.folder import INDEX, read_json
@@ -64,7 +64,7 @@ def config(path: Path) -> AutoencoderConfig:
     fields = read_json((path if path.is_dir() else path.parent) / "config.json")
     kind = fields.get("_class_name", KIND)
     if kind != KIND:
-        raise UndustError(f"{path} is a component {shown(kind)}, not an {KIND}")
+        raise UndustError(f"{path} is a component {printable(kind)}, not an {KIND}")
     return AutoencoderConfig.read(fields)
 
 

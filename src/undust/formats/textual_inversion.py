@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
 from undust.formats.folder import named
 from undust.formats.lora.names import split
@@ -52,8 +52,8 @@ def load(path: Path, word: str = "") -> dict[str, Tensor]:
     if word not in known and len(known) > 1:
         [several] = named("words", known)
         raise UndustError(
-            f"{path} holds {several}, and not '{shown(word)}'; name one of them, "
-            f"such as {shown(path.name)}={shown(min(known))}"
+            f"{path} holds {several}, and not '{printable(word)}'; name one of them, "
+            f"such as {printable(path.name)}={printable(min(known))}"
         )
     [places] = [known[word]] if word in known else known.values()
     tensors = safetensors_file.load(path)
@@ -80,11 +80,11 @@ def _places(path: Path) -> dict[str, dict[str, str]]:
         rows, width = _matrix(entry.shape)
         if not (1 <= rows <= MOST and 1 <= width <= WIDEST):
             raise UndustError(
-                f"{path} is no textual inversion: {shown(key)} is {list(entry.shape)}, "
+                f"{path} is no textual inversion: {printable(key)} is {list(entry.shape)}, "
                 f"not 1 to {MOST} vectors of at most {WIDEST:,} numbers"
             )
         if not entry.dtype.is_floating_point:
-            raise UndustError(f"{path}: {shown(key)} holds {entry.dtype}, not vectors")
+            raise UndustError(f"{path}: {printable(key)} holds {entry.dtype}, not vectors")
         widths[encoder].add(width)
     if any(len(found) > 1 for found in widths.values()):
         raise UndustError(f"{path} is no textual inversion: its vectors differ in width")
@@ -102,13 +102,15 @@ def _words(path: Path, keys: Collection[str]) -> dict[str, dict[str, str]]:
             continue
         if place["out"]:
             raise UndustError(
-                f"{path}: {shown(key)} was learnt at the text encoder's output, "
+                f"{path}: {printable(key)} was learnt at the text encoder's output, "
                 "which is not supported; at its input is"
             )
         own, encoder = known[place["word"] or ""], ENCODERS[place["key"]]
         if encoder in own or (own and "" in (encoder, *own)):
             other = min(own.values())
-            raise UndustError(f"{path}: {shown(key)} and {shown(other)} are of the same word")
+            raise UndustError(
+                f"{path}: {printable(key)} and {printable(other)} are of the same word"
+            )
         own[encoder] = key
     bundled = any(split(key)[1] for key in strange)
     if strange and not known and not bundled:

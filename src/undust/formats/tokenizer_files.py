@@ -10,7 +10,7 @@ from typing import Any, cast
 from tokenizers import AddedToken
 
 from undust.conditioning.tokenizer import END, HALF, START, Tokenizer
-from undust.errors import UndustError, quoted, shown
+from undust.errors import UndustError, printable, quoted
 from undust.formats.files import atomic_write
 from undust.formats.folder import TOKENIZER_LIMIT, read_json, write_json
 from undust.networks.config import LARGEST
@@ -83,13 +83,13 @@ def _added(
                 raise UndustError(f"{path} adds {quoted(fields)}, not a word")
         known = {flag: flags[flag] for flag in FLAGS if flag in flags}
         if not all(isinstance(value, bool) for value in known.values()):
-            raise UndustError(f"{path} adds {shown(word)} with {quoted(known)}")
+            raise UndustError(f"{path} adds {printable(word)} with {quoted(known)}")
         if vocabulary.get(word) == number:
             continue  # such as the two ends
         first = added.setdefault(number, AddedToken(word, **known)).content
         if first != word:
             raise UndustError(
-                f"{path} gives {shown(word)} the number {number}, which {shown(first)} has"
+                f"{path} gives {printable(word)} the number {number}, which {printable(first)} has"
             )
     return added
 
@@ -115,7 +115,7 @@ def _said(
 
 def _check(path: Path, piece: str, number: object) -> None:
     if type(number) is not int or not 0 <= number < LARGEST:
-        raise UndustError(f"{path} gives {shown(piece)} the number {quoted(number)}")
+        raise UndustError(f"{path} gives {printable(piece)} the number {quoted(number)}")
 
 
 def _padding(folder: Path, settings: dict[str, Any]) -> str:

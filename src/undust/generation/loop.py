@@ -27,7 +27,7 @@ from undust.latent.model import LatentModel
 from undust.pictures import grid, resized, to_images
 from undust.recipe.files import ImageRef
 
-TOGETHER = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
+MAX_BATCH_PIXELS = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def batches(
         pixels = math.prod(waiting[0].final)
         # An adaptive sampler amplifies rounding: whether it takes a step hangs on the last bits.
         alone = exact or SAMPLERS[waiting[0].sampler].adaptive
-        size = 1 if alone else max(1, min(TOGETHER // pixels, 64))
+        size = 1 if alone else max(1, min(MAX_BATCH_PIXELS // pixels, 64))
         for start in range(0, len(waiting), size):
             part = waiting[start : start + size]
             yield [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from undust.adapters.control import Control
-from undust.conditioning.edges import edges
+from undust.conditioning.canny import canny_edges
 from undust.diffusion.guidance import (
     CLOSE,
     Branch,
@@ -168,7 +168,7 @@ def controls(model: LatentModel, recipe: Recipe, sigmas: Tensor) -> Iterator[Con
             )
         size = recipe.width, recipe.height
         hint = from_image(asked.picture.image(), size).float() / 255
-        hint = edges(hint) if asked.edges else hint
+        hint = canny_edges(hint) if asked.edges else hint
         # A little more on either side: samplers ask at levels rounded to float32.
         high = math.inf if during[0] == 0 else float(sigmas[during[0]]) * (1 + CLOSE)
         low = 0.0 if during[-1] == steps - 1 else float(sigmas[during[-1]]) * (1 - CLOSE)

@@ -15,7 +15,7 @@ from undust.diffusion.fitting import distance
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
-from undust.lab.subject import REFERENCE, Counted, Subject, end_of
+from undust.lab.model_under_test import REFERENCE, Counted, ModelUnderTest, end_of
 from undust.model import LatentDiffusion
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network calls
@@ -122,10 +122,10 @@ def compare(
 ) -> Comparison:
     """Runs every sampler, and the recipe's own with every schedule, within budgets of calls.
 
-    schedule: of all the samplers, the recipe's own unless told. pictures: see `Subject`; observe:
+    schedule: of all samplers; None for the recipe's; pictures: as for `ModelUnderTest`; observe:
     called with the number of curves drawn and of all. Raises UndustError for an unknown schedule.
     """
-    subject = Subject(model, pictures)
+    subject = ModelUnderTest(model, pictures)
     recipe = subject.recipes[0]
     schedule = schedule or recipe.schedule
     spaced = {name: partial(levels, model.process) for name, levels in SCHEDULES.items()}
@@ -150,7 +150,7 @@ def compare(
     )
 
 
-def sampler_curve(subject: Subject, name: str, levels: Levels, end: Tensor) -> Curve:
+def sampler_curve(subject: ModelUnderTest, name: str, levels: Levels, end: Tensor) -> Curve:
     """A sampler's errors against `end`, the flow's, or against the end of its own path."""
     sampler = SAMPLERS[name]
     if sampler.adaptive:
@@ -163,12 +163,16 @@ def sampler_curve(subject: Subject, name: str, levels: Levels, end: Tensor) -> C
     return Curve(name=name, against="path", runs=_within_budgets(subject, name, levels, end))
 
 
-def flow_curve(subject: Subject, sampler: str, levels: Levels, end: Tensor, name: str) -> Curve:
+def flow_curve(
+    subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor, name: str
+) -> Curve:
     """The errors of a sampler without noise against the flow's end; the name is the curve's."""
     return Curve(name=name, against="flow", runs=_within_budgets(subject, sampler, levels, end))
 
 
-def _within_budgets(subject: Subject, sampler: str, levels: Levels, end: Tensor) -> tuple[Run, ...]:
+def _within_budgets(
+    subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor
+) -> tuple[Run, ...]:
     """The longest run within each budget."""
     longest: dict[int, tuple[int, Tensor]] = {}
     for steps, sigmas in _lists(levels):
@@ -181,7 +185,7 @@ def _within_budgets(subject: Subject, sampler: str, levels: Levels, end: Tensor)
     return tuple(sorted(runs, key=lambda run: run.calls))
 
 
-def _bounded(subject: Subject, sampler: str, levels: Levels, end: Tensor) -> tuple[Run, ...]:
+def _bounded(subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor) -> tuple[Run, ...]:
     """Runs of an adaptive sampler with ever lower bounds, until the largest budget is spent."""
     sigmas = levels(max(BUDGETS))
     runs: dict[int, Run] = {}

@@ -66,7 +66,7 @@ class Conditioner:
             )
         given = [text or "" for text in texts]
         found = [
-            self._offload.ask(words.encoder, partial(encode, words, given))
+            self._offload.run(words.encoder, partial(encode, words, given))
             for words in self.texts.values()
         ]
         text, pooled = torch.cat([states for states, _ in found], -1), found[-1][1]

@@ -30,10 +30,10 @@ class PlacedUNet:
         latents, timestep = x.to(device, weight.dtype), timestep.to(device)
         cond = cond.to(device, weight.dtype)
         control = summed(
-            self._offload.ask(each.network, partial(each, latents, timestep, cond))
+            self._offload.run(each.network, partial(each, latents, timestep, cond))
             for each in options.controls
         )
         call = partial(
             self.unet, latents, timestep, cond, perturbed=options.perturbed, control=control
         )
-        return self._offload.ask(self.unet, call).to(x)
+        return self._offload.run(self.unet, call).to(x)

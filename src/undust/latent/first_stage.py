@@ -100,7 +100,7 @@ class KLFirstStage(FirstStage):
             partial(_finite, self.network, x, partial(run, streamed=streamed), name)
             for streamed in (False, True)
         )
-        return self._offload.ask(self.network, asked, frugal).to(x.device)
+        return self._offload.run(self.network, asked, frugal).to(x.device)
 
 
 def _finite(

@@ -30,7 +30,7 @@ from undust.latent import finite
 from undust.latent.conditioner import Conditioner
 from undust.latent.denoiser import PlacedUNet
 from undust.latent.first_stage import KLFirstStage
-from undust.networks import placement
+from undust.networks import dtype_and_device
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
 from undust.networks.text_encoder import TextEncoder
@@ -79,7 +79,7 @@ class LatentModel(Components):
         merge_loras: bool = True,
     ) -> Self:
         """The model of that name or at that path; see `undust.load`."""
-        folder, dtype = locate.find(name_or_path), placement.precision(dtype or "fp32")
+        folder, dtype = locate.find(name_or_path), dtype_and_device.precision(dtype or "fp32")
         if not folder.is_dir():
             single = partial(load_single_file, first_stage=vae is None)
             name, read, hashed = folder.stem, single, content_hash
@@ -107,7 +107,7 @@ class LatentModel(Components):
             path="" if folder.parent == locate.BUILT_IN else str(name_or_path),
             vae=instead,
             merge_loras=merge_loras,
-            execution_device=placement.device(device),
+            execution_device=dtype_and_device.device(device),
         )
 
     def _use(self, offload: Offload) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import Field, ValidationError, field_validator
 
-from undust.errors import UndustError, quoted, shown
+from undust.errors import UndustError, printable, quoted
 from undust.formats.safetensors_file import tensors_hash
 from undust.recipe.files import DIGITS, ImageRef, PathText, WeightsRef, is_there
 from undust.recipe.plain import Frozen, reason
@@ -84,7 +84,7 @@ class Upscale(TextInput):
         """Of "2" or "2@0.3"."""
         found = re.fullmatch(rf"({NUMBER})(?:@({NUMBER}))?", text.strip())
         if not found:
-            raise UndustError(f"upscale: '{shown(text)}' is not {cls.written}")
+            raise UndustError(f"upscale: '{printable(text)}' is not {cls.written}")
         return _given(factor=found[1], strength=found[2])
 
 
@@ -125,7 +125,7 @@ class SizeConditioning(TextInput):
                 r"\s*(original|crop|target)\s*=\s*(\d{1,6})[xX×](\d{1,6})\s*", part
             )
             if not found or found[1] in fields:
-                raise UndustError(f"framing: '{shown(part)}' is not {cls.written}")
+                raise UndustError(f"framing: '{printable(part)}' is not {cls.written}")
             fields[found[1]] = (int(found[2]), int(found[3]))
         return fields
 
@@ -186,7 +186,7 @@ class Control(TextInput, WeightsRef):
         path, rest = _sides(text)
         told = rest.removeprefix(EDGES)
         if not path or not told:
-            raise UndustError(f"control: '{shown(text)}' is not {cls.written}")
+            raise UndustError(f"control: '{printable(text)}' is not {cls.written}")
         forms = (re.fullmatch(rf"(?P<picture>.+?){tail}", told, re.DOTALL) for tail in TAILS)
         read = [form.groupdict() for form in forms if form]
         fields = next((each for each in read if is_there(each["picture"])), read[-1])
@@ -213,7 +213,7 @@ def read_extend(given: object) -> tuple[int, ...]:
         pixels = ()
     if len(pixels) != 4 or min(pixels) < 0 or not any(pixels):
         raise UndustError(
-            f"extend: {shown(given)} is not LEFT,TOP,RIGHT,BOTTOM in pixels, such as 64,0,64,0"
+            f"extend: {printable(given)} is not LEFT,TOP,RIGHT,BOTTOM in pixels, such as 64,0,64,0"
         )
     return pixels
 

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from undust.errors import demand, few, quoted, shown
+from undust.errors import demand, limit_entries, printable, quoted
 
 
 class Frozen(BaseModel):
@@ -22,17 +22,17 @@ class Frozen(BaseModel):
         if isinstance(fields, dict):
             known = cast("dict[object, object]", fields)
             called = cls.kind or cls.__name__
-            few(called, known)
+            limit_entries(called, known)
             for name, value in known.items():
                 if isinstance(value, list | tuple):
-                    few(f"{called}: {shown(name)}", cast("Sized", value))
+                    limit_entries(f"{called}: {printable(name)}", cast("Sized", value))
         return fields
 
 
 def reason(error: ValidationError) -> str:
     """The first thing that a validation found wrong, in one line."""
     first = error.errors()[0]
-    name = shown(".".join(str(part) for part in first["loc"]) or "the name of a field")
+    name = printable(".".join(str(part) for part in first["loc"]) or "the name of a field")
     if first["type"] == "missing":
         return f"{name} is missing"
     if first["type"] == "extra_forbidden":

@@ -108,13 +108,13 @@ class FirstStageTask:
             )
         )
         published.load_state_dict(self.autoencoder.state_dict())
-        normalise(published, mean.mean((0, 2, 3)), deviation)
+        fold_latent_stats(published, mean.mean((0, 2, 3)), deviation)
         with atomic_folder(folder, replace=True) as building:
             save_component(building, published, "AutoencoderKL")
 
 
 @torch.no_grad()
-def normalise(autoencoder: Autoencoder, mean: Tensor, deviation: Tensor) -> None:
+def fold_latent_stats(autoencoder: Autoencoder, mean: Tensor, deviation: Tensor) -> None:
     """Makes latents of this mean and deviation [C] come out with 0 and 1, pictures unchanged.
 
     z' = (z − m)/s is folded into `quant_conv` (the log-variance falls by 2·log s) and z = s·z' + m

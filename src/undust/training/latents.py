@@ -15,19 +15,19 @@ from undust.formats.files import make_folder
 from undust.latent.first_stage import FirstStage, Posterior
 from undust.training.data import Observe, Pictures
 
-TOGETHER = 32  # pictures encoded at once
+MAX_BATCH = 32  # pictures encoded at once
 READER = 2  # raised when a picture file is read as other pixels than before
 
 
 def in_batches(
     pictures: Pictures, which: Sequence[int], observe: Observe = lambda _done, _all: None
 ) -> Iterator[Tensor]:
-    """The pictures `which`, [≤TOGETHER, 3, H, W] at a time.
+    """The pictures `which`, [≤MAX_BATCH, 3, H, W] at a time.
 
     observe: told after each batch the number of pictures done and of all.
     """
-    for start in range(0, len(which), TOGETHER):
-        part = which[start : start + TOGETHER]
+    for start in range(0, len(which), MAX_BATCH):
+        part = which[start : start + MAX_BATCH]
         yield pictures(part)
         observe(start + len(part), len(which))
 

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from undust.errors import demand, shown
+from undust.errors import demand, printable
 
 
 def tables(kind: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -40,7 +40,7 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
         place.append(tag.strip("'"))
     elif place[:1] == ["dust"] and len(place) > 1 and isinstance(dust, Mapping):
         process = cast("Mapping[str, Any]", dust).get("process", "scaled-linear")
-        said += f", with process {shown(process)}"
+        said += f", with process {printable(process)}"
     if first["type"] == "extra_forbidden" and isinstance(kind, str):
         others = [other for other, model in kinds.items() if place[0] in model.model_fields]
         said += (
@@ -48,7 +48,7 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
             if others and kind not in others
             else _meant(place[-1], ".".join(place[:-1]), kinds[kind])
         )
-    where = ".".join(map(shown, place))
+    where = ".".join(map(printable, place))
     return f"{where}: {said}" if where else said
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from undust.conditioning.tokenizer import Tokenizer
 from undust.datasets.image_folder import Sample, columns
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.training.recipes import Captions
 
 
@@ -62,7 +62,7 @@ def check_captions(
     if not table.fields or table.drop == 1:
         return []
     known = columns(samples)
-    there = ", ".join(f"{shown(name)} ({count})" for name, count in known.most_common(10))
+    there = ", ".join(f"{printable(name)} ({count})" for name, count in known.most_common(10))
     there = f"the data has the columns {there}" if there else "the data has no captions"
     absent = [name for name in dict.fromkeys(table.fields) if not known[name]]
     missing = sum(not set(table.fields) & sample.captions.keys() for sample in samples)
@@ -74,7 +74,9 @@ def check_captions(
         )
         folders = sorted({PurePosixPath(sample.group).parent.name for sample in samples} - {""})
         if not known and len(folders) > 1:
-            put_in += f"; names of folders ({', '.join(map(shown, folders[:3]))}, …) are not read"
+            put_in += (
+                f"; names of folders ({', '.join(map(printable, folders[:3]))}, …) are not read"
+            )
         raise UndustError(
             f"captions.fields: no picture has a caption in {', '.join(table.fields)}; {there}: "
             f"{put_in}. To train without captions: captions.fields = []"

@@ -14,7 +14,7 @@ from torch import Tensor
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.adaptive import dormand_prince, dpm_solver_23
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.errors import UndustError
 
 TOP, BOTTOM = 2.0, 0.1
@@ -62,7 +62,7 @@ def test_the_two_orders_of_a_pair(pair: Any, order: int, counts: tuple[int, ...]
             both = (sigma.expand(len(START)), down.expand(len(START)))
             ask = lambda x, s: denoise(x, s.expand(len(x)))  # noqa: E731
             _, estimate, _ = pair(ask, high, ask(high, sigma), *both)
-            high = toward(high, estimate, *both)
+            high = euler_step(high, estimate, *both)
             low, _, _ = pair(ask, low, ask(low, sigma), *both)
         measured.append([(x - end).abs().mean().log().item() for x in (high, low)])
     for place, expected in enumerate((order, order - 1)):

@@ -174,7 +174,7 @@ def test_numbers_too_large_for_half_precision_are_refused(checkpoint, convert, t
     tensors[f"{UNET}out.2.bias"][0] = 7e4
     safetensors_file.save(tmp_path / "a.safetensors", tensors)
     for layout, target in (("folder", "f"), ("single-file", "b.safetensors")):
-        with pytest.raises(UndustError, match=r"holds 7e\+04, for which torch.float16 has no room"):
+        with pytest.raises(UndustError, match=r"holds 7e\+04, outside the range of torch.float16"):
             convert(tmp_path / "a.safetensors", tmp_path / target, layout, torch.float16)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 

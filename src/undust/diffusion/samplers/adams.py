@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 from undust.errors import UndustError
 
@@ -139,7 +139,7 @@ def deis(
         if sigma_next > 0:
             # x − σ·mean, written so that no digits of x0 are lost where σ is large.
             x0 = x0 + sigma * (slope - mean(past, *levels[index : index + 2], rate=-1.0))
-        x = toward(x, x0, sigma, sigma_next)
+        x = euler_step(x, x0, sigma, sigma_next)
         yield Step(index, sigma_next, x, x0)
 
 
@@ -161,8 +161,8 @@ def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
         if sigma_next > 0:
             known = past
             if index == 0:
-                ahead = denoise(toward(x, estimate, sigma, sigma_next), sigma_next)
+                ahead = denoise(euler_step(x, estimate, sigma, sigma_next), sigma_next)
                 known = [(step[1], ahead), *past]
             estimate = mean(known, *step, rate=1.0)
-        x = toward(x, estimate, sigma, sigma_next)
+        x = euler_step(x, estimate, sigma, sigma_next)
         yield Step(index, sigma_next, x, estimate)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from undust.diffusion.samplers.adams import weighed
 from undust.diffusion.samplers.dpm import aim, second_and_third
-from undust.diffusion.samplers.euler import each, toward
+from undust.diffusion.samplers.euler import euler_step, expand_like
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, reached, sampler
 from undust.errors import UndustError
 
@@ -61,7 +61,7 @@ def _walk(
     while level.max() > end:
         ahead = torch.maximum(level * (-length).exp(), end)
         low, estimate, there = pair(denoise, x, here, level, ahead)
-        high = toward(x, estimate, level, ahead)
+        high = euler_step(x, estimate, level, ahead)
         scale = (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
         error = ((low - high) / scale).flatten(1).square().mean(1).sqrt().to(level)
         past = (error, error) if errors is None else errors
@@ -71,7 +71,7 @@ def _walk(
         errors = torch.where(taken, error, past[0]), torch.where(taken, past[0], past[1])
         highest = level.max()
         level = torch.where(taken, ahead, level)
-        took = each(taken, x).bool()
+        took = expand_like(taken, x).bool()
         x, x0, before = (
             torch.where(took, new, old) for new, old in [(high, x), (estimate, x0), (low, before)]
         )
@@ -88,7 +88,7 @@ def dpm_solver_23(
 ) -> tuple[Tensor, Tensor, None]:
     """DPM-Solver of order 2 with the call that the one of order 3 makes anyway."""
     second, third = second_and_third(denoise, x, x0, sigma, down)
-    return toward(x, second, sigma, down), third, None
+    return euler_step(x, second, sigma, down), third, None
 
 
 @sampler("dpm-adaptive", order=3, adaptive=True, finite=True)
@@ -134,8 +134,8 @@ def dormand_prince(
         estimate = weighed([weight / place for weight in stage], aims)
         seen, aimed = aim(denoise, x, estimate, sigma, torch.lerp(sigma, down, place))
         aims.append(aimed)
-    off = each(1 - down / sigma, x) * weighed(DIFFERENCE, aims)
-    return toward(x, estimate, sigma, down) - off, estimate, seen
+    off = expand_like(1 - down / sigma, x) * weighed(DIFFERENCE, aims)
+    return euler_step(x, estimate, sigma, down) - off, estimate, seen
 
 
 @sampler("rk45", order=5, adaptive=True, finite=True)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.heun import both
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 from undust.errors import UndustError
@@ -24,7 +24,7 @@ def _fall(denoise: Denoise, x: Tensor, sigma: Tensor, down: Tensor) -> tuple[Ten
     x0 = denoise(x, sigma)
     if down > 0:
         x0 = both(denoise, x, x0, sigma, down)
-    return toward(x, x0, sigma, down), x0
+    return euler_step(x, x0, sigma, down), x0
 
 
 @sampler("edm", order=2, stochastic=True, finite=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from undust.diffusion.samplers.euler import walk
+from undust.diffusion.samplers.euler import one_step_solver
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 from undust.errors import UndustError
 
@@ -19,7 +19,9 @@ from undust.errors import UndustError
 @sampler("lcm", order=0, stochastic=True)
 def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """All the way to x0 and back up with fresh noise, for LCM models (Luo et al. 2023, alg. 3)."""
-    return walk(denoise, x, sigmas, noise, lambda _, sigma_next: (0 * sigma_next, sigma_next))
+    return one_step_solver(
+        denoise, x, sigmas, noise, lambda _, sigma_next: (0 * sigma_next, sigma_next)
+    )
 
 
 @sampler("tcd", order=0, stochastic=True)
@@ -38,4 +40,4 @@ def tcd(
         down = (1 - gamma) * sigma_next
         return down, (sigma_next**2 - down**2).sqrt()
 
-    return walk(denoise, x, sigmas, noise, split)
+    return one_step_solver(denoise, x, sigmas, noise, split)

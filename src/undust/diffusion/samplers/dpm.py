@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.samplers.adams import moments
-from undust.diffusion.samplers.euler import Refine, ancestral, each, straight, toward, walk
+from undust.diffusion.samplers.euler import (
+    Refine,
+    ancestral,
+    deterministic_split,
+    euler_step,
+    expand_like,
+    one_step_solver,
+)
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, reached, sampler
 
 
@@ -23,8 +30,8 @@ def aim(
 
     The second is that x0 for which the slope (x − x0)/σ is the slope found there.
     """
-    seen = denoise(toward(x, estimate, sigma, there), there)
-    return seen, toward(seen, estimate, there, sigma)
+    seen = denoise(euler_step(x, estimate, sigma, there), there)
+    return seen, euler_step(seen, estimate, there, sigma)
 
 
 def halfway(sigma: Tensor, down: Tensor) -> Tensor:
@@ -49,9 +56,9 @@ def second_and_third(
     """The estimates of both orders from two calls (Lu et al. 2022a, algorithms 4 and 5, r₁ = ⅓)."""
     length = (sigma / down).log()
     _, first = aim(denoise, x, x0, sigma, sigma * (-length / 3).exp())
-    further = x0 + each(2 * centre(length * 2 / 3), x) * (first - x0)
+    further = x0 + expand_like(2 * centre(length * 2 / 3), x) * (first - x0)
     _, further = aim(denoise, x, further, sigma, sigma * (-length * 2 / 3).exp())
-    return x0 + 1.5 * (first - x0), x0 + each(1.5 * centre(length), x) * (further - x0)
+    return x0 + 1.5 * (first - x0), x0 + expand_like(1.5 * centre(length), x) * (further - x0)
 
 
 def _third(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
@@ -66,25 +73,25 @@ def _middle(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
 @sampler("dpm-solver-1", order=1)
 def dpm_solver_1(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """DPM-Solver-1, which is Euler's method (Lu et al. 2022a, eq. 3.7)."""
-    return walk(denoise, x, sigmas, noise, straight)
+    return one_step_solver(denoise, x, sigmas, noise, deterministic_split)
 
 
 @sampler("dpm-solver-2", order=2)
 def dpm_solver_2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """DPM-Solver-2, two network calls a step (Lu et al. 2022a, algorithm 1)."""
-    return walk(denoise, x, sigmas, noise, straight, _second)
+    return one_step_solver(denoise, x, sigmas, noise, deterministic_split, _second)
 
 
 @sampler("dpm-solver-3", order=3)
 def dpm_solver_3(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """DPM-Solver-3, three network calls a step (Lu et al. 2022a, algorithm 2)."""
-    return walk(denoise, x, sigmas, noise, straight, _third)
+    return one_step_solver(denoise, x, sigmas, noise, deterministic_split, _third)
 
 
 @sampler("dpm2", order=2)
 def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """The midpoint method in log σ, as k-diffusion names it: in x = x0 + σ·n it is dpm-solver-2."""
-    return walk(denoise, x, sigmas, noise, straight, _second)
+    return one_step_solver(denoise, x, sigmas, noise, deterministic_split, _second)
 
 
 @sampler("dpm2-ancestral", order=2, stochastic=True, strong=1.0, path=True, finite=True)
@@ -96,7 +103,7 @@ def dpm2_ancestral(
     The flow to a lower level and the noise back up both keep the distribution, so its order is the
     flow's; the path that the noise describes is followed no better than by euler-ancestral.
     """
-    return walk(denoise, x, sigmas, noise, ancestral(eta), _second)
+    return one_step_solver(denoise, x, sigmas, noise, ancestral(eta), _second)
 
 
 @sampler("dpmpp-2s-ancestral", order=2, stochastic=True, strong=1.0, path=True)
@@ -107,7 +114,7 @@ def dpmpp_2s_ancestral(
 
     Orders as for dpm2-ancestral, for the same reason.
     """
-    return walk(denoise, x, sigmas, noise, ancestral(eta), _middle)
+    return one_step_solver(denoise, x, sigmas, noise, ancestral(eta), _middle)
 
 
 @sampler("dpm-fast", order=2, finite=True)
@@ -134,7 +141,7 @@ def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
         x0 = denoise(x, sigma)
         if refine is not None:
             x0 = refine(denoise, x, x0, sigma, sigma_next)
-        x = toward(x, x0, sigma, sigma_next)
+        x = euler_step(x, x0, sigma, sigma_next)
         yield Step(reached(sigmas, sigma_next), sigma_next, x, x0)
     if clean:
         x0 = denoise(x, end)

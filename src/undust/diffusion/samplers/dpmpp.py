@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
 
@@ -22,6 +22,6 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
         if before is not None and sigma_next > 0:
             last, last_length = before
             estimate = x0 + length / (2 * last_length) * (x0 - last)
-        x = toward(x, estimate, sigma, sigma_next)
+        x = euler_step(x, estimate, sigma, sigma_next)
         before = x0, length
         yield Step(index, sigma_next, x, estimate)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from undust.diffusion.registry import Registry
 from undust.diffusion.samplers.adams import between, uneven
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
 Scale = Callable[[Tensor], Tensor]
@@ -90,5 +90,5 @@ def er_sde(
             if scale != "ode":
                 gathered = noise(phi(sigma) / sigma, phi(sigma_next) / sigma_next)
                 fresh = (sigma_next**2 - down**2).sqrt() * gathered
-        x = toward(x, estimate, sigma, down) + fresh
+        x = euler_step(x, estimate, sigma, down) + fresh
         yield Step(index, sigma_next, x, estimate)

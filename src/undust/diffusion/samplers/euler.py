@@ -22,17 +22,17 @@ Refine = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(denoise, x, x0, σ, down) -> a better estimate for the step from σ down than x0, that at x."""
 
 
-def toward(x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """Euler's step along seed 001, eq. 6: dx = (x − x0)/σ dσ from σ to σ_next; x0 itself at 0."""
-    return x0 + each(sigma_next / sigma, x) * (x - x0)
+    return x0 + expand_like(sigma_next / sigma, x) * (x - x0)
 
 
-def each(number: Tensor, x: Tensor) -> Tensor:
+def expand_like(number: Tensor, x: Tensor) -> Tensor:
     """A single number as it is; numbers [B], one a picture, so that they multiply x [B, …]."""
     return number if number.ndim == 0 else number.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def straight(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+def deterministic_split(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
     """The split of a deterministic step: all the way, and no noise."""
     return sigma_next, 0 * sigma
 
@@ -53,7 +53,7 @@ def _forward(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
     return down, (beta * (1 + sigma_next**2)).sqrt()
 
 
-def walk(
+def one_step_solver(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
@@ -70,7 +70,7 @@ def walk(
         down, up = split(sigma, sigma_next)
         if refine is not None and down > 0:
             x0 = refine(denoise, x, x0, sigma, down)
-        x = toward(x, x0, sigma, down)
+        x = euler_step(x, x0, sigma, down)
         if sigma_next > 0 and up > 0:
             x = x + up * noise(sigma, sigma_next)
         yield Step(index, sigma_next, x, x0)
@@ -86,7 +86,7 @@ def ancestral(eta: float) -> Split:
 @sampler("euler", order=1)
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """Euler's method (Karras et al. 2022, algorithm 1 without its second half)."""
-    return walk(denoise, x, sigmas, noise, ancestral(0.0))
+    return one_step_solver(denoise, x, sigmas, noise, ancestral(0.0))
 
 
 @sampler("ddim", order=1)
@@ -94,7 +94,7 @@ def ddim(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 0.0
 ) -> Iterator[Step]:
     """Euler's method under its first name, with as much noise as eta says (Song et al. 2021a)."""
-    return walk(denoise, x, sigmas, noise, ancestral(eta))
+    return one_step_solver(denoise, x, sigmas, noise, ancestral(eta))
 
 
 @sampler("euler-ancestral", order=1, stochastic=True, strong=1.0)
@@ -102,7 +102,7 @@ def euler_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
     """Euler's method with fresh noise, as k-diffusion names it: ddim with eta 1."""
-    return walk(denoise, x, sigmas, noise, ancestral(eta))
+    return one_step_solver(denoise, x, sigmas, noise, ancestral(eta))
 
 
 @sampler("ddpm", order=1, stochastic=True, strong=1.0)
@@ -113,4 +113,4 @@ def ddpm(
     splits: dict[str, Split] = {"small": _posterior, "large": _forward}
     if variance not in splits:
         raise UndustError(f"variance: '{variance}' is neither 'small' nor 'large'")
-    return walk(denoise, x, sigmas, noise, splits[variance])
+    return one_step_solver(denoise, x, sigmas, noise, splits[variance])

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
 
@@ -29,5 +29,5 @@ def gradient_estimation(
         if before is not None and sigma_next > 0:
             x0 = x0 - sigma * (gamma - 1) * (slope - before)
         before = slope
-        x = toward(x, x0, sigma, sigma_next)
+        x = euler_step(x, x0, sigma, sigma_next)
         yield Step(index, sigma_next, x, x0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from undust.diffusion.samplers.euler import straight, toward, walk
+from undust.diffusion.samplers.euler import deterministic_split, euler_step, one_step_solver
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
 
@@ -15,11 +15,11 @@ def both(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -
 
     The slopes (x − x0)/σ themselves would lose digits of x0 where σ is large.
     """
-    ahead = denoise(toward(x, x0, sigma, down), down)
+    ahead = denoise(euler_step(x, x0, sigma, down), down)
     return x0 + sigma / (2 * down) * (ahead - x0)
 
 
 @sampler("heun", order=2, finite=True)
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """Heun's method, two network calls a step (Karras et al. 2022, algorithm 1)."""
-    return walk(denoise, x, sigmas, noise, straight, both)
+    return one_step_solver(denoise, x, sigmas, noise, deterministic_split, both)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from undust.diffusion.samplers.adams import between, moments, weighed, weights
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
 
@@ -32,8 +32,8 @@ def lms(
             levels = sigmas[: index + 1].flip(0)[:order]
             places = ((sigma - levels) / (sigma - sigma_next)).tolist()
             x0 = weighed(weights(places, moments(0, len(past))), past)
-        x = toward(x, x0, sigma, sigma_next)
+        x = euler_step(x, x0, sigma, sigma_next)
         # A slope is kept as the estimate it heads for from where x is: on the straight line of this
         # step that estimate moves as x does. Slopes themselves lose digits of x0 where σ is large.
-        past = [toward(estimate, x0, sigma, sigma_next) for estimate in past]
+        past = [euler_step(estimate, x0, sigma, sigma_next) for estimate in past]
         yield Step(index, sigma_next, x, x0)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from undust.diffusion.samplers.adams import moments, weighed, weights
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 
 Slope = Callable[[Tensor, Tensor], Tensor]
@@ -57,7 +57,7 @@ def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, start: Start, starts: int
             mean = weighed(WEIGHTS[len(past) - 1], past)
         # x − σ·mean, written so that no digits of x0 are lost where σ is large.
         x0 = x0 + sigma * (here - mean)
-        x = toward(x, x0, sigma, sigma_next)
+        x = euler_step(x, x0, sigma, sigma_next)
         yield Step(index, sigma_next, x, x0)
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from undust.diffusion.samplers.adams import Answer, between, largest, mean, usable
-from undust.diffusion.samplers.euler import toward
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 from undust.errors import UndustError
 
@@ -61,9 +61,9 @@ def _walk(
             step = start, end, rate, first(rate * (end - start)), bound
             estimate = mean(past[:predictor], *step)
             if index + 2 < len(sigmas):  # after the last one the answer would serve nothing else
-                ahead = denoise(toward(x, estimate, sigma, down) + fresh, sigma_next)
+                ahead = denoise(euler_step(x, estimate, sigma, down) + fresh, sigma_next)
                 estimate = mean([(end, ahead), *past[: corrector - 1]], *step)
-        x = toward(x, estimate, sigma, down) + fresh
+        x = euler_step(x, estimate, sigma, down) + fresh
         yield Step(index, sigma_next, x, estimate)
 
 

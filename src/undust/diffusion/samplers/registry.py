@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undust.diffusion.names import ALSO_SAMPLERS, FROM_SAMPLERS
+from undust.diffusion.aliases import ALSO_SAMPLERS, FROM_SAMPLERS
 from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, unknown

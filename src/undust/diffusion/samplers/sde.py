@@ -15,7 +15,7 @@ from torch import Tensor
 
 from undust.diffusion.samplers.adams import Answer, largest, mean, usable
 from undust.diffusion.samplers.dpm import halfway
-from undust.diffusion.samplers.euler import ancestral, toward
+from undust.diffusion.samplers.euler import ancestral, euler_step
 from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
 from undust.errors import UndustError
 
@@ -42,7 +42,7 @@ def _multistep(
         if sigma_next > 0:
             step = levels[index : index + 2]
             x0 = mean(past, *step, rate=1 + eta, first=first, bound=bound)
-        x = toward(x, x0, sigma, sigma_next * kept)
+        x = euler_step(x, x0, sigma, sigma_next * kept)
         if sigma_next > 0 and eta > 0:
             x = x + sigma_next * (1 - kept**2).sqrt() * noise(sigma, sigma_next)
         yield Step(index, sigma_next, x, x0)
@@ -96,7 +96,7 @@ def dpmpp_sde(
 
     def go(x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         down, up = split(sigma, sigma_next)
-        x = toward(x, x0, sigma, down)
+        x = euler_step(x, x0, sigma, down)
         return x + up * noise(sigma, sigma_next) if up > 0 else x
 
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):

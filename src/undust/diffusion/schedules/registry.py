@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undust.diffusion.names import ALSO_SCHEDULES, FROM_SCHEDULES
+from undust.diffusion.aliases import ALSO_SCHEDULES, FROM_SCHEDULES
 from undust.diffusion.process import Process
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError

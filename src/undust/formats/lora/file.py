@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats import safetensors_file, textual_inversion
 from undust.formats.folder import named
 from undust.formats.lora import kinds, peft_config
@@ -69,7 +69,7 @@ def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
         for key, tensor in tensors.items():
             factor = tensor.is_floating_point() and split(key)[1] != "alpha"
             if factor and not tensor.float().isfinite().all():
-                raise UndustError(f"it is damaged: {shown(key)} holds NaN or infinity")
+                raise UndustError(f"it is damaged: {printable(key)} holds NaN or infinity")
         configs = peft_config.read(path, tensors.keys(), header.metadata)
         if only_encoder_is_first(networks, tensors):
             configs = peft_config.for_only_encoder(configs)
@@ -118,7 +118,7 @@ class _Faults:
             *named("unmatched", self.unmatched),
             *named("ambiguous", self.ambiguous),
             *named("given twice", self.twice),
-            *named("unusable", (f"{shown(name)} {why}" for name, why in self.unusable.items())),
+            *named("unusable", (f"{printable(name)} {why}" for name, why in self.unusable.items())),
         ]
         guess = _looks(tensors, (*self.wrong, *self.unmatched))
         looks = f"; it looks like {guess}" if guess else ""
@@ -127,7 +127,7 @@ class _Faults:
     def note(self, path: Path) -> str:
         """What is left out of a file, and what else would use it."""
         [left_out] = named("unmatched", self.unmatched)
-        name = shown(path.name)
+        name = printable(path.name)
         learnt = any(textual_inversion.PLACE.fullmatch(key) for key in self.unmatched)
         other = f"; the word in it is taken by --embedding {name}=WORD" if learnt else ""
         return f"{name}: {left_out}; the rest is used{other}"
@@ -211,7 +211,7 @@ def _stranger(tensors: Mapping[str, Tensor]) -> UndustError:
 
 
 def _examples(keys: list[str]) -> str:
-    return ", ".join(map(shown, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+    return ", ".join(map(printable, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
 
 
 def _looks(tensors: Mapping[str, Tensor], strange: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats.folder import read_json
 from undust.formats.lora.names import PEFT, Target
 
@@ -104,7 +104,7 @@ def unsupported(configs: Configs) -> str:
     for content in (config.content for config in configs.values()):
         method = content.get("peft_type")
         if isinstance(method, str) and method.upper() not in METHODS:
-            return f"PEFT's {shown(method.upper())}"
+            return f"PEFT's {printable(method.upper())}"
         began = str(content.get("init_lora_weights")).lower()
         for value, kind in OTHER_BASE.items():
             if began == value or began.startswith(f"{value}_niter_"):
@@ -155,7 +155,7 @@ def _pattern(content: Mapping[str, Any], field: str, where: str) -> dict[str, fl
     for name in cast("dict[str, Any]", found):
         if not NAME.fullmatch(name):
             raise UndustError(
-                f"{where}: {field} has {shown(name)}, which is no module's name; "
+                f"{where}: {field} has {printable(name)}, which is no module's name; "
                 "regular expressions are not supported"
             )
     known = cast("dict[str, Any]", found).items()
@@ -173,4 +173,4 @@ def _own(pattern: Mapping[str, float], module: str, otherwise: float | None) -> 
 def _number(value: object, where: str) -> float:
     if type(value) in (int, float) and abs(cast(float, value)) < LARGEST:
         return float(cast(float, value))
-    raise UndustError(f"{where} is {shown(value)}, which cannot be")
+    raise UndustError(f"{where} is {printable(value)}, which cannot be")

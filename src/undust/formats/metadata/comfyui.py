@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from undust.errors import few
+from undust.errors import limit_entries
 from undust.formats.metadata import flat
 from undust.formats.metadata.found import (
     MODEL_FILE,
@@ -247,7 +247,7 @@ def _model(graph: Graph, link: Link | None, found: Found) -> None:
             break
         if not own and not re.search(r"reroute|lora|loader", node.kind, re.IGNORECASE):
             passed.append(str(node))
-    few("ComfyUI's LoRAs", loras)
+    limit_entries("ComfyUI's LoRAs", loras)
     for name, unet, text in reversed(loras):
         found.add_lora(name, unet, text)
     if passed:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from PIL import Image, UnidentifiedImageError
 
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.regular import open_regular
 
 KEY, A1111_KEY = "undust", "parameters"
@@ -92,7 +92,7 @@ def _png(file: BinaryIO, size: int) -> Texts:
             except DamageError as damage:
                 if key in (KEY, A1111_KEY):
                     raise
-                texts.notes.append(f"{shown(key)}: {damage}")
+                texts.notes.append(f"{printable(key)}: {damage}")
         elif kind == b"eXIf" and length <= LIMIT:
             exif.append(file.read(length))
         file.seek(end)
@@ -193,7 +193,7 @@ def _add_exif(texts: Texts, exif: Image.Exif | None) -> None:
             if _tells(comment):
                 texts.found.setdefault(A1111_KEY, comment)
             elif comment.strip():
-                texts.notes.append(f"its UserComment tells no settings: {shown(comment)}")
+                texts.notes.append(f"its UserComment tells no settings: {printable(comment)}")
         note = _as_bytes(tags.get(MAKER_NOTE))
         if note.startswith(OWN_NOTE):
             if len(note) > LIMIT:

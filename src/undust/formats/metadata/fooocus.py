@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from undust.errors import shown
+from undust.errors import printable
 from undust.formats.metadata.found import Found, as_list
 
 PROGRAM = "Fooocus"
@@ -63,7 +63,7 @@ def read(told: dict[str, Any], scheme: str) -> Found | None:
                 found.add_lora(each[0], each[1])
     refiner = told.pop("refiner_model", None) or told.pop("Refiner Model", None)
     if isinstance(refiner, str) and refiner not in ("", "None"):
-        found.notes.append(f"its refiner, {shown(refiner)}, has to be given by --refiner")
+        found.notes.append(f"its refiner, {printable(refiner)}, has to be given by --refiner")
     if "full_prompt" in told or "styles" in told:
         found.notes.append("its styles add words, which full_prompt tells; they are left out")
     if told.keys() & {"sharpness", "adm_guidance"}:

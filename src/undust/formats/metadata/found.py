@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from undust.diffusion.names import elsewhere, no_counterpart, schedule_elsewhere
-from undust.errors import few, quoted, shown
+from undust.diffusion.aliases import elsewhere, no_counterpart, schedule_elsewhere
+from undust.errors import limit_entries, printable, quoted
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip"), int),
@@ -37,7 +37,7 @@ class Found:
 
         The rest goes to `other`. Raises UndustError for more values than can be meant.
         """
-        few(self.program, given)
+        limit_entries(self.program, given)
         for name, value in given.items():
             if value is None or value == "" or value == [] or value == {}:
                 continue
@@ -88,13 +88,13 @@ class Found:
     def no_counterpart(self, field: str, value: str, name: str) -> None:
         """Notes a sampler or a schedule that there is not here."""
         self.other[name] = value
-        self.notes.append(no_counterpart(field, shown(value), self.program))
+        self.notes.append(no_counterpart(field, printable(value), self.program))
 
     def add_lora(self, name: str, unet: object, text: object = None) -> None:
         """Adds a LoRA and its weight; text: that of the text encoder, where it is another."""
         weight = as_number(unet, float)
         if weight is None:
-            self.notes.append(f"the weight of {shown(name)} is no number; 1 is used")
+            self.notes.append(f"the weight of {printable(name)} is no number; 1 is used")
             weight = 1.0
         other = weight if text is None else as_number(text, float)
         if other != weight:
@@ -105,8 +105,8 @@ class Found:
 def different_weights(name: str, text: object, unet: object) -> str:
     """The note on a LoRA whose two weights a recipe cannot tell apart."""
     return (
-        f"LoRA {shown(name)}: {quoted(text)} for the text encoder and {quoted(unet)} for the U-Net "
-        f"cannot be told apart here; {quoted(unet)} is used"
+        f"LoRA {printable(name)}: {quoted(text)} for the text encoder and {quoted(unet)} for the "
+        f"U-Net cannot be told apart here; {quoted(unet)} is used"
     )
 
 

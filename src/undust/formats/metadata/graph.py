@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from undust.errors import shown
+from undust.errors import printable
 from undust.formats.metadata.found import as_object
 
 # Inputs that hold a prompt's text, in the order in which they count.
@@ -38,7 +38,7 @@ class Node:
         return {name: link for name, link in found if link}
 
     def __str__(self) -> str:
-        return f"{shown(self.kind)} ({shown(self.name)})"
+        return f"{printable(self.kind)} ({printable(self.name)})"
 
 
 @dataclass

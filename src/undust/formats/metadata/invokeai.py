@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from undust.errors import few
+from undust.errors import limit_entries
 from undust.formats.metadata.found import Found, as_list, as_object, texts_of
 
 PROGRAM = "InvokeAI"
@@ -63,7 +63,7 @@ def _version_3(told: dict[str, Any]) -> Found:
         told.pop("strength", None)
     found.take(told, FIELDS)
     _model(found, model)
-    few("InvokeAI's loras", loras)
+    limit_entries("InvokeAI's loras", loras)
     for each in map(as_object, loras):
         lora = as_object(each.get("model")) or as_object(each.get("lora"))
         names = texts_of([lora.get("name"), lora.get("model_name"), each.get("lora")])

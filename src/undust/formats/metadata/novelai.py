@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from undust.errors import shown
+from undust.errors import printable
 from undust.formats.metadata.found import Found, as_list, as_object, texts_of
 
 PROGRAM = "NovelAI"
@@ -47,7 +47,9 @@ def read(texts: Mapping[str, str]) -> Found | None:
         found.recipe["prompt"] = texts.get("Description", "")
     if source := texts.get("Source"):
         found.other["Source"] = source
-        found.notes.append(f"its model, {shown(source)}, is NovelAI's own: give another to --model")
+        found.notes.append(
+            f"its model, {printable(source)}, is NovelAI's own: give another to --model"
+        )
     if any(EMPHASIS.search(str(found.recipe.get(name, ""))) for name in ("prompt", "negative")):
         found.notes.append(
             "its emphasis differs: {x} counts 1.05 times, [x] 1/1.05 and 1.3::x:: 1.3 times there; "

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from undust.diffusion.process import DISCRETE, VP, zero_terminal_snr
-from undust.errors import UndustError, shown
+from undust.errors import UndustError, printable
 from undust.formats.original.infer import CLIP_NAMES, Kind, Shapes
 
 UNET = "model.diffusion_model."
@@ -299,7 +299,7 @@ def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
     ]
     groups = Counter(".".join(key.split(".")[:1]) for key in shapes).most_common(4)
     found = [fact.says for fact in facts] or [
-        f"{shown(group)} ({amount} tensors)" for group, amount in groups
+        f"{printable(group)} ({amount} tensors)" for group, amount in groups
     ]
     guess = f"it looks like {guesses[0]}; " if guesses else ""
     return UndustError(

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from undust.errors import UndustError, demand, few, quoted, shown
+from undust.errors import UndustError, demand, limit_entries, printable, quoted
 
 LARGEST = 2**20  # of any length: what a damaged file claims is not built
 FIRST = 4  # faults of a configuration are named
@@ -43,10 +43,10 @@ class NetworkConfig(BaseModel):
         if not isinstance(fields, Mapping):
             return fields
         known = cast("Mapping[str, Any]", fields)
-        few(cls.__name__, known)
+        limit_entries(cls.__name__, known)
         for name, value in known.items():
             if isinstance(value, list):
-                few(f"{cls.__name__}: {shown(name)}", cast("list[Any]", value))
+                limit_entries(f"{cls.__name__}: {printable(name)}", cast("list[Any]", value))
         return {
             key: value
             for key, value in known.items()
@@ -74,5 +74,5 @@ def _fault(details: ErrorDetails) -> str:
         return ""  # only ever the consequence of another fault
     if details["type"] == "value_error":
         return demand(details)
-    field = shown(details["loc"][0]) if details["loc"] else "the name of a field"
+    field = printable(details["loc"][0]) if details["loc"] else "the name of a field"
     return f"{field} = {quoted(details['input'])}: {demand(details)}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from undust.conditioning.edges import edges
+from undust.conditioning.canny import canny_edges
 from undust.errors import UndustError
 
 # cv2.Canny(picture, 100, 1000) of opencv-python-headless 4.14.0 and 5.0.0 for the picture that
@@ -52,12 +52,12 @@ def disc(size: int, radius: float) -> tuple[Tensor, Tensor]:
 
 def test_the_same_as_opencv() -> None:
     expected = np.unpackbits(np.frombuffer(bytes.fromhex(OPENCV), np.uint8)).reshape(32, 40)
-    found = edges(Image.fromarray(patterns()), 100, 1000)
+    found = canny_edges(Image.fromarray(patterns()), 100, 1000)
     assert np.array_equal(pixels(found).numpy(), expected.astype(bool))
     # All parts of the method decide something here.
     everywhere, strong = (
-        edges(Image.fromarray(patterns())),
-        edges(Image.fromarray(patterns()), 1000, 1000),
+        canny_edges(Image.fromarray(patterns())),
+        canny_edges(Image.fromarray(patterns()), 1000, 1000),
     )
     assert strong.sum() < found.sum() < everywhere.sum()
 
@@ -67,7 +67,7 @@ def test_the_same_as_opencv() -> None:
 def test_a_step_is_one_line_where_it_is_steep_enough(step, seen, turned) -> None:
     levels = torch.zeros(12, 20, dtype=torch.int32)
     levels[:, 7:] = step  # Sobel's kernel makes 4 · step of it, which has to be over 200
-    found = pixels(edges(grey(levels.T if turned else levels)))
+    found = pixels(canny_edges(grey(levels.T if turned else levels)))
     expected = torch.zeros(12, 20, dtype=torch.bool)
     expected[:, 6] = seen
     assert torch.equal(found.T if turned else found, expected)
@@ -75,7 +75,7 @@ def test_a_step_is_one_line_where_it_is_steep_enough(step, seen, turned) -> None
 
 def test_a_discs_rim_is_thin_closed_and_in_its_place() -> None:
     picture, distance = disc(64, 20.5)
-    found = pixels(edges(picture))
+    found = pixels(canny_edges(picture))
     assert distance[found].abs().max() < 1.01
     # Nowhere two wide: no four pixels together are edges.
     assert not (found[1:, 1:] & found[1:, :-1] & found[:-1, 1:] & found[:-1, :-1]).any()
@@ -100,14 +100,14 @@ def test_what_hangs_together_with_a_strong_edge_stays() -> None:
     # A step that grows from nothing to 100 down the picture: steep enough by itself from 50 on.
     levels = torch.zeros(51, 24)
     levels[:, 8:] = 2.0 * torch.arange(51)[:, None]
-    found = pixels(edges(grey(levels)))
+    found = pixels(canny_edges(grey(levels)))
     rows = found.any(1).nonzero()[:, 0]
     # It goes on up to where 4 · 2 · row falls under 100, in the column before the step.
     assert rows.tolist() == [*range(rows[0], 51)]
     assert 4 * 2 * rows[0] == pytest.approx(100, abs=8)
     # The same weak edge alone is none.
-    assert not edges(grey(levels[:25])).any()
-    assert pixels(edges(grey(levels[:25]), 100, 150)).any()
+    assert not canny_edges(grey(levels[:25])).any()
+    assert pixels(canny_edges(grey(levels[:25]), 100, 150)).any()
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
@@ -115,25 +115,25 @@ def test_each_colour_counts(channel) -> None:
     picture, _ = disc(32, 9.0)
     only = torch.zeros_like(picture)
     only[channel] = picture[channel]
-    assert torch.equal(edges(only), edges(picture))
+    assert torch.equal(canny_edges(only), canny_edges(picture))
 
 
 def test_images_and_tensors_are_the_same_picture() -> None:
     image = Image.fromarray(patterns())
     picture = torch.from_numpy(patterns()).permute(2, 0, 1) / 255
-    assert edges(image).shape == (3, 32, 40)
-    assert torch.equal(edges(image), edges(picture))
+    assert canny_edges(image).shape == (3, 32, 40)
+    assert torch.equal(canny_edges(image), canny_edges(picture))
     # What is transparent is white.
     clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
-    assert not edges(clear).any()
+    assert not canny_edges(clear).any()
     clear.paste((0, 0, 0, 255), (4, 4, 12, 12))
-    assert edges(clear).any()
+    assert canny_edges(clear).any()
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 10), (20, 10), (float("nan"), 3)])
 def test_thresholds_that_make_no_sense(low, high) -> None:
     with pytest.raises(UndustError, match="thresholds 0 <= low <= high"):
-        edges(torch.zeros(3, 4, 4), low, high)
+        canny_edges(torch.zeros(3, 4, 4), low, high)
 
 
 @settings(max_examples=50)
@@ -145,8 +145,8 @@ def test_thresholds_that_make_no_sense(low, high) -> None:
 def test_higher_thresholds_leave_less(size, thresholds, seed) -> None:
     noise = torch.rand(3, *size, generator=torch.Generator().manual_seed(seed))
     low, middle, high = thresholds
-    whole = pixels(edges(noise, low, middle))
+    whole = pixels(canny_edges(noise, low, middle))
     assert whole.shape == size
-    assert (pixels(edges(noise, low, high)) <= whole).all()
-    assert (pixels(edges(noise, middle, middle)) <= whole).all()
-    assert (pixels(edges(noise, middle, high)) <= pixels(edges(noise, low, high))).all()
+    assert (pixels(canny_edges(noise, low, high)) <= whole).all()
+    assert (pixels(canny_edges(noise, middle, middle)) <= whole).all()
+    assert (pixels(canny_edges(noise, middle, high)) <= pixels(canny_edges(noise, low, high))).all()

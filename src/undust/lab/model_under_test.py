@@ -50,7 +50,7 @@ class Counted:
         return self.denoise(x, sigma)
 
 
-class Subject:
+class ModelUnderTest:
     """Picture k is of prompt k (in a circle) with seed k; all else as the recipe has it.
 
     pictures: how many. Raises UndustError for less than one.

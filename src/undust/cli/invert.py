@@ -53,7 +53,7 @@ def invert(
     try_writing_file(out)
     from undust.evaluation.metrics import psnr
     from undust.formats import safetensors_file
-    from undust.generation import backwards, loop
+    from undust.generation import inversion, loop
     from undust.model import load
     from undust.pictures import resized
 
@@ -64,10 +64,10 @@ def invert(
     latents = _latents(loaded, [picture])
     last = painted = None
     with console.Progress(2 * steps, "steps") as progress:
-        for last in backwards.invert(loaded, batch, latents, iterations=iterations):
+        for last in inversion.invert(loaded, batch, latents, iterations=iterations):
             progress.update(last.index + 1, "back to noise")
         assert last is not None
-        noise = backwards.noise(loaded, last)
+        noise = inversion.noise(loaded, last)
         for painted in loop.paint(loaded, batch, noise):
             progress.update(steps + painted.index + 1, "and forth again")
     assert painted is not None
@@ -126,14 +126,14 @@ def likelihood(
     The fewer, the likelier. Differences between pictures, prompts and models are what it is good
     for: the first stage is not counted.
     """
-    from undust.generation import backwards
+    from undust.generation import inversion
     from undust.model import load
 
     loaded = load(model)
     rows: list[list[object]] = []
     with console.Progress(len(pictures), "pictures") as progress:
         for done, picture in enumerate(pictures, 1):
-            bits = backwards.bits_per_dimension(
+            bits = inversion.bits_per_dimension(
                 loaded,
                 loaded.recipes(prompt, guidance=1, seed=0),
                 _latents(loaded, [picture]),

@@ -15,7 +15,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from peers import k_diffusion_sampling
-from undust.diffusion import names
+from undust.diffusion import aliases
 from undust.diffusion.noise import normal, uniform
 from undust.diffusion.process import PROCESSES
 from undust.diffusion.samplers import SAMPLERS
@@ -70,7 +70,7 @@ PLACED: dict[str, Callable[[int], np.ndarray]] = {
 
 
 def test_every_name_is_of_one_thing_that_there_is():
-    for ours, known in ((names.SAMPLERS, SAMPLERS), (names.SCHEDULES, SCHEDULES)):
+    for ours, known in ((aliases.SAMPLERS, SAMPLERS), (aliases.SCHEDULES, SCHEDULES)):
         assert ours.keys() <= known.keys()
         assert len(set(ours.values())) == len(ours)
         assert not set(ours.values()) & known.keys()
@@ -78,10 +78,10 @@ def test_every_name_is_of_one_thing_that_there_is():
 
 def test_samplers_are_called_as_their_functions_are():
     there = {theirs: name.replace("dpm_2", "dpm2") for theirs, name in FUNCTIONS.items()}
-    ours = {theirs: ours.replace("-", "_") for theirs, ours in names.FROM_SAMPLERS.items()}
-    ours |= {theirs: ours.replace("-", "_") for theirs, ours in names.NEAREST_SAMPLERS.items()}
+    ours = {theirs: ours.replace("-", "_") for theirs, ours in aliases.FROM_SAMPLERS.items()}
+    ours |= {theirs: ours.replace("-", "_") for theirs, ours in aliases.NEAREST_SAMPLERS.items()}
     assert ours == {**there, "DDPM": "ddpm"}  # which is ComfyUI's
-    assert not names.NEAREST_SAMPLERS.keys() & names.FROM_SAMPLERS.keys()
+    assert not aliases.NEAREST_SAMPLERS.keys() & aliases.FROM_SAMPLERS.keys()
 
 
 def placed(kind: str, steps: int) -> Tensor:
@@ -131,9 +131,9 @@ IN_K_DIFFUSION = [theirs for theirs in FUNCTIONS if theirs not in ("LCM", "DDIM"
 @pytest.mark.parametrize("theirs", IN_K_DIFFUSION)
 def test_samplers_of_one_name_give_the_same_numbers(theirs: str, steps: int, kind: str):
     """Whether one name stands for both follows from the numbers; none is an exception."""
-    ours = (names.FROM_SAMPLERS | names.NEAREST_SAMPLERS)[theirs]
+    ours = (aliases.FROM_SAMPLERS | aliases.NEAREST_SAMPLERS)[theirs]
     end, own = ends(theirs, ours, placed(kind, steps))
-    if theirs in names.FROM_SAMPLERS:
+    if theirs in aliases.FROM_SAMPLERS:
         torch.testing.assert_close(own, end, rtol=0, atol=1e-8)
     elif (theirs, steps) != ("DPM++ 3M SDE", 2):  # where there are no three estimates yet
         assert (own - end).abs().max() > 1e-5
@@ -147,9 +147,9 @@ def test_schedules_of_k_diffusion_are_the_same(name: str, steps: int):
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
-@pytest.mark.parametrize("theirs", sorted(names.FROM_SCHEDULES.keys() & PLACED.keys()))
+@pytest.mark.parametrize("theirs", sorted(aliases.FROM_SCHEDULES.keys() & PLACED.keys()))
 def test_schedules_of_one_name_are_the_same_to_half_a_time_step(theirs: str, steps: int):
-    ours = SCHEDULES[names.FROM_SCHEDULES[theirs]](PROCESS, steps)[:-1]
+    ours = SCHEDULES[aliases.FROM_SCHEDULES[theirs]](PROCESS, steps)[:-1]
     placed = torch.from_numpy(PLACED[theirs](steps).copy())
     off = PROCESS.timestep(ours) - PROCESS.timestep(placed)
     assert off.abs().max() <= 0.5 + 1e-6
@@ -160,8 +160,8 @@ def test_schedules_that_only_sound_the_same_have_no_name_in_common(theirs: str):
     sounds = theirs.lower().replace(" ", "-")
     ours, placed = SCHEDULES[sounds](PROCESS, 20)[:-1].numpy(), PLACED[theirs](20)[:20]
     assert np.abs(np.log(ours / placed)).max() > 0.1
-    assert sounds not in names.SCHEDULES
-    assert theirs not in names.FROM_SCHEDULES
+    assert sounds not in aliases.SCHEDULES
+    assert theirs not in aliases.FROM_SCHEDULES
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_a_schedule_by_another_name_is_pointed_to(said: str, meant: str):
     ],
 )
 def test_samplers_by_other_programs_names(said: str, sampler: str, schedule: str):
-    assert names.elsewhere(said) == (sampler, schedule)
-    assert names.nearest(said) == ("lms" if "lms" in said else "")
+    assert aliases.elsewhere(said) == (sampler, schedule)
+    assert aliases.nearest(said) == ("lms" if "lms" in said else "")
 
 
 @pytest.mark.parametrize(
@@ -239,4 +239,4 @@ def test_samplers_by_other_programs_names(said: str, sampler: str, schedule: str
     ],
 )
 def test_schedules_by_other_programs_names(said: str, schedule: str):
-    assert names.schedule_elsewhere(said) == schedule
+    assert aliases.schedule_elsewhere(said) == schedule

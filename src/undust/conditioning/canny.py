@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 TAN = 13573  # of 22.5°, times 2¹⁵: where one of the eight directions ends, as OpenCV rounds it
 
 
-def edges(picture: Tensor | Image.Image, low: float = 100, high: float = 200) -> Tensor:
+def canny_edges(picture: Tensor | Image.Image, low: float = 100, high: float = 200) -> Tensor:
     """A picture → its edges, one pixel wide, white on black: [3,H,W] of 0 and 1.
 
     picture: an image, or [3,H,W] in [0, 1]; low, high: thresholds of |∂x| + |∂y| by Sobel's 3×3

@@ -19,7 +19,7 @@ from undust.cli import schedules
 from undust.diffusion.schedules import SCHEDULES
 from undust.evaluation.metrics import psnr
 from undust.formats.recipe_png import read_recipe
-from undust.generation import fitted
+from undust.generation import schedule_fitting
 from undust.pictures import from_image
 
 Run = Callable[..., Any]
@@ -151,7 +151,7 @@ def test_nothing_to_interpolate_to(undust: Run, tiny_model: Path):
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pictures and a coarser reference, for time."""
     monkeypatch.setattr(schedules, "PICTURES", 3)
-    monkeypatch.setattr(fitted, "REFERENCE", 20)
+    monkeypatch.setattr(schedule_fitting, "REFERENCE", 20)
 
 
 @pytest.mark.usefixtures("few")

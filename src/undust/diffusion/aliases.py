@@ -1,8 +1,8 @@
 """The names in AUTOMATIC1111's web UI of samplers and schedules that are the same there as here.
 
 Of samplers that is the rule of a step: along the same σ and noise both give the same numbers
-(tests/diffusion/test_names.py, against k-diffusion). The σ need not be the same: the web UI leaves
-out the last but one for DPM2 and DPM2 a, and DDIM, PLMS and UniPC visit time steps of their own.
+(tests/diffusion/test_aliases.py, against k-diffusion). The σ need not be the same: the web UI
+leaves out the last but one for DPM2 and DPM2 a; DDIM, PLMS and UniPC have time steps of their own.
 
 Some have the names of ours and are others. Samplers: see NEAREST_SAMPLERS. Schedules: its KL
 Optimal ends at the smallest σ and not at 0, its Align Your Steps visits the last level of the table

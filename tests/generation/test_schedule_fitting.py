@@ -13,7 +13,7 @@ from painter import ColourPainter
 from undust.diffusion.analytic import Mixture
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.schedules import SCHEDULES
-from undust.generation import fitted
+from undust.generation import schedule_fitting
 from undust.generation.recipe import Recipe
 from undust.networks.conditioning import CallOptions, Conditioning
 
@@ -42,14 +42,14 @@ def recipes(first: int, sampler: str = "dpmpp-2m") -> list[Recipe]:
     return [Recipe.read({**fields, "steps": 4, "seed": first + k}) for k in range(12)]
 
 
-def search(calls: int, held_out: list[Recipe]) -> list[fitted.Choice]:
-    return [*fitted.fit_schedule(PAINTER, recipes(0), held_out, calls=calls)]
+def search(calls: int, held_out: list[Recipe]) -> list[schedule_fitting.Choice]:
+    return [*schedule_fitting.fit_schedule(PAINTER, recipes(0), held_out, calls=calls)]
 
 
 def test_the_first_choice_is_the_best_published_schedule():
     held = recipes(100)
     (first,) = search(0, held)
-    measure = fitted.Measure(PAINTER, held)
+    measure = schedule_fitting.Measure(PAINTER, held)
     means = {name: measure.mean(make(PAINTER.process, 4)) for name, make in SCHEDULES.items()}
     assert first.name == min(means, key=means.__getitem__)
     assert first.error == pytest.approx(means[first.name])
@@ -64,8 +64,8 @@ def test_held_out_pictures_decide():
     )
     last = choices[-1]
     assert last.name == "" and last.error < choices[0].error and last.calls <= 400
-    assert last.error == pytest.approx(fitted.Measure(PAINTER, held).mean(last.sigmas))
-    fresh = fitted.Measure(PAINTER, recipes(200))
+    assert last.error == pytest.approx(schedule_fitting.Measure(PAINTER, held).mean(last.sigmas))
+    fresh = schedule_fitting.Measure(PAINTER, recipes(200))
     published = SCHEDULES[choices[0].name](PAINTER.process, 4)
     assert fresh.mean(last.sigmas) < fresh.mean(published)
 

@@ -13,7 +13,7 @@ from painter import ColourPainter
 from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES, Process
 from undust.errors import UndustError
-from undust.generation import backwards, loop
+from undust.generation import inversion, loop
 from undust.generation.recipe import Recipe
 from undust.networks.conditioning import CallOptions, Conditioning
 
@@ -41,8 +41,8 @@ def batch(steps: int = 20) -> list[Recipe]:
 
 
 def test_painting_from_the_noise_gives_the_latents_back():
-    *_, last = backwards.invert(PAINTER, batch(), LATENTS, iterations=100)
-    noise = backwards.noise(PAINTER, last)
+    *_, last = inversion.invert(PAINTER, batch(), LATENTS, iterations=100)
+    noise = inversion.noise(PAINTER, last)
     *_, painted = loop.paint(PAINTER, batch(), noise)
     torch.testing.assert_close(painted.x, LATENTS, rtol=1e-4, atol=1e-5)
 
@@ -51,14 +51,14 @@ def test_the_noise_of_a_gaussian_is_the_latent_itself():
     """Its flow keeps x / √(1 + σ²), which at both ends is of variance 1: Euler nears that."""
     errors: list[float] = []
     for steps in (100, 200, 400):
-        *_, last = backwards.invert(PAINTER, batch(steps), LATENTS, iterations=100)
-        errors.append((backwards.noise(PAINTER, last) - LATENTS).abs().max().item())
+        *_, last = inversion.invert(PAINTER, batch(steps), LATENTS, iterations=100)
+        errors.append((inversion.noise(PAINTER, last) - LATENTS).abs().max().item())
     assert errors[0] > 1.6 * errors[1] > 2.56 * errors[2]
     assert errors[2] < 0.05
 
 
 def test_every_step_is_told():
-    steps = list(backwards.invert(PAINTER, batch(5), LATENTS))
+    steps = list(inversion.invert(PAINTER, batch(5), LATENTS))
     assert [(step.index, step.total) for step in steps] == [(k, 5) for k in range(5)]
     assert [step.sigma for step in steps] == sorted(step.sigma for step in steps)
     assert steps[-1].sigma == pytest.approx(PAINTER.process.sigma_max)
@@ -67,7 +67,7 @@ def test_every_step_is_told():
 
 def test_bits_of_a_gaussian():
     """The latents at σ_min have the variance 1 + σ_min²; the trace is the same for every probe."""
-    found = backwards.bits_per_dimension(PAINTER, batch(), LATENTS, steps=60, probes=1, seed=0)
+    found = inversion.bits_per_dimension(PAINTER, batch(), LATENTS, steps=60, probes=1, seed=0)
     variance = 1 + PAINTER.process.sigma_min**2
     nats = 0.5 * LATENTS.double().square().mean((1, 2, 3)) / variance
     nats += 0.5 * math.log(2 * math.pi * variance)
@@ -76,6 +76,6 @@ def test_bits_of_a_gaussian():
 
 def test_what_cannot_be():
     with pytest.raises(UndustError, match="iterations: 0 is too few"):
-        list(backwards.invert(PAINTER, batch(), LATENTS, iterations=0))
+        list(inversion.invert(PAINTER, batch(), LATENTS, iterations=0))
     with pytest.raises(UndustError, match="probes: 0 is too few"):
-        backwards.bits_per_dimension(PAINTER, batch(), LATENTS, steps=2, probes=0, seed=0)
+        inversion.bits_per_dimension(PAINTER, batch(), LATENTS, steps=2, probes=0, seed=0)
