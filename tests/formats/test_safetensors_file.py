@@ -118,7 +118,7 @@ def test_saving_casts_floating_point_alone(tmp_path: Path):
 
 def test_saving_refuses_numbers_that_have_no_room(tmp_path: Path):
     large = {"fits": torch.tensor([65504.0]), "a": torch.tensor([1.0, -65520.0])}
-    with pytest.raises(UndustError, match=r"a holds 6\.55e\+04, for which torch\.float16 has no"):
+    with pytest.raises(UndustError, match=r"a holds 6\.55e\+04, outside the range of torch"):
         safetensors_file.save(tmp_path / "a", large, dtype=torch.float16)
     assert not list(tmp_path.iterdir())
     # What is infinite already is no news.
