@@ -17,8 +17,8 @@ import torch
 from undust.networks import attention
 from undust.networks.conditioning import Conditioning
 from undust.networks.unet import UNet
-from undust.training import recipes
-from undust.training.recipes import DiffusionRecipe
+from undust.training import configs
+from undust.training.configs import DiffusionConfig
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "emoji-diffusion.toml"
 
@@ -28,8 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     rounds: int = parser.parse_args().rounds
-    recipe = recipes.read(RECIPE)
-    assert isinstance(recipe, DiffusionRecipe)
+    recipe = configs.read(RECIPE)
+    assert isinstance(recipe, DiffusionConfig)
     unet = UNet(recipe.unet)
     x, t = torch.randn(64, 16, 8, 8), torch.full((64,), 500.0)
     text = torch.randn(64, 24, 256)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from undust.networks.conditioning import Conditioning
 from undust.networks.unet import UNet
+from undust.training.configs import DiffusionConfig
 from undust.training.optimizers import Optimizers
 from undust.training.precision import bfloat16_speed
-from undust.training.recipes import DiffusionRecipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "emoji-diffusion.toml"
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    recipe = DiffusionRecipe.model_validate(tomllib.loads(RECIPE.read_text("utf-8")))
+    recipe = DiffusionConfig.model_validate(tomllib.loads(RECIPE.read_text("utf-8")))
     unet = UNet(recipe.unet)
     parameters = dict(unet.named_parameters())
     optimizers = {
@@ -57,7 +57,7 @@ def main() -> None:
             print(f"{title}, {name}: {median:.3f} s, {ratio:.2f} ×")
 
 
-def loss(unet: UNet, recipe: DiffusionRecipe, *, half: bool) -> Tensor:
+def loss(unet: UNet, recipe: DiffusionConfig, *, half: bool) -> Tensor:
     """The squared output for a batch of the recipe's shapes."""
     batch, size, length = recipe.run.batch, recipe.unet.sample_size, recipe.captions.length
     x = torch.randn(batch, recipe.unet.in_channels, size, size)

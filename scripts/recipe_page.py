@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
-from undust.training.recipe_keys import tables
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+from undust.training.config_keys import tables
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 HEAD = """# The keys of training recipes
@@ -28,7 +28,7 @@ A recipe is a TOML file for `undust train`. Each key can be set from outside, to
 diffusers and transformers, whose documentation tells more. This page is written by
 `scripts/recipe_page.py`.
 """
-KINDS = {"first-stage": FirstStageRecipe, "diffusion": DiffusionRecipe}
+KINDS = {"first-stage": FirstStageConfig, "diffusion": DiffusionConfig}
 BASICS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 
 

@@ -16,7 +16,7 @@ from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats.folder import save_component
 from undust.formats.original.variants import VARIANTS
-from undust.training.recipes import read as read_recipe
+from undust.training.configs import read as read_recipe
 from undust.training.run import train
 from variants import build, build_control
 

@@ -14,8 +14,8 @@ from undust.datasets import image_folder
 from undust.formats.folder import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
-from undust.training import recipes
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+from undust.training import configs
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
 
@@ -147,24 +147,24 @@ def write_recipe(data: Path, first_stage: Path, tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def first_stage_recipe(write_recipe: Write) -> Callable[..., FirstStageRecipe]:
+def first_stage_recipe(write_recipe: Write) -> Callable[..., FirstStageConfig]:
     """The tiny first-stage recipe, with changes such as "run.steps=3"."""
 
-    def read(*changes: str) -> FirstStageRecipe:
-        recipe = recipes.read(write_recipe("first-stage"), changes)
-        assert isinstance(recipe, FirstStageRecipe)
+    def read(*changes: str) -> FirstStageConfig:
+        recipe = configs.read(write_recipe("first-stage"), changes)
+        assert isinstance(recipe, FirstStageConfig)
         return recipe
 
     return read
 
 
 @pytest.fixture
-def diffusion_recipe(write_recipe: Write) -> Callable[..., DiffusionRecipe]:
+def diffusion_recipe(write_recipe: Write) -> Callable[..., DiffusionConfig]:
     """The tiny diffusion recipe, with changes such as "run.steps=3"."""
 
-    def read(*changes: str) -> DiffusionRecipe:
-        recipe = recipes.read(write_recipe("diffusion"), changes)
-        assert isinstance(recipe, DiffusionRecipe)
+    def read(*changes: str) -> DiffusionConfig:
+        recipe = configs.read(write_recipe("diffusion"), changes)
+        assert isinstance(recipe, DiffusionConfig)
         return recipe
 
     return read

@@ -24,11 +24,11 @@ import torch._dynamo  # the first optimizer would import it, in every child agai
 import torch.utils.tensorboard.writer  # pyright: ignore[reportUnusedImport]
 
 from undust.errors import UndustError
-from undust.training import recipes
+from undust.training import configs
 from undust.training.run import train
 
 KILLS = 20
-Recipe = recipes.FirstStageRecipe | recipes.DiffusionRecipe
+Recipe = configs.FirstStageConfig | configs.DiffusionConfig
 
 
 def start(recipe: Recipe, out: Path) -> tuple[int, int]:
@@ -116,6 +116,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     what, path, folder, *rest = sys.argv[1:]
     if what == "killed":
-        killed(recipes.read(Path(path)), Path(folder))
+        killed(configs.read(Path(path)), Path(folder))
     else:
-        full(recipes.read(Path(path)), Path(folder), int(rest[0]))
+        full(configs.read(Path(path)), Path(folder), int(rest[0]))

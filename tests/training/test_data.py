@@ -13,19 +13,19 @@ from torch import Tensor
 
 from undust.datasets.image_folder import Sample
 from undust.errors import UndustError
-from undust.training.data import Order, Pictures, Purpose, crop, groups
+from undust.training.data import ImageCache, RandomStream, SampleOrder, crop, groups
 
 GROUPS = [[0], [1, 2, 3], [4, 5], [6], [7, 8]]
 
 
-def seen(size: int, steps: int, order: Order | None = None) -> list[tuple[object, ...]]:
+def seen(size: int, steps: int, order: SampleOrder | None = None) -> list[tuple[object, ...]]:
     """Each sample of the first steps with all that is random about it."""
-    order = order or Order(GROUPS, seed=3)
+    order = order or SampleOrder(GROUPS, seed=3)
     rows: list[tuple[object, ...]] = []
     for step in range(steps):
         batch = order.batch(step, size)
-        noise = batch.normal(Purpose.NOISE, (2, 3)).flatten(1).tolist()
-        times = batch.uniform(Purpose.TIME, 2).tolist()
+        noise = batch.normal(RandomStream.NOISE, (2, 3)).flatten(1).tolist()
+        times = batch.uniform(RandomStream.TIME, 2).tolist()
         rows += [
             (batch.sample[k], batch.epoch[k], batch.index[k], *noise[k], *times[k])
             for k in range(size)
@@ -42,9 +42,9 @@ def test_the_batch_size_changes_nothing(size: int):
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4))
 def test_any_step_can_be_drawn_at_any_time(steps: list[int]):
     """As a resumed run does, which begins in the middle."""
-    order = Order(GROUPS, seed=3)
+    order = SampleOrder(GROUPS, seed=3)
     for step in steps:
-        assert order.batch(step, 4) == Order(GROUPS, seed=3).batch(step, 4)
+        assert order.batch(step, 4) == SampleOrder(GROUPS, seed=3).batch(step, 4)
 
 
 def test_every_group_comes_once_an_epoch_and_its_members_in_turn():
@@ -60,26 +60,28 @@ def test_every_group_comes_once_an_epoch_and_its_members_in_turn():
 
 def test_epochs_and_seeds_come_in_different_orders():
     many = [[k] for k in range(20)]
-    orders = {Order(many, seed).batch(step, 20).sample for seed in range(5) for step in range(5)}
+    orders = {
+        SampleOrder(many, seed).batch(step, 20).sample for seed in range(5) for step in range(5)
+    }
     assert len(orders) == 25
     assert all(sorted(order) == list(range(20)) for order in orders)
 
 
 def test_every_place_in_the_order_is_as_likely():
     """Each of five groups is first in a fifth of 1,000 epochs; four standard deviations allowed."""
-    order = Order([[k] for k in range(5)], seed=0)
+    order = SampleOrder([[k] for k in range(5)], seed=0)
     first = torch.tensor([order.batch(epoch, 5).sample[0] for epoch in range(1000)])
     counts = torch.bincount(first, minlength=5)
     assert (counts - 200).abs().max() < 4 * (1000 * 0.2 * 0.8) ** 0.5
 
 
 def test_purposes_samples_and_epochs_share_no_random_numbers():
-    order = Order(GROUPS, seed=3)
+    order = SampleOrder(GROUPS, seed=3)
     batches = [order.batch(step, 5) for step in range(4)]
     drawn = torch.cat(
-        [batch.uniform(purpose, 8).flatten() for batch in batches for purpose in Purpose]
+        [batch.uniform(purpose, 8).flatten() for batch in batches for purpose in RandomStream]
     )
-    assert len(drawn.unique()) == len(drawn) == 4 * 5 * 8 * len(Purpose)
+    assert len(drawn.unique()) == len(drawn) == 4 * 5 * 8 * len(RandomStream)
 
 
 def test_groups_are_pictures_or_concepts():
@@ -93,7 +95,7 @@ def test_pictures_are_read_to_minus_one_to_one(tmp_path: Path):
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path, colour in zip(paths, colours, strict=True):
         Image.new("RGB", (8, 8), colour).save(path)
-    x = Pictures(paths, 4)([2, 0, 1])
+    x = ImageCache(paths, 4)([2, 0, 1])
     assert (x.shape, x.dtype) == ((3, 3, 4, 4), torch.float32)
     expected = torch.tensor([-0.6, -1.0, 1.0])[:, None, None, None].expand_as(x)
     torch.testing.assert_close(x, expected)
@@ -101,7 +103,7 @@ def test_pictures_are_read_to_minus_one_to_one(tmp_path: Path):
 
 def test_pictures_are_the_same_whether_kept_or_not(data: Path):
     paths = sorted(data.glob("*.png"))
-    kept, read = Pictures(paths, 16), Pictures(paths, 16, memory=0)
+    kept, read = ImageCache(paths, 16), ImageCache(paths, 16, memory=0)
     for _ in range(2):
         assert torch.equal(kept([3, 1, 3]), read([3, 1, 3]))
     assert len(kept) == 12
@@ -110,7 +112,7 @@ def test_pictures_are_the_same_whether_kept_or_not(data: Path):
 def test_a_picture_that_is_in_memory_is_not_read_again(data: Path, tmp_path: Path):
     path = tmp_path / "a.png"
     path.write_bytes((data / "00.png").read_bytes())
-    pictures = Pictures([path], 16)
+    pictures = ImageCache([path], 16)
     first = pictures([0])
     path.unlink()
     assert torch.equal(pictures([0]), first)
@@ -119,7 +121,7 @@ def test_a_picture_that_is_in_memory_is_not_read_again(data: Path, tmp_path: Pat
 def test_a_broken_picture_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UndustError, match=r"broken\.png"):
-        Pictures([tmp_path / "broken.png"], 16)([0])
+        ImageCache([tmp_path / "broken.png"], 16)([0])
 
 
 def corners(where: Tensor) -> list[tuple[int, int]]:

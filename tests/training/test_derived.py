@@ -20,24 +20,24 @@ from undust.formats.locate import BUILT_IN
 from undust.formats.locks import FileLock, LockedError
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
-from undust.training import recipes
+from undust.training import configs
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 from undust.training.derived import first_stage_at, with_derived
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
 from undust.training.run import prepare, train
 
-Diffusion = Callable[..., DiffusionRecipe]
-FirstStage = Callable[..., FirstStageRecipe]
+Diffusion = Callable[..., DiffusionConfig]
+FirstStage = Callable[..., FirstStageConfig]
 Contents = Callable[[Path], dict[str, bytes]]
 # The U-Net of the tiny recipe, without what follows from other keys.
 LEFT_OUT = {"sample_size", "cross_attention_dim"}
 
 
-def without(recipe: DiffusionRecipe, left_out: set[str]) -> DiffusionRecipe:
+def without(recipe: DiffusionConfig, left_out: set[str]) -> DiffusionConfig:
     tree = recipe.model_dump(mode="json")
     fields = recipe.unet.model_dump(mode="json", exclude_unset=True)
     tree["unet"] = {key: value for key, value in fields.items() if key not in left_out}
-    found = recipes.parse(tree, "here")
-    assert isinstance(found, DiffusionRecipe)
+    found = configs.parse(tree, "here")
+    assert isinstance(found, DiffusionConfig)
     return found
 
 

@@ -26,12 +26,12 @@ from undust.formats.networks import load_autoencoder
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.pictures import from_image
-from undust.training.data import Purpose
+from undust.training.configs import DiffusionConfig
+from undust.training.data import RandomStream
 from undust.training.diffusion import DiffusionTask
-from undust.training.recipes import DiffusionRecipe
 from undust.training.run import train
 
-Read = Callable[..., DiffusionRecipe]
+Read = Callable[..., DiffusionConfig]
 
 
 class Seen:
@@ -56,9 +56,9 @@ class Seen:
         ((self.x, self.told, _),), (self.output,) = given, answered
         mean, deviation = task.latents.posterior.mean, task.latents.posterior.deviation
         picked, shape = list(batch.sample), mean.shape[1:]
-        self.z = mean[picked] + deviation[picked] * batch.normal(Purpose.POSTERIOR, shape)
-        self.noise = batch.normal(Purpose.NOISE, shape)
-        self.uniform = batch.uniform(Purpose.TIME)[:, 0]
+        self.z = mean[picked] + deviation[picked] * batch.normal(RandomStream.POSTERIOR, shape)
+        self.noise = batch.normal(RandomStream.NOISE, shape)
+        self.uniform = batch.uniform(RandomStream.TIME)[:, 0]
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -157,7 +157,7 @@ def test_before_training_it_predicts_nothing(diffusion_recipe: Read, tmp_path: P
     """The network starts at zero, so the loss is the variance of the noise."""
     task = DiffusionTask(diffusion_recipe(), tmp_path)
     batch = task.order.batch(0, 4)
-    noise = batch.normal(Purpose.NOISE, task.latents.shape)
+    noise = batch.normal(RandomStream.NOISE, task.latents.shape)
     torch.testing.assert_close(task.losses(batch)["loss"], noise.square().mean())
 
 
@@ -166,10 +166,10 @@ def test_noisier_levels_are_weighted_as_min_snr_says(diffusion_recipe: Read, tmp
     """For ε of a network that says 0: mean of min(SNR, 5)/SNR times each sample's noise²."""
     task = DiffusionTask(diffusion_recipe("dust.weighting=min-snr"), tmp_path)
     batch = task.order.batch(0, 8)
-    timestep = (batch.uniform(Purpose.TIME)[:, 0] * 1000).long()
+    timestep = (batch.uniform(RandomStream.TIME)[:, 0] * 1000).long()
     kept = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear").alphas_cumprod[timestep].double()
     snr = kept / (1 - kept)
-    noise = batch.normal(Purpose.NOISE, task.latents.shape).double()
+    noise = batch.normal(RandomStream.NOISE, task.latents.shape).double()
     expected = (snr.clamp(max=5) / snr * noise.square().mean((1, 2, 3))).mean()
     torch.testing.assert_close(task.losses(batch)["loss"], expected.float(), rtol=1e-4, atol=0)
 

@@ -13,13 +13,13 @@ from undust.errors import UndustError
 from undust.formats.networks import load_autoencoder
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
-from undust.training.data import Purpose
+from undust.training.configs import FirstStageConfig
+from undust.training.data import RandomStream
 from undust.training.first_stage import FirstStageTask, fold_latent_stats
-from undust.training.losses import edges
-from undust.training.recipes import FirstStageRecipe
+from undust.training.losses import gradient_difference
 from undust.training.run import train
 
-Read = Callable[..., FirstStageRecipe]
+Read = Callable[..., FirstStageConfig]
 CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
 
 
@@ -84,14 +84,14 @@ def test_the_loss_is_the_sum_that_the_recipe_says(pixel: str, first_stage_recipe
     posterior = task.autoencoder.encode(x)
     deviation = (0.5 * posterior.logvar).exp()
     y = task.autoencoder.decode(
-        posterior.mean + deviation * batch.normal(Purpose.POSTERIOR, posterior.mean.shape[1:])
+        posterior.mean + deviation * batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:])
     )
     unit = torch.distributions.Normal(0.0, 1.0)
     kl = torch.distributions.kl_divergence(
         torch.distributions.Normal(posterior.mean, deviation), unit
     ).mean()
     error = F.l1_loss(y, x) if pixel == "l1" else F.mse_loss(y, x)
-    expected = error + 0.7 * edges(y, x, 3) + 0.01 * kl
+    expected = error + 0.7 * gradient_difference(y, x, 3) + 0.01 * kl
     torch.testing.assert_close(terms["loss"], expected)
     torch.testing.assert_close(terms["kl"], kl)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from undust.training import recipes
+from undust.training import configs
 from undust.training.loop import Progress
 from undust.training.run import prepare, train
 
@@ -74,7 +74,7 @@ def test_asked_to_stop_it_saves_and_goes_on(
     kind: str, number: signal.Signals, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
     """At step 3, which is no step for a checkpoint."""
-    recipe = recipes.read(write_recipe(kind))
+    recipe = configs.read(write_recipe(kind))
     assert train(recipe, tmp_path / "whole")
     seen: list[int] = []
 
@@ -99,7 +99,7 @@ def test_a_second_ctrl_c_stops_at_once(write_recipe: Write, tmp_path: Path):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipes.read(write_recipe("first-stage")), tmp_path / "out", observe=insist)
+        train(configs.read(write_recipe("first-stage")), tmp_path / "out", observe=insist)
     assert not list((tmp_path / "out/checkpoints").glob("step-*"))
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
 ):
     """The first checkpoint is there; then no file can be as large as a checkpoint's."""
     path, out = write_recipe(kind), tmp_path / "out"
-    recipe = recipes.read(path)
+    recipe = configs.read(path)
     train(recipe, tmp_path / "whole")
     trainer, _ = prepare(recipe, out)
     trainer.train(lambda progress: progress.step == 2 and signal.raise_signal(signal.SIGINT))
@@ -129,7 +129,7 @@ def test_where_the_last_checkpoint_is_the_model_is_too(
     kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
     """Killed just before the last checkpoint is there, or just after it: the end is the same."""
-    recipe, out = recipes.read(write_recipe(kind)), tmp_path / "out"
+    recipe, out = configs.read(write_recipe(kind)), tmp_path / "out"
     train(recipe, out)
     whole = results(out, contents)
     assert train(recipe, out, resume=True)

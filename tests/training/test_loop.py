@@ -13,11 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.training import checkpoints
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 from undust.training.run import prepare, train
 
-FirstStage = Callable[..., FirstStageRecipe]
-Diffusion = Callable[..., DiffusionRecipe]
+FirstStage = Callable[..., FirstStageConfig]
+Diffusion = Callable[..., DiffusionConfig]
 Contents = Callable[[Path], dict[str, bytes]]
 
 

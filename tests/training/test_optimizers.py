@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from undust.training.configs import OptimizerConfig
 from undust.training.muon import Muon, orthogonalised
 from undust.training.optimizers import Optimizers
-from undust.training.recipes import Optimizer
 
 SHAPES = {
     "conv_in.weight": (8, 4, 3, 3),
@@ -39,7 +39,7 @@ def test_muon_moves_by_an_orthogonal_matrix():
     """The first update of a matrix points where U Vᵀ of its gradient does, and has AdamW's size."""
     moved = parameters()
     before = {name: value.detach().clone() for name, value in moved.items()}
-    settings = Optimizer(kind="muon", learning_rate=RATE)
+    settings = OptimizerConfig(kind="muon", learning_rate=RATE)
     Optimizers(moved, settings).step(RATE)
     for name in HIDDEN:
         gradient = moved[name].grad
@@ -56,7 +56,7 @@ def test_muon_moves_by_an_orthogonal_matrix():
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_the_rest_moves_as_torchs_adamw(kind: str):
     ours, theirs = parameters(), parameters()
-    settings = Optimizer.model_validate(
+    settings = OptimizerConfig.model_validate(
         {"kind": kind, "learning_rate": 1, "betas": (0.8, 0.95), "weight_decay": 0.1}
     )
     optimizers = Optimizers(ours, settings)
@@ -72,7 +72,7 @@ def test_the_rest_moves_as_torchs_adamw(kind: str):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_are_all_that_is_needed_to_go_on(kind: str):
     whole, parts = parameters(), parameters()
-    settings = Optimizer.model_validate({"kind": kind, "learning_rate": 1})
+    settings = OptimizerConfig.model_validate({"kind": kind, "learning_rate": 1})
     one = Optimizers(whole, settings)
     for _ in range(4):
         one.step(RATE)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from undust.training import precision
+from undust.training.configs import FirstStageConfig
 from undust.training.precision import bfloat16_speed, resolved
-from undust.training.recipes import FirstStageRecipe
 from undust.training.run import prepare, train
 
-Read = Callable[..., FirstStageRecipe]
+Read = Callable[..., FirstStageConfig]
 
 
 def test_the_measurement_is_made_once_and_disturbs_nothing():

@@ -14,7 +14,7 @@ import transformers
 
 import undust
 from undust.formats.networks import load_autoencoder
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 from undust.training.run import train
 
 PROMPT = "녹"  # no longer than the text encoder reads at once
@@ -23,7 +23,7 @@ APART = {"fp32": 0.3, "fp16": 0.8, "bf16": 2.5}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def test_a_first_stage(first_stage_recipe: Callable[..., FirstStageRecipe], tmp_path: Path):
+def test_a_first_stage(first_stage_recipe: Callable[..., FirstStageConfig], tmp_path: Path):
     train(first_stage_recipe("run.steps=2"), tmp_path)
     ours = load_autoencoder(tmp_path / "model")
     chance = torch.Generator().manual_seed(0)
@@ -40,7 +40,7 @@ def test_a_first_stage(first_stage_recipe: Callable[..., FirstStageRecipe], tmp_
 
 
 @pytest.mark.parametrize("process", ["scaled-linear", "flow", "edm"])
-def test_a_model(process: str, diffusion_recipe: Callable[..., DiffusionRecipe], tmp_path: Path):
+def test_a_model(process: str, diffusion_recipe: Callable[..., DiffusionConfig], tmp_path: Path):
     """Its words, and its pictures in each precision; a flow's within 2 %, as its levels are."""
     recipe = diffusion_recipe(f"dust.process={process}", "run.steps=2")
     train(recipe, tmp_path)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from undust.training.recipe_keys import tables
-from undust.training.recipes import KINDS
+from undust.training.config_keys import tables
+from undust.training.configs import KINDS
 
 ROOT = Path(__file__).parents[2]
 

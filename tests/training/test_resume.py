@@ -18,12 +18,12 @@ from undust.formats.folder import save_component
 from undust.formats.networks import load_autoencoder
 from undust.networks.autoencoder import Autoencoder
 from undust.training import resume
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 from undust.training.loop import Progress
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
 from undust.training.run import check_run, prepare, train
 
-FirstStage = Callable[..., FirstStageRecipe]
-Diffusion = Callable[..., DiffusionRecipe]
+FirstStage = Callable[..., FirstStageConfig]
+Diffusion = Callable[..., DiffusionConfig]
 Contents = Callable[[Path], dict[str, bytes]]
 SHORT = ("run.steps=2", "run.sample_every=100")
 
@@ -34,7 +34,7 @@ def own_data(data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(data, tmp_path / "own data"))
 
 
-def go_on(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> list[str]:
+def go_on(recipe: FirstStageConfig | DiffusionConfig, out: Path) -> list[str]:
     """The notes of a resumed run that is not trained, but for those on the captions' lengths."""
     trainer, notes = prepare(recipe, out, resume=True)
     assert trainer.step == 2
@@ -168,14 +168,14 @@ CHANGES = [replaced, added, removed, reordered, captions_edited, captions_swappe
 
 
 @pytest.fixture
-def diffusion_run(diffusion_recipe: Diffusion, own_data: Path, tmp_path: Path) -> DiffusionRecipe:
+def diffusion_run(diffusion_recipe: Diffusion, own_data: Path, tmp_path: Path) -> DiffusionConfig:
     """A run of two steps in out/, on data of its own."""
     recipe = diffusion_recipe(*SHORT, f"data.folder={own_data}")
     train(recipe, tmp_path / "out")
     return recipe
 
 
-def test_other_data_is_refused(diffusion_run: DiffusionRecipe, own_data: Path, tmp_path: Path):
+def test_other_data_is_refused(diffusion_run: DiffusionConfig, own_data: Path, tmp_path: Path):
     kept = shutil.copytree(own_data, tmp_path / "kept")
     for change in CHANGES:
         change(own_data)
@@ -187,7 +187,7 @@ def test_other_data_is_refused(diffusion_run: DiffusionRecipe, own_data: Path, t
 
 
 def test_the_same_data_elsewhere_is_told(
-    diffusion_run: DiffusionRecipe, own_data: Path, tmp_path: Path
+    diffusion_run: DiffusionConfig, own_data: Path, tmp_path: Path
 ):
     own_data.rename(tmp_path / "moved")
     data = diffusion_run.data.model_copy(update={"folder": tmp_path / "moved"})

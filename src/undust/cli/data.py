@@ -95,20 +95,20 @@ def check(
 def _on_captions(report: Report) -> Iterator[str]:
     """What a recipe for text would say of the captions."""
     from undust.conditioning import tokenizer as tokenizers
-    from undust.training.recipes import Captions
-    from undust.training.wording import Wording, check_captions, too_long
+    from undust.training.captions import CaptionSampler, check_captions, too_long
+    from undust.training.configs import CaptionsConfig
 
     samples = [sample for sample in report.samples if sample.split == "train"]
     if not samples:
         yield "no picture is for training: all are held out, or none can be read"
         return
-    table = Captions()
+    table = CaptionsConfig()
     try:
         yield from check_captions(table, samples)
     except UndustError as error:
         yield str(error)
         return
-    every = Wording(table, [sample.captions for sample in samples]).every()
+    every = CaptionSampler(table, [sample.captions for sample in samples]).every()
     yield from too_long(table, samples, tokenizers.train(every, table.vocabulary, table.length))
 
 

@@ -32,9 +32,9 @@ def train(
     ] = False,
 ) -> None:
     """Train a first stage, or a diffusion model on its latents."""
-    from undust.training import recipes
+    from undust.training import configs
 
-    read = recipes.read(recipe, changes or ())
+    read = configs.read(recipe, changes or ())
     out = out or RUNS / recipe.stem
     try_writing(out)
     again = ["undust", "train", str(recipe), "--out", str(out), "--resume"]

@@ -24,13 +24,13 @@ from undust.diffusion.noise import normal, uniform
 from undust.errors import UndustError
 from undust.formats.safetensors_file import content_hash
 from undust.pictures import from_image, read_image
-from undust.training.recipes import Data
+from undust.training.configs import DataConfig
 
 # Told how many of a number of pictures are done.
 Observe = Callable[[int, int], object]
 
 
-class Purpose(IntEnum):
+class RandomStream(IntEnum):
     """What a random number is for: one counter word, so that no two uses share a stream."""
 
     ORDER = 1
@@ -57,19 +57,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample)
 
-    def normal(self, purpose: Purpose, shape: Sequence[int]) -> Tensor:
+    def normal(self, purpose: RandomStream, shape: Sequence[int]) -> Tensor:
         """Unit normal numbers [B, *shape], float32."""
         return normal(self.seed, self._counters(purpose), shape)
 
-    def uniform(self, purpose: Purpose, count: int = 1) -> Tensor:
+    def uniform(self, purpose: RandomStream, count: int = 1) -> Tensor:
         """Numbers in (0, 1), [B, count], float64."""
         return uniform(self.seed, self._counters(purpose), (count,))
 
-    def _counters(self, purpose: Purpose) -> Tensor:
+    def _counters(self, purpose: RandomStream) -> Tensor:
         return torch.tensor([(e, i, purpose) for e, i in zip(self.epoch, self.index, strict=True)])
 
 
-class Order:
+class SampleOrder:
     """The endless order of samples: every group once an epoch, its members in turn.
 
     With one picture to a group that is an ordinary shuffled pass; with a concept's variants as a
@@ -91,7 +91,7 @@ class Order:
 
     def _sample(self, epoch: int, index: int) -> int:
         if epoch != self._epoch:
-            keys = uniform(self.seed, (epoch, 0, Purpose.ORDER), (len(self.groups),))
+            keys = uniform(self.seed, (epoch, 0, RandomStream.ORDER), (len(self.groups),))
             self._permutation = keys.argsort().tolist()
             self._epoch = epoch
         which = self._permutation[index]
@@ -99,7 +99,7 @@ class Order:
         return members[(epoch + which) % len(members)]
 
 
-def training_samples(data: Data) -> tuple[list[Sample], list[str]]:
+def training_samples(data: DataConfig) -> tuple[list[Sample], list[str]]:
     """The samples that a recipe trains on, and notes on the files of the folder that it does not.
 
     Raises UndustError if there are none, and for files that cannot be used unless they may be
@@ -146,7 +146,7 @@ def digest(samples: Sequence[Sample], fields: Iterable[str] = ()) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Pictures:
+class ImageCache:
     """The pictures of a data set as bytes [3, size, size], kept in memory while they fit."""
 
     def __init__(self, paths: Sequence[Path], size: int, memory: int = 4 << 30) -> None:

@@ -8,10 +8,10 @@ from typing import cast
 from undust.errors import UndustError
 from undust.formats import locate, standalone_vae
 from undust.networks.config import UNetConfig
-from undust.training.recipes import DiffusionRecipe
+from undust.training.configs import DiffusionConfig
 
 
-def with_derived(recipe: DiffusionRecipe) -> DiffusionRecipe:
+def with_derived(recipe: DiffusionConfig) -> DiffusionConfig:
     """The recipe with its first stage's place, and the U-Net's sizes where they are left out.
 
     Raises UndustError for a first stage that is not found, and, with both numbers, for sizes that
@@ -52,7 +52,7 @@ def with_derived(recipe: DiffusionRecipe) -> DiffusionRecipe:
     return recipe.model_copy(update={"first_stage": place, "unet": unet})
 
 
-def _check_text_encoder(recipe: DiffusionRecipe) -> None:
+def _check_text_encoder(recipe: DiffusionConfig) -> None:
     """Raises UndustError for a key of the text encoder at another value than it is trained with."""
     captions, given = recipe.captions, recipe.text_encoder
     for key, own in (

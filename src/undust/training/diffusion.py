@@ -23,22 +23,22 @@ from undust.networks.conditioning import Conditioning
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
+from undust.training.captions import CaptionSampler, check_captions, too_long
 from undust.training.checkpoints import Checkpoint
+from undust.training.configs import DiffusionConfig
 from undust.training.data import (
     Batch,
-    Order,
-    Pictures,
-    Purpose,
+    ImageCache,
+    RandomStream,
+    SampleOrder,
     content_digest,
     digest,
     groups,
     training_samples,
 )
-from undust.training.dust import forward
-from undust.training.latents import Latents, Observe
-from undust.training.recipes import DiffusionRecipe
+from undust.training.latents import LatentCache, Observe
+from undust.training.noise_levels import forward
 from undust.training.resume import compare_inputs
-from undust.training.wording import Wording, check_captions, too_long
 
 
 class DiffusionTask:
@@ -50,7 +50,7 @@ class DiffusionTask:
 
     def __init__(
         self,
-        recipe: DiffusionRecipe,
+        recipe: DiffusionConfig,
         out: Path,
         resumed: Checkpoint | None = None,
         observe: Observe = lambda _done, _all: None,
@@ -72,11 +72,13 @@ class DiffusionTask:
             "first_stage": content_digest(standalone_vae.files(recipe.first_stage)),
         }
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
-        self.wording = Wording(captions, [sample.captions for sample in samples])
+        self.caption_sampler = CaptionSampler(captions, [sample.captions for sample in samples])
         tokenizer = (
             _tokenizer(resumed, out)
             if resumed
-            else tokenizers.train(self.wording.every(), captions.vocabulary, captions.length)
+            else tokenizers.train(
+                self.caption_sampler.every(), captions.vocabulary, captions.length
+            )
         )
         self.notes += too_long(captions, samples, tokenizer)
         ends = {
@@ -102,10 +104,10 @@ class DiffusionTask:
         [self.words] = self.model.texts
         self.model.latent_shape(data.size, data.size)
         self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.words.encoder})
-        self.order = Order(groups(samples, data.draw_by), recipe.seed)
-        self.latents = Latents(
+        self.order = SampleOrder(groups(samples, data.draw_by), recipe.seed)
+        self.latents = LatentCache(
             self.model.first_stage,
-            Pictures([sample.path for sample in samples], data.size, memory=0),
+            ImageCache([sample.path for sample in samples], data.size, memory=0),
             out / "latents.safetensors",
             {
                 "first_stage": self.inputs["first_stage"],
@@ -121,9 +123,9 @@ class DiffusionTask:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted squared error of the network's output, a mean over the batch."""
         shape = self.latents.shape
-        z = self.latents.sample(batch.sample, batch.normal(Purpose.POSTERIOR, shape))
-        noise = batch.normal(Purpose.NOISE, shape)
-        sigma = self.levels(batch.uniform(Purpose.TIME)[:, 0])
+        z = self.latents.sample(batch.sample, batch.normal(RandomStream.POSTERIOR, shape))
+        noise = batch.normal(RandomStream.NOISE, shape)
+        sigma = self.levels(batch.uniform(RandomStream.TIME)[:, 0])
         cond = self.model.conditioner.captions(self._captions(batch))
         return {"loss": self.denoiser.loss(z, noise, sigma, cond, self.weighting).mean()}
 
@@ -140,7 +142,9 @@ class DiffusionTask:
     @property
     def example(self) -> str:
         """A caption of the data, as a prompt that the model was trained on."""
-        return next((escape(caption) for caption in self.wording.every() if caption.strip()), "")
+        return next(
+            (escape(caption) for caption in self.caption_sampler.every() if caption.strip()), ""
+        )
 
     def preview(self, *, brief: bool = False) -> Image.Image:
         """The recipe's prompts, painted with seeds that never change; brief: one, in one step."""
@@ -159,10 +163,10 @@ class DiffusionTask:
 
         (Ho & Salimans 2022, algorithm 1.)
         """
-        chances = batch.uniform(Purpose.CAPTION, self.wording.chances).tolist()
-        dropped = (batch.uniform(Purpose.DROP)[:, 0] < self.recipe.captions.drop).tolist()
+        chances = batch.uniform(RandomStream.CAPTION, self.caption_sampler.chances).tolist()
+        dropped = (batch.uniform(RandomStream.DROP)[:, 0] < self.recipe.captions.drop).tolist()
         return [
-            None if drop else self.wording(sample, chance)
+            None if drop else self.caption_sampler(sample, chance)
             for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
         ]
 

@@ -14,20 +14,20 @@ from undust.formats.files import atomic_folder
 from undust.formats.folder import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.pictures import grid, to_images
+from undust.training.configs import FirstStageConfig
 from undust.training.data import (
     Batch,
+    ImageCache,
     Observe,
-    Order,
-    Pictures,
-    Purpose,
+    RandomStream,
+    SampleOrder,
     crop,
     digest,
     groups,
     training_samples,
 )
 from undust.training.latents import in_batches
-from undust.training.losses import edges
-from undust.training.recipes import FirstStageRecipe
+from undust.training.losses import gradient_difference
 
 MEASURED = 256  # pictures whose latents set the latent scale
 SHOWN = 16  # pictures of a preview
@@ -41,7 +41,7 @@ class FirstStageTask:
     captions = ()
 
     def __init__(
-        self, recipe: FirstStageRecipe, observe: Observe = lambda _done, _all: None
+        self, recipe: FirstStageConfig, observe: Observe = lambda _done, _all: None
     ) -> None:
         """observe: told how many pictures of all are decoded before the first step."""
         data = recipe.data
@@ -57,8 +57,8 @@ class FirstStageTask:
                 f"multiple of {factor} and the crop no larger than the picture"
             )
         self.modules = nn.ModuleDict({"autoencoder": self.autoencoder})
-        self.order = Order(groups(samples, data.draw_by), recipe.seed)
-        self.pictures = Pictures([sample.path for sample in samples], data.size)
+        self.order = SampleOrder(groups(samples, data.draw_by), recipe.seed)
+        self.pictures = ImageCache([sample.path for sample in samples], data.size)
         self.pictures.preload(observe)
         self.recipe = recipe
 
@@ -67,14 +67,14 @@ class FirstStageTask:
         settings = self.recipe.loss
         x = self.pictures(batch.sample)
         if self.recipe.data.crop:
-            x = crop(x, self.recipe.data.crop, batch.uniform(Purpose.CROP, 2))
+            x = crop(x, self.recipe.data.crop, batch.uniform(RandomStream.CROP, 2))
         posterior = self.autoencoder.encode(x)
-        noise = batch.normal(Purpose.POSTERIOR, posterior.mean.shape[1:])
+        noise = batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:])
         y = self.autoencoder.decode(posterior.sample(noise)).float()
         pixel = F.l1_loss(y, x) if settings.pixel == "l1" else F.mse_loss(y, x)
         terms = {
             "pixel": pixel,
-            "edges": edges(y, x, settings.scales),
+            "edges": gradient_difference(y, x, settings.scales),
             "kl": posterior.kl().float().mean() / posterior.mean[0].numel(),
         }
         loss = terms["pixel"] + settings.edges * terms["edges"] + settings.kl * terms["kl"]

@@ -13,14 +13,14 @@ from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.files import make_folder
 from undust.latent.first_stage import FirstStage, Posterior
-from undust.training.data import Observe, Pictures
+from undust.training.data import ImageCache, Observe
 
 MAX_BATCH = 32  # pictures encoded at once
 READER = 2  # raised when a picture file is read as other pixels than before
 
 
 def in_batches(
-    pictures: Pictures, which: Sequence[int], observe: Observe = lambda _done, _all: None
+    pictures: ImageCache, which: Sequence[int], observe: Observe = lambda _done, _all: None
 ) -> Iterator[Tensor]:
     """The pictures `which`, [≤MAX_BATCH, 3, H, W] at a time.
 
@@ -32,7 +32,7 @@ def in_batches(
         observe(start + len(part), len(which))
 
 
-class Latents:
+class LatentCache:
     """The scaled latents of a whole data set, kept in a file of the run's folder.
 
     A resumed run reads the file, so that it goes on with the very same numbers. `made_of` names
@@ -43,7 +43,7 @@ class Latents:
     def __init__(
         self,
         first_stage: FirstStage,
-        pictures: Pictures,
+        pictures: ImageCache,
         path: Path,
         made_of: Mapping[str, object],
         observe: Observe = lambda _done, _all: None,

@@ -27,18 +27,18 @@ from undust.formats.files import workspace
 from undust.formats.locks import FileLock
 from undust.training import checkpoints
 from undust.training.checkpoints import Checkpoint
-from undust.training.data import Batch, Order
+from undust.training.configs import OptimizerConfig, RunConfig
+from undust.training.data import Batch, SampleOrder
 from undust.training.ema import Ema
 from undust.training.log import Log
 from undust.training.optimizers import Optimizers
-from undust.training.recipes import Optimizer, Run
 
 
 class Task(Protocol):
     """What the loop needs to know of a kind of training."""
 
     modules: nn.ModuleDict
-    order: Order
+    order: SampleOrder
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -96,8 +96,8 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        optimizer: Optimizer,
-        run: Run,
+        optimizer: OptimizerConfig,
+        run: RunConfig,
         recipe: dict[str, Any],
         out: Path,
         lock: FileLock | None = None,

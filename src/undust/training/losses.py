@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def edges(x: Tensor, y: Tensor, scales: int) -> Tensor:
+def gradient_difference(x: Tensor, y: Tensor, scales: int) -> Tensor:
     """Mean absolute difference of the pictures' gradients, summed over halved sizes.
 
     A blurred edge costs little in L1 but has the wrong gradient along its whole length, and the

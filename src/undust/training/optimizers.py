@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from undust.training.configs import OptimizerConfig
 from undust.training.muon import Muon
-from undust.training.recipes import Optimizer
 
 # Where there is no matrix between two hidden states: tables of vectors, first and last layers.
 _NOT_HIDDEN = re.compile(r"embedding(\.weight)?$|(^|\.)conv_(in|out)\.")
@@ -24,7 +24,11 @@ class Optimizers:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], settings: Optimizer, *, half: bool = True
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: OptimizerConfig,
+        *,
+        half: bool = True,
     ) -> None:
         """half: Muon orthogonalises in bfloat16, else in float32."""
         self._parameters = parameters

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 
 ROUNDS = 5
 FASTER = 1.05  # below this ratio bfloat16 is not worth its rounding
-Recipe = FirstStageRecipe | DiffusionRecipe
+Recipe = FirstStageConfig | DiffusionConfig
 
 
 def resolved(recipe: Recipe, before: Mapping[str, Any] | None = None) -> tuple[Recipe, str]:

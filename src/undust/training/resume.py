@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from undust.errors import UndustError, quoted
-from undust.training import recipes
+from undust.training import configs
 from undust.training.checkpoints import Checkpoint
 
 # Keys and tables of a recipe that a run can go on with at another value.
@@ -113,7 +113,7 @@ def _refusal(out: Path, step: int, changes: Sequence[str]) -> UndustError:
 def _before(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of an older recipe, also those that it had no keys for when it was written."""
     try:
-        return _entries(recipes.parse(dict(recipe), "").model_dump(mode="json"))
+        return _entries(configs.parse(dict(recipe), "").model_dump(mode="json"))
     except UndustError:  # of a version that allowed more: a key that it lacks is as it is now
         return _entries(now) | _entries(recipe)
 

@@ -10,20 +10,20 @@ from undust.errors import UndustError
 from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
 from undust.training import checkpoints
+from undust.training.configs import DiffusionConfig, FirstStageConfig
 from undust.training.data import Observe
 from undust.training.derived import with_derived
 from undust.training.diffusion import DiffusionTask
 from undust.training.first_stage import FirstStageTask
 from undust.training.loop import Progress, Trainer
 from undust.training.precision import resolved
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe
 from undust.training.resume import compare_inputs, compare_recipes, same_run
 
 LOCK = "run.lock"  # there while a run trains in the folder
 
 
 def train(
-    recipe: FirstStageRecipe | DiffusionRecipe,
+    recipe: FirstStageConfig | DiffusionConfig,
     out: Path,
     *,
     resume: bool = False,
@@ -39,7 +39,7 @@ def train(
     return trainer.train(observe)
 
 
-def check_run(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> str:
+def check_run(recipe: FirstStageConfig | DiffusionConfig, out: Path) -> str:
     """A note if there is nothing in `out` to resume, so that the run starts anew; else "".
 
     Raises UndustError if `out` is probably mistyped: it does not exist, and a folder beside it has
@@ -47,7 +47,7 @@ def check_run(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> str:
     """
     if any((out / "checkpoints").glob("step-*")):
         return ""
-    if isinstance(recipe, DiffusionRecipe):
+    if isinstance(recipe, DiffusionConfig):
         recipe = with_derived(recipe)
     written = recipe.model_dump(mode="json")
     runs = {
@@ -67,7 +67,7 @@ def check_run(recipe: FirstStageRecipe | DiffusionRecipe, out: Path) -> str:
 
 
 def prepare(
-    recipe: FirstStageRecipe | DiffusionRecipe,
+    recipe: FirstStageConfig | DiffusionConfig,
     out: Path,
     *,
     resume: bool = False,
@@ -99,7 +99,7 @@ def prepare(
 
 
 def _locked(
-    recipe: FirstStageRecipe | DiffusionRecipe,
+    recipe: FirstStageConfig | DiffusionConfig,
     out: Path,
     lock: FileLock,
     observe: Observe,
@@ -118,7 +118,7 @@ def _locked(
     if refused and not checkpoint:
         raise UndustError(f"{refused[0]}; {out} has no whole checkpoint to resume from")
     notes = [f"passed over: {sentence}" for sentence in refused]
-    if isinstance(recipe, DiffusionRecipe):
+    if isinstance(recipe, DiffusionConfig):
         recipe = with_derived(recipe)
     before = checkpoint.recipe.get("run", {}) if checkpoint else None
     recipe, note = resolved(recipe, before)
@@ -126,7 +126,7 @@ def _locked(
     written = recipe.model_dump(mode="json")
     if checkpoint:
         notes += compare_recipes(checkpoint, written, out)
-    if isinstance(recipe, FirstStageRecipe):
+    if isinstance(recipe, FirstStageConfig):
         task = FirstStageTask(recipe, observe)
         notes += task.notes
         if checkpoint:

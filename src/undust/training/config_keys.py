@@ -60,7 +60,8 @@ def _place(first: ErrorDetails, tree: object) -> list[str]:
         if isinstance(tree, Mapping) and part in tree:
             tree = cast("Mapping[object, object]", tree)[part]
         elif isinstance(tree, list | tuple) and isinstance(part, int):
-            tree = cast("list[object]", tree)[part]
+            values = cast("list[object]", tree)
+            tree = values[part] if part < len(values) else None  # too few of them
         elif not (missing and number == len(first["loc"]) - 1):
             continue
         place.append(str(part))

@@ -23,19 +23,19 @@ from undust.errors import UndustError
 from undust.formats.files import expanded
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from undust.regular import read_text
-from undust.training.recipe_keys import fault
+from undust.training.config_keys import fault
 
 STEPS = 10**9  # of a run, at most
 Place = Annotated[Path, AfterValidator(expanded)]
 
 
-class Table(BaseModel):
+class Config(BaseModel):
     """One table of a recipe: frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Data(Table):
+class DataConfig(Config):
     """Which pictures, how large, and in what order they are drawn."""
 
     folder: Place = Field(description="pictures, with captions beside them or in metadata")
@@ -69,7 +69,7 @@ Part = Annotated[
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Optimizer(Table):
+class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for all but the ends.
 
     The rate warms up, stays, and cools down linearly.
@@ -103,7 +103,7 @@ class Optimizer(Table):
         return self.learning_rate * rise * fall
 
 
-class Run(Table):
+class RunConfig(Config):
     """How long, how often, how exact."""
 
     steps: int = Field(gt=0, le=STEPS, description="steps of the whole run")
@@ -123,7 +123,7 @@ class Run(Table):
     keep: int = Field(default=3, gt=0, description="newest checkpoints that are kept")
 
 
-class ReconstructionLoss(Table):
+class ReconstructionLossConfig(Config):
     """Weights of the first stage's loss terms."""
 
     pixel: Literal["l1", "l2"] = Field(default="l1", description="the pixels' distance")
@@ -144,7 +144,7 @@ Template = Annotated[str, AfterValidator(_around_one)]
 """TextConditioner around one {}."""
 
 
-class Captions(Table):
+class CaptionsConfig(Config):
     """Which captions a picture is shown with, and how they are worded: each time by chance."""
 
     fields: tuple[str, ...] = Field(
@@ -181,13 +181,13 @@ Levels = Annotated[int, Field(ge=2, le=100_000)]
 """Time steps of a process, as many as a scheduler_config.json may have."""
 
 
-class _Dust(Table):
+class NoiseConfig(Config):
     """The loss weight, by noise level."""
 
     weighting: str = Field(default="uniform", description="weight of the error at each noise level")
 
 
-class _Discrete(_Dust):
+class _DiscreteNoiseConfig(NoiseConfig):
     steps: Levels = Field(default=1000, description="time steps of the process")
     zero_terminal_snr: bool = Field(
         default=False, description="stretch the process to end in noise alone"
@@ -198,7 +198,7 @@ class _Discrete(_Dust):
     shift: Shift = Field(default=1.0, description="above 1, noisier levels are trained more often")
 
 
-class BetaDust(_Discrete):
+class BetaNoiseConfig(_DiscreteNoiseConfig):
     """A discrete process by how its β grows."""
 
     process: Literal["linear", "scaled-linear", "sigmoid"] = Field(
@@ -208,13 +208,13 @@ class BetaDust(_Discrete):
     beta_end: float = Field(default=0.012, gt=0, lt=1, description="the last β")
 
 
-class CosineDust(_Discrete):
+class CosineNoiseConfig(_DiscreteNoiseConfig):
     """The discrete process whose ᾱ falls as a squared cosine, which has no ends to set."""
 
     process: Literal["cosine"] = Field(description="ᾱ is a squared cosine")
 
 
-class FlowDust(_Dust):
+class FlowNoiseConfig(NoiseConfig):
     """Rectified flow, trained at even times (Liu et al. 2023)."""
 
     process: Literal["flow"] = Field(description="rectified flow")
@@ -225,7 +225,7 @@ class FlowDust(_Dust):
     )
 
 
-class EDMDust(_Dust):
+class EDMNoiseConfig(NoiseConfig):
     """EDM: log σ drawn from a normal distribution (Karras et al. 2022, table 1).
 
     The defaults are theirs, for pictures. Latents that are scaled to deviation 1 are twice as
@@ -249,20 +249,20 @@ def _usual_process(dust: object) -> object:
 
 
 Dust = Annotated[
-    BetaDust | CosineDust | FlowDust | EDMDust,
+    BetaNoiseConfig | CosineNoiseConfig | FlowNoiseConfig | EDMNoiseConfig,
     Field(discriminator="process"),
     BeforeValidator(_usual_process),
 ]
 """The process, what the network predicts, and what a mistake costs."""
 
 
-class _Recipe(Table):
+class TrainingConfig(Config):
     """The keys that both kinds of recipe have."""
 
     seed: int = Field(default=0, ge=0, lt=2**64, description="of all random numbers of the run")
-    data: Data
-    optimizer: Optimizer
-    run: Run
+    data: DataConfig
+    optimizer: OptimizerConfig
+    run: RunConfig
 
     @model_validator(mode="after")
     def _ramps_fit(self) -> Self:
@@ -284,12 +284,12 @@ class _Recipe(Table):
         return self
 
 
-class FirstStageRecipe(_Recipe):
+class FirstStageConfig(TrainingConfig):
     """Trains the autoencoder between pictures and latents."""
 
     kind: Literal["first-stage"] = Field(description="what is trained")
     autoencoder: AutoencoderConfig
-    loss: ReconstructionLoss = ReconstructionLoss()
+    loss: ReconstructionLossConfig = ReconstructionLossConfig()
 
     @model_validator(mode="after")
     def _can_be_published(self) -> Self:
@@ -307,7 +307,7 @@ class FirstStageRecipe(_Recipe):
         return self
 
 
-class DiffusionRecipe(_Recipe):
+class DiffusionConfig(TrainingConfig):
     """Trains U-Net and text encoder together on the latents of a trained first stage."""
 
     kind: Literal["diffusion"] = Field(description="what is trained")
@@ -315,8 +315,8 @@ class DiffusionRecipe(_Recipe):
         description="the trained autoencoder: its folder, that of its run or of a model, a file, "
         "or a model's name"
     )
-    captions: Captions = Captions()
-    dust: Dust = BetaDust()
+    captions: CaptionsConfig = CaptionsConfig()
+    dust: Dust = BetaNoiseConfig()
     unet: UNetConfig
     text_encoder: TextEncoderConfig
     previews: tuple[str, ...] = Field(default=(), description="prompts of the previews")
@@ -331,11 +331,11 @@ class DiffusionRecipe(_Recipe):
         return self
 
 
-TrainingRecipe = Annotated[FirstStageRecipe | DiffusionRecipe, Field(discriminator="kind")]
-KINDS = {"first-stage": FirstStageRecipe, "diffusion": DiffusionRecipe}
+TrainingRecipe = Annotated[FirstStageConfig | DiffusionConfig, Field(discriminator="kind")]
+KINDS = {"first-stage": FirstStageConfig, "diffusion": DiffusionConfig}
 
 
-def read(path: Path, changes: Sequence[str] = ()) -> FirstStageRecipe | DiffusionRecipe:
+def read(path: Path, changes: Sequence[str] = ()) -> FirstStageConfig | DiffusionConfig:
     """The recipe in a TOML file, with changes such as "run.steps=100" applied.
 
     Raises UndustError for an absent or broken file, an unknown key and a value of the wrong type.
@@ -351,10 +351,10 @@ def read(path: Path, changes: Sequence[str] = ()) -> FirstStageRecipe | Diffusio
     return parse(tree, str(path))
 
 
-def parse(tree: object, where: str) -> FirstStageRecipe | DiffusionRecipe:
+def parse(tree: object, where: str) -> FirstStageConfig | DiffusionConfig:
     """The recipe in a tree of plain values; `where` names it in errors."""
     try:
-        return TypeAdapter[FirstStageRecipe | DiffusionRecipe](TrainingRecipe).validate_python(tree)
+        return TypeAdapter[FirstStageConfig | DiffusionConfig](TrainingRecipe).validate_python(tree)
     except ValidationError as error:
         raise UndustError(f"{where}: {fault(error, tree, KINDS)}") from error
 

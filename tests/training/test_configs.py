@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from undust.errors import UndustError
-from undust.training import recipes
-from undust.training.dust import forward
-from undust.training.recipe_keys import tables
-from undust.training.recipes import DiffusionRecipe, FirstStageRecipe, Optimizer
+from undust.training import configs
+from undust.training.config_keys import tables
+from undust.training.configs import DiffusionConfig, FirstStageConfig, OptimizerConfig
+from undust.training.noise_levels import forward
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 Write = Callable[[str], Path]
@@ -25,8 +25,8 @@ Write = Callable[[str], Path]
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_the_published_recipes_can_be_read(path: Path):
-    kind = FirstStageRecipe if "first-stage" in path.stem else DiffusionRecipe
-    assert isinstance(recipes.read(path), kind)
+    kind = FirstStageConfig if "first-stage" in path.stem else DiffusionConfig
+    assert isinstance(configs.read(path), kind)
 
 
 def test_recipes_are_published():
@@ -35,8 +35,8 @@ def test_recipes_are_published():
 
 @pytest.mark.parametrize("kind", ["first-stage", "diffusion"])
 def test_a_recipe_survives_being_written_in_a_checkpoint(kind: str, write_recipe: Write):
-    recipe = recipes.read(write_recipe(kind))
-    assert recipes.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+    recipe = configs.read(write_recipe(kind))
+    assert configs.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_recipe_survives_being_written_in_a_checkpoint(kind: str, write_recipe
 )
 def test_what_cannot_be_is_named(change: str, said: str, write_recipe: Write):
     with pytest.raises(UndustError) as error:
-        recipes.read(write_recipe("first-stage"), [change])
+        configs.read(write_recipe("first-stage"), [change])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -77,12 +77,12 @@ def test_what_cannot_be_is_named(change: str, said: str, write_recipe: Write):
 def test_every_process_has_its_own_dust(process: str, changes: list[str], write_recipe: Write):
     path = write_recipe("diffusion")
     changes = [f"process={process}", *changes]
-    recipe = recipes.read(path, [f"dust.{change}" for change in changes])
-    assert isinstance(recipe, DiffusionRecipe)
+    recipe = configs.read(path, [f"dust.{change}" for change in changes])
+    assert isinstance(recipe, DiffusionConfig)
     for change in changes:
         name, _, value = change.partition("=")
         assert str(getattr(recipe.dust, name)).lower().removesuffix(".0") == value
-    assert recipes.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+    assert configs.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_every_process_has_its_own_dust(process: str, changes: list[str], write_
 )
 def test_keys_that_a_process_does_not_have(changes: list[str], said: str, write_recipe: Write):
     with pytest.raises(UndustError, match=said) as error:
-        recipes.read(write_recipe("diffusion"), changes)
+        configs.read(write_recipe("diffusion"), changes)
     assert "\n" not in str(error.value)
 
 
@@ -125,32 +125,32 @@ def test_keys_that_a_process_does_not_have(changes: list[str], said: str, write_
     ],
 )
 def test_changes_from_the_command_line(
-    change: str, found: Callable[[FirstStageRecipe], bool], write_recipe: Write
+    change: str, found: Callable[[FirstStageConfig], bool], write_recipe: Write
 ):
-    recipe = recipes.read(write_recipe("first-stage"), [change])
-    assert isinstance(recipe, FirstStageRecipe)
+    recipe = configs.read(write_recipe("first-stage"), [change])
+    assert isinstance(recipe, FirstStageConfig)
     assert found(recipe)
 
 
 def test_the_last_change_counts(write_recipe: Write):
-    assert recipes.read(write_recipe("diffusion"), ["run.steps=7", "run.steps=8"]).run.steps == 8
+    assert configs.read(write_recipe("diffusion"), ["run.steps=7", "run.steps=8"]).run.steps == 8
 
 
 def test_files_that_are_no_recipe(tmp_path: Path):
     path = tmp_path / "recipe.toml"
     with pytest.raises(UndustError, match=r"cannot read the recipe .*recipe\.toml: No such file"):
-        recipes.read(path)
+        configs.read(path)
     with pytest.raises(UndustError, match="is a folder, not a file"):
-        recipes.read(tmp_path)
+        configs.read(tmp_path)
     path.write_text("kind = ")
     with pytest.raises(UndustError, match=r"recipe\.toml is not TOML"):
-        recipes.read(path)
+        configs.read(path)
     path.write_bytes(b"kind = '\xff'")
     with pytest.raises(UndustError, match=r"recipe\.toml is not TOML"):
-        recipes.read(path)
+        configs.read(path)
     path.write_text("")
     with pytest.raises(UndustError, match=r"recipe\.toml: kind"):
-        recipes.read(path)
+        configs.read(path)
 
 
 # Pieces of recipes, so that some of what is made from them is read beyond the first line.
@@ -168,7 +168,7 @@ def test_any_text_is_a_recipe_or_a_line_that_says_why_not(text: str):
         path = Path(folder, "recipe.toml")
         path.write_text(text, "utf-8", errors="replace")
         with pytest.raises(UndustError) as error:
-            recipes.read(path)
+            configs.read(path)
     assert "\n" not in str(error.value)
 
 
@@ -181,7 +181,7 @@ def test_any_change_is_made_or_refused(text: str):
         path = Path(folder, "recipe.toml")
         path.write_text(PUBLISHED[0].read_text("utf-8"), "utf-8")
         try:
-            recipes.read(path, [text])
+            configs.read(path, [text])
         except UndustError as error:
             assert "\n" not in str(error)
 
@@ -218,6 +218,7 @@ def test_any_change_is_made_or_refused(text: str):
         ("first-stage", "seed=99999999999999999999999", "seed: has to be less than 1844674407370"),
         ("first-stage", "run.steps=" + "9" * 6000, "run.steps: has to be a smaller number"),
         ("first-stage", "optimizer.betas=[1,1]", "optimizer.betas.0: has to be less than 1"),
+        ("first-stage", "optimizer.betas=[]", "optimizer.betas.0: is missing"),
         ("first-stage", "optimizer.learning_rate=inf", "learning_rate: has to be a finite number"),
         ("first-stage", "optimizer.warm_up=1.5", "a whole number of steps, or below 1: a share"),
         ("diffusion", 'captions.templates.text=["{"]', "text.0: has to have {} once, where"),
@@ -226,7 +227,7 @@ def test_any_change_is_made_or_refused(text: str):
 def test_what_a_message_says(kind: str, change: str, said: str, write_recipe: Write):
     path = write_recipe(kind)
     with pytest.raises(UndustError) as error:
-        recipes.read(path, [change])
+        configs.read(path, [change])
     assert str(error.value).startswith(f"{path}: ")
     assert said in str(error.value)
     assert not re.search(r"class |\^\[|pydantic|: :", str(error.value))
@@ -236,10 +237,10 @@ def test_a_recipe_without_a_kind_and_one_with_a_byte_order_mark(write_recipe: Wr
     path = write_recipe("diffusion")
     text = path.read_text("utf-8")
     path.write_text("\ufeff" + text, "utf-8")
-    assert isinstance(recipes.read(path), DiffusionRecipe)
+    assert isinstance(configs.read(path), DiffusionConfig)
     path.write_text(text.replace('kind = "diffusion"', ""), "utf-8")
     with pytest.raises(UndustError, match="kind: is missing; possible are first-stage, diffusion"):
-        recipes.read(path)
+        configs.read(path)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_what_could_not_be_published_is_refused_at_once(
     kind: str, change: str, said: str, write_recipe: Write
 ):
     with pytest.raises(UndustError) as error:
-        recipes.read(write_recipe(kind), [change])
+        configs.read(write_recipe(kind), [change])
     assert said in str(error.value)
 
 
@@ -279,7 +280,7 @@ VALUES = st.recursive(
 KEYS = sorted(
     {
         f"{table}.{key}".lstrip(".")
-        for kind in (FirstStageRecipe, DiffusionRecipe)
+        for kind in (FirstStageConfig, DiffusionConfig)
         for table, model in tables(kind)
         for key in model.model_fields
     }
@@ -303,13 +304,13 @@ def test_any_values_are_a_recipe_or_a_line_that_says_why_not(
             table = inner if isinstance(inner, dict) else {}
         table[name] = value
     try:
-        recipe = recipes.parse(tree, "here")
-        if isinstance(recipe, DiffusionRecipe):
+        recipe = configs.parse(tree, "here")
+        if isinstance(recipe, DiffusionConfig):
             forward(recipe.dust)
     except UndustError as error:
         assert "\n" not in str(error)
     else:
-        assert recipes.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+        assert configs.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
         assert recipe.optimizer.rate(0, recipe.run.steps) >= 0
 
 
@@ -319,7 +320,7 @@ def test_any_values_are_a_recipe_or_a_line_that_says_why_not(
 @pytest.mark.parametrize("steps", [1, 2, 10, 100, 1000, 8000])
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_recipes_reach_their_rate_whatever_their_length(path: Path, steps: int):
-    recipe = recipes.read(path, [f"run.steps={steps}"])
+    recipe = configs.read(path, [f"run.steps={steps}"])
     rates = [recipe.optimizer.rate(step, steps) for step in range(steps)]
     assert max(rates) == recipe.optimizer.learning_rate
 
@@ -328,9 +329,9 @@ def test_shares_of_the_run_are_the_steps_that_they_were_in_the_built_in_model(
     write_recipe: Write,
 ):
     [diffusion] = [path for path in PUBLISHED if path.stem == "emoji-diffusion"]
-    recipe = recipes.read(diffusion)
+    recipe = configs.read(diffusion)
     assert recipe.optimizer.ramps(recipe.run.steps) == (50, 3600)
-    whole = recipes.read(diffusion, ["optimizer.warm_up=50", "optimizer.cool_down=3600"])
+    whole = configs.read(diffusion, ["optimizer.warm_up=50", "optimizer.cool_down=3600"])
     assert whole.optimizer.ramps(8000) == (50, 3600)
 
 
@@ -347,18 +348,18 @@ def test_shares_of_the_run_are_the_steps_that_they_were_in_the_built_in_model(
 def test_ramps_longer_than_the_run_are_refused(changes: list[str], said: str):
     [diffusion] = [path for path in PUBLISHED if path.stem == "emoji-diffusion"]
     with pytest.raises(UndustError) as error:
-        recipes.read(diffusion, ["run.steps=1000", "optimizer.warm_up=50", *changes])
+        configs.read(diffusion, ["run.steps=1000", "optimizer.warm_up=50", *changes])
     assert all(part in str(error.value) for part in said.split(" .*"))
 
 
 def test_the_learning_rate_rises_stays_and_falls():
     """Linear over four steps up (2/5 … 1) and three down, of a run of 20."""
-    optimizer = Optimizer(learning_rate=2.0, warm_up=4, cool_down=3)
+    optimizer = OptimizerConfig(learning_rate=2.0, warm_up=4, cool_down=3)
     rates = [optimizer.rate(step, 20) for step in range(20)]
     expected = [0.4, 0.8, 1.2, 1.6, *[2.0] * 13, 1.5, 1.0, 0.5]
     assert rates == pytest.approx(expected)
 
 
 def test_without_warm_up_the_rate_is_constant():
-    optimizer = Optimizer(learning_rate=1e-3)
+    optimizer = OptimizerConfig(learning_rate=1e-3)
     assert {optimizer.rate(step, 9) for step in range(9)} == {1e-3}

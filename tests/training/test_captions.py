@@ -15,16 +15,16 @@ from undust.conditioning import tokenizer as tokenizers
 from undust.datasets.image_folder import Sample
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
-from undust.training.recipes import Captions, DiffusionRecipe
-from undust.training.wording import Wording, check_captions, too_long
+from undust.training.captions import CaptionSampler, check_captions, too_long
+from undust.training.configs import CaptionsConfig, DiffusionConfig
 
 
 def said(captions: Mapping[str, str], count: int = 600, **table: object) -> Counter[str]:
     """How often each caption of one picture is said."""
-    wording = Wording(Captions.model_validate(table), [captions])
+    sampler = CaptionSampler(CaptionsConfig.model_validate(table), [captions])
     counters = torch.tensor([[k, 0, 0] for k in range(count)])
-    chances: list[list[float]] = uniform(1, counters, (wording.chances,)).tolist()
-    return Counter(wording(0, chance) for chance in chances)
+    chances: list[list[float]] = uniform(1, counters, (sampler.chances,)).tolist()
+    return Counter(sampler(0, chance) for chance in chances)
 
 
 def shares(counts: Counter[str], expected: Mapping[str, float]) -> bool:
@@ -78,15 +78,15 @@ def test_braces_in_a_caption_are_left_alone():
 
 @given(st.lists(st.floats(0, 1, exclude_max=True), min_size=5, max_size=5))
 def test_any_chance_says_something_of_the_list(chance: Sequence[float]):
-    table = Captions(fields=("text",), lists=("text",), templates={"text": ("a {}",)})
-    wording = Wording(table, [{"text": "x, y"}])
-    assert wording.chances == 5
-    assert wording(0, chance) in {"a x", "a y", "a x, y", "a y, x"}
+    table = CaptionsConfig(fields=("text",), lists=("text",), templates={"text": ("a {}",)})
+    sampler = CaptionSampler(table, [{"text": "x, y"}])
+    assert sampler.chances == 5
+    assert sampler(0, chance) in {"a x", "a y", "a x, y", "a y, x"}
 
 
 def test_the_vocabulary_learns_from_all_that_can_be_said():
-    table = Captions(fields=("text", "text"), templates={"text": ("{}", "a {}")})
-    every = Wording(table, [CAPTIONS, {}]).every()
+    table = CaptionsConfig(fields=("text", "text"), templates={"text": ("{}", "a {}")})
+    every = CaptionSampler(table, [CAPTIONS, {}]).every()
     assert " ".join(every).split() == ["red", "heart", "red", "heart", "a"]
 
 
@@ -100,7 +100,7 @@ def test_the_vocabulary_learns_from_all_that_can_be_said():
     ],
 )
 def test_wordings_that_cannot_be(
-    change: str, message: str, diffusion_recipe: Callable[[str], DiffusionRecipe]
+    change: str, message: str, diffusion_recipe: Callable[[str], DiffusionConfig]
 ):
     with pytest.raises(UndustError, match=message):
         diffusion_recipe(change)
@@ -113,21 +113,21 @@ def sample(**captions: str) -> Sample:
 def test_captions_that_are_not_there_are_refused_with_the_columns_that_are():
     samples = [sample(caption="a", prompt="b"), sample(caption="c")]
     with pytest.raises(UndustError, match=r"in text; .* columns caption \(2\), prompt \(1\): name"):
-        check_captions(Captions(), samples)
-    assert check_captions(Captions(fields=("caption",)), samples) == []
-    assert len(check_captions(Captions(), samples, required=False)) == 2  # a run that goes on
+        check_captions(CaptionsConfig(), samples)
+    assert check_captions(CaptionsConfig(fields=("caption",)), samples) == []
+    assert len(check_captions(CaptionsConfig(), samples, required=False)) == 2  # a run that goes on
     with pytest.raises(UndustError, match=r"the data has no captions: put one beside each picture"):
-        check_captions(Captions(), [sample()])
+        check_captions(CaptionsConfig(), [sample()])
 
 
 def test_folders_of_classes_are_no_captions():
     samples = [Sample(Path(name), {}, name) for name in ("cat/0.png", "dog/0.png")]
     with pytest.raises(UndustError, match=r"names of folders \(cat, dog, …\) are not read"):
-        check_captions(Captions(), samples)
+        check_captions(CaptionsConfig(), samples)
 
 
-@pytest.mark.parametrize("table", [Captions(fields=()), Captions(drop=1.0)])
-def test_a_model_without_captions_is_asked_for(table: Captions):
+@pytest.mark.parametrize("table", [CaptionsConfig(fields=()), CaptionsConfig(drop=1.0)])
+def test_a_model_without_captions_is_asked_for(table: CaptionsConfig):
     assert check_captions(table, [sample(), sample(caption="x")]) == []
 
 
@@ -137,15 +137,15 @@ def test_the_share_without_a_caption_and_a_misspelt_column_are_told():
         "1 of 4 pictures (25%) have no caption and are trained without one",
         "captions.fields: no picture has text_kr; the data has the columns text (3)",
     )
-    assert check_captions(Captions(), samples) == [without]
-    assert check_captions(Captions(fields=("text", "text_kr")), samples) == [absent, without]
+    assert check_captions(CaptionsConfig(), samples) == [without]
+    assert check_captions(CaptionsConfig(fields=("text", "text_kr")), samples) == [absent, without]
 
 
 def test_captions_that_are_too_long_are_counted():
     captions = ["a b c d e f", "a b", "a"]
     tokenizer = tokenizers.train(captions, 600, 6)
     samples = [sample(text=caption) for caption in captions]
-    (note,) = too_long(Captions(length=6), samples, tokenizer)
+    (note,) = too_long(CaptionsConfig(length=6), samples, tokenizer)
     assert note.startswith("1 of 3 captions are cut to captions.length = 6 tokens")
     assert note.endswith("the longest has 8")  # six letters and the two ends
-    assert too_long(Captions(length=6), samples[1:], tokenizer) == []
+    assert too_long(CaptionsConfig(length=6), samples[1:], tokenizer) == []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from undust.diffusion.process import DISCRETE, EDM, Flow, Process, zero_terminal_snr
 from undust.diffusion.weighting import lognormal
-from undust.training.recipes import CosineDust, Dust, EDMDust, FlowDust
+from undust.training.configs import CosineNoiseConfig, Dust, EDMNoiseConfig, FlowNoiseConfig
 
 Levels = Callable[[Tensor], Tensor]
 """Numbers in (0, 1) -> σ, float64, of the same shape."""
@@ -16,14 +16,14 @@ Levels = Callable[[Tensor], Tensor]
 
 def forward(dust: Dust) -> tuple[Process, Levels]:
     """The process and its levels; UndustError for values of which there is no process."""
-    if isinstance(dust, EDMDust):
+    if isinstance(dust, EDMNoiseConfig):
         process = EDM(dust.sigma_min, dust.sigma_max, dust.sigma_data)
         return process, lambda uniform: lognormal(uniform, dust.p_mean, dust.p_std)
-    if isinstance(dust, FlowDust):
+    if isinstance(dust, FlowNoiseConfig):
         flow = Flow(dust.shift, dust.steps)
         first, last = flow.time_range
         return flow, lambda uniform: flow.sigma(first + (last - first) * uniform)
-    ends = () if isinstance(dust, CosineDust) else (dust.beta_start, dust.beta_end)
+    ends = () if isinstance(dust, CosineNoiseConfig) else (dust.beta_start, dust.beta_end)
     discrete = DISCRETE[dust.process](dust.steps, *ends)
     if dust.zero_terminal_snr:
         discrete = zero_terminal_snr(discrete)

@@ -8,17 +8,17 @@ from pathlib import PurePosixPath
 from undust.conditioning.tokenizer import Tokenizer
 from undust.datasets.image_folder import Sample, columns
 from undust.errors import UndustError, printable
-from undust.training.recipes import Captions
+from undust.training.configs import CaptionsConfig
 
 
-class Wording:
-    """TextConditioner a caption anew each time that its picture is shown.
+class CaptionSampler:
+    """Draws a caption anew each time a picture is used.
 
     By chance: one of the fields that the picture has; of a list some of its words, in any order;
     and one of the field's templates around them. A picture without captions has the empty one.
     """
 
-    def __init__(self, table: Captions, captions: Sequence[Mapping[str, str]]) -> None:
+    def __init__(self, table: CaptionsConfig, captions: Sequence[Mapping[str, str]]) -> None:
         self.templates = table.templates
         self.choices = [
             [
@@ -53,7 +53,7 @@ class Wording:
 
 
 def check_captions(
-    table: Captions, samples: Sequence[Sample], *, required: bool = True
+    table: CaptionsConfig, samples: Sequence[Sample], *, required: bool = True
 ) -> list[str]:
     """A line for pictures without a caption, and for columns that none has.
 
@@ -92,7 +92,7 @@ def check_captions(
     return notes
 
 
-def too_long(table: Captions, samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:
+def too_long(table: CaptionsConfig, samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:
     """A line for captions that lose their ends, since they have more tokens than there is room."""
     counts = [
         len(tokenizer.pieces(sample.captions[name]))
