@@ -15,9 +15,9 @@ from fuzzing.changes import bytes_changed, json_changed, text_changed
 from undust.formats.a1111 import parse_a1111
 from undust.formats.metadata.containers import SIGNATURE
 from undust.formats.recipe_png import read_recipe, read_texts, write_picture
-from undust.generation.recipe import Recipe
 from undust.pictures import read_image
 from undust.recipe.files import ImageRef
+from undust.recipe.recipe import Recipe
 
 PARAMETERS = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 4, Seed: 1"
 PARAMETERS += ', Size: 64x64, Model: "a, b"'

@@ -21,13 +21,12 @@ from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.clip import clip
 from undust.conditioning.prompt import parse
 from undust.conditioning.text import TextConditioner
+from undust.diffusion.guidance import GUIDANCES
 from undust.diffusion.process import DISCRETE, EDM, Flow
 from undust.formats import model_folder, safetensors_file
 from undust.formats import tokenizer_files as tokenizer_folder
 from undust.formats.networks import load_network
 from undust.formats.scheduler import read_scheduler, scheduler_config
-from undust.generation.guides import GUIDANCES, read_guide
-from undust.generation.recipe import Recipe
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import (
     AutoencoderConfig,
@@ -39,6 +38,8 @@ from undust.networks.unet import UNet
 from undust.pictures import from_data, to_data
 from undust.recipe import inputs
 from undust.recipe.files import ImageRef
+from undust.recipe.guidance import read_guidance, settings_of
+from undust.recipe.recipe import Recipe
 
 
 @kind(10)
@@ -163,7 +164,7 @@ def prompts(_: Path) -> Make:
         (ImageRef.of, ["a/house.png"]),
         (lambda given: safetensors_file.load(Path(given)), ["a/some.safetensors"]),
         (inputs.read_extend, ["64,0,64,0"]),
-        (read_guide, [f"{name}:{GUIDANCES[name].settings()}" for name in GUIDANCES]),
+        (read_guidance, [f"{name}:{settings_of(GUIDANCES[name]).summary()}" for name in GUIDANCES]),
         (lambda given: Recipe.read({**recipe(), "schedule": given}), ["14.6,3.2,0", "karras"]),
         (lambda given: Recipe.read({**recipe(), "sampler": given}), ["deis", "euler"]),
         (lambda given: from_data(given), [to_data(Image.new("L", (8, 8)), (8, 8))]),

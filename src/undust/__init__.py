@@ -10,8 +10,8 @@ from undust.version import __version__
 if TYPE_CHECKING:
     from undust.errors import UndustError
     from undust.generation.loop import Picture, Step
-    from undust.generation.recipe import Recipe
     from undust.model import LatentDiffusion, load
+    from undust.recipe.recipe import Recipe
 
 __all__ = [
     "LatentDiffusion",
@@ -26,7 +26,7 @@ __all__ = [
 _PLACES = {
     "LatentDiffusion": "undust.model",
     "Picture": "undust.generation.loop",
-    "Recipe": "undust.generation.recipe",
+    "Recipe": "undust.recipe.recipe",
     "Step": "undust.generation.loop",
     "UndustError": "undust.errors",
     "load": "undust.model",

@@ -14,10 +14,10 @@ from undust.errors import UndustError
 from undust.formats import model_folder
 from undust.formats.files import expanded
 from undust.generation import loop
-from undust.generation.asking import Options, recipes
 from undust.generation.loop import Picture, Step
-from undust.generation.recipe import Recipe
+from undust.generation.options import Options, recipes
 from undust.latent.model import LatentModel
+from undust.recipe.recipe import Recipe
 
 
 class LatentDiffusion(LatentModel):
@@ -38,7 +38,7 @@ class LatentDiffusion(LatentModel):
         **options: Unpack[Options],
     ) -> Iterator[Step]:
         """Paints as `generate` does, all pictures in one batch, and yields every step of it."""
-        return loop.paint(self, self._batch(self.recipes(prompts, **options), noise), noise)
+        return loop.sample_batch(self, self._batch(self.recipes(prompts, **options), noise), noise)
 
     def generate(
         self,
@@ -61,15 +61,15 @@ class LatentDiffusion(LatentModel):
             batches = loop.batches(self, asked, exact=exact)
         pictures: list[Picture] = []
         for batch in batches:
-            *_, last = loop.paint(self, batch, noise)
-            pictures += loop.finish(batch, last)
+            *_, last = loop.sample_batch(self, batch, noise)
+            pictures += loop.decode(batch, last)
         return pictures
 
     def rerun(self, recipe: Recipe) -> Picture:
         """The picture of a recipe again, to the byte; errors as for `rerun_batch`."""
         batch = self.rerun_batch(recipe)
-        *_, last = loop.paint(self, batch)
-        return loop.finish(batch, last)[recipe.place]
+        *_, last = loop.sample_batch(self, batch)
+        return loop.decode(batch, last)[recipe.place]
 
     def rerun_batch(self, recipe: Recipe) -> list[Recipe]:
         """What to paint to get a picture again. Raises UndustError if it is of another model."""

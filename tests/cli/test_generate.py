@@ -116,13 +116,13 @@ def test_guides_that_are_none(undust: Run, tiny_model: Path):
 
 
 def test_the_guides_are_listed(undust: Run):
-    from undust.generation.guides import GUIDANCES
+    from undust.diffusion.guidance import GUIDANCES
 
     done = undust("guidances")
     assert done.code == 0
-    for name, kind in GUIDANCES.items():
+    for name, method in GUIDANCES.items():
         assert f"{name} " in done.out
-        assert kind.summary() in done.out
+        assert method.summary in done.out
 
 
 def test_several_pictures_come_with_a_contact_sheet(undust: Run, tiny_model: Path):

@@ -18,8 +18,8 @@ from undust.cli.generate import parse_size
 from undust.formats.a1111 import parse_a1111
 from undust.formats.metadata import programs
 from undust.formats.recipe_png import read_recipe, write_picture
-from undust.generation.recipe import Recipe
 from undust.recipe.inputs import LoRA, Refiner, Upscale
+from undust.recipe.recipe import Recipe
 
 from .conftest import Run
 

@@ -11,8 +11,8 @@ import torch
 import undust
 from undust.errors import UndustError
 from undust.generation import loop
-from undust.generation.recipe import Recipe, between
 from undust.model import LatentDiffusion
+from undust.recipe.recipe import Recipe, between
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def model(tiny_model: Path) -> LatentDiffusion:
 
 
 def painted(model: LatentDiffusion, recipes: list[Recipe]) -> torch.Tensor:
-    *_, last = loop.paint(model, recipes)
+    *_, last = loop.sample_batch(model, recipes)
     return last.x
 
 
@@ -55,8 +55,8 @@ def test_a_recipe_tells_where_it_lies(model: LatentDiffusion):
 def test_a_picture_on_the_way_is_made_again(model: LatentDiffusion):
     first, last = model.recipes("a cat", seed=1, steps=3, count=2)
     batch = next(iter(loop.batches(model, between(first, last, 3))))
-    *_, step = loop.paint(model, batch)
-    pictures = loop.finish(batch, step)
+    *_, step = loop.sample_batch(model, batch)
+    pictures = loop.decode(batch, step)
     again = model.rerun(pictures[1].recipe)
     assert again.image.tobytes() == pictures[1].image.tobytes()
 

@@ -16,8 +16,8 @@ from undust.diffusion.process import PROCESSES
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
 from undust.generation import loop
-from undust.generation.recipe import Recipe
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.recipe.recipe import Recipe
 
 FRAMES, HEIGHT, WIDTH = 5, 4, 6
 
@@ -64,16 +64,16 @@ def recipe(seed: int = 1, **fields: Any) -> Recipe:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_film_of_a_batch_is_the_film_alone(sampler: str):
     model = FilmPainter()
-    *_, both = loop.paint(model, [recipe(1, sampler=sampler), recipe(2, sampler=sampler)])
+    *_, both = loop.sample_batch(model, [recipe(1, sampler=sampler), recipe(2, sampler=sampler)])
     assert both.x.shape == both.x0.shape == (2, FRAMES, 3, HEIGHT, WIDTH)
     assert both.x.isfinite().all()
     if not SAMPLERS[sampler].adaptive:  # those are run one by one
-        *_, alone = loop.paint(model, [recipe(2, sampler=sampler)])
+        *_, alone = loop.sample_batch(model, [recipe(2, sampler=sampler)])
         torch.testing.assert_close(both.x[1:], alone.x, rtol=1e-3, atol=1e-3)
 
 
 def test_each_frame_has_noise_of_its_own():
-    *_, last = loop.paint(FilmPainter(), [recipe(steps=1, sampler="ddim")])
+    *_, last = loop.sample_batch(FilmPainter(), [recipe(steps=1, sampler="ddim")])
     frames = last.x[0]
     assert all(not torch.equal(a, b) for a, b in pairwise(frames))
 
@@ -81,9 +81,9 @@ def test_each_frame_has_noise_of_its_own():
 def test_noise_of_a_film_is_one_picture_or_a_batch_and_never_folded():
     model, asked = FilmPainter(), recipe(sampler="euler")
     noise = torch.randn(FRAMES, 3, HEIGHT, WIDTH, generator=torch.manual_seed(0))
-    *_, one = loop.paint(model, [asked], noise)
-    *_, same = loop.paint(model, [asked], noise[None])
+    *_, one = loop.sample_batch(model, [asked], noise)
+    *_, same = loop.sample_batch(model, [asked], noise[None])
     assert torch.equal(one.x, same.x)
     for wrong in (noise[0], noise[None, None], noise[:3], torch.stack([noise, noise])):
         with pytest.raises(UndustError, match=r"has to be \[1, 5, 3, 4, 6\]"):
-            next(loop.paint(model, [asked], wrong))
+            next(loop.sample_batch(model, [asked], wrong))

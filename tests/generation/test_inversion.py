@@ -14,8 +14,8 @@ from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES, Process
 from undust.errors import UndustError
 from undust.generation import inversion, loop
-from undust.generation.recipe import Recipe
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.recipe.recipe import Recipe
 
 
 @dataclass
@@ -43,7 +43,7 @@ def batch(steps: int = 20) -> list[Recipe]:
 def test_painting_from_the_noise_gives_the_latents_back():
     *_, last = inversion.invert(PAINTER, batch(), LATENTS, iterations=100)
     noise = inversion.noise(PAINTER, last)
-    *_, painted = loop.paint(PAINTER, batch(), noise)
+    *_, painted = loop.sample_batch(PAINTER, batch(), noise)
     torch.testing.assert_close(painted.x, LATENTS, rtol=1e-4, atol=1e-5)
 
 

@@ -20,8 +20,8 @@ from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.generation import loop
-from undust.generation.recipe import Recipe
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.recipe.recipe import Recipe
 
 
 @dataclass
@@ -51,7 +51,7 @@ def recipe(prompt: str = "red", **fields: Any) -> Recipe:
 
 
 def steps(painter: Painter, *recipes: Recipe, **options: Any) -> list[loop.Step]:
-    return list(loop.paint(painter, recipes, **options))
+    return list(loop.sample_batch(painter, recipes, **options))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -61,7 +61,7 @@ def test_every_sampler_comes_to_what_was_asked_for(painter: Painter, sampler: st
         recipe("red", sampler=sampler, schedule=schedule, steps=5, seed=seed) for seed in (1, 2)
     ]
     asked.append(recipe("grey", sampler=sampler, schedule=schedule, steps=5))
-    pictures = loop.finish(asked, steps(painter, *asked)[-1])
+    pictures = loop.decode(asked, steps(painter, *asked)[-1])
     red, red_too, grey = (picture.image.getpixel((3, 1)) for picture in pictures)
     assert red == red_too == (255, 0, 0)
     # 0 lies on the edge between two bytes: the last digit of a float decides which.
@@ -193,7 +193,7 @@ def test_to_paint_again_takes_the_whole_batch():
 
 def test_a_saved_picture_has_its_recipe(painter: Painter, tmp_path: Path):
     asked = [recipe("red", seed=3)]
-    (picture,) = loop.finish(asked, steps(painter, *asked)[-1])
+    (picture,) = loop.decode(asked, steps(painter, *asked)[-1])
     path = picture.save(tmp_path / "red.png")
     assert Recipe.read(read_recipe(path)) == picture.recipe == asked[0]
     assert picture.latent.shape == (3, 2, 4)

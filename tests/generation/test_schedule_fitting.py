@@ -1,4 +1,4 @@
-"""Schedules fitted to a model: what decides, and that the clock does not."""
+"""Schedules schedule_fitting to a model: what decides, and that the clock does not."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from undust.diffusion.analytic import Mixture
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.schedules import SCHEDULES
 from undust.generation import schedule_fitting
-from undust.generation.recipe import Recipe
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.recipe.recipe import Recipe
 
 MIXTURE = Mixture(doubles(0.4, 0.6), doubles([-1.0], [1.2]), doubles(0.3, 0.4))
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from undust.diffusion.guidance import BlurredQueries, IdentityMap
 from undust.diffusion.interpolation import slerp
 from undust.errors import UndustError
 from undust.networks.conditioning import CallOptions, Conditioning
-from undust.networks.perturbation import BlurredQueries, IdentityMap
 
 FIELDS = ("text", "pooled", "sizes", "label", "extra_channels", "negative")
 

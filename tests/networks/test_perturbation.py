@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from torch import Tensor
 from torch.nn import functional as F
 
+from undust.diffusion.guidance import BlurredQueries, IdentityMap
 from undust.errors import UndustError
 from undust.networks.attention import attend
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import UNetConfig
-from undust.networks.perturbation import BlurredQueries, IdentityMap
 from undust.networks.unet import UNet
 
 TINY = {
@@ -111,7 +112,7 @@ def test_the_blur_is_the_gaussian_mirrored_at_the_edges(shape, deviation, assert
         padding = [0, 0, radius, radius] if dim == 2 else [radius, radius, 0, 0]
         grid = F.conv2d(F.pad(grid, padding, mode="reflect"), kernel)
     wanted = grid.reshape(2, 8, -1).transpose(1, 2)
-    ours = BlurredQueries(deviation)(q, k, v, heads=2, shape=shape)
+    ours = BlurredQueries(deviation)(q, k, v, attend=partial(attend, heads=2), shape=shape)
     assert_close(ours, attend(wanted, k, v, heads=2))
 
 
@@ -144,7 +145,7 @@ def test_gradients_go_through(unets) -> None:
 
 def test_what_cannot_be_perturbed() -> None:
     for deviation in (0.0, -1.0, math.nan):
-        with pytest.raises(UndustError, match=r"seg: a blur of .* is none"):
+        with pytest.raises(UndustError, match=r"seg: the blur has to be above 0"):
             BlurredQueries(deviation)
     bare = UNet(UNetConfig.read({**TINY, "mid_block_type": None}))
     x, timestep, cond = inputs(1)

@@ -31,7 +31,7 @@ from undust.errors import UndustError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from undust.generation.recipe import Recipe
+    from undust.recipe.recipe import Recipe
 
 
 OVER, MORE = "A picture to begin from", "What goes into the model"  # groups of options
@@ -244,8 +244,8 @@ def interpolate(
         raise UndustError("nothing to go to: give a second prompt, or --seed-to N")
     output = Output.choose(out, count)
     from undust.generation import loop
-    from undust.generation.recipe import between
     from undust.model import load
+    from undust.recipe.recipe import between
 
     loaded = load(model)
     start = loaded.recipes(first, steps=steps, guidance=guidance, seed=seed)[0]
@@ -275,9 +275,9 @@ def rerun(
 
     fields = read_recipe(picture)
     output = Output.choose(out, 1)
-    from undust.generation.recipe import Recipe
     from undust.model import load
     from undust.recipe.files import beside
+    from undust.recipe.recipe import Recipe
 
     told = Recipe.read(fields)
     recipe = Recipe.read(beside(fields, picture.parent))

@@ -68,7 +68,7 @@ def invert(
             progress.update(last.index + 1, "back to noise")
         assert last is not None
         noise = inversion.noise(loaded, last)
-        for painted in loop.paint(loaded, batch, noise):
+        for painted in loop.sample_batch(loaded, batch, noise):
             progress.update(steps + painted.index + 1, "and forth again")
     assert painted is not None
     given = _given(picture, loaded.size)

@@ -43,9 +43,13 @@ def samplers() -> None:
 
 def guidances() -> None:
     """List the guides: what `--guide` can ask for beside the guidance scale."""
-    from undust.generation.guides import GUIDANCES
+    from undust.diffusion.guidance import GUIDANCES
+    from undust.recipe.guidance import settings_of
 
     console.table(
         ["name", "settings", "what it does"],
-        [[name, kind.settings(), kind.summary()] for name, kind in sorted(GUIDANCES.items())],
+        [
+            [name, settings_of(method).summary(), method.summary]
+            for name, method in sorted(GUIDANCES.items())
+        ],
     )

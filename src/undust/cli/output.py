@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from undust.generation.loop import Picture
-    from undust.generation.recipe import Recipe
+    from undust.recipe.recipe import Recipe
 
 FOLDER = Path("undust-out")
 SLUG = 40  # characters of the prompt in a file's name

@@ -171,7 +171,7 @@ def _valid(name: str, value: object, notes: list[str]) -> bool:
     from undust.diffusion.aliases import no_counterpart
     from undust.diffusion.samplers import SAMPLERS
     from undust.diffusion.schedules import SCHEDULES, listed
-    from undust.generation.recipe import SEEDS
+    from undust.recipe.recipe import SEEDS
 
     match name, value:
         case "seed", -1:
@@ -197,7 +197,7 @@ def _valid(name: str, value: object, notes: list[str]) -> bool:
 
 def _fault(given: Facts) -> str:
     """Why a recipe cannot have these values; "" if it can."""
-    from undust.generation.recipe import Recipe
+    from undust.recipe.recipe import Recipe
 
     fields: Facts = {"prompt": "", "seed": 0, "width": 8, "height": 8, **given}
     if "strength" in given:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from undust.generation.loop import Picture
-    from undust.generation.recipe import Recipe
     from undust.model import LatentDiffusion
+    from undust.recipe.recipe import Recipe
 
 SHEET = 4096  # pixels, the longest side of a contact sheet
 
@@ -77,13 +77,13 @@ def _pictures(
         began = time.monotonic()
         more = f" and {len(batch) - 1} more" if len(batch) > 1 and again is None else ""
         start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
-        for step in loop.paint(model, batch, start):
+        for step in loop.sample_batch(model, batch, start):
             # An adaptive sampler takes as many steps as it needs; its index says how far it is.
             progress.update(done + step.index + 1, console.shorten(batch[0].prompt, 30) + more)
             if step.index + 1 < step.total:
                 continue
             done += step.total
-            pictures = loop.finish(batch, step)
+            pictures = loop.decode(batch, step)
             if again is not None:
                 pictures = [replace(pictures[again.place], recipe=again)]
             seconds = (time.monotonic() - began) / len(pictures)

@@ -20,9 +20,9 @@ from undust.evaluation.recall import NEARNESS, ReferenceSet
 from undust.formats.networks import load_autoencoder
 from undust.formats.safetensors_file import files_hash
 from undust.generation import loop
-from undust.generation.recipe import Recipe
 from undust.model import LatentDiffusion
 from undust.pictures import from_image
+from undust.recipe.recipe import Recipe
 
 HELD_OUT = "held-out pictures"
 LANGUAGES = ("text", "text_ko")  # caption fields that training captions are drawn from, in turn
@@ -245,8 +245,8 @@ def _ranks(
         return step
 
     for batch in loop.batches(model, recipes):
-        *_, last = map(told, loop.paint(model, batch))
-        pictures = loop.finish(batch, last)
+        *_, last = map(told, loop.sample_batch(model, batch))
+        pictures = loop.decode(batch, last)
         painted = torch.stack([from_image(picture.image, model.size) for picture in pictures])
         asked = wanted[len(ranks) : len(ranks) + len(batch)]
         ranks += gallery.ranks(painted / 127.5 - 1, asked)

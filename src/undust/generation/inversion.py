@@ -9,10 +9,10 @@ from torch import Tensor
 
 from undust.diffusion import inversion, likelihood
 from undust.diffusion.schedules import SCHEDULES, sigmas
+from undust.generation.guided import guided
 from undust.generation.loop import Step
-from undust.generation.recipe import Recipe
-from undust.generation.scene import guided
 from undust.latent.model import LatentModel
+from undust.recipe.recipe import Recipe
 
 TOLERANCE = 1e-6  # of σ: a fixed point that moves by less has been reached
 

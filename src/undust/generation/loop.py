@@ -1,4 +1,4 @@
-"""The one loop that paints: library, command line, server and training previews run it."""
+"""The one loop from recipes to pictures: library, command line and training previews run it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
 from undust.formats.files import expanded, make_folder
 from undust.formats.recipe_png import check_name, write_picture
-from undust.generation.ground import Ground, prepared
-from undust.generation.recipe import Recipe
-from undust.generation.scene import guided, parts, with_adapters
+from undust.generation.guided import guided, parts, resolve_guidance, with_adapters
+from undust.generation.start import StartState, prepared
 from undust.latent.model import LatentModel
 from undust.pictures import grid, resized, to_images
 from undust.recipe.files import ImageRef
+from undust.recipe.recipe import Recipe
 
-MAX_BATCH_PIXELS = 8 * 512 * 512  # pixels painted in one batch, unless asked for otherwise
+MAX_BATCH_PIXELS = 8 * 512 * 512  # of the pictures in one batch
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Picture:
 def batches(
     model: LatentModel, recipes: Iterable[Recipe], *, exact: bool = False
 ) -> Iterator[list[Recipe]]:
-    """Recipes that can be painted together, in order, each told its batch and place.
+    """Recipes in batches, in order, each with its batch size and its place.
 
-    Their prompts come to as many tokens, so that none of them depends on the others' length. With
-    exact, and with an adaptive sampler, each is alone.
+    The prompts of a batch have the same number of tokens, so that no picture depends on another's
+    prompt. With exact, and with an adaptive sampler, every picture is alone.
     Raises UndustError for files that are not what they were, or not for this model.
     """
     for waiting in _alike(model, recipes):
@@ -113,13 +113,13 @@ def rerun_batch(recipe: Recipe) -> list[Recipe]:
 
 
 @torch.inference_mode()
-def paint(
+def sample_batch(
     model: LatentModel, batch: Sequence[Recipe], noise: Tensor | None = None
 ) -> Iterator[Step]:
-    """Paints one batch step by step; every recipe in it has the same `settings`.
+    """Samples one batch step by step; every recipe in it has the same `settings`.
 
     noise: unit-variance start [B, C, h, w] instead of the one drawn from the seeds.
-    Raises UndustError for a size the model cannot paint and for noise of another shape.
+    Raises UndustError for a size that the model cannot make, and for noise of another shape.
     """
     first = batch[0]
     model = with_adapters(model, first)
@@ -131,17 +131,17 @@ def paint(
             f"noise: its shape is {list(start.shape)}; here it has to be {[len(batch), *shape]}"
         )
     step = None
-    for step in _walk(model, batch, start, drawn, prepared(model, batch)):
+    for step in _sample(model, batch, start, drawn, prepared(model, batch)):
         yield step
     if first.upscale is None or step is None:
         return
-    painted = step.decode(step.x0)
-    size = first.upscale.size(painted.shape[-1], painted.shape[-2])
-    larger = enlarged(batch, model, size)
-    painted = resized(painted, size)
+    pictures = step.decode(step.x0)
+    size = first.upscale.size(pictures.shape[-1], pictures.shape[-2])
+    larger = upscaled_recipes(batch, model, size)
+    pictures = resized(pictures, size)
     drawn = _noise(larger, model.latent_shape(larger[0].width, larger[0].height))
-    ground = prepared(model, larger, painted)
-    for again in _walk(model, larger, drawn.start(1), drawn, ground):
+    begun = prepared(model, larger, pictures)
+    for again in _sample(model, larger, drawn.start(1), drawn, begun):
         yield replace(again, index=step.index + 1 + again.index, total=first.total)
 
 
@@ -155,18 +155,18 @@ def _batched(noise: object, dimensions: int) -> Tensor:
     return noise.float()[None] if noise.ndim == dimensions else noise.float()
 
 
-def _walk(
+def _sample(
     model: LatentModel,
     batch: Sequence[Recipe],
-    start: Tensor,
+    unit: Tensor,
     drawn: PictureNoise | NoiseBetween,
-    ground: Ground,
+    start: StartState,
 ) -> Iterator[Step]:
-    """One pass: from unit noise [B, C, h, w], over what there is, to the end."""
+    """One pass from unit noise [B, C, h, w] to the last level."""
     first = batch[0]
     levels = sigmas(first.schedule, model.process, first.steps)[-first.taken - 1 :]
-    denoise = guided(model, batch, levels, ground)
-    x = ground.under(start, model.process, levels[0], whole=first.taken == first.steps)
+    denoise = guided(model, batch, levels, start)
+    x = start.noised(unit, model.process, levels[0], all_steps=first.taken == first.steps)
     for step in SAMPLERS[first.sampler](denoise, x, levels, drawn):
         yield Step(
             step.index,
@@ -174,12 +174,12 @@ def _walk(
             float(step.sigma),
             step.x,
             step.x0,
-            lambda latents: ground.finished(model.decode(latents)),
+            lambda latents: start.finished(model.decode(latents)),
         )
 
 
 @torch.inference_mode()
-def finish(batch: Sequence[Recipe], last: Step) -> list[Picture]:
+def decode(batch: Sequence[Recipe], last: Step) -> list[Picture]:
     """The pictures of a batch after its last step."""
     images = to_images(last.decode(last.x))
     return [
@@ -188,8 +188,10 @@ def finish(batch: Sequence[Recipe], last: Step) -> list[Picture]:
     ]
 
 
-def enlarged(batch: Sequence[Recipe], model: LatentModel, size: tuple[int, int]) -> list[Recipe]:
-    """The recipes of the second pass over pictures of that size, of sides that can be painted."""
+def upscaled_recipes(
+    batch: Sequence[Recipe], model: LatentModel, size: tuple[int, int]
+) -> list[Recipe]:
+    """The recipes of the second pass for pictures of that size, rounded up to a possible one."""
     upscale = batch[0].upscale
     if upscale is None:
         return list(batch)
@@ -197,7 +199,7 @@ def enlarged(batch: Sequence[Recipe], model: LatentModel, size: tuple[int, int])
         -(-side // model.downsampling_factor) * model.downsampling_factor for side in size
     )
     init = ImageRef(path="")
-    guides = tuple(guide.resolve(model, (width, height)) for guide in batch[0].guides)
+    guides = tuple(resolve_guidance(guide, model, (width, height)) for guide in batch[0].guides)
     return [
         recipe.model_copy(
             update={

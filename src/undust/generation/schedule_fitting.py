@@ -20,10 +20,10 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.registry import Denoise
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
+from undust.generation.guided import guided
 from undust.generation.loop import batches
-from undust.generation.recipe import Recipe
-from undust.generation.scene import guided
 from undust.latent.model import LatentModel
+from undust.recipe.recipe import Recipe
 
 GRID = 32  # levels even in log σ, and as many even in time, between which a schedule is sought
 NEAR = 1e-3  # of a level: those nearer to the one above are left out

@@ -14,7 +14,7 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.registry import Denoise, Noise
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
-from undust.generation.scene import guided
+from undust.generation.guided import guided
 from undust.model import LatentDiffusion
 
 PROMPTS = (

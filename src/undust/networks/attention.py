@@ -15,12 +15,18 @@ SHORT = 256  # tokens up to which a CPU trains faster without the fused kernel
 
 
 class Perturbation(Protocol):
-    """What some pictures of a batch get in the place of self-attention."""
+    """The replacement of self-attention for some pictures of a batch."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, shape: tuple[int, int]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        shape: tuple[int, int],
     ) -> Tensor:
-        """As `attend` does it, over the H·W = N pixels of a picture of shape (H, W)."""
+        """q, k, v [B, N, C] of N = H·W pixels → [B, N, C]; attend: self-attention as it was."""
         ...
 
 
@@ -77,7 +83,8 @@ class Attention(nn.Module):
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         attended = attend(q, k, v, heads=self.heads)
         for rows, other in instead:
-            changed = other(q[rows], k[rows], v[rows], heads=self.heads)
+            own = partial(attend, heads=self.heads)
+            changed = other(q[rows], k[rows], v[rows], attend=own)
             attended = attended.index_copy(0, rows, changed)
         return self.to_out(attended)
 

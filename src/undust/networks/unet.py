@@ -255,9 +255,9 @@ class UNet(Encoder):
 
         cond: text, and pooled text and sizes for addition_embed_type "text_time", label for
         num_class_embeds, extra_channels for the input channels beyond the latents'; perturbed: for
-        each picture, the replacement of self-attention in the middle block, or None: the block that
-        both papers of `perturbation.py` change in a latent U-Net; control: tensors added to each
-        skip, and last to the middle block's output (Zhang et al. 2023, fig. 3), or () for none.
+        each picture, the replacement of self-attention in the middle block, or None, as Ahn et
+        al. 2024 and Hong 2024 do in latent U-Nets; control: tensors added to each skip, and last to
+        the middle block's output (Zhang et al. 2023, fig. 3), or () for none.
         Raises UndustError for a perturbation without such a block, for a condition that it needs
         and is not given, and for a control of other shapes.
         """

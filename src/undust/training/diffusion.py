@@ -151,8 +151,8 @@ class DiffusionTask:
         steps = 1 if brief else 20
         recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=steps)
         recipes = recipes[: 1 if brief else None]
-        *_, last = loop.paint(self.model, recipes)
-        return grid([picture.image for picture in loop.finish(recipes, last)])
+        *_, last = loop.sample_batch(self.model, recipes)
+        return grid([picture.image for picture in loop.decode(recipes, last)])
 
     def publish(self, folder: Path, *, brief: bool = False) -> None:  # noqa: ARG002
         """Writes the whole model as a diffusers folder."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undust.diffusion.guidance import Branch
+from undust.diffusion.guidance import ConditionedDenoiser
 from undust.diffusion.noise import normal
 
 DEVIATION = 0.6  # of every Gaussian
@@ -54,11 +54,11 @@ class World:
     def mean(self, seed: int) -> Tensor:
         return normal(seed, (0, 0, 0), self.x.shape[1:]).to(self.x)
 
-    def asked(self, mean: Tensor) -> Branch[Any]:
+    def asked(self, mean: Tensor) -> ConditionedDenoiser[Any]:
         """The network asked for a mean, the same for all pictures."""
-        return Branch(self.denoise, Means(mean.expand_as(self.x)))
+        return ConditionedDenoiser(self.denoise, Means(mean.expand_as(self.x)))
 
-    def branch(self, seed: int) -> Branch[Any]:
+    def branch(self, seed: int) -> ConditionedDenoiser[Any]:
         return self.asked(self.mean(seed))
 
     def exact(self, mean: Tensor) -> Tensor:

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undust.diffusion.guidance import (
-    Away,
-    Branch,
     ClassifierFree,
     Composable,
+    ConditionedDenoiser,
+    DifferenceGuidance,
     DynamicThreshold,
+    GuidedRun,
     Interval,
     Perpendicular,
     Projected,
     PromptSchedule,
     Regional,
     Rescaled,
-    Run,
-    Table,
+    ScaleTable,
 )
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
@@ -36,11 +36,11 @@ WRAPPERS: dict[str, Any] = {
     "classifier-free": lambda d, leaf: ClassifierFree(d, leaf(2), 7.0),
     "as the negative": lambda d, leaf: ClassifierFree(leaf(1), d, 1.5),
     "table": lambda d, leaf: ClassifierFree(
-        d, leaf(2), Table(torch.tensor([1.0, 3.0, 9.0, 0.0]), SIGMAS)
+        d, leaf(2), ScaleTable(torch.tensor([1.0, 3.0, 9.0, 0.0]), SIGMAS)
     ),
     "projected": lambda d, leaf: Projected(d, leaf(2), 12.0, 0.0, 2.0, -0.5),
     "perpendicular": lambda d, leaf: Perpendicular(d, leaf(2), leaf(3), 5.0),
-    "away": lambda d, leaf: Away(d, leaf(1), leaf(4), 3.0),
+    "away": lambda d, leaf: DifferenceGuidance(d, leaf(1), leaf(4), 3.0),
     "rescaled": lambda d, leaf: Rescaled(d, leaf(1)),
     "interval": lambda d, leaf: Interval(d, leaf(1), 0.3, 6.0),
     "schedule": lambda d, leaf: PromptSchedule(d, [(2.0, leaf(5))]),
@@ -50,10 +50,10 @@ WRAPPERS: dict[str, Any] = {
 }
 NEUTRAL: dict[str, Any] = {
     "classifier-free": lambda d, leaf: ClassifierFree(d, leaf(2), 1.0),
-    "table": lambda d, leaf: ClassifierFree(d, leaf(2), Table(torch.ones(4), SIGMAS)),
+    "table": lambda d, leaf: ClassifierFree(d, leaf(2), ScaleTable(torch.ones(4), SIGMAS)),
     "projected": lambda d, leaf: Projected(d, leaf(2), 1.0, 0.0, 2.0, -0.5),
     "perpendicular": lambda d, leaf: Perpendicular(d, leaf(2), leaf(3), 1.0, 0.0),
-    "away": lambda d, leaf: Away(d, leaf(1), leaf(4), 0.0),
+    "away": lambda d, leaf: DifferenceGuidance(d, leaf(1), leaf(4), 0.0),
     "rescaled": lambda d, leaf: Rescaled(d, leaf(1), 0.0),
     "interval": lambda d, leaf: Interval(d, leaf(1)),
     "schedule": lambda d, leaf: PromptSchedule(d, [(0.0, leaf(5))]),
@@ -82,7 +82,7 @@ def stacked(world: Any, names: list[str], wrappers: dict[str, Any] = WRAPPERS) -
 @settings(max_examples=25)
 def test_they_stack_in_any_order(bent_worlds: Any, names: list[str]):
     world = bent_worlds()
-    run = Run(stacked(world, names))
+    run = GuidedRun(stacked(world, names))
     *_, last = SAMPLERS["heun"](run, world.x, SIGMAS, lambda *_: world.x)
     assert last.x.shape == world.x.shape
     assert last.x.isfinite().all()
@@ -93,7 +93,7 @@ def test_they_stack_in_any_order(bent_worlds: Any, names: list[str]):
 @settings(max_examples=20)
 def test_at_their_neutral_settings_they_are_not_there(bent_worlds: Any, names: list[str]):
     world = bent_worlds()
-    guided = Run(stacked(world, names, NEUTRAL))
+    guided = GuidedRun(stacked(world, names, NEUTRAL))
     plain = SAMPLERS["heun"](world.branch(1), world.x, SIGMAS, lambda *_: world.x)
     calls = world.calls
     for ours, theirs in zip(
@@ -109,7 +109,7 @@ def test_a_neutral_one_around_another_is_not_there(bent, name: str):
     leaf = leaves(bent)
     inner = ClassifierFree(leaf(1), leaf(2), 4.0)
     around = NEUTRAL[name](inner, leaf)
-    assert torch.equal(Run(around)(bent.x, bent.sigma), inner(bent.x, bent.sigma))
+    assert torch.equal(GuidedRun(around)(bent.x, bent.sigma), inner(bent.x, bent.sigma))
     assert bent.calls == [6, 6]
 
 
@@ -125,19 +125,21 @@ def test_a_denoiser_of_ones_own_is_asked_by_itself(bent):
 
 
 def test_runs_of_a_plain_denoiser_are_that_denoiser(bent):
-    assert torch.equal(Run(bent.branch(1))(bent.x, bent.sigma), bent.branch(1)(bent.x, bent.sigma))
+    assert torch.equal(
+        GuidedRun(bent.branch(1))(bent.x, bent.sigma), bent.branch(1)(bent.x, bent.sigma)
+    )
 
 
 def test_a_condition_for_other_pictures_is_refused(bent):
     cond = bent.branch(1).cond
     with pytest.raises(UndustError, match="3 conditions for 2 pictures"):
-        Run(Branch(bent.denoise, cond))(bent.x[:2], bent.sigma[:2])
+        GuidedRun(ConditionedDenoiser(bent.denoise, cond))(bent.x[:2], bent.sigma[:2])
 
 
 def test_options_are_never_dropped(world: Any):
     """By a branch that has none."""
     plain = world.branch(1)
-    told = Branch(plain.denoise, plain.cond, CallOptions())
+    told = ConditionedDenoiser(plain.denoise, plain.cond, CallOptions())
     for pair in ((plain, told), (told, plain)):
         with pytest.raises(UndustError, match="with and without options"):
             pair[0].concat(pair[1])

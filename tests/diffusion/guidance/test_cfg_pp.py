@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undust.diffusion.guidance import ClassifierFree, cfg_pp
+from undust.diffusion.guidance import CFGPlusPlus, ClassifierFree
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
 
@@ -32,23 +32,23 @@ def test_eulers_method_with_these_scales_is_the_published_algorithm(
     bent, sampler: str, strength: float
 ):
     start = bent.x.double() * 9
-    guided = ClassifierFree(bent.branch(1), bent.branch(2), cfg_pp(strength, SIGMAS))
+    guided = ClassifierFree(bent.branch(1), bent.branch(2), CFGPlusPlus(strength, SIGMAS))
     *_, last = SAMPLERS[sampler](guided, start, SIGMAS, lambda *_: start)
     torch.testing.assert_close(last.x, published(bent, start, strength))
 
 
 def test_other_samplers_are_not_promised_it(bent):
     start = bent.x.double() * 9
-    guided = ClassifierFree(bent.branch(1), bent.branch(2), cfg_pp(0.6, SIGMAS))
+    guided = ClassifierFree(bent.branch(1), bent.branch(2), CFGPlusPlus(0.6, SIGMAS))
     *_, last = SAMPLERS["dpmpp-2m"](guided, start, SIGMAS, lambda *_: start)
     assert (last.x - published(bent, start, 0.6)).abs().max() > 0.01
 
 
 def test_the_last_step_is_guided_by_the_strength_alone():
-    assert cfg_pp(0.6, SIGMAS).values[-1] == 0.6
+    assert CFGPlusPlus(0.6, SIGMAS).table.values[-1] == 0.6
 
 
 def test_strengths_that_make_no_sense():
     for strength in (-0.1, 1.1, float("nan")):
         with pytest.raises(UndustError, match=r"cfg\+\+: .* is outside 0"):
-            cfg_pp(strength, SIGMAS)
+            CFGPlusPlus(strength, SIGMAS)

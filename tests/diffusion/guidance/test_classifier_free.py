@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from undust.diffusion.guidance import Branch, ClassifierFree, Table
+from undust.diffusion.guidance import ClassifierFree, ConditionedDenoiser, ScaleTable
 from undust.errors import UndustError
 
 
@@ -57,11 +57,11 @@ def test_what_cannot_be_guided(bent):
             ClassifierFree(*parts, scale)
         with pytest.raises(UndustError, match=r"guidance: (nan|inf) is not a finite scale"):
             ClassifierFree(*parts, lambda level, scale=scale: scale)(bent.x, bent.sigma)
-    short = Branch(bent.denoise, type(parts[1].cond)(parts[1].cond.value[:2]))
+    short = ConditionedDenoiser(bent.denoise, type(parts[1].cond)(parts[1].cond.value[:2]))
     with pytest.raises(UndustError, match="guidance: 2 conditions for 3 pictures"):
         ClassifierFree(parts[0], short, 2.0)(bent.x, bent.sigma)
     levels = torch.tensor([1.0, 1.0, 2.0])
-    varied = ClassifierFree(*parts, Table(torch.tensor([2.0]), torch.tensor([3.0, 0.0])))
+    varied = ClassifierFree(*parts, ScaleTable(torch.tensor([2.0]), torch.tensor([3.0, 0.0])))
     with pytest.raises(UndustError, match="needs one σ for the whole batch"):
         varied(bent.x, levels)
     assert ClassifierFree(*parts, 2.0)(bent.x, levels).isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
-from undust.diffusion.guidance import ClassifierFree, Projected, Run
+from undust.diffusion.guidance import ClassifierFree, GuidedRun, Projected
 from undust.diffusion.guidance.projected import along
 from undust.errors import UndustError
 
@@ -62,7 +62,7 @@ SETTINGS = [
 def test_a_run_agrees_with_diffusers(bent, eta: float, norm: float | None, momentum: float):
     parts = bent.branch(1), bent.branch(2)
     buffer = MomentumBuffer(momentum)
-    run = Run(Projected(*parts, 5.0, eta, norm, momentum))
+    run = GuidedRun(Projected(*parts, 5.0, eta, norm, momentum))
     for level in (4.0, 1.0, 0.3):
         sigma = torch.full((3,), level)
         theirs = normalized_guidance(
@@ -81,17 +81,19 @@ def test_momentum_is_the_sum_of_what_was_pushed_before(world):
     """Between two Gaussians Δ is the same whatever x is: after K calls it is Δ·Σ momentum^k."""
     p, n = world.mean(1), world.mean(2)
     guidance = Projected(world.asked(p), world.asked(n), 3.0, 1.0, None, -0.5)
-    run = Run(guidance)
+    run = GuidedRun(guidance)
     answers = [run(world.x, world.sigma) for _ in range(3)]
     for answer, total in zip(answers, (1.0, 0.5, 0.75), strict=True):
         torch.testing.assert_close(answer, world.exact(p + 2 * total * (p - n)))
-    again = Run(guidance)  # another run remembers nothing of it
+    again = GuidedRun(guidance)  # another run remembers nothing of it
     assert torch.equal(again(world.x, world.sigma), answers[0])
 
 
 def test_momentum_without_a_run_is_refused(bent):
     guidance = Projected(bent.branch(1), bent.branch(2), 3.0, momentum=-0.5)
-    with pytest.raises(UndustError, match=r"memory of one run; give the sampler Run\(guidance\)"):
+    with pytest.raises(
+        UndustError, match=r"memory of one run; give the sampler GuidedRun\(guidance\)"
+    ):
         guidance(bent.x, bent.sigma)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from undust.diffusion.guidance import ClassifierFree, Table, spread
+from undust.diffusion.guidance import ClassifierFree, ScaleTable, spread
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError
 
@@ -16,7 +16,7 @@ def test_each_step_has_its_own_scale(world):
     """Euler's method by hand, with another scale at each step."""
     p, n = world.mean(1), world.mean(2)
     scales = torch.tensor([1.0, 5.0, -2.0])
-    guided = ClassifierFree(world.asked(p), world.asked(n), Table(scales, SIGMAS))
+    guided = ClassifierFree(world.asked(p), world.asked(n), ScaleTable(scales, SIGMAS))
     *_, last = SAMPLERS["euler"](guided, world.x, SIGMAS, lambda *_: world.x)
     assert world.calls == [3, 6, 6]
     x = world.x
@@ -30,14 +30,14 @@ def test_each_step_has_its_own_scale(world):
 @pytest.mark.parametrize("level", [8.0, 5.0, 3.0000001, 3.0, 2.0, 1.0, 0.5, 9.0])
 def test_a_row_holds_down_to_the_next_step(level: float):
     """Samplers ask between the steps too, and in float32."""
-    row = Table(torch.tensor([0, 1, 2]), SIGMAS)(torch.tensor(level).float().item())
+    row = ScaleTable(torch.tensor([0, 1, 2]), SIGMAS)(torch.tensor(level).float().item())
     assert row == {8: 0, 5: 0, 9: 0, 3: 1, 2: 1, 1: 2, 0: 2}[int(level)]
 
 
 def test_each_frame_has_its_own_scale(world):
     video = type(world)(world.x[:, None].repeat(1, 3, 1, 1, 1), world.sigma)
     p, n = video.mean(1), video.mean(2)
-    table = Table(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([2.0, 0.0]))
+    table = ScaleTable(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([2.0, 0.0]))
     guided = ClassifierFree(video.asked(p), video.asked(n), table)(video.x, video.sigma)
     for frame, scale in enumerate((1.0, 2.0, 4.0)):
         expected = video.exact(n + scale * (p - n))[:, frame]
@@ -61,10 +61,10 @@ def test_values_are_spread_over_any_number_of_steps():
 def test_tables_that_do_not_fit(world):
     for shape in [(2,), (4,), (3, 2, 2), ()]:
         with pytest.raises(UndustError, match=r"scales: a table of shape .* does not fit 3 steps"):
-            Table(torch.ones(shape), SIGMAS)
+            ScaleTable(torch.ones(shape), SIGMAS)
     with pytest.raises(UndustError, match="scales: every one has to be finite"):
-        Table(torch.tensor([1.0, math.nan, 1.0]), SIGMAS)
-    table = Table(torch.tensor([[1.0, 2.0]] * 3), SIGMAS)
+        ScaleTable(torch.tensor([1.0, math.nan, 1.0]), SIGMAS)
+    table = ScaleTable(torch.tensor([[1.0, 2.0]] * 3), SIGMAS)
     guided = ClassifierFree(world.branch(1), world.branch(2), table)
     with pytest.raises(UndustError, match=r"a scale of shape \[2\] does not fit x \[3, 2, 4, 5\]"):
         guided(world.x, world.sigma)

@@ -12,16 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from undust.diffusion.denoiser import Condition, Denoiser, Options
+from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
-
-if TYPE_CHECKING:
-    from undust.diffusion.samplers.registry import Denoise
 
 CLOSE = 1e-6  # levels nearer to one another than this are one: float32 cannot tell them apart
 
@@ -29,12 +27,12 @@ C = TypeVar("C", bound=Condition)
 Scale = float | Callable[[float], float | Tensor]
 """How strongly to guide: a number, or a function of σ that gives one, or one a frame [F]."""
 
-Asking = Generator["Sequence[Denoise]", Sequence[Tensor], Tensor]
+GuidanceRequest = Generator["Sequence[Denoise]", Sequence[Tensor], Tensor]
 """Yields once, the denoisers to ask; is sent their estimates [B, …]; returns its own."""
 
 
 @dataclass(frozen=True, eq=False)
-class Branch(Generic[C]):
+class ConditionedDenoiser(Generic[C]):
     """A network asked for one condition: the leaf that every guidance ends in."""
 
     denoise: Denoiser[C]
@@ -47,7 +45,7 @@ class Branch(Generic[C]):
             return self.denoise(x, sigma, self.cond)
         return self.denoise(x, sigma, self.cond, self.options)
 
-    def concat(self, other: Branch[C]) -> Branch[C]:
+    def concat(self, other: ConditionedDenoiser[C]) -> ConditionedDenoiser[C]:
         """Both conditions of the one network in one call; UndustError if one alone has options."""
         options = None
         if self.options is not None and other.options is not None:
@@ -56,11 +54,11 @@ class Branch(Generic[C]):
             raise UndustError(
                 "guidance: branches with and without options cannot be asked together"
             )
-        return Branch(self.denoise, self.cond.concat(other.cond), options)
+        return ConditionedDenoiser(self.denoise, self.cond.concat(other.cond), options)
 
 
 @dataclass(frozen=True)
-class Moment:
+class EvalState:
     """Where a run stands: x [B, …] at sigma [B], and what was kept from earlier in the run."""
 
     x: Tensor
@@ -99,7 +97,7 @@ class Moment:
         """Replaces what `owner` kept, 0 at the beginning, by what `update` makes of it."""
         if self.memory is None:
             raise UndustError(
-                "guidance: momentum is the memory of one run; give the sampler Run(guidance)"
+                "guidance: momentum is the memory of one run; give the sampler GuidedRun(guidance)"
             )
         self.memory[id(owner)] = update(self.memory.get(id(owner), 0.0))
         return self.memory[id(owner)]
@@ -109,7 +107,7 @@ class Guidance(ABC):
     """A denoiser made from others; frozen, so that one can serve any number of runs."""
 
     @abstractmethod
-    def ask(self, now: Moment) -> Asking:
+    def estimate(self, at: EvalState) -> GuidanceRequest:
         """Asks the denoisers it needs at this moment and mixes what they say.
 
         At a neutral setting it asks the one that is left, alone, and returns the answer untouched:
@@ -120,13 +118,13 @@ class Guidance(ABC):
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate [B, …] of what is under x [B, …] at sigma [B].
 
-        Raises UndustError if it would have to remember the moment before: that takes a `Run`.
+        Raises UndustError if it would have to remember the moment before: that takes a `GuidedRun`.
         """
-        return _answer(self, Moment(x, sigma, None))
+        return _answer(self, EvalState(x, sigma, None))
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class GuidedRun:
     """A denoiser for one run of a sampler: with it begins, and ends, what guidance remembers."""
 
     denoise: Denoise
@@ -134,12 +132,12 @@ class Run:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate [B, …] of what is under x [B, …] at sigma [B]."""
-        return _answer(self.denoise, Moment(x, sigma, self.memory))
+        return _answer(self.denoise, EvalState(x, sigma, self.memory))
 
 
-def _answer(root: Denoise, now: Moment) -> Tensor:
+def _answer(root: Denoise, at: EvalState) -> Tensor:
     """Plans from the root to the leaves, asks the leaves, mixes from the leaves to the root."""
-    waiting: dict[int, tuple[Asking, Sequence[Denoise]]] = {}
+    waiting: dict[int, tuple[GuidanceRequest, Sequence[Denoise]]] = {}
     leaves: dict[int, Denoise] = {}
 
     def plan(part: Denoise) -> None:
@@ -148,7 +146,7 @@ def _answer(root: Denoise, now: Moment) -> Tensor:
         if not isinstance(part, Guidance):
             leaves[id(part)] = part
             return
-        asking = part.ask(now)
+        asking = part.estimate(at)
         waiting[id(part)] = asking, next(asking)
         for inner in waiting[id(part)][1]:
             plan(inner)
@@ -163,28 +161,28 @@ def _answer(root: Denoise, now: Moment) -> Tensor:
         return known[id(part)]
 
     plan(root)
-    known = _estimates(list(leaves.values()), now)
+    known = _estimates(list(leaves.values()), at)
     return mix(root)
 
 
-def _estimates(leaves: Sequence[Denoise], now: Moment) -> dict[int, Tensor]:
+def _estimates(leaves: Sequence[Denoise], at: EvalState) -> dict[int, Tensor]:
     """What each leaf says; branches of one network in one call, in the order they were asked."""
     known: dict[int, Tensor] = {}
-    networks: list[list[Branch[Any]]] = []
+    networks: list[list[ConditionedDenoiser[Any]]] = []
     for leaf in leaves:
-        if not isinstance(leaf, Branch):
-            known[id(leaf)] = leaf(now.x, now.sigma)
+        if not isinstance(leaf, ConditionedDenoiser):
+            known[id(leaf)] = leaf(at.x, at.sigma)
             continue
-        branch: Branch[Any] = leaf
-        if len(branch.cond) != len(now.x):
-            raise UndustError(f"guidance: {len(branch.cond)} conditions for {len(now.x)} pictures")
+        branch: ConditionedDenoiser[Any] = leaf
+        if len(branch.cond) != len(at.x):
+            raise UndustError(f"guidance: {len(branch.cond)} conditions for {len(at.x)} pictures")
         same = next((all_ for all_ in networks if all_[0].denoise == branch.denoise), None)
         networks.append([branch]) if same is None else same.append(branch)
     for branches in networks:
-        together = reduce(Branch[Any].concat, branches)
+        together = reduce(ConditionedDenoiser[Any].concat, branches)
         count = len(branches)
-        x = torch.cat([now.x] * count) if count > 1 else now.x
-        sigma = now.sigma.repeat(count) if count > 1 else now.sigma
+        x = torch.cat([at.x] * count) if count > 1 else at.x
+        sigma = at.sigma.repeat(count) if count > 1 else at.sigma
         parts = together(x, sigma).chunk(count)
         known |= {id(branch): part for branch, part in zip(branches, parts, strict=True)}
     return known

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from undust.diffusion.guidance.base import Asking, Guidance, Moment, Scale, checked_scale, equals
-
-if TYPE_CHECKING:
-    from undust.diffusion.samplers.registry import Denoise
+from undust.diffusion.guidance.base import (
+    EvalState,
+    Guidance,
+    GuidanceRequest,
+    Scale,
+    checked_scale,
+    equals,
+)
+from undust.diffusion.samplers.registry import Denoise
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +30,9 @@ class ClassifierFree(Guidance):
     def __post_init__(self) -> None:
         checked_scale(self.scale)
 
-    def ask(self, now: Moment) -> Asking:
+    def estimate(self, at: EvalState) -> GuidanceRequest:
         """Both denoisers, or the positive one alone where there is nothing to push away from."""
-        scale = now.scale(self.scale)
+        scale = at.scale(self.scale)
         if equals(scale, 1):
             return (yield [self.positive])[0]
         positive, negative = yield [self.positive, self.negative]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from undust.diffusion.guidance.base import CLOSE, Asking, Guidance, Moment
+from undust.diffusion.guidance.base import CLOSE, EvalState, Guidance, GuidanceRequest
+from undust.diffusion.guidance.registry import GuidanceContext, Limits, guidance
+from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
 
-if TYPE_CHECKING:
-    from undust.diffusion.samplers.registry import Denoise
 
-
+@guidance("interval", "around")
 @dataclass(frozen=True, eq=False)
 class Interval(Guidance):
-    """`guided` for low < σ ≤ high, `plain` elsewhere (Kynkäänniemi et al. 2024).
+    """No guidance but between two noise levels (Kynkäänniemi et al. 2024).
 
-    High up guidance takes away variety, far down it does nothing; outside, no call is made for it.
-    Neutral from 0 to ∞. Raises UndustError unless 0 ≤ low < high.
+    `guided` for low < σ ≤ high, `plain` elsewhere. In a recipe it concerns the guidance scale and
+    the guides before it. High up guidance takes away variety, far down it does nothing; outside, no
+    call is made for it. Neutral from 0 to ∞. Raises UndustError unless 0 ≤ low < high.
     """
 
     guided: Denoise
@@ -32,8 +33,19 @@ class Interval(Guidance):
                 f"interval: {self.low} … {self.high} is none; 0 ≤ low < high has to be"
             )
 
-    def ask(self, now: Moment) -> Asking:
+    @classmethod
+    def build(
+        cls,
+        context: GuidanceContext,
+        *,
+        low: Annotated[float, Limits(ge=0)] = 0.0,
+        high: Annotated[float | None, Limits(gt=0)] = None,
+    ) -> Interval:
+        """Of the guidance so far, with the prompt alone elsewhere."""
+        return cls(context.denoise, context.positive, low, math.inf if high is None else high)
+
+    def estimate(self, at: EvalState) -> GuidanceRequest:
         """One of the two."""
         everywhere = self.low == 0 and self.high == math.inf
-        inside = everywhere or self.low * (1 + CLOSE) < now.level <= self.high * (1 + CLOSE)
+        inside = everywhere or self.low * (1 + CLOSE) < at.level <= self.high * (1 + CLOSE)
         return (yield [self.guided if inside else self.plain])[0]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from undust.diffusion.guidance.base import Asking, Guidance, Moment
+from undust.diffusion.guidance.base import EvalState, Guidance, GuidanceRequest
+from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
-
-if TYPE_CHECKING:
-    from undust.diffusion.samplers.registry import Denoise
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +35,9 @@ class KnownRegion(Guidance):
         if not bool(((self.unknown >= 0) & (self.unknown <= 1)).all()):
             raise UndustError("known region: a mask has to lie in 0 … 1")
 
-    def ask(self, now: Moment) -> Asking:
+    def estimate(self, at: EvalState) -> GuidanceRequest:
         """The denoiser; nothing of its answer is left where the picture is known."""
-        del now
+        del at
         [estimate] = yield [self.denoise]
         if bool((self.unknown == 1).all()):
             return estimate

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from undust.diffusion.guidance.base import Asking, Guidance, Moment, Scale, checked_scale, equals
+from undust.diffusion.guidance.base import (
+    EvalState,
+    Guidance,
+    GuidanceRequest,
+    Scale,
+    checked_scale,
+    equals,
+)
 from undust.diffusion.guidance.projected import along
+from undust.diffusion.guidance.registry import GuidanceContext, guidance
+from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
 
-if TYPE_CHECKING:
-    from undust.diffusion.samplers.registry import Denoise
 
-
+@guidance("perp-neg", "mix")
 @dataclass(frozen=True, eq=False)
 class Perpendicular(Guidance):
-    """x0 = empty + scale·(p − weight·n⊥), p = positive − empty, n = negative − empty, n⊥ ⟂ p.
+    """Negative prompt without its common part with the prompt (Armandpour et al. 2023).
 
-    Armandpour et al. 2023: what a negative prompt has in common with the positive one is not
-    taken away. Neutral at weight 0, where it is classifier-free guidance without a negative prompt,
-    to the bit. Raises UndustError for a scale or a weight that is not finite.
+    x0 = empty + scale·(p − weight·n⊥), p = positive − empty, n = negative − empty, n⊥ ⟂ p. Neutral
+    at weight 0, where it is classifier-free guidance without a negative prompt, to the bit. Raises
+    UndustError for a scale or a weight that is not finite.
     """
 
     positive: Denoise
@@ -34,9 +40,14 @@ class Perpendicular(Guidance):
         if not math.isfinite(self.weight):
             raise UndustError(f"perp-neg: {self.weight} is not a finite weight")
 
-    def ask(self, now: Moment) -> Asking:
+    @classmethod
+    def build(cls, context: GuidanceContext, *, weight: float = 1.0) -> Perpendicular:
+        """For the prompt, the negative prompt and no prompt of a batch."""
+        return cls(context.positive, context.negative, context.empty, context.scale, weight)
+
+    def estimate(self, at: EvalState) -> GuidanceRequest:
         """All three; without a weight, and without a scale, as many as are left."""
-        scale = now.scale(self.scale)
+        scale = at.scale(self.scale)
         if self.weight == 0:
             if equals(scale, 1):
                 return (yield [self.positive])[0]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from undust.diffusion.guidance.base import CLOSE
+from undust.diffusion.guidance.registry import GuidanceContext, Limits, guidance
 from undust.errors import UndustError
 
 
+@guidance("scales", "scale")
 @dataclass(frozen=True, eq=False)
-class Table:
-    """A scale for each step [steps], or for each step and frame [steps, frames].
+class ScaleTable:
+    """Guidance scales over the steps, from the first to the last, in place of the one.
+
+    values: [steps], or for each step and frame [steps, frames]. In a recipe there may be fewer,
+    with straight lines in between: "8 2".
 
     sigmas: the sampler's [steps + 1]. A step's row holds from its σ down to the next one's, so that
     samplers which ask in between are answered too. Raises UndustError if the rows are not as many
@@ -31,6 +37,17 @@ class Table:
             )
         if not self.values.isfinite().all():
             raise UndustError("scales: every one has to be finite")
+
+    @classmethod
+    def build(
+        cls,
+        context: GuidanceContext,
+        *,
+        values: Annotated[tuple[float, ...], Limits(min_length=1, max_length=1000)],
+    ) -> ScaleTable:
+        """For the steps of a batch."""
+        table = torch.tensor(values, dtype=torch.float64)
+        return ScaleTable(spread(table, len(context.sigmas) - 1), context.sigmas)
 
     def __call__(self, level: float) -> Tensor:
         """The number, or the numbers [frames], of the step that σ = level lies in."""

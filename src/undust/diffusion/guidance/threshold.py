@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from undust.diffusion.guidance.base import Asking, Guidance, Moment
+from undust.diffusion.guidance.base import EvalState, Guidance, GuidanceRequest
+from undust.diffusion.guidance.registry import GuidanceContext, Limits, guidance
+from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
 
-if TYPE_CHECKING:
-    from undust.diffusion.samplers.registry import Denoise
 
-
+@guidance("threshold", "around")
 @dataclass(frozen=True, eq=False)
 class DynamicThreshold(Guidance):
-    """x0 clipped to ±s and multiplied by limit/s, where s = max(limit, percentile of |x0|).
+    """Values out of range pulled in again: dynamic thresholding (Saharia et al. 2022).
 
-    Saharia et al. 2022 (Imagen), §2.3, for each picture. The paper's limit is 1, for pixels in
+    x0 is clipped to ±s and multiplied by limit/s, where s = max(limit, percentile of |x0|) for each
+    picture (Imagen, §2.3). The paper's limit is 1, for pixels in
     [−1, 1]; latents of unit variance reach 3 and more without any guidance. Neutral without a limit
     (∞). Raises UndustError for a percentile outside 0 … 1 or a limit that is not above 0.
     """
@@ -32,9 +33,20 @@ class DynamicThreshold(Guidance):
         if not self.limit > 0:
             raise UndustError(f"threshold: the limit {self.limit} has to be above 0")
 
-    def ask(self, now: Moment) -> Asking:
+    @classmethod
+    def build(
+        cls,
+        context: GuidanceContext,
+        *,
+        percentile: Annotated[float, Limits(gt=0, le=1)] = 0.995,
+        limit: Annotated[float, Limits(gt=0)] = 3.0,
+    ) -> DynamicThreshold:
+        """Of the guidance so far."""
+        return cls(context.denoise, percentile, limit)
+
+    def estimate(self, at: EvalState) -> GuidanceRequest:
         """The one it corrects."""
-        del now
+        del at
         (guided,) = yield [self.guided]
         if self.limit == math.inf:
             return guided

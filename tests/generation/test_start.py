@@ -20,11 +20,11 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
 from undust.generation import loop
-from undust.generation.ground import Ground, prepared
-from undust.generation.recipe import Recipe
+from undust.generation.start import StartState, prepared
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.pictures import from_image, to_images
 from undust.recipe.files import ImageRef
+from undust.recipe.recipe import Recipe
 
 WIDTH, HEIGHT = 6, 4
 
@@ -90,11 +90,13 @@ def test_a_picture_is_begun_from_under_its_dust(level: float):
     noise = PROCESS.start(START_NOISE, sigma)
     dusty = LATENT + level * START_NOISE
     for unknown in (None, HALF):
-        under = Ground(LATENT, unknown).under(START_NOISE, PROCESS, sigma, whole=False)
+        under = StartState(LATENT, unknown).noised(START_NOISE, PROCESS, sigma, all_steps=False)
         torch.testing.assert_close(under, dusty)
-    assert torch.equal(Ground().under(START_NOISE, PROCESS, sigma, whole=True), noise)
-    assert torch.equal(Ground(LATENT).under(START_NOISE, PROCESS, sigma, whole=True), noise)
-    under = Ground(LATENT, HALF).under(START_NOISE, PROCESS, sigma, whole=True)
+    assert torch.equal(StartState().noised(START_NOISE, PROCESS, sigma, all_steps=True), noise)
+    assert torch.equal(
+        StartState(LATENT).noised(START_NOISE, PROCESS, sigma, all_steps=True), noise
+    )
+    under = StartState(LATENT, HALF).noised(START_NOISE, PROCESS, sigma, all_steps=True)
     torch.testing.assert_close(under, dusty + HALF * (noise - dusty))
     torch.testing.assert_close(under[..., :2], dusty[..., :2])
     torch.testing.assert_close(under[..., 3:], noise[..., 3:])
@@ -105,7 +107,7 @@ def test_it_begins_at_finite_numbers_whatever_the_process(name: str):
     """Also where the process ends in noise alone."""
     process = PROCESSES[name]()
     levels = sigmas(process.default_schedule, process, 3)
-    under = Ground(LATENT, HALF).under(START_NOISE, process, levels[0], whole=True)
+    under = StartState(LATENT, HALF).noised(START_NOISE, process, levels[0], all_steps=True)
     assert under.isfinite().all()
 
 
@@ -113,60 +115,62 @@ def test_it_begins_at_finite_numbers_whatever_the_process(name: str):
 
 
 def test_words_alone():
-    ground = prepared(Painter(), [recipe()])
-    assert (ground.begin, ground.unknown, ground.beside, ground.canvas) == (None,) * 4
+    start = prepared(Painter(), [recipe()])
+    assert (start.init_latent, start.repaint_mask, start.extra_channels, start.init_image) == (
+        None,
+    ) * 4
     painted = torch.zeros(1, 3, HEIGHT, WIDTH)
-    assert torch.equal(ground.finished(painted), painted)
+    assert torch.equal(start.finished(painted), painted)
 
 
 def test_a_picture_to_begin_from():
-    ground = prepared(Painter(), [recipe(init=picture())])
-    assert ground.begin is not None
-    assert torch.equal(ground.begin, seen(picture()))
-    assert ground.unknown is None
+    start = prepared(Painter(), [recipe(init=picture())])
+    assert start.init_latent is not None
+    assert torch.equal(start.init_latent, seen(picture()))
+    assert start.repaint_mask is None
 
 
 def test_a_picture_of_which_a_part_is_known():
-    ground = prepared(Painter(), [recipe(init=picture(), mask=mask(2))])
-    assert ground.unknown is not None and ground.begin is not None
-    assert torch.equal(ground.unknown, torch.tensor([0.0, 0, 1, 1, 1, 1]).expand(4, 6))
+    start = prepared(Painter(), [recipe(init=picture(), mask=mask(2))])
+    assert start.repaint_mask is not None and start.init_latent is not None
+    assert torch.equal(start.repaint_mask, torch.tensor([0.0, 0, 1, 1, 1, 1]).expand(4, 6))
     painted = torch.zeros(2, 3, HEIGHT, WIDTH)
-    after = ground.finished(painted)
+    after = start.finished(painted)
     assert torch.equal(after[..., :2], seen(picture())[..., :2].expand(2, -1, -1, -1))
     assert torch.equal(after[..., 2:], painted[..., 2:])
 
 
 def test_a_model_that_sees_the_mask_needs_no_known_region():
     """Mask, and the picture with what is masked grey, in the order of the published models."""
-    ground = prepared(Painter(extra_channels=4), [recipe(init=picture(), mask=mask(2))])
-    assert ground.unknown is None
-    assert ground.beside is not None
+    start = prepared(Painter(extra_channels=4), [recipe(init=picture(), mask=mask(2))])
+    assert start.repaint_mask is None
+    assert start.extra_channels is not None
     hole = torch.tensor([0.0, 0, 1, 1, 1, 1]).expand(1, 1, 4, 6)
-    assert torch.equal(ground.beside, torch.cat([hole, seen(picture()) * (1 - hole)], 1))
+    assert torch.equal(start.extra_channels, torch.cat([hole, seen(picture()) * (1 - hole)], 1))
 
 
 @pytest.mark.parametrize("shade", [0, 127, 128, 255])
 def test_such_a_model_sees_a_mask_of_two_shades(shade: int):
     image = Image.new("L", (WIDTH, HEIGHT), shade)
-    ground = prepared(Painter(extra_channels=4), [recipe(init=picture(), mask=image)])
-    assert ground.beside is not None
-    assert ground.beside[:, 0].unique().tolist() == [float(shade >= 128)]
-    assert torch.equal(ground.beside[:, 1:], seen(picture()) * (shade < 128))
+    start = prepared(Painter(extra_channels=4), [recipe(init=picture(), mask=image)])
+    assert start.extra_channels is not None
+    assert start.extra_channels[:, 0].unique().tolist() == [float(shade >= 128)]
+    assert torch.equal(start.extra_channels[:, 1:], seen(picture()) * (shade < 128))
 
 
 @pytest.mark.parametrize("fields", [{}, {"init": picture()}])
 def test_such_a_model_paints_all_of_it_where_there_is_no_mask(fields: dict[str, Any]):
-    ground = prepared(Painter(extra_channels=4), [recipe(**fields)])
-    assert ground.beside is not None
-    assert torch.equal(ground.beside[:, :1], torch.ones(1, 1, 4, 6))
-    assert torch.equal(ground.beside[:, 1:], torch.zeros(1, 3, 4, 6))
+    start = prepared(Painter(extra_channels=4), [recipe(**fields)])
+    assert start.extra_channels is not None
+    assert torch.equal(start.extra_channels[:, :1], torch.ones(1, 1, 4, 6))
+    assert torch.equal(start.extra_channels[:, 1:], torch.zeros(1, 3, 4, 6))
 
 
 def test_its_refiner_does_not_see_the_mask():
     """So the known part is put back for both."""
     asked = recipe(init=picture(), mask=mask(2), refiner={"model": "0"})
-    ground = prepared(Painter(extra_channels=4), [asked])
-    assert ground.unknown is not None
+    start = prepared(Painter(extra_channels=4), [asked])
+    assert start.repaint_mask is not None
 
 
 def test_a_model_of_channels_that_are_not_known():
@@ -177,13 +181,13 @@ def test_a_model_of_channels_that_are_not_known():
 def test_a_picture_of_a_pass_before_is_painted_over():
     """Where it is smaller than the network can have it, its edge goes on, and is cut off again."""
     painted = torch.rand(2, 3, HEIGHT - 1, WIDTH - 2)
-    ground = prepared(Painter(), [recipe()] * 2, painted)
-    assert ground.begin is not None
-    assert ground.begin.shape == (2, 3, HEIGHT, WIDTH)
-    assert torch.equal(ground.begin[..., :-1, :-2], painted)
-    assert torch.equal(ground.begin[..., :-1, -1], painted[..., -1])
-    assert torch.equal(ground.begin[..., -1, :-2], painted[..., -1, :])
-    assert torch.equal(ground.finished(ground.begin), painted)
+    start = prepared(Painter(), [recipe()] * 2, painted)
+    assert start.init_latent is not None
+    assert start.init_latent.shape == (2, 3, HEIGHT, WIDTH)
+    assert torch.equal(start.init_latent[..., :-1, :-2], painted)
+    assert torch.equal(start.init_latent[..., :-1, -1], painted[..., -1])
+    assert torch.equal(start.init_latent[..., -1, :-2], painted[..., -1, :])
+    assert torch.equal(start.finished(start.init_latent), painted)
 
 
 # Pictures that are made larger
@@ -195,19 +199,19 @@ def test_a_small_picture_has_a_little_dust_of_its_own():
     painter = Painter(low_res_process=process, extra_channels=3, downsampling_factor=2)
     small = picture(3, 2)
     batch = [recipe(init=small, noise_level=250, seed=seed) for seed in (5, 6)]
-    ground = prepared(painter, batch)
-    assert ground.begin is None and ground.beside is not None
-    assert ground.label == 250
+    start = prepared(painter, batch)
+    assert start.init_latent is None and start.extra_channels is not None
+    assert start.noise_level == 250
     time = torch.tensor(250)
-    for beside, seed in zip(ground.beside, (5, 6), strict=True):
+    for beside, seed in zip(start.extra_channels, (5, 6), strict=True):
         dust = normal(seed, (BESIDE, 0, 0), (3, 2, 3))
         expected = process.alpha(time) * seen(small)[0] + process.std(time) * dust
         torch.testing.assert_close(beside, expected)
         assert not torch.equal(dust, normal(seed, (START, 0, 0), (3, 2, 3)))
-    *_, last = loop.paint(painter, batch)
+    *_, last = loop.sample_batch(painter, batch)
     cond = painter.seen[-1]
     assert cond.extra_channels is not None and cond.label is not None
-    assert torch.equal(cond.extra_channels, ground.beside)
+    assert torch.equal(cond.extra_channels, start.extra_channels)
     assert cond.label.tolist() == [250, 250]
     assert last.x.shape == (2, 3, 2, 3)
 
@@ -231,8 +235,8 @@ def test_what_such_a_model_needs_and_what_others_do_not():
 def test_every_sampler_leaves_what_is_known(sampler: str):
     batch = [recipe(init=picture(), mask=mask(2), sampler=sampler, seed=s) for s in (1, 2)]
     painter = Painter()
-    *_, last = loop.paint(painter, batch)
-    for finished in loop.finish(batch, last):
+    *_, last = loop.sample_batch(painter, batch)
+    for finished in loop.decode(batch, last):
         after = np.array(finished.image)
         assert (after[:, :2] == np.array(picture())[:, :2]).all()
         assert (after[:, 2:] == (255, 0, 0)).all()
@@ -243,7 +247,7 @@ def test_every_sampler_leaves_what_is_known(sampler: str):
 def test_every_sampler_paints_over_a_picture(sampler: str, strength: float):
     """With one picture to find, it is found from anywhere."""
     batch = [recipe(init=picture(), strength=strength, sampler=sampler, seed=s) for s in (1, 2)]
-    painted = list(loop.paint(Painter(), batch))
+    painted = list(loop.sample_batch(Painter(), batch))
     assert painted[-1].index + 1 == painted[-1].total == batch[0].total
     for image in to_images(painted[-1].x):
         assert image.getcolors() == [(WIDTH * HEIGHT, (255, 0, 0))]
@@ -251,8 +255,8 @@ def test_every_sampler_paints_over_a_picture(sampler: str, strength: float):
 
 def test_a_refiner_sees_no_more_than_it_can():
     asked = recipe(refiner={"model": "4", "after": 0.5})
-    with pytest.raises(UndustError, match="sees 4 channels beside the latent"):
-        list(loop.paint(Painter(), [asked]))
+    with pytest.raises(UndustError, match="needs 4 extra input channels"):
+        list(loop.sample_batch(Painter(), [asked]))
     changed = recipe(refiner={"model": "0", "model_hash": "other", "after": 0.5})
     with pytest.raises(UndustError, match=r"refiner: 0 is another model \(another\) than it was"):
-        list(loop.paint(Painter(), [changed]))
+        list(loop.sample_batch(Painter(), [changed]))

@@ -10,9 +10,9 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES, listed
 from undust.errors import UndustError
-from undust.generation.guides import Guide, checked, read_guide
 from undust.pictures import LARGEST
 from undust.recipe.files import ImageRef, WeightsRef
+from undust.recipe.guidance import GuidanceSettings, check_together, read_guidance
 from undust.recipe.inputs import (
     Control,
     Embedding,
@@ -57,7 +57,9 @@ class Recipe(Frozen):
     batch: int = Field(1, ge=1, le=1024)
     place: int = Field(0, ge=0)
     given_noise: bool = False
-    guides: tuple[SerializeAsAny[Guide], ...] = Field((), max_length=64, exclude_if=absent)
+    guides: tuple[SerializeAsAny[GuidanceSettings], ...] = Field(
+        (), max_length=64, exclude_if=absent
+    )
     toward: Interpolation | None = Field(None, exclude_if=absent)
     init: ImageRef | None = Field(None, exclude_if=absent)
     strength: float | None = Field(None, gt=0, le=1, exclude_if=absent)
@@ -120,7 +122,7 @@ class Recipe(Frozen):
     @classmethod
     def _read_guides(cls, given: object) -> object:
         if isinstance(given, list | tuple):
-            return tuple(read_guide(each) for each in cast("list[object]", given))
+            return tuple(read_guidance(each) for each in cast("list[object]", given))
         return given
 
     @classmethod
@@ -130,7 +132,7 @@ class Recipe(Frozen):
             recipe = cls.model_validate(dict(fields))
         except ValidationError as error:
             raise UndustError(reason(error)) from None
-        checked(recipe.guides, recipe.sampler)
+        check_together(recipe.guides, recipe.sampler)
         recipe._check_task()
         if recipe.batch * recipe.final[0] * recipe.final[1] > LARGEST:
             together = f" for {recipe.batch} at once" if recipe.batch > 1 else ""

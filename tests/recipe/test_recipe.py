@@ -16,8 +16,8 @@ from PIL import Image
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
-from undust.generation.recipe import FIRST_VERSION, OWN, Recipe
 from undust.recipe.files import ImageRef
+from undust.recipe.recipe import FIRST_VERSION, OWN, Recipe
 
 LEAST: dict[str, Any] = {"prompt": "a cat", "seed": 1, "width": 64, "height": 32}
 

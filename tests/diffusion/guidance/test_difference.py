@@ -11,13 +11,13 @@ from diffusers.guiders import (
     SmoothedEnergyGuidance,
 )
 
-from undust.diffusion.guidance import Away, ClassifierFree
+from undust.diffusion.guidance import ClassifierFree, DifferenceGuidance
 from undust.errors import UndustError
 
 
 def test_scale_zero_adds_nothing_to_the_bit(bent):
     guided = ClassifierFree(bent.branch(1), bent.branch(2), 3.0)
-    away = Away(guided, bent.branch(1), bent.branch(3), 0.0)
+    away = DifferenceGuidance(guided, bent.branch(1), bent.branch(3), 0.0)
     assert torch.equal(away(bent.x, bent.sigma), guided(bent.x, bent.sigma))
     assert bent.calls == [6, 6]
 
@@ -25,14 +25,16 @@ def test_scale_zero_adds_nothing_to_the_bit(bent):
 def test_all_branches_of_one_network_are_asked_in_one_call(bent):
     """The conditional estimate is in both formulas, and is asked once."""
     positive, negative, worse = (bent.branch(seed) for seed in (1, 2, 3))
-    Away(ClassifierFree(positive, negative, 3.0), positive, worse, 2.0)(bent.x, bent.sigma)
+    DifferenceGuidance(ClassifierFree(positive, negative, 3.0), positive, worse, 2.0)(
+        bent.x, bent.sigma
+    )
     assert bent.calls == [9]
 
 
 def test_away_from_a_worse_gaussian(world):
     """Of one width: the mean g + scale·(b − w)."""
     g, b, w = (world.mean(seed) for seed in (1, 2, 3))
-    away = Away(world.asked(g), world.asked(b), world.asked(w), 1.5)
+    away = DifferenceGuidance(world.asked(g), world.asked(b), world.asked(w), 1.5)
     torch.testing.assert_close(away(world.x, world.sigma), world.exact(g + 1.5 * (b - w)))
 
 
@@ -40,7 +42,7 @@ def test_away_from_another_network_takes_a_call_of_each(bent):
     """Autoguidance, w = scale + 1: x0 = w·good + (1 − w)·bad."""
     other = type(bent)(bent.x, bent.sigma)
     good, bad = bent.branch(1), other.branch(1)
-    away = Away(good, good, bad, 1.25)(bent.x, bent.sigma)
+    away = DifferenceGuidance(good, good, bad, 1.25)(bent.x, bent.sigma)
     assert (bent.calls, other.calls) == ([3], [3])
     expected = 2.25 * good(bent.x, bent.sigma) - 1.25 * bad(bent.x, bent.sigma)
     torch.testing.assert_close(away, expected)
@@ -61,7 +63,7 @@ BLOCKS: dict[str, Any] = {
 def test_the_formula_agrees_with_diffusers(bent, name: str, scale: float, guidance: float):
     """Theirs is written for ε."""
     parts = [bent.branch(seed) for seed in (1, 2, 3)]
-    away = Away(ClassifierFree(*parts[:2], guidance), parts[0], parts[2], scale)
+    away = DifferenceGuidance(ClassifierFree(*parts[:2], guidance), parts[0], parts[2], scale)
     ours = away(bent.x, bent.sigma)
     epsilon = [(bent.x - part(bent.x, bent.sigma)) / 1.7 for part in parts]
     theirs = BLOCKS[name](scale, guidance).forward(*epsilon).pred
@@ -70,7 +72,7 @@ def test_the_formula_agrees_with_diffusers(bent, name: str, scale: float, guidan
 
 def test_autoguidance_agrees_with_diffusers(bent):
     good, bad = bent.branch(1), bent.branch(3)
-    ours = Away(good, good, bad, 1.5)(bent.x, bent.sigma)
+    ours = DifferenceGuidance(good, good, bad, 1.5)(bent.x, bent.sigma)
     epsilon = [(bent.x - part(bent.x, bent.sigma)) / 1.7 for part in (good, bad)]
     theirs = AutoGuidance(2.5, auto_guidance_layers=0, dropout=1.0).forward(*epsilon).pred
     torch.testing.assert_close((bent.x - ours) / 1.7, theirs, rtol=1e-5, atol=1e-5)
@@ -79,4 +81,4 @@ def test_autoguidance_agrees_with_diffusers(bent):
 def test_scales_that_make_no_sense(bent):
     for scale in (math.nan, -math.inf):
         with pytest.raises(UndustError, match="is not a finite scale"):
-            Away(bent.branch(1), bent.branch(1), bent.branch(2), scale)
+            DifferenceGuidance(bent.branch(1), bent.branch(1), bent.branch(2), scale)

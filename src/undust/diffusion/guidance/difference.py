@@ -1,18 +1,22 @@
-"""Away from a worse estimate of the same thing: three papers, one formula."""
+"""DifferenceGuidance from a worse estimate of the same thing: three papers, one formula."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from undust.diffusion.guidance.base import Asking, Guidance, Moment, Scale, checked_scale, equals
-
-if TYPE_CHECKING:
-    from undust.diffusion.samplers.registry import Denoise
+from undust.diffusion.guidance.base import (
+    EvalState,
+    Guidance,
+    GuidanceRequest,
+    Scale,
+    checked_scale,
+    equals,
+)
+from undust.diffusion.samplers.registry import Denoise
 
 
 @dataclass(frozen=True, eq=False)
-class Away(Guidance):
+class DifferenceGuidance(Guidance):
     """x0 = guided + scale·(better − worse), where `worse` is `better` with a handicap.
 
     What the handicap is makes the method: self-attention in which every pixel sees itself alone
@@ -30,9 +34,9 @@ class Away(Guidance):
     def __post_init__(self) -> None:
         checked_scale(self.scale)
 
-    def ask(self, now: Moment) -> Asking:
+    def estimate(self, at: EvalState) -> GuidanceRequest:
         """All three, or the guided one alone where nothing is added."""
-        scale = now.scale(self.scale)
+        scale = at.scale(self.scale)
         if equals(scale, 0):
             return (yield [self.guided])[0]
         guided, better, worse = yield [self.guided, self.better, self.worse]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from undust.errors import UndustError
-from undust.generation.canvas import Canvas, canvas, size_for
-from undust.generation.recipe import Recipe
+from undust.generation.start import InitImage, init_image, size_for
 from undust.pictures import from_image, to_images
 from undust.recipe.files import ImageRef
+from undust.recipe.recipe import Recipe
 
 FACTORS = st.sampled_from([1, 3, 4, 8])
 SIDES = st.none() | st.tuples(*[st.integers(0, 9)] * 4).filter(any)
@@ -34,15 +34,15 @@ def recipe(image: Image.Image, size: tuple[int, int], **fields: Any) -> Recipe:
     return Recipe.read({**asked, "init": ImageRef.of(image), **fields})
 
 
-def fitting(image: Image.Image, factor: int, **fields: Any) -> Canvas:
-    """The canvas of the size that `size_for` says."""
+def fitting(image: Image.Image, factor: int, **fields: Any) -> InitImage:
+    """The init image of the size that `size_for` says."""
     size = size_for(image, fields.get("extend"), factor)
-    made = canvas(recipe(image, size, **fields), factor)
+    made = init_image(recipe(image, size, **fields), factor)
     assert made is not None
     return made
 
 
-def painted(made: Canvas, count: int = 2) -> torch.Tensor:
+def painted(made: InitImage, count: int = 2) -> torch.Tensor:
     """Anything that a model may have painted over it."""
     shape = (count, *made.pixels.shape)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)) / 127.5 - 1
@@ -97,7 +97,7 @@ def test_what_stays_comes_back_to_the_byte_and_the_rest_as_it_was_painted(
 
 def test_without_a_mask_all_of_it_is_only_a_beginning():
     made = fitting(noise(6, 5), 4)
-    assert made.unknown is None
+    assert made.repaint_mask is None
     assert torch.equal(made.finished(painted(made)), painted(made)[..., :5, :6])
 
 
@@ -115,8 +115,8 @@ def test_what_is_clear_is_white_in_a_picture_and_black_in_a_mask():
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     made = fitting(clear, 4, mask=clear)
     assert made.pixels.unique().tolist() == [255]
-    assert made.unknown is not None
-    assert made.unknown.unique().tolist() == [0]
+    assert made.repaint_mask is not None
+    assert made.repaint_mask.unique().tolist() == [0]
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
@@ -127,7 +127,7 @@ def test_a_place_of_the_latent_is_as_unknown_as_the_most_of_its_pixels(
     mask = noise(width * factor, height * factor, 1, seed)
     made = fitting(image, factor, mask=mask)
     blocks = np.array(mask).reshape(height, factor, width, factor).max((1, 3)) / 255
-    found = made.unknown_latent((height, width))
+    found = made.latent_mask((height, width))
     torch.testing.assert_close(found, torch.tensor(blocks).float())
 
 
@@ -145,31 +145,31 @@ def test_a_place_of_the_latent_is_as_unknown_as_the_most_of_its_pixels(
 )
 def test_when_a_picture_is_resized(size: tuple[int, int], fits: bool):
     image, mask = noise(16, 16), noise(16, 16, 1)
-    made = canvas(recipe(image, size, mask=mask), 4)
-    assert made is not None and made.unknown is not None
-    assert made.pixels.shape[1:] == made.unknown.shape == size[::-1]
+    made = init_image(recipe(image, size, mask=mask), 4)
+    assert made is not None and made.repaint_mask is not None
+    assert made.pixels.shape[1:] == made.repaint_mask.shape == size[::-1]
     if not fits:
-        assert made.frame == (0, 0, size[0] - 16, size[1] - 16)
+        assert made.crop == (0, 0, size[0] - 16, size[1] - 16)
         assert torch.equal(made.pixels[:, :16, :16], from_image(image, (16, 16)))
         return
-    assert made.frame == (0, 0, 0, 0)
+    assert made.crop == (0, 0, 0, 0)
     assert torch.equal(made.pixels, from_image(image, size))
     expected = np.array(ImageOps.fit(mask, size, Image.Resampling.BOX))
-    assert torch.equal(made.unknown, torch.tensor(expected) / 255)
+    assert torch.equal(made.repaint_mask, torch.tensor(expected) / 255)
     assert made.finished(painted(made)).shape[-2:] == size[::-1]
 
 
 def test_a_resized_picture_is_extended_all_the_same():
-    made = canvas(recipe(noise(16, 16), (32, 24), extend=(8, 0, 0, 8)), 4)
-    assert made is not None and made.unknown is not None
+    made = init_image(recipe(noise(16, 16), (32, 24), extend=(8, 0, 0, 8)), 4)
+    assert made is not None and made.repaint_mask is not None
     assert made.pixels.shape == (3, 24, 32)
-    assert made.unknown[:16, 8:].max() == 0
-    assert made.unknown[16:].min() == made.unknown[:, :8].min() == 1
+    assert made.repaint_mask[:16, 8:].max() == 0
+    assert made.repaint_mask[16:].min() == made.repaint_mask[:, :8].min() == 1
 
 
 def test_nothing_to_begin_from():
     asked = Recipe.read({"prompt": "a", "seed": 1, "width": 8, "height": 8})
-    assert canvas(asked, 8) is None
+    assert init_image(asked, 8) is None
 
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (16, 16), (1, 1)])
@@ -181,4 +181,4 @@ def test_a_mask_is_as_large_as_its_picture(size: tuple[int, int]):
 @pytest.mark.parametrize("extend", [(8, 0, 0, 0), (4, 0, 4, 0), (0, 5, 0, 5), (100, 0, 0, 0)])
 def test_what_is_added_leaves_room_for_the_picture(extend: tuple[int, ...]):
     with pytest.raises(UndustError, match="extend: 8x8 leaves no room for the picture"):
-        canvas(recipe(noise(4, 4), (8, 8), extend=extend), 4)
+        init_image(recipe(noise(4, 4), (8, 8), extend=extend), 4)

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from undust.diffusion.guidance import GUIDANCES
 from undust.errors import UndustError
-from undust.generation.guides import GUIDANCES, read_guide
-from undust.generation.recipe import Recipe
 from undust.pictures import to_data
+from undust.recipe.guidance import read_guidance, settings_of
+from undust.recipe.recipe import Recipe
 
 LEAST: dict[str, Any] = {"prompt": "a cat", "seed": 1, "width": 64, "height": 32}
 MASK = to_data(Image.new("L", (4, 2), 255), (4, 2))
@@ -41,11 +42,11 @@ def test_every_guide_is_here():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_guide_in_words_in_json_and_in_a_recipe(name: str):
-    guide = read_guide(EVERY[name])
-    assert type(guide) is GUIDANCES[name]
+    guide = read_guidance(EVERY[name])
+    assert guide.method is GUIDANCES[name]
     values = json.loads(json.dumps(guide.model_dump(), allow_nan=False))
     assert values["name"] == name
-    assert read_guide(values) == guide
+    assert read_guidance(values) == guide
     recipe = Recipe.read({**LEAST, "sampler": "euler", "guides": [EVERY[name]]})
     assert recipe.guides == (guide,)
     assert Recipe.read(json.loads(json.dumps(recipe.model_dump(), allow_nan=False))) == recipe
@@ -53,21 +54,21 @@ def test_a_guide_in_words_in_json_and_in_a_recipe(name: str):
 
 @pytest.mark.parametrize("name", sorted(GUIDANCES.keys() - NEEDED))
 def test_a_name_alone_takes_the_defaults(name: str):
-    assert read_guide(name) == GUIDANCES[name]()
+    assert read_guidance(name) == settings_of(GUIDANCES[name])()
 
 
 @pytest.mark.parametrize("name", GUIDANCES)
 def test_every_guide_says_what_it_does(name: str):
-    assert 20 < len(GUIDANCES[name].summary()) < 90
-    assert all(field in GUIDANCES[name].settings() for field in GUIDANCES[name].model_fields)
+    assert 20 < len(GUIDANCES[name].summary) < 90
+    assert all(f in settings_of(GUIDANCES[name]).summary() for f in GUIDANCES[name].settings)
 
 
 def test_words_become_settings():
-    ball: Any = read_guide("and:prompt=a red, round ball, shiny,weight=-0.5")
+    ball: Any = read_guidance("and:prompt=a red, round ball, shiny,weight=-0.5")
     assert (ball.prompt, ball.weight) == ("a red, round ball, shiny", -0.5)
-    equal: Any = read_guide("and:prompt=1+1=2")
+    equal: Any = read_guidance("and:prompt=1+1=2")
     assert equal.prompt == "1+1=2"
-    scales: Any = read_guide("scales:values=8 2.5 1")
+    scales: Any = read_guidance("scales:values=8 2.5 1")
     assert scales.values == (8.0, 2.5, 1.0)
 
 
@@ -130,7 +131,7 @@ VALUES = st.none() | st.booleans() | st.floats() | st.text() | st.lists(st.float
 )
 def test_anything_in_a_file_is_a_guide_or_a_line_that_says_why_not(name: str, fields: Any):
     try:
-        guide = read_guide({**fields, "name": name})
+        guide = read_guidance({**fields, "name": name})
     except UndustError:
         return
-    assert read_guide(json.loads(json.dumps(guide.model_dump(), allow_nan=False))) == guide
+    assert read_guidance(json.loads(json.dumps(guide.model_dump(), allow_nan=False))) == guide

@@ -15,13 +15,12 @@ from pydantic import BaseModel
 
 from undust.conditioning.prompt import foreign
 from undust.errors import UndustError, quoted, unknown
-from undust.generation.canvas import size_for
-from undust.generation.guides import Guide, read_guide
+from undust.generation.guided import refiner_model, resolve_guidance
 from undust.generation.other_names import OTHER_NAMES
-from undust.generation.recipe import SEEDS, Recipe
-from undust.generation.scene import refiner_model
+from undust.generation.start import size_for
 from undust.pictures import grey, has_hole, is_drawn_mask
 from undust.recipe.files import ImageRef
+from undust.recipe.guidance import GuidanceSettings, read_guidance
 from undust.recipe.inputs import (
     Control,
     Embedding,
@@ -31,6 +30,7 @@ from undust.recipe.inputs import (
     Upscale,
     read_extend,
 )
+from undust.recipe.recipe import SEEDS, Recipe
 from undust.version import __version__
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Options(TypedDict, total=False):
     guidance: float | None
     sampler: str | None
     schedule: str | None
-    guides: Several[str | Fields | Guide]
+    guides: Several[str | Fields | GuidanceSettings]
     seed: int | None
     size: tuple[int, int] | int | None
     count: int | None
@@ -143,7 +143,10 @@ def _notes(model: LatentModel, texts: Sequence[str], asked: Mapping[str, Any]) -
     for embedding in asked["embeddings"]:
         if not any(embedding.word.lower() in text.lower() for text in texts):
             yield f"embedding: no prompt says '{embedding.word}', which it is for"
-    guidance, scaled = asked["guidance"], any(guide.role == "scale" for guide in asked["guides"])
+    guidance, scaled = (
+        asked["guidance"],
+        any(guide.method.role == "scale" for guide in asked["guides"]),
+    )
     if isinstance(guidance, int | float) and 0 <= guidance < 1 and not scaled:
         counts = "counts for less" if guidance else "does not count"
         yield (
@@ -230,7 +233,10 @@ def _settled(model: LatentModel, options: Options) -> dict[str, Any]:
         **{name: options.get(name) for name in ("strength", "noise_level", "clip_skip")},
         "guidance": model.guidance if guidance is None else guidance,
         "schedule": model.process.default_schedule if schedule is None else schedule,
-        "guides": [read_guide(each).resolve(model, size) for each in _each(given.get("guides"))],
+        "guides": [
+            resolve_guidance(read_guidance(each), model, size)
+            for each in _each(given.get("guides"))
+        ],
         "width": size[0],
         "height": size[1],
         "init": begun,

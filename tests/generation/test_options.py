@@ -19,12 +19,12 @@ from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.formats.safetensors_file import save
 from undust.generation import inversion, loop
-from undust.generation.asking import NOISE_LEVEL
-from undust.generation.guides import read_guide
-from undust.generation.recipe import SEEDS, Recipe, between
+from undust.generation.options import NOISE_LEVEL
 from undust.model import LatentDiffusion
 from undust.pictures import to_data
+from undust.recipe.guidance import read_guidance
 from undust.recipe.inputs import Embedding
+from undust.recipe.recipe import SEEDS, Recipe, between
 
 QUICK = {"steps": 3, "seed": 1}
 LONG = "a cat and a dog and " * 4  # of several chunks of the tiny model's 16 tokens
@@ -134,7 +134,7 @@ def test_one_of_several_may_stand_alone(model: LatentDiffusion, here: Path):
             ("toy.safetensors", "apg:eta=1"),
             (Path("toy.safetensors"), {"name": "apg", "eta": 1}),
             (fields, [{"name": "apg", "eta": 1}]),
-            ({**fields, "path": Path("toy.safetensors")}, read_guide("apg:eta=1")),
+            ({**fields, "path": Path("toy.safetensors")}, read_guidance("apg:eta=1")),
             (Embedding.read(fields), (each for each in ["apg:eta=1"])),
         ]
     ]
@@ -332,7 +332,7 @@ def test_a_picture_in_memory_is_not_in_the_file(model: LatentDiffusion, here: Pa
 def test_a_region_is_where_it_was_in_the_second_pass_too(model: LatentDiffusion, here: Path):
     """Its mask, kept at the size of the first pass's latent, is brought to the second's."""
     (recipe,) = model.recipes("a", upscale=2, guides=["region:prompt=b,mask=mask.png"], **QUICK)
-    (larger,) = loop.enlarged([recipe], model, (64, 64))
+    (larger,) = loop.upscaled_recipes([recipe], model, (64, 64))
     assert (larger.width, larger.height) == (64, 64)
     with Image.open("mask.png") as image:
         assert larger.guides[0].model_dump()["mask"] == to_data(image, (16, 16))
@@ -372,10 +372,10 @@ def test_on_the_way_over_a_picture(model: LatentDiffusion, here: Path, options: 
         for prompt, seed in (("a cat", 1), ("고양이", 2))
     )
     (batch,) = loop.batches(model, between(first, last, 3))
-    *_, step = loop.paint(model, batch)
-    way = loop.finish(batch, step)
+    *_, step = loop.sample_batch(model, batch)
+    way = loop.decode(batch, step)
     for place, end in ((0, first), (2, last)):
-        *_, alone = loop.paint(model, [end])
+        *_, alone = loop.sample_batch(model, [end])
         torch.testing.assert_close(way[place].latent, alone.x[0], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(way[1].latent, way[0].latent, atol=1e-3)
     kept = Recipe.read(read_recipe(way[1].save("b.png")))

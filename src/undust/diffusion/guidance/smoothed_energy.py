@@ -1,32 +1,23 @@
-"""Two ways to weaken self-attention, for guidance away from what a weaker network paints."""
+"""Smoothed energy guidance: away from self-attention with blurred queries."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from undust.diffusion.guidance.difference import DifferenceGuidance
+from undust.diffusion.guidance.registry import GuidanceContext, Limits, guidance
 from undust.errors import UndustError
-from undust.networks.attention import attend
-
-
-@dataclass(frozen=True)
-class IdentityMap:
-    """Every pixel sees only itself: the attention map is the identity (PAG, Ahn et al. 2024)."""
-
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, shape: tuple[int, int]
-    ) -> Tensor:
-        """[B,N,C] → [B,N,C]: the values as they are."""
-        del q, k, heads, shape
-        return v
 
 
 @dataclass(frozen=True)
 class BlurredQueries:
-    """Neighbouring pixels look for nearly the same (SEG, Hong 2024).
+    """Queries blurred over the picture: neighbouring pixels look for nearly the same.
 
     deviation: of the Gaussian, in pixels of the layer; ∞ makes all queries their mean. The edges
     are mirrored, and the Gaussian ends 3 deviations from its middle, or half a picture.
@@ -37,16 +28,39 @@ class BlurredQueries:
 
     def __post_init__(self) -> None:
         if not self.deviation > 0:
-            raise UndustError(f"seg: a blur of {self.deviation} is none; it has to be above 0")
+            raise UndustError(f"seg: the blur has to be above 0, not {self.deviation}")
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, shape: tuple[int, int]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        shape: tuple[int, int],
     ) -> Tensor:
-        """Queries, keys and values [B,H·W,C] of pictures of shape (H, W) → [B,H·W,C]."""
+        """Queries, keys and values [B, H·W, C] of pictures of shape (H, W) → [B, H·W, C]."""
         rows, columns = (_blur(side, self.deviation).to(q) for side in shape)
         grid = q.unflatten(1, shape)
         blurred = torch.einsum("ih,jw,bhwc->bijc", rows, columns, grid).flatten(1, 2)
-        return attend(blurred, k, v, heads=heads)
+        return attend(blurred, k, v)
+
+
+@guidance("seg", "around")
+class SmoothedEnergy(DifferenceGuidance):
+    """Away from self-attention with blurred queries: smoothed energy (Hong 2024)."""
+
+    @classmethod
+    def build(
+        cls,
+        context: GuidanceContext,
+        *,
+        scale: float = 3.0,
+        blur: Annotated[float | None, Limits(gt=0)] = None,
+    ) -> SmoothedEnergy:
+        """blur: the deviation in pixels of the layer, infinite if None."""
+        worse = context.perturbed(BlurredQueries(math.inf if blur is None else blur))
+        return cls(context.denoise, context.positive, worse, scale)
 
 
 def _blur(side: int, deviation: float) -> Tensor:

@@ -13,15 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from painter import ColourPainter
+from undust.diffusion.guidance import IdentityMap
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.generation import loop
-from undust.generation.recipe import Recipe
+from undust.generation.guided import resolve_guidance
 from undust.networks.conditioning import CallOptions, Conditioning
-from undust.networks.perturbation import IdentityMap
 from undust.pictures import to_data
+from undust.recipe.recipe import Recipe
 
 
 @dataclass
@@ -68,7 +69,7 @@ def mask(shades: Sequence[int]) -> str:
 def end(asked: Recipe, painter: Painter | None = None) -> Tensor:
     """The latent [3, 2, 4] that it ends in, each step painted in one call."""
     painter = painter or Painter()
-    *_, last = loop.paint(painter, [asked])
+    *_, last = loop.sample_batch(painter, [asked])
     return last.x[0]
 
 
@@ -115,14 +116,14 @@ def test_what_each_guide_comes_to(
 
 def test_each_prompt_has_its_steps():
     guides = ["then:prompt=red,after=0.4", "then:prompt=,after=0.8"]
-    steps = loop.paint(Painter(), [recipe("grey", *guides, guidance=1, steps=5)])
+    steps = loop.sample_batch(Painter(), [recipe("grey", *guides, guidance=1, steps=5)])
     assert [step.x0[0, 0, 0, 0].item() for step in steps] == [0, 0, 1, 1, -1]
 
 
 def test_a_prompt_begins_where_its_share_of_the_steps_ends():
     """0.07 × 100 is 7, although the product of the two floats is a little more."""
     asked = recipe("grey", "then:prompt=red,after=0.07", guidance=1, steps=100)
-    steps = loop.paint(Painter(), [asked])
+    steps = loop.sample_batch(Painter(), [asked])
     assert [step.x0[0, 0, 0, 0].item() for step in steps] == [0] * 7 + [1] * 93
 
 
@@ -139,20 +140,20 @@ def test_each_region_has_its_prompt():
 def test_a_mask_is_read_and_kept_at_the_size_of_the_latent(tmp_path: Path):
     Image.new("RGB", (40, 20), "white").save(tmp_path / "mask.png")
     (asked,) = recipe("grey", f"region:prompt=red,mask={tmp_path / 'mask.png'}", guidance=1).guides
-    settled = asked.resolve(Painter(), (4, 2))
+    settled = resolve_guidance(asked, Painter(), (4, 2))
     assert settled.model_dump()["mask"] == mask([255] * 4)
-    assert settled.resolve(Painter(), (4, 2)) == settled
+    assert resolve_guidance(settled, Painter(), (4, 2)) == settled
     with pytest.raises(UndustError, match="no picture"):
         end(recipe("grey").model_copy(update={"guides": (asked,)}))
     with pytest.raises(UndustError, match="guide region: its mask is not for 8x2"):
         end(recipe("grey", width=8).model_copy(update={"guides": (settled,)}))
     with pytest.raises(UndustError, match=r"none\.png cannot be read as a picture"):
-        asked.model_copy(update={"mask": "none.png"}).resolve(Painter(), (4, 2))
+        resolve_guidance(asked.model_copy(update={"mask": "none.png"}), Painter(), (4, 2))
 
 
 def test_another_model_is_known_by_its_hash():
     (asked,) = recipe("red", "autoguidance:model=faint").guides
-    settled = asked.resolve(Painter(), (4, 2))
+    settled = resolve_guidance(asked, Painter(), (4, 2))
     assert settled.model_dump()["model_hash"] == "faint"
     changed = recipe("red", "autoguidance:model=faint,model_hash=other")
     with pytest.raises(
@@ -178,7 +179,7 @@ NEUTRAL = [
 
 def steps(*guides: str, painter: Painter) -> list[loop.Step]:
     asked = [recipe("red", *guides, seed=1), recipe("grey", *guides, seed=2)]
-    return list(loop.paint(painter, asked))
+    return list(loop.sample_batch(painter, asked))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_a_neutral_guide_is_not_there_to_the_bit(guides: list[str]):
 def test_without_guides_it_is_classifier_free_guidance_by_hand_to_the_bit():
     painter = Painter(bent=True)
     asked = [recipe("red", seed=1), recipe("grey", seed=2)]
-    ours = list(loop.paint(painter, asked))
+    ours = list(loop.sample_batch(painter, asked))
     cond = painter.condition(["red", "grey"]).concat(painter.condition(["", ""]))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
