@@ -187,7 +187,9 @@ def _repaint_channels(model: LatentModel, image: InitImage | None, recipe: Recip
         return None
     channels, height, width = model.latent_shape(recipe.width, recipe.height)
     if model.extra_channels != 1 + channels:
-        raise UndustError(f"the U-Net wants {model.extra_channels} channels beside the latent's {channels}")
+        raise UndustError(
+            f"the U-Net wants {model.extra_channels} channels beside the latent's {channels}"
+        )
     if image is None or image.repaint_mask is None:
         mask = torch.ones(1, 1, height, width)
         seen = torch.zeros(1, 3, recipe.height, recipe.width)
