@@ -148,8 +148,8 @@ class BatchContext:
             channels = self.start.extra_channels
             if channels is None or channels.shape[1] != network.extra_channels:
                 raise UndustError(
-                    f"{network.name} cannot be used here: its U-Net needs {network.extra_channels} extra "
-                    "input channels, which this task does not provide"
+                    f"{network.name} cannot be used here: its U-Net needs {network.extra_channels} "
+                    "extra input channels, which this task does not provide"
                 )
             cond = replace(cond, extra_channels=channels.expand(count, -1, -1, -1))
         if network.low_res_process is not None and self.start.noise_level is not None:
