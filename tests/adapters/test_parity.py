@@ -226,7 +226,7 @@ def test_live_as_by_diffusers(model, tmp_path):
     if variant == "sdxl":
         pooled, sizes = draw(3)(2, 64), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
         added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
-        ours_added = {"pooled": pooled, "sizes": sizes}
+        ours_added = {"pooled": pooled, "size_ids": sizes}
     cond = Conditioning(2, context, **ours_added)
     plain = ours["unet"](x, t, cond)
     for weight in (0.05, -0.02):

@@ -192,7 +192,7 @@ def test_steps_say_where_they_are(name: str):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_each_step_heads_for_the_estimate_it_names(name: str):
-    """Step.x0 is the estimate that was used: x moves straight towards it."""
+    """SamplerStep.x0 is the estimate that was used: x moves straight towards it."""
     sigmas, x = falling(10, 0, 6), START[:1]  # one: with an adaptive sampler each goes its own way
     sigma = sigmas[0]
     for step in SAMPLERS[name](smooth, x, sigmas, no_noise):

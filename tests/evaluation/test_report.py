@@ -14,7 +14,7 @@ import undust
 from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.evaluation.first_stage import measure
-from undust.evaluation.report import Report, evaluate
+from undust.evaluation.report import ModelReport, evaluate
 from undust.model import LatentDiffusion
 
 Rows = list[dict[str, str]]
@@ -123,7 +123,7 @@ def test_the_report_says_what_it_depends_on(model: LatentDiffusion, data: Path):
     assert (report.steps, report.guidance) == (3, 1.5)
     assert report.first_stage.pictures == 4
     assert report.first_stage_on == "held-out pictures"
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert ModelReport.model_validate_json(report.model_dump_json()) == report
     table = report.rows()
     assert len(table) == 2 * len(report.recall) + 2
     assert (

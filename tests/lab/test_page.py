@@ -10,7 +10,7 @@ from PIL import Image
 
 from undust.errors import UndustError
 from undust.lab import page
-from undust.lab.samplers import Comparison, Curve, Run
+from undust.lab.samplers import Comparison, Curve, SamplerRun
 
 
 def test_a_markdown_table():
@@ -26,7 +26,7 @@ def test_a_page_has_the_command_that_makes_it(tmp_path: Path):
 
 
 def test_a_plot_is_a_picture(tmp_path: Path):
-    runs = tuple(Run(calls=n, steps=n, error=1 / n) for n in (5, 10))
+    runs = tuple(SamplerRun(calls=n, steps=n, error=1 / n) for n in (5, 10))
     found = Comparison(
         model="tiny",
         model_hash="0",

@@ -14,7 +14,7 @@ from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.lab import samplers
 from undust.lab.model_under_test import ModelUnderTest
-from undust.lab.samplers import Curve, Run, calls, compare, flow_curve, sampler_curve
+from undust.lab.samplers import Curve, SamplerRun, calls, compare, flow_curve, sampler_curve
 from undust.model import LatentDiffusion, load
 
 SPREAD = GAUSSIAN.deviations.item() ** 2
@@ -35,7 +35,7 @@ def test_calls_are_counted(tiny_model, name: str, first: int, each: int):
 
 
 def test_the_longest_run_within_a_budget():
-    runs = tuple(Run(calls=n, steps=n, error=1 / n) for n in (2, 5, 9))
+    runs = tuple(SamplerRun(calls=n, steps=n, error=1 / n) for n in (2, 5, 9))
     curve = Curve(name="euler", against="flow", runs=runs)
     assert [curve.within(n) for n in (1, 2, 8, 50)] == [None, runs[0], runs[1], runs[2]]
 

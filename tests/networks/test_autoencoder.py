@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.distributions import Normal, kl_divergence
 
-from undust.networks.autoencoder import Autoencoder, Posterior
+from undust.networks.autoencoder import Autoencoder, DiagonalGaussian
 from undust.networks.config import AutoencoderConfig
 
 TINY = {"block_out_channels": (16, 32, 48), "norm_num_groups": 8, "layers_per_block": 2}
@@ -75,7 +75,7 @@ def test_channels_last_gives_the_same_and_stays(shake, assert_close) -> None:
 
 def test_posterior_is_the_normal_distribution_it_says(assert_close) -> None:
     mean, logvar = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    posterior, normal = Posterior(mean, logvar), Normal(mean, (logvar / 2).exp())
+    posterior, normal = DiagonalGaussian(mean, logvar), Normal(mean, (logvar / 2).exp())
     assert_close(posterior.kl(), kl_divergence(normal, Normal(0.0, 1.0)).sum(dim=(1, 2, 3)))
     noise = torch.randn_like(mean)
     assert_close((posterior.sample(noise) - normal.mean) / normal.stddev, noise)

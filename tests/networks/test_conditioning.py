@@ -17,7 +17,7 @@ from undust.diffusion.interpolation import slerp
 from undust.errors import UndustError
 from undust.networks.conditioning import CallOptions, Conditioning
 
-FIELDS = ("text", "pooled", "sizes", "label", "extra_channels", "negative")
+FIELDS = ("text", "pooled", "size_ids", "label", "extra_channels", "negative")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def test_precision_and_place_of_each_field():
     half = full(2).to(torch.device("cpu"), torch.bfloat16)
     kinds = {name: tensor.dtype for name, tensor in half.tensors().items()}
     expected = dict.fromkeys(("text", "pooled", "extra_channels"), torch.bfloat16)
-    numbers = {"sizes": torch.int64, "label": torch.int64, "negative": torch.bool}
+    numbers = {"size_ids": torch.int64, "label": torch.int64, "negative": torch.bool}
     assert kinds == expected | numbers
 
 

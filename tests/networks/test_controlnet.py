@@ -127,7 +127,7 @@ def inputs(half: str, size: tuple[int, int], scale: int = 8, batch: int = 2):
     told, theirs = {}, {}
     if half == "sdxl":
         sizes = torch.tensor([[1024.0, 768, 0, 32, 9, 9], [512, 512, 4, 0, 8, 8]])[-batch:]
-        told = {"pooled": torch.randn(batch, 12), "sizes": sizes}
+        told = {"pooled": torch.randn(batch, 12), "size_ids": sizes}
         added = {"text_embeds": told["pooled"], "time_ids": sizes}
         theirs = {"added_cond_kwargs": added}
     return x, timestep, Conditioning(batch, context, **told), hint, theirs

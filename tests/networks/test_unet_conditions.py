@@ -145,8 +145,8 @@ def test_half_precision_runs_throughout(shake) -> None:
     [
         {},
         {"pooled": torch.zeros(1, 12)},
-        {"sizes": torch.zeros(1, 5)},
-        {"pooled": torch.zeros(1, 12), "sizes": torch.zeros(1, 6)},
+        {"size_ids": torch.zeros(1, 5)},
+        {"pooled": torch.zeros(1, 12), "size_ids": torch.zeros(1, 6)},
     ],
     ids=["nothing", "no sizes", "no text", "a size too many"],
 )

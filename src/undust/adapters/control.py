@@ -16,7 +16,7 @@ from undust.networks.controlnet import ControlNet
 
 
 @dataclass(frozen=True, eq=False)
-class Control:
+class AppliedControlNet:
     """A ControlNet and what it is to show.
 
     hint: pictures [N,3,H,W] in [0, 1], one for all or one for each; weight: times what the network

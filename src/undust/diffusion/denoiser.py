@@ -10,7 +10,7 @@ from torch import Tensor
 
 from undust.diffusion.prediction import Prediction
 from undust.diffusion.process import Process
-from undust.diffusion.weighting import Weighting, uniform
+from undust.diffusion.weighting import Weighting, uniform_weight
 
 
 class Condition(Protocol):
@@ -67,7 +67,12 @@ class NetworkDenoiser(Generic[C]):
         return self.prediction.to_x0(output, x, level)
 
     def loss(
-        self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: C, weighting: Weighting = uniform
+        self,
+        x0: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        cond: C,
+        weighting: Weighting = uniform_weight,
     ) -> Tensor:
         """The training loss [B] of clean pictures x0 [B, …] under unit noise at σ [B].
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, checked
+from undust.diffusion.samplers.registry import Denoise, checked_sigmas
 from undust.errors import UndustError
 
 WIDEST, NARROWEST = 0.3, 0.01  # moves that the search tries, in parts of the mean step of log σ
@@ -58,7 +58,7 @@ def fit(
     Raises UndustError for a grid with fewer levels than steps, one that falls to 0, and a sampler
     that draws noise.
     """
-    grid = checked(grid)
+    grid = checked_sigmas(grid)
     if not 1 <= steps <= len(grid) or grid[-1] == 0:
         raise UndustError(f"grid: {steps} steps need at least as many levels, all of them above 0")
     calls = 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.noise import uniform
-from undust.diffusion.samplers.registry import Denoise, checked
+from undust.diffusion.samplers.registry import Denoise, checked_sigmas
 from undust.errors import UndustError
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -37,7 +37,7 @@ def log_likelihood(
     from `key`; None computes it exactly, with one gradient a dimension.
     Raises UndustError for other sigmas and fewer than one probe.
     """
-    levels = checked(sigmas).flip(0)
+    levels = checked_sigmas(sigmas).flip(0)
     if levels[0] == 0:
         raise UndustError("sigmas: the last one has to be above 0; a density at 0 need not exist")
     if probes is not None and probes < 1:

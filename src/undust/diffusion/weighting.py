@@ -35,7 +35,7 @@ def weighting(name: str) -> Callable[[Weighting], Weighting]:
 
 
 @weighting("uniform")
-def uniform(sigma: Tensor, _prediction: Prediction) -> Tensor:
+def uniform_weight(sigma: Tensor, _prediction: Prediction) -> Tensor:
     """Every noise level alike, in whatever the network predicts (Ho et al. 2020, eq. 14 for ε)."""
     return torch.ones_like(sigma)
 

@@ -38,7 +38,7 @@ class Recall(BaseModel):
     top5: float
 
 
-class Report(BaseModel):
+class ModelReport(BaseModel):
     """What was found, and everything that it depends on.
 
     `pictures` is the number of distinct ones to tell apart. `recall` has "training captions" and
@@ -75,7 +75,7 @@ class Report(BaseModel):
 
 
 class FirstStageReport(BaseModel):
-    """The figures of a first stage alone; fields as in `Report`; size: width and height, pixels."""
+    """The figures of a first stage; fields as in `ModelReport`; size: width and height, pixels."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -112,7 +112,7 @@ def evaluate(
     seed: int = 0,
     template: str = "{}",
     observe: Callable[[int, int], None] | None = None,
-) -> Report:
+) -> ModelReport:
     """Paints captions of a picture folder and tells for how many the right picture is nearest.
 
     Asked are `captions` training captions, each of another concept and in turn English and Korean
@@ -147,7 +147,7 @@ def evaluate(
     ranks = _ranks(model, recipes, gallery, [question.path for question in questions], observe)
     tests = [sample.path for sample in samples if sample.split != "train"]
     first = recipes[0]
-    return Report(
+    return ModelReport(
         model=model.name,
         model_hash=model.hash,
         data=str(data),

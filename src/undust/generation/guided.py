@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undust.adapters.control import Control
+from undust.adapters.control import AppliedControlNet
 from undust.conditioning.canny import canny_edges
 from undust.diffusion.guidance import (
     CLOSE,
@@ -45,7 +45,7 @@ class BatchContext:
         batch: Sequence[Recipe],
         sigmas: Tensor,
         start: StartState,
-        controls: Iterable[Control] = (),
+        controls: Iterable[AppliedControlNet] = (),
     ) -> None:
         self.model, self.batch, self.sigmas, self.start = model, batch, sigmas, start
         self.controls = tuple(controls)
@@ -162,7 +162,7 @@ def parts(batch: Sequence[Recipe]) -> Tensor:
     return torch.tensor([each.toward.part if each.toward else 0.0 for each in batch])
 
 
-def controls(model: LatentModel, recipe: Recipe, sigmas: Tensor) -> Iterator[Control]:
+def controls(model: LatentModel, recipe: Recipe, sigmas: Tensor) -> Iterator[AppliedControlNet]:
     """The ControlNets of a recipe, each with its map and the noise levels between which it acts."""
     steps = len(sigmas) - 1
     for control in recipe.controls:
@@ -182,7 +182,7 @@ def controls(model: LatentModel, recipe: Recipe, sigmas: Tensor) -> Iterator[Con
         # A little more on either side: samplers evaluate at levels rounded to float32.
         high = math.inf if during[0] == 0 else float(sigmas[during[0]]) * (1 + CLOSE)
         low = 0.0 if during[-1] == steps - 1 else float(sigmas[during[-1]]) * (1 - CLOSE)
-        yield Control(model.control(control), hint[None], control.weight, low, high)
+        yield AppliedControlNet(model.control(control), hint[None], control.weight, low, high)
 
 
 def other_model(model: LatentModel, name_or_path: str, model_hash: str, use: str) -> LatentModel:

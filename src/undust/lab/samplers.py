@@ -27,7 +27,7 @@ Levels = Callable[[int], Tensor]
 """Number of steps -> σ, as a schedule places them on the model's process."""
 
 
-class Run(BaseModel):
+class SamplerRun(BaseModel):
     """One run: how often the denoiser was asked, in how many steps, and its error.
 
     steps: None for an adaptive sampler, which chooses them; error: root mean square over the latent
@@ -52,9 +52,9 @@ class Curve(BaseModel):
 
     name: str
     against: Literal["flow", "path"] | None
-    runs: tuple[Run, ...] = ()
+    runs: tuple[SamplerRun, ...] = ()
 
-    def within(self, calls: int) -> Run | None:
+    def within(self, calls: int) -> SamplerRun | None:
         """The longest run of no more calls."""
         fitting = [run for run in self.runs if run.calls <= calls]
         return max(fitting, key=lambda run: run.calls) if fitting else None
@@ -172,28 +172,30 @@ def flow_curve(
 
 def _within_budgets(
     subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor
-) -> tuple[Run, ...]:
+) -> tuple[SamplerRun, ...]:
     """The longest run within each budget."""
     longest: dict[int, tuple[int, Tensor]] = {}
     for steps, sigmas in _lists(levels):
         asked = calls(sampler, sigmas)
         longest |= {budget: (steps, sigmas) for budget in BUDGETS if asked <= budget}
-    runs: list[Run] = []
+    runs: list[SamplerRun] = []
     for steps, sigmas in dict(longest.values()).items():
         x, asked = subject.run(sampler, sigmas)
-        runs.append(Run(calls=asked, steps=steps, error=distance(x, end)))
+        runs.append(SamplerRun(calls=asked, steps=steps, error=distance(x, end)))
     return tuple(sorted(runs, key=lambda run: run.calls))
 
 
-def _bounded(subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor) -> tuple[Run, ...]:
+def _bounded(
+    subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor
+) -> tuple[SamplerRun, ...]:
     """Runs of an adaptive sampler with ever lower bounds, until the largest budget is spent."""
     sigmas = levels(max(BUDGETS))
-    runs: dict[int, Run] = {}
+    runs: dict[int, SamplerRun] = {}
     for bound in BOUNDS:
         x, asked = subject.run(sampler, sigmas, rtol=bound, atol=bound)
         if asked > max(BUDGETS):
             break
-        runs[asked] = Run(calls=asked, steps=None, error=distance(x, end))
+        runs[asked] = SamplerRun(calls=asked, steps=None, error=distance(x, end))
     return tuple(runs.values())
 
 

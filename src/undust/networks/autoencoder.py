@@ -20,7 +20,7 @@ LARGE = 1024 * 1024  # pixels of a picture up to which it is computed in one pie
 
 
 @dataclass(frozen=True)
-class Posterior:
+class DiagonalGaussian:
     """A diagonal Gaussian over latents: `mean` and `logvar`, both [B,C,H,W]."""
 
     mean: Tensor
@@ -199,7 +199,7 @@ class Autoencoder(nn.Module):
         """The weight at which an adversarial loss weighs its gradient against the others'."""
         return self.decoder.conv_out.weight
 
-    def encode(self, x: Tensor, *, streamed: bool = False) -> Posterior:
+    def encode(self, x: Tensor, *, streamed: bool = False) -> DiagonalGaussian:
         """Pictures [B,3,H,W] in [-1,1] → the posterior over latents [B,C,H/f,W/f].
 
         Pictures of more than `LARGE` pixels, and smaller ones if `streamed`, go through one by one
@@ -210,7 +210,7 @@ class Autoencoder(nn.Module):
         moments = self._run(self.encoder, x, streamed=streamed)
         mean, logvar = self.quant_conv(moments).chunk(2, dim=1)
         # Beyond these bounds the exponential leaves float16, or the variance is nought.
-        return Posterior(mean, logvar.clamp(-30, 20))
+        return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Tensor, *, streamed: bool = False) -> Tensor:
         """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1].

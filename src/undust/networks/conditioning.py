@@ -20,7 +20,7 @@ class Conditioning:
     """The conditions of `batch` pictures; a network takes the fields that it was built for.
 
     text: [B, T, D], the text encoders' states of each token of each prompt; pooled: [B, P], the
-    prompt as one vector; sizes: [B, N], the numbers beside it (Podell et al. 2023, section 2.2);
+    prompt as one vector; size_ids: [B, N], the numbers beside it (Podell et al. 2023, section 2.2);
     label: [B], a class; extra_channels: [B, C, h, w], maps that are concatenated with the latents;
     negative: [B], whether an entry is a negative prompt, which matters to some ControlNets. Raises
     UndustError for a field with another number of entries.
@@ -29,7 +29,7 @@ class Conditioning:
     batch: int
     text: Tensor | None = None
     pooled: Tensor | None = None
-    sizes: Tensor | None = None
+    size_ids: Tensor | None = None
     label: Tensor | None = None
     extra_channels: Tensor | None = None
     negative: Tensor | None = None
@@ -53,7 +53,7 @@ class Conditioning:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same on a device, with text and maps in a precision; numbers keep their own."""
-        kept = ("sizes", "label", "negative")
+        kept = ("size_ids", "label", "negative")
         moved = {
             name: tensor.to(device) if name in kept else tensor.to(device, dtype)
             for name, tensor in self.tensors().items()
@@ -92,7 +92,7 @@ class Conditioning:
         return replace(self, batch=self.batch + other.batch, **joined)
 
 
-class Control(Protocol):
+class ControlBranch(Protocol):
     """A ControlNet at work, with its picture and weight."""
 
     @property
@@ -121,7 +121,7 @@ class CallOptions:
     """
 
     perturbed: tuple[Perturbation | None, ...] = ()
-    controls: tuple[Control, ...] = ()
+    controls: tuple[ControlBranch, ...] = ()
 
     def at(self, sigma: Tensor) -> Self:
         """With the controls that act at the levels σ [B], of which the highest decides."""

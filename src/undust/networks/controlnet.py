@@ -11,7 +11,7 @@ from undust.errors import UndustError
 from undust.networks.attention import TransformerBlock
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import ControlNetConfig
-from undust.networks.unet import Encoder, UNet
+from undust.networks.unet import UNet, UNetEncoder
 
 
 class HintEmbedding(nn.Module):
@@ -34,7 +34,7 @@ class HintEmbedding(nn.Module):
         return self.conv_out(x)
 
 
-class ControlNet(Encoder):
+class ControlNet(UNetEncoder):
     """A hint, beside what the U-Net gets, to what is added to it; keys as ControlNetModel's.
 
     A new one adds nothing: its convolutions out are zeros, and training moves them (section 3.1).
@@ -110,13 +110,13 @@ def check_fits(network: ControlNet, unet: UNet) -> None:
             )
 
 
-def _seen(network: Encoder) -> list[int]:
+def _seen(network: UNetEncoder) -> list[int]:
     """The widths of the texts that its attention sees."""
     blocks = (block for block in network.modules() if isinstance(block, TransformerBlock))
     return sorted({block.attn2.to_k.in_features for block in blocks})
 
 
-def _beside(network: Encoder) -> int | None:
+def _beside(network: UNetEncoder) -> int | None:
     """The width of what it is told beside the time step."""
     kind = network.config.addition_embed_type
     return network.config.projection_class_embeddings_input_dim if kind == "text_time" else None

@@ -145,7 +145,7 @@ class UpBlock(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class UNetEncoder(nn.Module):
     """The way down and the middle: what a U-Net and the ControlNets made for it have in common."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -187,7 +187,7 @@ class Encoder(nn.Module):
         if isinstance(self.add_embedding, TokenEmbedding):
             time = time + self.add_embedding(cond.text)
         elif self.add_embedding is not None:
-            added = self._text_and_sizes(cond.pooled, cond.sizes)
+            added = self._text_and_sizes(cond.pooled, cond.size_ids)
             time = time + self.add_embedding(added.to(dtype))
         if self.class_embedding is not None:
             if cond.label is None:
@@ -227,7 +227,7 @@ class Encoder(nn.Module):
         return torch.cat([pooled, waves.reshape(len(sizes), -1).to(pooled)], dim=1)
 
 
-class UNet(Encoder):
+class UNet(UNetEncoder):
     """Noisy latents, time steps and tokens to a prediction; keys as UNet2DConditionModel's."""
 
     def __init__(self, config: UNetConfig) -> None:

@@ -16,12 +16,12 @@ from undust.diffusion.samplers import (
     predictor_corrector,
     sde,
 )
-from undust.diffusion.samplers.registry import SAMPLERS, Sampler, Step, sampler
+from undust.diffusion.samplers.registry import SAMPLERS, Sampler, SamplerStep, sampler
 
 __all__ = [
     "SAMPLERS",
     "Sampler",
-    "Step",
+    "SamplerStep",
     "sampler",
     "adams",
     "adaptive",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 from undust.errors import UndustError
 
 Answer = tuple[float, Tensor]
@@ -25,7 +25,7 @@ UNEVEN = 24.0  # a step, in the shortest of the steps before it that count; all 
 STABLE = 4.0  # Σ|factors| up to which errors in the answers stay small; even steps have 2 to 3.7
 
 
-def between(option: str, value: int, low: int, high: int) -> int:
+def in_range(option: str, value: int, low: int, high: int) -> int:
     """The value itself; raises UndustError for one outside low … high."""
     if not low <= value <= high:
         raise UndustError(f"{option}: {value} is outside {low} … {high}")
@@ -121,7 +121,7 @@ def mean(
 @sampler("deis", order=2)
 def deis(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 2
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """DEIS: the noise extrapolated through the last 1, 2 or 3 calls (Zhang & Chen 2023).
 
     The polynomial runs in λ, not in a process's own time as in their tAB: a list of σ has none. The
@@ -129,7 +129,7 @@ def deis(
     order stays 2 with order 3 as well (its error is smaller); so is the last one, as λ has no end.
     """
     del noise
-    between("order", order, 1, 3)
+    in_range("order", order, 1, 3)
     levels = (-sigmas.log()).tolist()
     past: list[Answer] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -140,11 +140,11 @@ def deis(
             # x − σ·mean, written so that no digits of x0 are lost where σ is large.
             x0 = x0 + sigma * (slope - mean(past, *levels[index : index + 2], rate=-1.0))
         x = euler_step(x, x0, sigma, sigma_next)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)
 
 
 @sampler("dpmpp-3m", order=3)
-def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """DPM-Solver++(3M), third order at one network call a step (after Lu et al. 2022b).
 
     The first step calls twice and averages, as one of Euler's would leave an error of second order.
@@ -165,4 +165,4 @@ def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
                 known = [(step[1], ahead), *past]
             estimate = mean(known, *step, rate=1.0)
         x = euler_step(x, estimate, sigma, sigma_next)
-        yield Step(index, sigma_next, x, estimate)
+        yield SamplerStep(index, sigma_next, x, estimate)

@@ -11,7 +11,7 @@ from torch import Tensor
 from undust.diffusion.samplers.adams import weighed
 from undust.diffusion.samplers.dpm import aim, second_and_third
 from undust.diffusion.samplers.euler import euler_step, expand_like
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, reached, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, reached, sampler
 from undust.errors import UndustError
 
 FIRST = 0.05  # length of the first step in λ = −log σ
@@ -45,7 +45,7 @@ def _walk(
     rtol: float,
     atol: float,
     pid: tuple[float, float, float] = (0.0, 1.0, 0.0),
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Every picture in steps of its own, so that those beside it in the batch change nothing.
 
     A picture that has arrived waits for the others. The bound is atol + rtol·|x|'s larger summand,
@@ -78,9 +78,9 @@ def _walk(
         if taken.any():
             here = torch.where(took, denoise(x, level) if there is None else there, here)
         if level.max() < highest:
-            yield Step(reached(sigmas, level.max()), level.max(), x, x0)
+            yield SamplerStep(reached(sigmas, level.max()), level.max(), x, x0)
     if end > sigmas[-1]:
-        yield Step(len(sigmas) - 2, sigmas[-1], here, here)
+        yield SamplerStep(len(sigmas) - 2, sigmas[-1], here, here)
 
 
 def dpm_solver_23(
@@ -101,7 +101,7 @@ def dpm_adaptive(
     rtol: float = 0.05,
     atol: float = 0.0078,
     pid: tuple[float, float, float] = (0.0, 1.0, 0.0),
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """DPM-Solver-23: steps in log σ chosen by an error bound (Lu et al. 2022a, appendix C).
 
     Takes the list of σ for its ends alone. rtol, atol: the bound on a step's error, relative to x
@@ -147,7 +147,7 @@ def rk45(
     *,
     rtol: float = 1e-3,
     atol: float = 1e-3,
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Dormand and Prince's pair through the flow in σ, steps chosen by an error bound (1980).
 
     Takes the list of σ for its ends alone. rtol, atol: the bound on a step's error, relative to x

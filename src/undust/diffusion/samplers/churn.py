@@ -10,7 +10,7 @@ from torch import Tensor
 
 from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.heun import both
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 from undust.errors import UndustError
 
 
@@ -38,7 +38,7 @@ def edm(
     s_tmin: float = 0.05,
     s_tmax: float = 50.0,
     s_noise: float = 1.0,
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Heun's method with the stochastic churn of EDM (Karras et al. 2022, algorithm 2).
 
     Before a step, noise is put on until σ is (1 + s_churn/steps)·σ, √2·σ at most, where σ lies in
@@ -55,7 +55,7 @@ def edm(
             risen = sigma * (1 + share)
             x = _rise(x, noise, sigma, risen, s_noise)
         x, x0 = _fall(denoise, x, risen, sigma_next)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)
 
 
 @sampler("restart", order=2, stochastic=True, finite=True)
@@ -68,7 +68,7 @@ def restart(
     low: float = 0.1,
     high: float = 2.0,
     times: int = 1,
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Heun's method that goes back up to some noise and down again (Xu et al. 2023, algorithm 2).
 
     Of the levels in the list, those in low … high are walked `times` times more, each time with
@@ -85,4 +85,4 @@ def restart(
                 x = _rise(x, noise, again[-1], again[0])
                 for above, below in pairwise(again):
                     x, x0 = _fall(denoise, x, above, below)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from undust.diffusion.samplers.euler import one_step_solver
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 from undust.errors import UndustError
 
 
 @sampler("lcm", order=0, stochastic=True)
-def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """All the way to x0 and back up with fresh noise, for LCM models (Luo et al. 2023, alg. 3)."""
     return one_step_solver(
         denoise, x, sigmas, noise, lambda _, sigma_next: (0 * sigma_next, sigma_next)
@@ -27,7 +27,7 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[S
 @sampler("tcd", order=0, stochastic=True)
 def tcd(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, gamma: float = 0.3
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Past the next level and back up with fresh noise, for TCD models (Zheng et al. 2024, alg. 4).
 
     gamma: how far past, of the way from σ_next to 0; 0 is Euler's method, 1 is lcm. Their γ counts

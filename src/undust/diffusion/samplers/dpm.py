@@ -20,7 +20,7 @@ from undust.diffusion.samplers.euler import (
     expand_like,
     one_step_solver,
 )
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, reached, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, reached, sampler
 
 
 def aim(
@@ -71,25 +71,31 @@ def _middle(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
 
 
 @sampler("dpm-solver-1", order=1)
-def dpm_solver_1(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpm_solver_1(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise
+) -> Iterator[SamplerStep]:
     """DPM-Solver-1, which is Euler's method (Lu et al. 2022a, eq. 3.7)."""
     return one_step_solver(denoise, x, sigmas, noise, deterministic_split)
 
 
 @sampler("dpm-solver-2", order=2)
-def dpm_solver_2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpm_solver_2(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise
+) -> Iterator[SamplerStep]:
     """DPM-Solver-2, two network calls a step (Lu et al. 2022a, algorithm 1)."""
     return one_step_solver(denoise, x, sigmas, noise, deterministic_split, _second)
 
 
 @sampler("dpm-solver-3", order=3)
-def dpm_solver_3(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpm_solver_3(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise
+) -> Iterator[SamplerStep]:
     """DPM-Solver-3, three network calls a step (Lu et al. 2022a, algorithm 2)."""
     return one_step_solver(denoise, x, sigmas, noise, deterministic_split, _third)
 
 
 @sampler("dpm2", order=2)
-def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """The midpoint method in log σ, as k-diffusion names it: in x = x0 + σ·n it is dpm-solver-2."""
     return one_step_solver(denoise, x, sigmas, noise, deterministic_split, _second)
 
@@ -97,7 +103,7 @@ def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
 @sampler("dpm2-ancestral", order=2, stochastic=True, strong=1.0, path=True, finite=True)
 def dpm2_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """The midpoint method in log σ with fresh noise, two network calls a step (k-diffusion).
 
     The flow to a lower level and the noise back up both keep the distribution, so its order is the
@@ -109,7 +115,7 @@ def dpm2_ancestral(
 @sampler("dpmpp-2s-ancestral", order=2, stochastic=True, strong=1.0, path=True)
 def dpmpp_2s_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """DPM-Solver++(2S) with fresh noise, two network calls a step (after Lu et al. 2022b, alg. 1).
 
     Orders as for dpm2-ancestral, for the same reason.
@@ -118,7 +124,7 @@ def dpmpp_2s_ancestral(
 
 
 @sampler("dpm-fast", order=2, finite=True)
-def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """DPM-Solver-fast: as many network calls as steps are asked for (Lu et al. 2022a, §3.3).
 
     Takes the list of σ for its ends and its length; its own steps are even in log σ. They are of
@@ -142,7 +148,7 @@ def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
         if refine is not None:
             x0 = refine(denoise, x, x0, sigma, sigma_next)
         x = euler_step(x, x0, sigma, sigma_next)
-        yield Step(reached(sigmas, sigma_next), sigma_next, x, x0)
+        yield SamplerStep(reached(sigmas, sigma_next), sigma_next, x, x0)
     if clean:
         x0 = denoise(x, end)
-        yield Step(len(sigmas) - 2, sigmas[-1], x0, x0)
+        yield SamplerStep(len(sigmas) - 2, sigmas[-1], x0, x0)

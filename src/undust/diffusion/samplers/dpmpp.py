@@ -8,11 +8,11 @@ from itertools import pairwise
 from torch import Tensor
 
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 
 
 @sampler("dpmpp-2m", order=2)
-def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """DPM-Solver++(2M), second order at one network call a step (Lu et al. 2022b, algorithm 2)."""
     del noise
     before: tuple[Tensor, Tensor] | None = None  # the last estimate, and the length of its step
@@ -24,4 +24,4 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
             estimate = x0 + length / (2 * last_length) * (x0 - last)
         x = euler_step(x, estimate, sigma, sigma_next)
         before = x0, length
-        yield Step(index, sigma_next, x, estimate)
+        yield SamplerStep(index, sigma_next, x, estimate)

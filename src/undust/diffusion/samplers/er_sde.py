@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.registry import Registry
-from undust.diffusion.samplers.adams import between, uneven
+from undust.diffusion.samplers.adams import in_range, uneven
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 
 Scale = Callable[[Tensor], Tensor]
 
@@ -58,14 +58,14 @@ def er_sde(
     *,
     order: int = 3,
     scale: str = "er-sde",
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """ER-SDE-Solver 1, 2 or 3: x0 as a Taylor series in σ (Cui et al. 2023).
 
     The equation gathers noise in the clock (σ/φ)², a Brownian path runs in 1/σ²: its increments are
     asked for at the levels φ/σ, so that steps of any length add up to one path. With the scale
     "er-sde" these lie so close that from some 500 steps on a path has no numbers in between.
     """
-    between("order", order, 1, 3)
+    in_range("order", order, 1, 3)
     phi = SCALES[scale]
     estimates: list[Tensor] = []
     slopes: list[Tensor] = []
@@ -91,4 +91,4 @@ def er_sde(
                 gathered = noise(phi(sigma) / sigma, phi(sigma_next) / sigma_next)
                 fresh = (sigma_next**2 - down**2).sqrt() * gathered
         x = euler_step(x, estimate, sigma, down) + fresh
-        yield Step(index, sigma_next, x, estimate)
+        yield SamplerStep(index, sigma_next, x, estimate)

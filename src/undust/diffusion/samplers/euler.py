@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 from undust.errors import UndustError
 
 Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -60,7 +60,7 @@ def one_step_solver(
     noise: Noise,
     split: Split,
     refine: Refine | None = None,
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Steps to where `split` says, each followed by its noise.
 
     Where x0 itself is reached there is nothing left to refine: that step is always Euler's.
@@ -73,7 +73,7 @@ def one_step_solver(
         x = euler_step(x, x0, sigma, down)
         if sigma_next > 0 and up > 0:
             x = x + up * noise(sigma, sigma_next)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)
 
 
 def ancestral(eta: float) -> Split:
@@ -84,7 +84,7 @@ def ancestral(eta: float) -> Split:
 
 
 @sampler("euler", order=1)
-def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """Euler's method (Karras et al. 2022, algorithm 1 without its second half)."""
     return one_step_solver(denoise, x, sigmas, noise, ancestral(0.0))
 
@@ -92,7 +92,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator
 @sampler("ddim", order=1)
 def ddim(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 0.0
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Euler's method under its first name, with as much noise as eta says (Song et al. 2021a)."""
     return one_step_solver(denoise, x, sigmas, noise, ancestral(eta))
 
@@ -100,7 +100,7 @@ def ddim(
 @sampler("euler-ancestral", order=1, stochastic=True, strong=1.0)
 def euler_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Euler's method with fresh noise, as k-diffusion names it: ddim with eta 1."""
     return one_step_solver(denoise, x, sigmas, noise, ancestral(eta))
 
@@ -108,7 +108,7 @@ def euler_ancestral(
 @sampler("ddpm", order=1, stochastic=True, strong=1.0)
 def ddpm(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, variance: str = "small"
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """What diffusion began with (Ho et al. 2020, algorithm 2); variance "small" or "large"."""
     splits: dict[str, Split] = {"small": _posterior, "large": _forward}
     if variance not in splits:

@@ -8,13 +8,13 @@ from itertools import pairwise
 from torch import Tensor
 
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 
 
 @sampler("gradient-estimation", order=1)
 def gradient_estimation(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, gamma: float = 2.0
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Noise γ·n − (γ−1)·n_before instead of n (Permenter & Yuan 2024, γ = 2).
 
     It makes an estimate of the distance to the pictures better, not the order: γ = 1 is Euler's
@@ -30,4 +30,4 @@ def gradient_estimation(
             x0 = x0 - sigma * (gamma - 1) * (slope - before)
         before = slope
         x = euler_step(x, x0, sigma, sigma_next)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from undust.diffusion.samplers.euler import deterministic_split, euler_step, one_step_solver
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 
 
 def both(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
@@ -20,6 +20,6 @@ def both(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -
 
 
 @sampler("heun", order=2, finite=True)
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """Heun's method, two network calls a step (Karras et al. 2022, algorithm 1)."""
     return one_step_solver(denoise, x, sigmas, noise, deterministic_split, both)

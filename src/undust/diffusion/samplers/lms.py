@@ -7,15 +7,15 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.adams import between, moments, weighed, weights
+from undust.diffusion.samplers.adams import in_range, moments, weighed, weights
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 
 
 @sampler("lms", order=2)
 def lms(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 4
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Adams and Bashforth's method in σ at uneven steps: the slopes of the last 1 to 4 calls.
 
     The polynomial through the slopes is integrated exactly. The first step is Euler's, and its
@@ -23,7 +23,7 @@ def lms(
     to 0, which is so much longer than those before it that no polynomial reaches that far.
     """
     del noise
-    between("order", order, 1, 4)
+    in_range("order", order, 1, 4)
     past: list[Tensor] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -36,4 +36,4 @@ def lms(
         # A slope is kept as the estimate it heads for from where x is: on the straight line of this
         # step that estimate moves as x does. Slopes themselves lose digits of x0 where σ is large.
         past = [euler_step(estimate, x0, sigma, sigma_next) for estimate in past]
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)

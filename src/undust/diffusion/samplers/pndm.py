@@ -14,7 +14,7 @@ from torch import Tensor
 
 from undust.diffusion.samplers.adams import moments, weighed, weights
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 
 Slope = Callable[[Tensor, Tensor], Tensor]
 """(x, σ) -> the noise in it, (x − x0)/σ."""
@@ -40,7 +40,9 @@ def _runge_kutta(
     return (here + 2 * second + 2 * third + last) / 6
 
 
-def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, start: Start, starts: int) -> Iterator[Step]:
+def _walk(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, start: Start, starts: int
+) -> Iterator[SamplerStep]:
     """Begins with so many steps of `start`; its slopes are past to those that follow."""
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
@@ -58,11 +60,11 @@ def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, start: Start, starts: int
         # x − σ·mean, written so that no digits of x0 are lost where σ is large.
         x0 = x0 + sigma * (here - mean)
         x = euler_step(x, x0, sigma, sigma_next)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)
 
 
 @sampler("pndm", order=2, finite=True)
-def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """Four past slopes, after three steps of Runge-Kutta's (Liu et al. 2022, algorithm 2, F-PNDM).
 
     Each of the first three steps calls the network four times.
@@ -72,7 +74,7 @@ def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
 
 
 @sampler("plms", order=2, finite=True)
-def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """Four past slopes, after one step of Heun's (as in Rombach et al. 2022, after Liu et al.).
 
     The first step calls the network twice.
@@ -82,7 +84,7 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
 
 
 @sampler("ipndm", order=2)
-def ipndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def ipndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """Four past slopes, at first as many as there are (Zhang & Chen 2023, iPNDM).
 
     With the weights of the real steps in σ, its variant iPNDM-v, it is `lms`.

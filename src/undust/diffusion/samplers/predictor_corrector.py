@@ -12,9 +12,9 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from undust.diffusion.samplers.adams import Answer, between, largest, mean, usable
+from undust.diffusion.samplers.adams import Answer, in_range, largest, mean, usable
 from undust.diffusion.samplers.euler import euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 from undust.errors import UndustError
 
 First = Callable[[float], float]
@@ -39,7 +39,7 @@ def _walk(
     corrector: int,
     first: First,
     tau: float,
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Steps whose predictor and corrector lay a polynomial through so many answers at most.
 
     The equation is dx = (1 + τ²)·(x0 − x) dλ + √2·τσ dw (Xue et al. 2023): its linear part takes
@@ -64,7 +64,7 @@ def _walk(
                 ahead = denoise(euler_step(x, estimate, sigma, down) + fresh, sigma_next)
                 estimate = mean([(end, ahead), *past[: corrector - 1]], *step)
         x = euler_step(x, estimate, sigma, down) + fresh
-        yield Step(index, sigma_next, x, estimate)
+        yield SamplerStep(index, sigma_next, x, estimate)
 
 
 @sampler("unipc", order=3)
@@ -76,7 +76,7 @@ def unipc(
     *,
     order: int = 2,
     variant: str = "bh2",
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """UniPC: order 1, 2 or 3, corrected to one more at no further call (Zhao et al. 2023, §3).
 
     variant: their B(h), "bh1" = h or "bh2" = e^h − 1; of all their coefficients only those with two
@@ -84,7 +84,7 @@ def unipc(
     measured as 3 instead of 4; as 4 where that step is at pure noise and makes next to no error.
     The last step has nothing to be corrected with.
     """
-    between("order", order, 1, 3)
+    in_range("order", order, 1, 3)
     variants: dict[str, First] = {"bh1": _bh1, "bh2": _bh2}
     if variant not in variants:
         raise UndustError(f"variant: '{variant}' is neither 'bh1' nor 'bh2'")
@@ -110,7 +110,7 @@ def sa_solver(
     tau: float = 1.0,
     predictor: int = 2,
     corrector: int = 2,
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """SA-Solver (Xue et al. 2023, algorithm 1); 5 times the variance at 7 steps, right from 30.
 
     Adams' predictor and corrector with fresh noise. On a Gaussian the variance at 7 steps of
@@ -127,8 +127,8 @@ def sa_solver(
         x,
         sigmas,
         noise,
-        predictor=between("predictor", predictor, 1, 3),
-        corrector=between("corrector", corrector, 2, 4),
+        predictor=in_range("predictor", predictor, 1, 3),
+        corrector=in_range("corrector", corrector, 2, 4),
         first=_bh1,
         tau=tau,
     )

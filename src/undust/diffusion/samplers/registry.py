@@ -1,8 +1,8 @@
-"""What a sampler is, and the chores that all of them share.
+"""The interface of samplers and their registry.
 
-A sampler is a generator function (denoise, x, sigmas, noise, **options) that yields one Step after
-another. It solves seed 001, eq. 6, dx = (x − μ)/σ dσ, where μ is the denoiser's answer, or a
-stochastic equation with the same distribution at every σ.
+A sampler is a generator function (denoise, x, sigmas, noise, **options) that yields a SamplerStep
+for each step. It solves seed 001, eq. 6, dx = (x − μ)/σ dσ, where μ is the denoiser's estimate, or
+a stochastic equation with the same distribution at every σ.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from undust.diffusion.registry import Registry
 from undust.errors import UndustError, unknown
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(x [B, …], σ) -> x0 [B, …]; σ is [B] to the outside, a single number inside a sampler."""
+"""(x [B, …], σ) -> x0 [B, …]; σ is [B] for callers, a scalar inside a sampler."""
 
 Noise = Callable[[Tensor, Tensor], Tensor]
 """(σ, σ_next) -> unit normal numbers like x."""
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplerStep:
     """One step of a sampler.
 
-    index: counts from 0; sigma: the level reached, sigmas[index + 1], float64 without dimensions;
-    x: the latent at that level [B, …]; x0: the clean estimate that the step was made with [B, …].
+    index: counts from 0; sigma: the level reached, sigmas[index + 1], a float64 scalar; x: the
+    latent at that level [B, …]; x0: the clean estimate used for the step [B, …].
 
-    Samplers that take the list for its ends alone (adaptive ones and dpm-fast) stop elsewhere:
-    sigmas[index + 1] is then the last level of the list that was reached or passed, and index −1
-    before the first. With all samplers the step with index len(sigmas) − 2 is the last one. In an
-    adaptive one every picture goes its own way, and sigma is the highest at which one still is.
+    Samplers that use only the ends of the list (adaptive ones and dpm-fast) stop at other levels:
+    sigmas[index + 1] is then the last level of the list reached or passed, and index is −1 before
+    the first. The last step always has the index len(sigmas) − 2. In an adaptive sampler pictures
+    take different steps; sigma is the highest level of them all.
     """
 
     index: int
@@ -49,21 +49,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A registered sampler; called with a list of σ it gives an iterator of as many steps less one.
+    """A registered sampler; for n levels σ it yields n − 1 steps.
 
-    order: the power of the step size with which the error falls, where there is noise that of the
-    distribution (weak order), 0 where a distilled model is wanted and more steps do not help;
-    stochastic: whether it draws noise unless an option says otherwise.
-    strong: the power with which a stochastic one nears the path that its noise describes; path:
-    whether it is meant to be driven by a `BrownianPath`; adaptive: whether it chooses its steps by
-    a bound on the error, and order relates that to the number of network calls; finite: whether it
-    steps in σ itself, which leads nowhere from σ = SIGMA_INF: Euler's step then comes before it.
+    order: order of convergence, with noise that of the distribution (weak order); 0 for distilled
+    models, where more steps do not help; stochastic: whether it draws noise by default; strong:
+    order of convergence to the path given by the noise; path: whether its noise should be a
+    `BrownianPath`; adaptive: whether it chooses its steps by a bound on the error, to which order
+    relates the number of network calls; finite: whether it steps in σ itself, which fails from
+    σ = SIGMA_INF: the first step is then Euler's.
     """
 
     name: str
     order: int
     stochastic: bool
-    steps: Callable[..., Iterator[Step]]
+    steps: Callable[..., Iterator[SamplerStep]]
     strong: float | None = None
     path: bool = False
     adaptive: bool = False
@@ -82,7 +81,7 @@ class Sampler:
 
     def __call__(
         self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
-    ) -> Iterator[Step]:
+    ) -> Iterator[SamplerStep]:
         """Samples from x [B, …] at level sigmas[0] to sigmas[-1], in float32 or finer.
 
         sigmas: strictly falling, finite, only the last one may be 0. Raises UndustError at once for
@@ -90,7 +89,7 @@ class Sampler:
         """
         for option in options.keys() - self.options.keys():
             raise unknown(f"option of sampler {self.name}", option, self.options)
-        sigmas = checked(sigmas)
+        sigmas = checked_sigmas(sigmas)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
 
         def denoise_batch(x: Tensor, sigma: Tensor) -> Tensor:
@@ -105,11 +104,11 @@ class Sampler:
 
     def _after_euler(
         self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
-    ) -> Iterator[Step]:
+    ) -> Iterator[SamplerStep]:
         """Euler's step out of the endless noise, and then this sampler."""
         x0 = denoise(x, sigmas[0])
         x = x0 + (sigmas[1] / sigmas[0]).to(x) * (x - x0)
-        yield Step(0, sigmas[1], x, x0)
+        yield SamplerStep(0, sigmas[1], x, x0)
         for step in self.steps(denoise, x, sigmas[1:], noise, **options):
             yield replace(step, index=step.index + 1)
 
@@ -119,7 +118,7 @@ def reached(sigmas: Tensor, sigma: Tensor) -> int:
     return int((sigmas >= sigma).sum()) - 2
 
 
-def checked(sigmas: Tensor) -> Tensor:
+def checked_sigmas(sigmas: Tensor) -> Tensor:
     """The levels as float64 on the CPU, where their arithmetic costs no waiting for a device."""
     sigmas = sigmas.detach().to("cpu", torch.float64)
     if sigmas.ndim != 1 or len(sigmas) < 2:
@@ -143,10 +142,10 @@ def sampler(
     path: bool = False,
     adaptive: bool = False,
     finite: bool = False,
-) -> Callable[[Callable[..., Iterator[Step]]], Sampler]:
+) -> Callable[[Callable[..., Iterator[SamplerStep]]], Sampler]:
     """Registers a generator function; its keyword-only arguments become the sampler's options."""
 
-    def register(steps: Callable[..., Iterator[Step]]) -> Sampler:
+    def register(steps: Callable[..., Iterator[SamplerStep]]) -> Sampler:
         SAMPLERS[name] = Sampler(name, order, stochastic, steps, strong, path, adaptive, finite)
         return SAMPLERS[name]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from undust.diffusion.samplers.adams import Answer, largest, mean, usable
 from undust.diffusion.samplers.dpm import halfway
 from undust.diffusion.samplers.euler import ancestral, euler_step
-from undust.diffusion.samplers.registry import Denoise, Noise, Step, sampler
+from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, sampler
 from undust.errors import UndustError
 
 
@@ -28,7 +28,7 @@ def _multistep(
     eta: float,
     count: int,
     first: float | None = None,
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Steps towards the mean of the polynomial through the last `count` estimates."""
     if eta < 0:
         raise UndustError(f"eta: {eta} is below 0 (no fresh noise)")
@@ -45,7 +45,7 @@ def _multistep(
         x = euler_step(x, x0, sigma, sigma_next * kept)
         if sigma_next > 0 and eta > 0:
             x = x + sigma_next * (1 - kept**2).sqrt() * noise(sigma, sigma_next)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)
 
 
 @sampler("dpmpp-2m-sde", order=2, stochastic=True, strong=1.0, path=True)
@@ -57,7 +57,7 @@ def dpmpp_2m_sde(
     *,
     eta: float = 1.0,
     solver: str = "midpoint",
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """SDE-DPM-Solver++(2M), one network call a step (Lu et al. 2022b, §5).
 
     solver: "midpoint", the paper's, puts the estimate's change halfway through the step, "heun"
@@ -72,7 +72,7 @@ def dpmpp_2m_sde(
 @sampler("dpmpp-3m-sde", order=2, stochastic=True, strong=1.0, path=True)
 def dpmpp_3m_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """Through three estimates, after k-diffusion; 3 times the variance at 7 steps, right from 15.
 
     One network call a step. k-diffusion takes half of the third-order term; here the integral is
@@ -85,7 +85,7 @@ def dpmpp_3m_sde(
 @sampler("dpmpp-sde", order=2, stochastic=True, strong=1.0, path=True)
 def dpmpp_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
-) -> Iterator[Step]:
+) -> Iterator[SamplerStep]:
     """DPM-Solver++ with noise, two network calls a step (k-diffusion, after Lu et al. 2022b).
 
     The estimate of a step is the one halfway along the path itself, for which noise is drawn twice,
@@ -105,4 +105,4 @@ def dpmpp_sde(
             middle = halfway(sigma, sigma_next)
             x0 = denoise(go(x, x0, sigma, middle), middle)
         x = go(x, x0, sigma, sigma_next)
-        yield Step(index, sigma_next, x, x0)
+        yield SamplerStep(index, sigma_next, x, x0)
