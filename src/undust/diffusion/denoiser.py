@@ -26,6 +26,10 @@ class Condition(Protocol):
 class Options(Protocol):
     """Changes of one call of a network that are no data; the same for all pictures or for each."""
 
+    def at(self, sigma: Tensor) -> Self:
+        """Those that apply at the noise levels σ [B]."""
+        ...
+
     def concat(self, other: Self) -> Self:
         """For the pictures of both, one after the other."""
         ...
@@ -62,8 +66,8 @@ class NetworkDenoiser(Generic[C]):
         """The clean pictures [B, …] under x [B, …], in x's precision or that of sigma [B]."""
         level = sigma.reshape(-1, *[1] * (x.ndim - 1))
         timestep = self.process.timestep(sigma).float()
-        inputs = x * self.process.input_scale(level), timestep, cond
-        output = self.network(*inputs) if options is None else self.network(*inputs, options)
+        given = () if options is None else (options.at(sigma),)
+        output = self.network(x * self.process.input_scale(level), timestep, cond, *given)
         return self.prediction.to_x0(output, x, level)
 
     def loss(

@@ -1,4 +1,4 @@
-"""The network that makes NaN or infinity, for an error that names it."""
+"""Errors for NaN and infinity that name the network they come from."""
 
 from __future__ import annotations
 
@@ -18,31 +18,30 @@ NAMES = {
 
 
 def damage(name: str, network: nn.Module) -> UndustError | None:
-    """An error that names the first weight of a network that is not finite; None if all are."""
+    """An error that names the first weight with NaN or infinity; None if there is none."""
     for key, weight in network.named_parameters():
         if not weight.isfinite().all():
             return UndustError(f"{name} is damaged: {key} holds NaN or infinity")
     return None
 
 
-def blame(
+def explain(
     networks: Mapping[str, nn.Module],
     loras: Sequence[str],
     x: Tensor,
     cond: Conditioning,
     options: CallOptions,
-    denoise: Callable[[CallOptions], Tensor],
+    output: Callable[[CallOptions], Tensor],
 ) -> UndustError:
-    """An error for a result of `denoise(options)` that is not finite.
+    """An error for NaN or infinity in `output(options)`, with the network that causes it.
 
-    It names the network that makes it, and what may help. networks: by the names of a model
-    folder's parts; loras: the names of those that are put in; x: the latents that the result was
-    asked for.
+    networks: by the names of a model folder's components; loras: names of the active ones; x: the
+    latents that the U-Net was called with; output: the U-Net's output by the call options.
     """
-    beside = f" with the LoRA {' and '.join(loras)}" if loras else ""
-    names = {name: NAMES[name] + beside for name in networks if name in NAMES}
+    suffix = f" with the LoRA {' and '.join(loras)}" if loras else ""
+    names = {name: NAMES[name] + suffix for name in networks if name in NAMES}
     if "text_encoder" not in networks:
-        names["text_encoder_2"] = NAMES["text_encoder"] + beside
+        names["text_encoder_2"] = NAMES["text_encoder"] + suffix
     texts = [name for name in names if name != "unet"]
     if not _finite([x]):
         return UndustError(
@@ -53,9 +52,9 @@ def blame(
         found = (damage(names[name], networks[name]) for name in texts)
         named = " or ".join(names[name] for name in texts)
         return next(filter(None, found), None) or _overflow(named, networks[texts[0]])
-    if options.controls and _finite([denoise(CallOptions(options.perturbed))]):
+    if options.controls and _finite([output(CallOptions(options.perturbed))]):
         for number, control in enumerate(options.controls, 1):
-            if not _finite([denoise(CallOptions(options.perturbed, (control,)))]):
+            if not _finite([output(CallOptions(options.perturbed, (control,)))]):
                 name = f"ControlNet {number}"
                 return damage(name, control.network) or _overflow(name, control.network)
         return UndustError("the ControlNets together give NaN or infinity: lower weights may help")
@@ -68,7 +67,7 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _overflow(name: str, network: nn.Module) -> UndustError:
-    """What to say of a network whose weights are finite."""
+    """The error for a network whose weights are all finite."""
     dtype = next(network.parameters()).dtype
     precision = str(dtype).removeprefix("torch.")
     half = torch.finfo(dtype).bits < 32

@@ -31,7 +31,7 @@ from undust.latent.conditioner import Conditioner
 from undust.latent.denoiser import PlacedUNet
 from undust.latent.first_stage import KLFirstStage
 from undust.networks import dtype_and_device
-from undust.networks.conditioning import CallOptions, Conditioning
+from undust.networks.conditioning import Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
@@ -128,8 +128,9 @@ class LatentModel(Components):
             offload=offload,
         )
         prediction = prediction_on(self.process, self.prediction)
-        self._denoiser: NetworkDenoiser[Conditioning] = NetworkDenoiser(
-            PlacedUNet(self.unet, offload), self.process, prediction
+        explain = partial(finite.explain, self.networks, self._lora_names)
+        self.denoise: NetworkDenoiser[Conditioning] = NetworkDenoiser(
+            PlacedUNet(self.unet, offload, explain), self.process, prediction
         )
 
     @property
@@ -196,16 +197,6 @@ class LatentModel(Components):
         """The conditioning of prompts, as `Conditioner` has it; size_ids: `size_ids()` if None."""
         ids = self.size_ids() if size_ids is None else size_ids
         return self.conditioner(prompts, ids, clip_skip=clip_skip)
-
-    def denoise(
-        self, x: Tensor, sigma: Tensor, cond: Conditioning, options: CallOptions | None = None, /
-    ) -> Tensor:
-        """The clean latents [B, C, h, w] under x = x0 + σ·n at σ [B]; UndustError for NaN."""
-        options = (options or CallOptions()).at(sigma)
-        asked = partial(self._denoiser, x, sigma, cond)
-        if (x0 := asked(options)).isfinite().all():
-            return x0
-        raise finite.blame(self.networks, self._lora_names, x, cond, options, asked)
 
     def with_adapters(
         self, loras: Sequence[LoRA] = (), embeddings: Sequence[Embedding] = ()
