@@ -15,15 +15,16 @@ from undust.formats import model_folder
 from undust.formats.files import expanded
 from undust.generation import loop
 from undust.generation.loop import Picture, Step
-from undust.generation.options import Options, recipes
+from undust.generation.options import recipes
 from undust.latent.model import LatentModel
 from undust.recipe.recipe import Recipe
+from undust.recipe.request import Request
 
 
 class LatentDiffusion(LatentModel):
     """A model that makes pictures; what `undust.load` gives."""
 
-    def recipes(self, prompts: str | Sequence[str], **options: Unpack[Options]) -> list[Recipe]:
+    def recipes(self, prompts: str | Sequence[str], **options: Unpack[Request]) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
 
         Raises UndustError for no prompts, and for any value that cannot be.
@@ -35,7 +36,7 @@ class LatentDiffusion(LatentModel):
         prompts: str | Sequence[str],
         *,
         noise: Tensor | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[Request],
     ) -> Iterator[Step]:
         """Paints as `generate` does, all pictures in one batch, and yields every step of it."""
         return loop.sample_batch(self, self._batch(self.recipes(prompts, **options), noise), noise)
@@ -46,7 +47,7 @@ class LatentDiffusion(LatentModel):
         *,
         noise: Tensor | None = None,
         exact: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[Request],
     ) -> list[Picture]:
         """Paints a picture for each prompt and each of `count` seeds; the options are `recipes`'s.
 

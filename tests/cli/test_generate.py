@@ -18,9 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from undust.cli.generate import parse_size
 from undust.cli.output import slug
-from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe, write_picture
 
 Run = Callable[..., Any]
@@ -221,19 +219,6 @@ def test_ctrl_c_keeps_the_finished_pictures(tiny_model: Path, here: Path):
     assert len(finished) - 1 <= int(told[1]) <= len(finished)  # one may be on its way
     for path in finished:
         assert read_recipe(path)["prompt"] == "a"
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("64x64", (64, 64)), ("512X768", (512, 768)), ("32×16", (32, 16))]
-)
-def test_sizes(text: str, size: tuple[int, int]):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["64", "64x", "x64", "-64x64", "64x64x3", "6.4x64", "", "1" * 20])
-def test_what_is_no_size(text: str):
-    with pytest.raises(UndustError, match="WIDTHxHEIGHT"):
-        parse_size(text)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from undust.cli import app, picture
-from undust.cli.generate import parse_size
 from undust.formats.a1111 import parse_a1111
 from undust.formats.metadata import programs
 from undust.formats.recipe_png import read_recipe, write_picture
 from undust.recipe.inputs import LoRA, Refiner, Upscale
 from undust.recipe.recipe import Recipe
+from undust.recipe.request import read_size
 
 from .conftest import Run
 
@@ -43,7 +43,7 @@ def asked(command: str) -> Recipe:
     told: dict[str, Any] = COMMANDS[name].make_context(name, arguments).params
     (prompt,) = told["prompts"]
     assert prompt != "-"  # which would read the standard input
-    width, height = parse_size(told["size"]) if told["size"] else (64, 64)
+    width, height = read_size(told["size"]) if told["size"] else (64, 64)
     plain = ("negative", "steps", "guidance", "sampler", "schedule", "strength", "clip_skip")
     fields: dict[str, Any] = {
         **{name: told[name] for name in plain},
@@ -54,7 +54,7 @@ def asked(command: str) -> Recipe:
         "init": told["init"] and {"path": told["init"]},
         "upscale": told["upscale"] and Upscale.read(told["upscale"]),
         "refiner": told["refiner"] and Refiner.read(told["refiner"]),
-        "loras": [LoRA.read(each) for each in told["lora"] or ()],
+        "loras": [LoRA.read(each) for each in told["loras"] or ()],
         "model": told["model"],
     }
     return Recipe.read({name: value for name, value in fields.items() if value is not None})

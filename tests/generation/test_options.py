@@ -24,7 +24,8 @@ from undust.model import LatentDiffusion
 from undust.pictures import to_data
 from undust.recipe.guidance import read_guidance
 from undust.recipe.inputs import Embedding
-from undust.recipe.recipe import SEEDS, Recipe, between
+from undust.recipe.recipe import Recipe, between
+from undust.recipe.request import SEEDS
 
 QUICK = {"steps": 3, "seed": 1}
 LONG = "a cat and a dog and " * 4  # of several chunks of the tiny model's 16 tokens
@@ -382,7 +383,7 @@ def test_on_the_way_over_a_picture(model: LatentDiffusion, here: Path, options: 
     assert model.rerun(kept).image.tobytes() == way[1].image.tobytes()
 
 
-@pytest.mark.parametrize("size", ["32x32", (32, 32, 32), (32.0, 32)])
+@pytest.mark.parametrize("size", ["32 by 32", (32, 32, 32), (32.0, 32)])
 def test_a_size_is_two_numbers_or_one(model: LatentDiffusion, size: object):
     with pytest.raises(UndustError, match=r"size: .* is neither"):
         model.recipes("a cat", size=size)  # pyright: ignore

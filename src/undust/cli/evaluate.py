@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from undust.cli import console
-from undust.cli.options import Guidance, Model, Steps
+from undust.cli.options import Model, request_options
 
 
+@request_options("steps", "guidance")
 def evaluate(
     model: Model,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A data set to measure it on.")],
     captions: Annotated[
         int, typer.Option(metavar="N", help="Training captions to paint; held-out ones all are.")
     ] = 200,
-    steps: Steps = None,
-    guidance: Guidance = None,
     template: Annotated[
         str, typer.Option(metavar="TEXT", help="What captions are put into: 'a picture of a {}'.")
     ] = "{}",
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the first picture.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Measure how often a model paints what a caption says, and how exact its first stage is.
 
@@ -51,11 +51,10 @@ def evaluate(
             loaded,
             data,
             captions=captions,
-            steps=steps,
-            guidance=guidance,
             seed=seed,
             template=template,
             observe=observe,
+            **options,
         )
     if json:
         typer.echo(console.as_json(found.model_dump(mode="json"), indent=2))

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undust.cli.options import (
     BUILT_IN,
     Device,
-    Guidance,
     Json,
     ModelOption,
     Out,
     Precision,
-    Sampler,
-    Schedule,
-    Steps,
     Vae,
+    request_options,
 )
 from undust.cli.output import Output
 from undust.cli.progress import paint
 from undust.errors import UndustError
+from undust.recipe.request import read_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,134 +31,19 @@ if TYPE_CHECKING:
     from undust.recipe.recipe import Recipe
 
 
-OVER, MORE = "A picture to begin from", "What goes into the model"  # groups of options
+MOST = 10_000  # pictures per prompt
 
 
+@request_options()
 def generate(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to paint; `-` reads lines from stdin."),
+        typer.Argument(metavar="PROMPT", help="Prompts; `-` reads one per line from stdin."),
     ] = None,
     model: ModelOption = BUILT_IN,
-    negative: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the picture should stay away from.")
-    ] = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    guide: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:KEY=VALUE,…]",
-            help="Guide in another way; see `undust guidances`. Often.",
-        ),
-    ] = None,
-    sampler: Sampler = None,
-    schedule: Schedule = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Which dust; any, unless given.")
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH",
-            help="Pixels, such as 64x64.  [default: the picture's begun from, or as trained]",
-        ),
-    ] = None,
-    count: Annotated[
-        int, typer.Option(metavar="N", max=10_000, help="Pictures a prompt, seeds one apart.")
-    ] = 1,
     noise: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Begin from the noise that `undust invert` found."),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(metavar="PICTURE", help="Begin from a picture.", rich_help_panel=OVER),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="How much is painted over, 0 to 1; at 1 nothing of it stays.  "
-            "[default: 0.75; 1 with a mask]",
-            rich_help_panel=OVER,
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PICTURE",
-            help="As large as it; white, or a transparent hole, is painted anew; black stays.",
-            rich_help_panel=OVER,
-        ),
-    ] = None,
-    extend: Annotated[
-        str | None,
-        typer.Option(
-            metavar="L,T,R,B",
-            help="Pixels to paint around it: left, top, right, bottom.",
-            rich_help_panel=OVER,
-        ),
-    ] = None,
-    upscale: Annotated[
-        str | None,
-        typer.Option(
-            metavar="F[@STRENGTH]",
-            help="Then a second pass, F times as large.  [default strength: 0.3]",
-            rich_help_panel=OVER,
-        ),
-    ] = None,
-    noise_level: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Dust on a picture that an upscaling model enlarges.  [default: 20]",
-            rich_help_panel=OVER,
-        ),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[:WEIGHT]", help="Put a LoRA in. Often.", rich_help_panel=MORE),
-    ] = None,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH=PICTURE[@WEIGHT][:START-END]",
-            help="Show a map to a ControlNet; of canny:PICTURE it sees the edges. Often.",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    embedding: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[=WORD]",
-            help="A word that was learnt by textual inversion. Often.",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    clip_skip: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Last layers of the text encoder to leave out; A1111 counts one more.",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    refiner: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH[@SHARE]",
-            help="A model for the last steps, after that share.  [default share: 0.8]",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    framing: Annotated[
-        str | None,
-        typer.Option(
-            metavar="original=WxH,crop=LxT,target=WxH",
-            help="What Stable Diffusion XL is told of sizes.  [default: the picture's]",
-            rich_help_panel=MORE,
-        ),
+        typer.Option(metavar="FILE", help="Initial noise that `undust invert` found."),
     ] = None,
     vae: Vae = None,
     dtype: Precision = None,
@@ -170,45 +52,27 @@ def generate(
     exact: Annotated[
         bool,
         typer.Option(
-            "--exact", help="Paint one at a time: the same bytes as each picture made alone."
+            "--exact", help="One picture at a time: the same bytes as each picture made alone."
         ),
     ] = False,
     json: Json = False,
+    **options: Any,
 ) -> None:
-    """Paint pictures from words."""
-    asked = list(_prompts(prompts or []))
-    if not asked:
+    """Generate pictures from prompts."""
+    texts = list(_prompts(prompts or []))
+    if not texts:
         raise UndustError("no prompt: say what to paint, such as undust generate 'a smiling cat'")
-    width_and_height = parse_size(size) if size is not None else None
-    output = Output.choose(out, len(asked) * count)
+    if "size" in options:
+        read_size(options["size"])
+    count = options.get("count", 1)
+    if count > MOST:
+        raise UndustError(f"--count: {count} is too many; {MOST} pictures per prompt are the most")
+    output = Output.choose(out, len(texts) * count)
     from undust.generation import loop
     from undust.model import load
 
     loaded = load(model, dtype=dtype, device=device, vae=vae)
-    recipes = loaded.recipes(
-        asked,
-        negative=negative,
-        steps=steps,
-        guidance=guidance,
-        guides=guide or (),
-        sampler=sampler,
-        schedule=schedule,
-        seed=seed,
-        size=width_and_height,
-        count=count,
-        init=init,
-        strength=strength,
-        mask=mask,
-        extend=extend,
-        upscale=upscale,
-        noise_level=noise_level,
-        loras=lora or (),
-        controls=control or (),
-        embeddings=embedding or (),
-        clip_skip=clip_skip,
-        refiner=refiner,
-        framing=framing,
-    )
+    recipes = loaded.recipes(texts, **options)
     batches = list(loop.batches(loaded, recipes, exact=exact))
     if noise is None:
         paint(loaded, batches, output, json)
@@ -218,28 +82,25 @@ def generate(
     paint(loaded, batches, output, json, noise=given)
 
 
+@request_options("seed", "steps", "guidance")
 def interpolate(
-    first: Annotated[str, typer.Argument(metavar="FROM", help="The prompt to begin with.")],
+    first: Annotated[str, typer.Argument(metavar="FROM", help="First prompt.")],
     last: Annotated[
         str | None,
-        typer.Argument(metavar="TO", help="The prompt to end with.  [default: the same]"),
+        typer.Argument(metavar="TO", help="Last prompt.  [default: the first]"),
     ] = None,
     model: ModelOption = BUILT_IN,
     count: Annotated[
         int, typer.Option(metavar="N", min=2, max=1000, help="Pictures, the two ends included.")
     ] = 9,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed to begin with; any, unless given.")
-    ] = None,
     seed_to: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed to end with.  [default: the same]")
+        int | None, typer.Option(metavar="N", help="Last seed.  [default: the first]")
     ] = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
     out: Out = None,
     json: Json = False,
+    **options: Any,
 ) -> None:
-    """Paint the way from one prompt or seed to another."""
+    """Interpolate from one prompt or seed to another."""
     if last is None and seed_to is None:
         raise UndustError("nothing to go to: give a second prompt, or --seed-to N")
     output = Output.choose(out, count)
@@ -248,9 +109,9 @@ def interpolate(
     from undust.recipe.recipe import between
 
     loaded = load(model)
-    start = loaded.recipes(first, steps=steps, guidance=guidance, seed=seed)[0]
-    seed = start.seed if seed_to is None else seed_to
-    end = loaded.recipes(last or first, steps=steps, guidance=guidance, seed=seed)[0]
+    start = loaded.recipes(first, **options)[0]
+    options["seed"] = start.seed if seed_to is None else seed_to
+    end = loaded.recipes(last or first, **options)[0]
     way = between(start, end, count)
     paint(loaded, list(loop.batches(loaded, way)), output, json, columns=count)
 
@@ -259,17 +120,19 @@ def rerun(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture that undust made.")],
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|PATH", help="Where its model is now.  [default: where it was]"),
+        typer.Option(
+            metavar="NAME|PATH", help="Path or name of its model.  [default: as in the picture]"
+        ),
     ] = None,
     vae: Vae = None,
     device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Make a picture again from the recipe in it.
+    """Generate a picture again from the recipe in its file.
 
-    The model, pictures and weights that it was made from are looked for where they were, and beside
-    it.
+    Its model, input pictures and weights are searched for at their old paths and beside the
+    picture.
     """
     from undust.formats.recipe_png import read_recipe
 
@@ -308,14 +171,6 @@ def _model_of(recipe: Recipe, picture: Path) -> str:
         f"{picture} was made with the model '{recipe.model}' ({recipe.model_hash}), which is "
         f"neither {was or 'inside undust'} nor beside it; say where it is with --model"
     )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height in "64x48". Raises UndustError for anything else."""
-    found = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
-    if not found:
-        raise UndustError(f"--size: '{text}' is not WIDTHxHEIGHT in pixels, such as 64x64")
-    return int(found[1]), int(found[2])
 
 
 def _prompts(given: Iterable[str]) -> Iterator[str]:

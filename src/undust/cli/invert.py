@@ -6,12 +6,12 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undust.cli import console
-from undust.cli.options import BUILT_IN, ModelOption, Schedule
+from undust.cli.options import BUILT_IN, ModelOption, request_options
 from undust.cli.output import FOLDER, slug, try_writing_file
 from undust.formats.files import make_folder
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from undust.model import LatentDiffusion
 
 
+@request_options("schedule")
 def invert(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Any picture.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What it shows.")] = "",
@@ -28,7 +29,6 @@ def invert(
     steps: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Steps from picture to dust.")
     ] = 20,
-    schedule: Schedule = None,
     guidance: Annotated[
         float, typer.Option(metavar="S", help="Above 1 the way back is seldom found.")
     ] = 1.0,
@@ -41,6 +41,7 @@ def invert(
         typer.Option(metavar="FILE", help="A .safetensors file.  [default: in undust-out]"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a line of JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Find the noise from which a model paints a picture.
 
@@ -59,7 +60,7 @@ def invert(
 
     loaded = load(model)
     batch = loaded.recipes(
-        prompt, steps=steps, sampler="euler", schedule=schedule, guidance=guidance, seed=0
+        prompt, steps=steps, sampler="euler", guidance=guidance, seed=0, **options
     )
     latents = _latents(loaded, [picture])
     last = painted = None
@@ -97,7 +98,7 @@ def invert(
     )
     again = ["generate", prompt, "--noise", out, "--sampler", "euler", "--steps", steps]
     again += ["--guidance", f"{guidance:g}"]
-    again += ["--schedule", schedule] * (schedule is not None)
+    again += ["--schedule", options["schedule"]] if "schedule" in options else []
     again += ["--model", model] * (model != BUILT_IN)
     console.summary("undust " + shlex.join(map(str, again)))
 

@@ -1,11 +1,16 @@
-"""The options that several commands take, each said once."""
+"""The options that several commands take, each once; those of a request come from its model."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from undust.recipe.request import OPTIONS, Option, value_type
 
 BUILT_IN = "emoji"
 
@@ -24,26 +29,6 @@ Vae = Annotated[
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Where to compute, such as cuda.  [default: cpu]")
 ]
-Steps = Annotated[
-    int | None, typer.Option(metavar="N", help="Steps from dust to picture.  [default: 20]")
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        metavar="S",
-        help="How closely to follow the prompt.  [default: the model's: 4; 7.5 or 5 for SD, XL]",
-    ),
-]
-Sampler = Annotated[
-    str | None, typer.Option(metavar="NAME", help="See `undust samplers`.  [default: deis]")
-]
-Schedule = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|σ,…",
-        help="See `undust schedules`.  [default: karras; trailing from noise alone]",
-    ),
-]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -51,3 +36,46 @@ Out = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each picture.")]
+
+
+def request_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds options of a `Request`, all of them unless named, to a command with **options.
+
+    In the help they follow its model. The command gets those that were given.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            left_out = {name for name in added if given[name] is None}
+            command(**{name: value for name, value in given.items() if name not in left_out})
+
+        own = [
+            each.replace(kind=each.KEYWORD_ONLY)
+            for each in inspect.signature(command, eval_str=True).parameters.values()
+            if each.kind is not each.VAR_KEYWORD
+        ]
+        added = {name: _parameter(name, OPTIONS[name]) for name in names or OPTIONS}
+        place = 1 + [each.name for each in own].index("model")
+        signature = inspect.Signature([*own[:place], *added.values(), *own[place:]])
+        vars(run)["__signature__"] = signature  # which Typer reads
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, option: Option) -> inspect.Parameter:
+    """An option as a parameter of a command."""
+    kind: Any = list[str] if option.repeatable else value_type(name)
+    described = typer.Option(
+        f"--{(option.flag or name).replace('_', '-')}",
+        metavar=option.metavar,
+        help=option.help,
+        rich_help_panel=option.group,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, described],
+    )

@@ -171,7 +171,7 @@ def _valid(name: str, value: object, notes: list[str]) -> bool:
     from undust.diffusion.aliases import no_counterpart
     from undust.diffusion.samplers import SAMPLERS
     from undust.diffusion.schedules import SCHEDULES, listed
-    from undust.recipe.recipe import SEEDS
+    from undust.recipe.request import SEEDS
 
     match name, value:
         case "seed", -1:

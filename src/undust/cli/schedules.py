@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undust.cli import console
-from undust.cli.options import Guidance, Model, Sampler
+from undust.cli.options import Model, request_options
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def schedules(context: typer.Context) -> None:
 
 
 @app.command()
+@request_options("sampler", "guidance")
 def fit(
     model: Model,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="How many steps.")],
@@ -63,8 +64,6 @@ def fit(
         Path | None,
         typer.Option(metavar="DIR", help="A data set, whose captions are better than our words."),
     ] = None,
-    sampler: Sampler = None,
-    guidance: Guidance = None,
     calls: Annotated[
         int,
         typer.Option(
@@ -74,6 +73,7 @@ def fit(
         ),
     ] = 1000,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with all errors.")] = False,
+    **options: Any,
 ) -> None:
     """Find the noise levels at which so many steps of a model stay nearest to its flow.
 
@@ -93,9 +93,8 @@ def fit(
             for recipe in loaded.recipes(
                 prompts[k % len(prompts)],
                 steps=steps,
-                sampler=sampler,
-                guidance=guidance,
                 seed=part * PICTURES + k,
+                **options,
             )
         ]
         for part, prompts in enumerate(parts)

@@ -7,10 +7,8 @@ import operator
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
-from PIL import Image
 from pydantic import BaseModel
 
 from undust.conditioning.prompt import foreign
@@ -20,7 +18,7 @@ from undust.generation.other_names import OTHER_NAMES
 from undust.generation.start import size_for
 from undust.pictures import grey, has_hole, is_drawn_mask
 from undust.recipe.files import ImageRef
-from undust.recipe.guidance import GuidanceSettings, read_guidance
+from undust.recipe.guidance import read_guidance
 from undust.recipe.inputs import (
     Control,
     Embedding,
@@ -30,7 +28,8 @@ from undust.recipe.inputs import (
     Upscale,
     read_extend,
 )
-from undust.recipe.recipe import SEEDS, Recipe
+from undust.recipe.recipe import Recipe
+from undust.recipe.request import OPTIONS, SEEDS, Request, read_size
 from undust.version import __version__
 
 if TYPE_CHECKING:
@@ -38,67 +37,17 @@ if TYPE_CHECKING:
 
 BYTE_ORDER_MARK = "\ufeff"  # at the beginning of many text files
 FAR = 6  # times as many pixels as a model was trained on: no longer what somebody means
-NOISE_LEVEL = 20  # of what is to be made larger, in time steps, as the published model has it
-T = TypeVar("T")
-Fields = Mapping[str, Any]
-File = str | PathLike[str]
-Several = Sequence[T] | T | None
+NOISE_LEVEL = 20  # of the input of an upscaling model, in time steps, as published
 
 
-class Options(TypedDict, total=False):
-    """What can be asked for beside the prompt. What is None, or left out, takes its default.
-
-    A picture is a file or an image. What is written as a text may also be a mapping of its fields;
-    one guide, LoRA, embedding or control may stand alone.
-
-    negative: what to stay away from; None is nothing, which some models tell from "".
-    steps, sampler: as a `Recipe` has them; guidance, schedule: likewise, or the model's own.
-    guides: "apg:eta=0,norm=10" or such; see `undust guidances`. Their files are read here.
-    seed: any, unless given. count: pictures a prompt, of seeds that follow one another.
-    size: (width, height) or one number, pixels; that of the picture begun from, or as trained.
-    init: a picture to begin from; strength: the share of the steps that paint over it, 0 to 1. At 1
-    nothing of it is left; diffusers adds the noise to it even then.
-    mask: a picture as large as it, white, or with a transparent hole, where it is painted anew; a
-    picture to begin from that has a hole is its own mask. extend: pixels to add to it at
-    the left, top, right and bottom. noise_level: for a model that makes the picture larger.
-    upscale: a factor, or "2@0.3": a second pass over the picture made larger.
-    refiner: "PATH@0.8", a model for the last steps. framing: what Stable Diffusion XL is told.
-    clip_skip: layers of the text encoders to leave out. loras: "PATH:0.8" each.
-    embeddings: "PATH=WORD" each. controls: "PATH=PICTURE@0.8:0-0.5" each.
-    """
-
-    negative: str | None
-    steps: int | None
-    guidance: float | None
-    sampler: str | None
-    schedule: str | None
-    guides: Several[str | Fields | GuidanceSettings]
-    seed: int | None
-    size: tuple[int, int] | int | None
-    count: int | None
-    init: Image.Image | File | None
-    strength: float | None
-    mask: Image.Image | File | None
-    extend: Sequence[int] | str | None
-    noise_level: int | None
-    upscale: float | str | Fields | Upscale | None
-    refiner: File | Fields | Refiner | None
-    framing: str | Fields | SizeConditioning | None
-    clip_skip: int | None
-    loras: Several[File | Fields | LoRA]
-    embeddings: Several[File | Fields | Embedding]
-    controls: Several[str | Fields | Control]
-
-
-def recipes(model: LatentModel, prompts: str | Sequence[str], options: Options) -> list[Recipe]:
+def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) -> list[Recipe]:
     """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
 
     Raises UndustError for no prompts, for any value that cannot be, and for a file that cannot.
     """
-    for name in options.keys() - Options.__annotations__.keys():
-        known = Options.__annotations__
-        elsewhere = {other: own for other, own in OTHER_NAMES.items() if own in known}
-        raise unknown("option", name, known, elsewhere)
+    for name in options.keys() - OPTIONS.keys():
+        elsewhere = {other: own for other, own in OTHER_NAMES.items() if own in OPTIONS}
+        raise unknown("option", name, OPTIONS, elsewhere)
     texts = _each(prompts)
     if not texts:
         raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
@@ -167,7 +116,7 @@ def _notes(model: LatentModel, texts: Sequence[str], asked: Mapping[str, Any]) -
 
 
 def _mask(
-    model: LatentModel, options: Options, begun: ImageRef | None
+    model: LatentModel, options: Request, begun: ImageRef | None
 ) -> tuple[ImageRef | None, bool]:
     """The mask, and whether it is its transparent part that is painted, as OpenAI has it.
 
@@ -206,7 +155,7 @@ def _whole(given: Mapping[str, object], name: str, default: int) -> int:
         raise UndustError(f"{name}: has to be a whole number, not {quoted(number)}") from None
 
 
-def _settled(model: LatentModel, options: Options) -> dict[str, Any]:
+def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     """The fields that the recipes share, with what is in the files that are named."""
     given = cast("Mapping[str, object]", options)
     init, extend = (options.get(name) for name in ("init", "extend"))
@@ -260,22 +209,15 @@ def _settled(model: LatentModel, options: Options) -> dict[str, Any]:
 
 def _size(
     model: LatentModel,
-    options: Options,
+    options: Request,
     begun: ImageRef | None,
     extend: tuple[int, ...] | None,
 ) -> tuple[int, int]:
     size = options.get("size")
     if size is not None and extend is not None:
         raise UndustError("size: what a picture is extended by says how large it is; leave it out")
-    match size:
-        case None:
-            pass
-        case int(side):
-            return side, side
-        case (int(width), int(height)):
-            return width, height
-        case _:
-            raise UndustError(f"size: {quoted(size)} is neither (width, height) nor one number")
+    if size is not None:
+        return read_size(size)
     if begun is None:
         return model.size
     image = begun.image()

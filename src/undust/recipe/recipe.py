@@ -24,8 +24,8 @@ from undust.recipe.inputs import (
     Upscale,
 )
 from undust.recipe.plain import Frozen, reason
+from undust.recipe.request import OPTIONS
 
-SEEDS = 2**63
 FIRST_VERSION = "0.1.0"
 # What one picture of a batch does not share with the others.
 OWN = {"prompt", "negative", "seed", "batch", "place", "given_noise", "toward"}
@@ -37,43 +37,46 @@ def absent(value: object) -> bool:
     return value is None or value == ()
 
 
+def option(name: str, default: Any = None) -> Any:
+    """A field with the limits of an option of a request; left out of the JSON if it is empty."""
+    return Field(default, exclude_if=absent, **OPTIONS[name].limits)
+
+
 class Recipe(Frozen):
     """One picture: the same recipe on the same machine gives the same bytes.
 
-    `batch` and `place` say how many pictures were painted together and which of them this one
-    was: a processor may round differently for another batch size, by 1/255 at most. A negative
-    prompt of None is no words at all; "" is words of which there are none.
+    batch: the number of pictures that were sampled together, and place: the index of this one; a
+    processor may round differently for another batch size, by 1/255 at most. A negative prompt of
+    None is no prompt, which some models distinguish from the empty prompt "".
     """
 
     prompt: str = Field(max_length=10_000)
-    negative: str | None = Field(None, max_length=10_000, exclude_if=absent)
-    steps: int = Field(20, ge=1, le=1000)
-    guidance: float = Field(4.0, ge=0, le=1000, allow_inf_nan=False)
-    sampler: str = "deis"
-    schedule: str = Field("karras", max_length=20_000)
-    seed: int = Field(ge=0, lt=SEEDS)
+    negative: str | None = option("negative")
+    steps: int = option("steps", 20)
+    guidance: float = option("guidance", 4.0)
+    sampler: str = option("sampler", "deis")
+    schedule: str = option("schedule", "karras")
+    seed: int = option("seed", ...)
     width: int = Field(gt=0)
     height: int = Field(gt=0)
     batch: int = Field(1, ge=1, le=1024)
     place: int = Field(0, ge=0)
     given_noise: bool = False
-    guides: tuple[SerializeAsAny[GuidanceSettings], ...] = Field(
-        (), max_length=64, exclude_if=absent
-    )
+    guides: tuple[SerializeAsAny[GuidanceSettings], ...] = option("guides", ())
     toward: Interpolation | None = Field(None, exclude_if=absent)
-    init: ImageRef | None = Field(None, exclude_if=absent)
-    strength: float | None = Field(None, gt=0, le=1, exclude_if=absent)
-    mask: ImageRef | None = Field(None, exclude_if=absent)
+    init: ImageRef | None = option("init")
+    strength: float | None = option("strength")
+    mask: ImageRef | None = option("mask")
     mask_is_hole: bool = Field(False, exclude_if=lambda hole: not hole)
-    extend: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(None, exclude_if=absent)
-    noise_level: int | None = Field(None, ge=0, le=999, exclude_if=absent)
-    upscale: Upscale | None = Field(None, exclude_if=absent)
-    refiner: Refiner | None = Field(None, exclude_if=absent)
-    framing: SizeConditioning | None = Field(None, exclude_if=absent)
-    clip_skip: int | None = Field(None, ge=1, le=64, exclude_if=absent)
-    loras: tuple[LoRA, ...] = Field((), max_length=64, exclude_if=absent)
-    embeddings: tuple[Embedding, ...] = Field((), max_length=256, exclude_if=absent)
-    controls: tuple[Control, ...] = Field((), max_length=16, exclude_if=absent)
+    extend: tuple[Pixels, Pixels, Pixels, Pixels] | None = option("extend")
+    noise_level: int | None = option("noise_level")
+    upscale: Upscale | None = option("upscale")
+    refiner: Refiner | None = option("refiner")
+    framing: SizeConditioning | None = option("framing")
+    clip_skip: int | None = option("clip_skip")
+    loras: tuple[LoRA, ...] = option("loras", ())
+    embeddings: tuple[Embedding, ...] = option("embeddings", ())
+    controls: tuple[Control, ...] = option("controls", ())
     precision: str = Field("float32", max_length=16, exclude_if=lambda name: name == "float32")
     model: str = ""
     model_path: str = Field("", max_length=4096, exclude_if=lambda path: not path)
