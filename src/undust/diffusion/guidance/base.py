@@ -1,15 +1,15 @@
-"""What guidance is: a denoiser made from others, which are all asked together.
+"""Guidance: a denoiser made from others, which are all evaluated together.
 
-A guidance names the denoisers it wants to hear, and says what it makes of their estimates. Stacked
-guidances form a tree; its leaves are asked first, every branch of one network in a single call and
-each of them once, however often the tree mentions it.
+A guidance requests the estimates of other denoisers and combines them. Stacked guidances form a
+tree; its leaves are evaluated first, all that have one network in a single call, and each of them
+once, however often it is in the tree.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Generic, TypeVar
@@ -28,22 +28,25 @@ Scale = float | Callable[[float], float | Tensor]
 """How strongly to guide: a number, or a function of σ that gives one, or one a frame [F]."""
 
 GuidanceRequest = Generator["Sequence[Denoise]", Sequence[Tensor], Tensor]
-"""Yields once, the denoisers to ask; is sent their estimates [B, …]; returns its own."""
+"""Yields once, the denoisers to evaluate; is sent their estimates [B, …]; returns its own."""
 
 
 @dataclass(frozen=True, eq=False)
 class ConditionedDenoiser(Generic[C]):
-    """A network asked for one condition: the leaf that every guidance ends in."""
+    """A network with one condition: the leaf of every tree of guidance."""
 
     denoise: Denoiser[C]
     cond: C
     options: Options | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The estimate [B, …] of what is under x [B, …] at sigma [B]."""
-        if self.options is None:
-            return self.denoise(x, sigma, self.cond)
-        return self.denoise(x, sigma, self.cond, self.options)
+        """The estimate [B, …] of the clean x [B, …] at sigma [B]."""
+        return self.denoise(x, sigma, *self.arguments)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The condition, and the options if there are any."""
+        return (self.cond,) if self.options is None else (self.cond, self.options)
 
     def concat(self, other: ConditionedDenoiser[C]) -> ConditionedDenoiser[C]:
         """Both conditions of the one network in one call; UndustError if one alone has options."""
@@ -52,14 +55,14 @@ class ConditionedDenoiser(Generic[C]):
             options = self.options.concat(other.options)
         elif self.options is not other.options:
             raise UndustError(
-                "guidance: branches with and without options cannot be asked together"
+                "guidance: conditions with and without options cannot be evaluated together"
             )
         return ConditionedDenoiser(self.denoise, self.cond.concat(other.cond), options)
 
 
 @dataclass(frozen=True)
 class EvalState:
-    """Where a run stands: x [B, …] at sigma [B], and what was kept from earlier in the run."""
+    """The point of evaluation, x [B, …] at sigma [B], and the memory of the run."""
 
     x: Tensor
     sigma: Tensor
@@ -79,7 +82,7 @@ class EvalState:
         return self.sigma.reshape(-1, *[1] * (self.x.ndim - 1))
 
     def scale(self, scale: Scale) -> float | Tensor:
-        """What a scale is here: a number, or [1, F, 1, …] if the frames of x differ in it."""
+        """The value of a scale here: a number, or [1, F, 1, …] if the frames of x differ in it."""
         value = scale(self.level) if callable(scale) else scale
         if isinstance(value, Tensor) and (value == value.flatten()[0]).all():
             value = value.flatten()[0].item()
@@ -94,7 +97,7 @@ class EvalState:
         return value.to(self.x).reshape(-1, 1, 1, 1)
 
     def remember(self, owner: Guidance, update: Callable[[Tensor | float], Tensor]) -> Tensor:
-        """Replaces what `owner` kept, 0 at the beginning, by what `update` makes of it."""
+        """Updates the memory of `owner`, 0 at the beginning, and returns it."""
         if self.memory is None:
             raise UndustError(
                 "guidance: momentum is the memory of one run; give the sampler GuidedRun(guidance)"
@@ -108,84 +111,97 @@ class Guidance(ABC):
 
     @abstractmethod
     def estimate(self, at: EvalState) -> GuidanceRequest:
-        """Asks the denoisers it needs at this moment and mixes what they say.
+        """Requests the estimates that it needs here, and combines them.
 
-        At a neutral setting it asks the one that is left, alone, and returns the answer untouched:
-        the same calls and the same bits as without it.
+        At a neutral setting it requests the one that is left, alone, and returns it untouched: the
+        same calls and the same bits as without it.
         """
         ...
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The guided estimate [B, …] of what is under x [B, …] at sigma [B].
+        """The guided estimate [B, …] of the clean x [B, …] at sigma [B].
 
-        Raises UndustError if it would have to remember the moment before: that takes a `GuidedRun`.
+        Raises UndustError for guidance with momentum: that takes a `GuidedRun`.
         """
-        return _answer(self, EvalState(x, sigma, None))
+        return GuidedRun(self, None)(x, sigma)
 
 
 @dataclass(frozen=True, eq=False)
 class GuidedRun:
-    """A denoiser for one run of a sampler: with it begins, and ends, what guidance remembers."""
+    """A denoiser for one run of a sampler, with the memory of its guidance, or None for none."""
 
     denoise: Denoise
-    memory: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    memory: dict[int, Tensor] | None = field(default_factory=dict[int, Tensor])
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The guided estimate [B, …] of what is under x [B, …] at sigma [B]."""
-        return _answer(self.denoise, EvalState(x, sigma, self.memory))
+        """The guided estimate [B, …] of the clean x [B, …] at sigma [B].
+
+        All requests are made first, from the root of the tree to its leaves; then the leaves are
+        evaluated, those of one network in one call; then the estimates are combined up to the root.
+        """
+        requests: dict[int, tuple[GuidanceRequest, Sequence[Denoise]]] = {}
+        leaves: dict[int, Denoise] = {}
+        _collect(self.denoise, EvalState(x, sigma, self.memory), requests, leaves)
+        known: dict[int, Tensor] = {}
+        for group in _grouped([*leaves.values()], len(x)):
+            first, count = group[0], len(group)
+            if not isinstance(first, ConditionedDenoiser):
+                known[id(first)] = first(x, sigma)
+                continue
+            batch: ConditionedDenoiser[Any] = reduce(ConditionedDenoiser[Any].concat, group)
+            xs = torch.cat([x] * count) if count > 1 else x
+            sigmas = sigma.repeat(count) if count > 1 else sigma
+            parts = batch.denoise(xs, sigmas, *batch.arguments).chunk(count)
+            known |= {id(leaf): part for leaf, part in zip(group, parts, strict=True)}
+        return _combined(self.denoise, requests, known)
 
 
-def _answer(root: Denoise, at: EvalState) -> Tensor:
-    """Plans from the root to the leaves, asks the leaves, mixes from the leaves to the root."""
-    waiting: dict[int, tuple[GuidanceRequest, Sequence[Denoise]]] = {}
-    leaves: dict[int, Denoise] = {}
-
-    def plan(part: Denoise) -> None:
-        if id(part) in waiting or id(part) in leaves:
-            return
-        if not isinstance(part, Guidance):
-            leaves[id(part)] = part
-            return
-        asking = part.estimate(at)
-        waiting[id(part)] = asking, next(asking)
-        for inner in waiting[id(part)][1]:
-            plan(inner)
-
-    def mix(part: Denoise) -> Tensor:
-        if id(part) not in known:
-            asking, inner = waiting[id(part)]
-            try:
-                asking.send([mix(each) for each in inner])
-            except StopIteration as end:
-                known[id(part)] = end.value
-        return known[id(part)]
-
-    plan(root)
-    known = _estimates(list(leaves.values()), at)
-    return mix(root)
+def _collect(
+    denoise: Denoise,
+    at: EvalState,
+    requests: dict[int, tuple[GuidanceRequest, Sequence[Denoise]]],
+    leaves: dict[int, Denoise],
+) -> None:
+    """The requests of all guidance below a denoiser, each with its denoisers, and the leaves."""
+    if id(denoise) in requests or id(denoise) in leaves:
+        return
+    if not isinstance(denoise, Guidance):
+        leaves[id(denoise)] = denoise
+        return
+    request = denoise.estimate(at)
+    requests[id(denoise)] = request, next(request)
+    for inner in requests[id(denoise)][1]:
+        _collect(inner, at, requests, leaves)
 
 
-def _estimates(leaves: Sequence[Denoise], at: EvalState) -> dict[int, Tensor]:
-    """What each leaf says; branches of one network in one call, in the order they were asked."""
-    known: dict[int, Tensor] = {}
+def _grouped(leaves: Sequence[Denoise], count: int) -> list[list[Any]]:
+    """The leaves that are evaluated together; each that is no network with a condition is alone."""
+    alone = [[leaf] for leaf in leaves if not isinstance(leaf, ConditionedDenoiser)]
     networks: list[list[ConditionedDenoiser[Any]]] = []
     for leaf in leaves:
         if not isinstance(leaf, ConditionedDenoiser):
-            known[id(leaf)] = leaf(at.x, at.sigma)
             continue
         branch: ConditionedDenoiser[Any] = leaf
-        if len(branch.cond) != len(at.x):
-            raise UndustError(f"guidance: {len(branch.cond)} conditions for {len(at.x)} pictures")
-        same = next((all_ for all_ in networks if all_[0].denoise == branch.denoise), None)
+        if len(branch.cond) != count:
+            raise UndustError(f"guidance: {len(branch.cond)} conditions for {count} pictures")
+        same = next((group for group in networks if group[0].denoise == branch.denoise), None)
         networks.append([branch]) if same is None else same.append(branch)
-    for branches in networks:
-        together = reduce(ConditionedDenoiser[Any].concat, branches)
-        count = len(branches)
-        x = torch.cat([at.x] * count) if count > 1 else at.x
-        sigma = at.sigma.repeat(count) if count > 1 else at.sigma
-        parts = together(x, sigma).chunk(count)
-        known |= {id(branch): part for branch, part in zip(branches, parts, strict=True)}
-    return known
+    return [*alone, *networks]
+
+
+def _combined(
+    denoise: Denoise,
+    requests: Mapping[int, tuple[GuidanceRequest, Sequence[Denoise]]],
+    known: dict[int, Tensor],
+) -> Tensor:
+    """The estimate of a denoiser whose leaves are known."""
+    if id(denoise) not in known:
+        request, inner = requests[id(denoise)]
+        try:
+            request.send([_combined(each, requests, known) for each in inner])
+        except StopIteration as end:
+            known[id(denoise)] = end.value
+    return known[id(denoise)]
 
 
 def equals(scale: float | Tensor, neutral: float) -> bool:
