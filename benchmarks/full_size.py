@@ -118,6 +118,7 @@ def write(name: str, folder: Path) -> None:
                 filled(empty_network(TextEncoder, TextEncoderConfig.read(config))),  # pyright: ignore
                 text.penultimate,
                 text.pooled,
+                name=text.folder,
             )
             for text, config in zip(variant.texts, known["texts"], strict=True)
         ),

@@ -20,7 +20,7 @@ import undust
 from undust.adapters import applied_loras
 from undust.cli import main
 from undust.errors import UndustError
-from undust.formats.folder import save_component
+from undust.formats.components import save_component
 from undust.model import LatentDiffusion
 from undust.networks.autoencoder import Autoencoder
 from variants import WIDTHS, build
@@ -326,7 +326,7 @@ def test_a_refiner_is_shown_no_controls(folder: Path, model: LatentDiffusion, co
 def test_a_loose_first_stage(folder: Path, model: LatentDiffusion, tmp_path: Path):
     """Another first stage: other pictures of the same latents."""
     other = tmp_path / "vae"
-    save_component(other, shaken(model.autoencoder), "AutoencoderKL")
+    save_component(other, shaken(model.autoencoder))
     asked: dict[str, Any] = {"size": SIZE, "steps": 1, "seed": 1}
     (plain,) = model.generate(PROMPT, **asked)
     (picture,) = undust.load(folder, vae=other).generate(PROMPT, **asked)

@@ -352,4 +352,4 @@ def test_the_default_guidance_is_that_of_diffusers_pipelines(variant: str, tmp_p
     expected = 5.0 if variant == "sdxl-inpainting" else theirs  # that of SDXL, not 7.5
     assert model.guidance == undust.load(tmp_path / "folder").guidance == expected
     names = [words.name for words in undust.load(tmp_path / "folder").texts]
-    assert names == [text.part for text in VARIANTS[variant].texts]
+    assert names == [text.folder for text in VARIANTS[variant].texts]

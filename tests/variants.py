@@ -22,7 +22,7 @@ from undust.networks.unet import UNet
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 FACTOR = 4
-WIDTHS = {"clip": 32, "open_clip": 64}
+WIDTHS = {"CLIP": 32, "OpenCLIP": 64}
 SIZES = 32  # channels for each of SDXL's sizes
 
 
@@ -44,10 +44,10 @@ def build(variant: str) -> LatentDiffusion:
             tuple(
                 TextConditioner(
                     clip(text.padding),
-                    TextEncoder(_text(text.kind, text.activation, projects=text.pooled)),
+                    TextEncoder(_text(text.layout.title, text.activation, projects=text.pooled)),
                     text.penultimate,
                     text.pooled,
-                    name=text.part,
+                    name=text.folder,
                 )
                 for text in known.texts
             ),
@@ -79,7 +79,7 @@ def build_control(variant: str) -> ControlNet:
 
 def _unet(variant: str) -> UNetConfig:
     known = VARIANTS[variant]
-    width = sum(WIDTHS[text.kind] for text in known.texts)
+    width = sum(WIDTHS[text.layout.title] for text in known.texts)
     fields: dict[str, object] = {
         "sample_size": 16,
         "in_channels": known.channels,
@@ -98,7 +98,7 @@ def _unet(variant: str) -> UNetConfig:
             "use_linear_projection": True,
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": SIZES,
-            "projection_class_embeddings_input_dim": WIDTHS["open_clip"] + told * SIZES,
+            "projection_class_embeddings_input_dim": WIDTHS["OpenCLIP"] + told * SIZES,
         }
     elif variant == "x4-upscaler":
         fields |= {"num_class_embeds": 1000, "use_linear_projection": True}

@@ -67,8 +67,8 @@ def entries_of(network: nn.Module, prefix: str = "", dtype: str = "F16") -> Entr
 def checkpoint(variant: str, vocabulary: int = 99, length: int = 7) -> Entries:
     """The tensors of a whole model in one file, of no weight."""
     known = VARIANTS[variant]
-    wide = {"clip": 32, "open_clip": 64}
-    text = sum(wide[each.kind] for each in known.texts)
+    wide = {"CLIP": 32, "OpenCLIP": 64}
+    text = sum(wide[each.layout.title] for each in known.texts)
     more: dict[str, Any] = {"in_channels": known.channels}
     if known.added:
         more |= {
@@ -82,10 +82,10 @@ def checkpoint(variant: str, vocabulary: int = 99, length: int = 7) -> Entries:
         "vae": (VAE, empty_network(Autoencoder, VAE).state_dict()),
     }
     for each in known.texts:
-        told = text_encoder(vocabulary, length, wide[each.kind]).model_dump()
+        told = text_encoder(vocabulary, length, wide[each.layout.title]).model_dump()
         projects = ["CLIPTextModelWithProjection" if each.pooled else "CLIPTextModel"]
         words = TextEncoderConfig.read({**told, "architectures": projects})
-        parts[each.part] = (words, empty_network(TextEncoder, words).state_dict())
+        parts[each.folder] = (words, empty_network(TextEncoder, words).state_dict())
     tensors = original(known, parts)
     return {name: ("F16", tuple(tensor.shape)) for name, tensor in tensors.items()}
 

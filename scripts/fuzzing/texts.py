@@ -25,14 +25,9 @@ from undust.diffusion.guidance import GUIDANCES
 from undust.diffusion.process import DISCRETE, EDM, Flow
 from undust.formats import model_folder, safetensors_file
 from undust.formats import tokenizer_files as tokenizer_folder
-from undust.formats.networks import load_network
+from undust.formats.components import load_component
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import (
-    AutoencoderConfig,
-    TextEncoderConfig,
-    UNetConfig,
-)
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import from_data, to_data
@@ -50,11 +45,7 @@ def configs(room: Path) -> Make:
     told = [name for name in names if not name.endswith(".safetensors")]
     likely = [name for name in told if "config" in name or "index" in name]
     content = {name: (folder / name).read_bytes() for name in told}
-    networks: dict[str, tuple[Any, Any]] = {
-        "unet": (UNet, UNetConfig),
-        "vae": (Autoencoder, AutoencoderConfig),
-        "text_encoder": (TextEncoder, TextEncoderConfig),
-    }
+    networks = {"unet": UNet, "vae": Autoencoder, "text_encoder": TextEncoder}
 
     def make(chance: Random, place: Path) -> Asks:
         copy = place / "model"
@@ -79,8 +70,7 @@ def configs(room: Path) -> Make:
                 words(["a (dog:1.2)", ""])
 
         if part.name in networks and chance.random() < 0.8:  # the part alone is quickly read
-            build, config = networks[part.name]
-            return Asks([lambda: load_network(build, config, part, torch.float32)], size)
+            return Asks([lambda: load_component(part, networks[part.name])], size)
         return asks(chance, copy, size, ask)
 
     return make

@@ -14,7 +14,7 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
-from undust.formats.folder import save_component
+from undust.formats.components import save_component
 from undust.formats.original.variants import VARIANTS
 from undust.training.configs import read as read_recipe
 from undust.training.run import train
@@ -40,7 +40,7 @@ def write_model(variant: str, folder: Path) -> None:
 
 
 def write_control(variant: str, folder: Path) -> None:
-    save_component(folder, build_control(variant), "ControlNetModel")
+    save_component(folder, build_control(variant))
 
 
 def trained(recipe: Path, changes: list[str], out: Path) -> list[dict[str, float]]:

@@ -18,8 +18,8 @@ import pytest
 
 from undust.cli import main
 from undust.evaluation.first_stage import measure
+from undust.formats.components import load_first_stage
 from undust.formats.locks import FileLock
-from undust.formats.networks import load_autoencoder
 
 Run = Callable[..., Any]
 SOURCE = Path(__file__).parents[2] / "src"
@@ -170,7 +170,7 @@ def test_a_first_stage_alone_is_measured(
     assert done.out.count("first stage: ") == 2
     found = json.loads(undust("evaluate", "run/model", pictures, "--json").out)
     paths = sorted(pictures.glob("*.png"))
-    expected = measure(load_autoencoder(here / "run/model"), paths, (16, 16))
+    expected = measure(load_first_stage(here / "run/model"), paths, (16, 16))
     assert found["first_stage"] == expected.model_dump()
     assert (found["size"], found["first_stage_on"]) == ([16, 16], "pictures")
     assert found["model_hash"] == json.loads(undust("inspect", "run/model", "--json").out)["hash"]

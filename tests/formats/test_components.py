@@ -28,25 +28,25 @@ def test_what_the_parts_of_each_variant_come_to():
         assert model.downsampling_factor == 4
         sizes = {"sdxl": 6, "sdxl-inpainting": 6, "sdxl-refiner": 5}.get(name, 0)
         assert model.num_size_ids == sizes
-        scale = 5.0 if sizes else 9.0 if known.enlarges else 7.5  # of diffusers' pipelines
+        scale = 5.0 if sizes else 9.0 if known.low_res_process() else 7.5  # of diffusers' pipelines
         assert model.guidance == scale
-        assert model.text_names == tuple(text.part for text in known.texts)
+        assert model.text_names == tuple(text.folder for text in known.texts)
         assert list(model.networks) == ["vae", "unet", *model.text_names]
 
 
 @pytest.mark.parametrize(
     ("unet", "texts", "said"),
     [
-        ("sd1", "sd2", "hidden_size is 64 and the U-Net's cross_attention_dim is 32"),
-        ("sd2", "sd1", "hidden_size is 32 and the U-Net's cross_attention_dim is 64"),
-        ("sdxl", "sd1", "hidden_size is 32 and the U-Net's cross_attention_dim is 96"),
-        ("sd1", "sdxl", r"hidden_size is 32 \+ 64 and the U-Net's cross_attention_dim is 32"),
+        ("sd1", "sd2", "width is 64 and the denoiser takes text of width 32"),
+        ("sd2", "sd1", "width is 32 and the denoiser takes text of width 64"),
+        ("sdxl", "sd1", "width is 32 and the denoiser takes text of width 96"),
+        ("sd1", "sdxl", r"width is 32 \+ 64 and the denoiser takes text of width 32"),
     ],
 )
 def test_text_encoders_of_other_models(
     built: dict[str, LatentDiffusion], unet: str, texts: str, said: str
 ):
-    with pytest.raises(UndustError, match=f"the parts do not fit: the text encoder's {said}"):
+    with pytest.raises(UndustError, match=f"the components do not fit: the text encoders' {said}"):
         parts(built[unet], texts=built[texts].texts)
 
 
@@ -54,14 +54,16 @@ def test_first_stages_of_other_models(built: dict[str, LatentDiffusion]):
     from undust.networks.autoencoder import Autoencoder
 
     config = built["sd1"].autoencoder.config.model_copy(update={"latent_channels": 16})
-    with pytest.raises(UndustError, match="a U-Net of 4 channels in and 4 out, for latents of 16"):
+    with pytest.raises(
+        UndustError, match="a denoiser with 4 input and 4 output channels, for latents of 16"
+    ):
         parts(built["sd1"], autoencoder=Autoencoder(config))
 
 
 def test_an_upscaler_needs_its_dust_and_no_other_has_it(built: dict[str, LatentDiffusion]):
-    with pytest.raises(UndustError, match="a U-Net of 7 channels in and 4 out"):
+    with pytest.raises(UndustError, match="a denoiser with 7 input and 4 output"):
         parts(built["x4-upscaler"], low_res_process=None)
-    with pytest.raises(UndustError, match="a U-Net of 4 channels in and 4 out"):
+    with pytest.raises(UndustError, match="a denoiser with 4 input and 4 output"):
         parts(built["sd1"], low_res_process=built["sd1"].process)
 
 
@@ -73,5 +75,5 @@ def test_a_width_for_each_level(built: dict[str, LatentDiffusion]):
     both = model.unet.config.model_copy(update={"cross_attention_dim": (32, 32)})
     assert parts(model, unet=UNet(both)).extra_channels == 0
     uneven = model.unet.config.model_copy(update={"cross_attention_dim": (32, 64)})
-    with pytest.raises(UndustError, match="the parts do not fit"):
+    with pytest.raises(UndustError, match="the components do not fit"):
         parts(model, unet=UNet(uneven))

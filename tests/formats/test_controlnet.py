@@ -16,8 +16,8 @@ from torch import Tensor
 
 from undust.errors import UndustError
 from undust.formats import safetensors_file
+from undust.formats.components import save_component
 from undust.formats.controlnet import load, original
-from undust.formats.folder import save_component
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
 
@@ -180,7 +180,7 @@ def test_a_folder_of_diffusers(kind, variant, tiny, tmp_path) -> None:
 
 def test_diffusers_opens_our_folder(tiny, tmp_path) -> None:
     network = tiny("sdxl")
-    save_component(tmp_path / "net", network, "ControlNetModel")
+    save_component(tmp_path / "net", network)
     theirs, told = ControlNetModel.from_pretrained(tmp_path / "net", output_loading_info=True)
     assert not any(told.values())
     assert all(

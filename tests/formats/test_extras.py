@@ -20,7 +20,7 @@ from adapters.families import IN, OUT, draw, lora, net, prefixed
 from undust.errors import UndustError
 from undust.formats import controlnet, safetensors_file, textual_inversion
 from undust.formats.convert import check, opened, size, write
-from undust.formats.folder import load_component_weights
+from undust.formats.folder import load_weights
 from undust.formats.lora.file import load as load_lora
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
@@ -171,7 +171,7 @@ def test_a_pickled_folder_of_a_controlnet(control, tmp_path):
     assert same(single.state_dict(), wanted)
     convert(tmp_path / "c.safetensors", tmp_path / "d", "folder", dtype=torch.bfloat16)
     halves = {name: tensor.bfloat16() for name, tensor in wanted.items()}
-    assert same(load_component_weights(tmp_path / "d"), halves)
+    assert same(load_weights(tmp_path / "d"), halves)
 
 
 def test_a_controlnet_and_the_model_that_it_was_trained_with(control, tmp_path):

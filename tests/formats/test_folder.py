@@ -13,13 +13,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from undust.errors import UndustError
 from undust.formats import safetensors_file
+from undust.formats.components import save_component
 from undust.formats.folder import (
     BRACKETS,
-    load_component_weights,
     load_into,
+    load_weights,
     read_json,
     read_model_index,
-    save_component,
 )
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -174,22 +174,22 @@ def test_a_path_that_is_no_folder_is_said_to_be(tmp_path: Path):
 @pytest.mark.parametrize("stem", ["diffusion_pytorch_model", "model"])
 def test_one_file_under_either_name(tmp_path: Path, stem: str, variant: str):
     safetensors_file.save(tmp_path / f"{stem}{variant}.safetensors", WEIGHTS)
-    assert same(load_component_weights(tmp_path), WEIGHTS)
+    assert same(load_weights(tmp_path), WEIGHTS)
 
 
 def test_full_precision_is_preferred(tmp_path: Path):
     safetensors_file.save(tmp_path / "model.safetensors", WEIGHTS)
     half = {name: tensor.half() for name, tensor in WEIGHTS.items()}
     safetensors_file.save(tmp_path / "model.fp16.safetensors", half)
-    assert load_component_weights(tmp_path)["a"].dtype == torch.float32
-    assert load_component_weights(tmp_path, torch.bfloat16)["a"].dtype == torch.bfloat16
+    assert load_weights(tmp_path)["a"].dtype == torch.float32
+    assert load_weights(tmp_path, torch.bfloat16)["a"].dtype == torch.bfloat16
 
 
 def test_a_model_that_diffusers_saved_in_parts_is_loaded(tmp_path: Path):
     theirs = UNet2DConditionModel.from_config(UNET.model_dump())
     theirs.save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert same(load_component_weights(tmp_path), theirs.state_dict())
+    assert same(load_weights(tmp_path), theirs.state_dict())
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -203,7 +203,7 @@ def test_parts_of_half_precision_have_an_index_of_their_own(tmp_path: Path, vari
             theirs.half().save_pretrained(folder, variant="fp16", max_shard_size=size)
         assert len(list(folder.glob("*.index*.json"))) == (1 if variant else 2)
         prefix = "text_model." if name == "text" else ""
-        loaded = load_component_weights(folder, torch.float32)
+        loaded = load_weights(folder, torch.float32)
         whole = {prefix + key: tensor.float() for key, tensor in theirs.state_dict().items()}
         assert same(loaded, whole)
 
@@ -222,23 +222,23 @@ def test_parts_of_half_precision_have_an_index_of_their_own(tmp_path: Path, vari
 def test_an_index_that_does_not_fit_its_parts(tmp_path: Path, weight_map: dict, reason: str):
     in_parts(tmp_path, weight_map, {"1.safetensors": {"a": WEIGHTS["a"]}})
     with pytest.raises(UndustError, match=reason):
-        load_component_weights(tmp_path)
+        load_weights(tmp_path)
 
 
 def test_a_part_with_more_than_the_index_says(tmp_path: Path):
     in_parts(tmp_path, {"a": "1.safetensors"}, {"1.safetensors": WEIGHTS})
     with pytest.raises(UndustError, match="1 unknown: b"):
-        load_component_weights(tmp_path)
+        load_weights(tmp_path)
 
 
 def test_weights_that_are_missing_or_pickled(tmp_path: Path):
     with pytest.raises(UndustError, match="does not exist"):
-        load_component_weights(tmp_path / "nowhere")
+        load_weights(tmp_path / "nowhere")
     with pytest.raises(UndustError, match="has no weights"):
-        load_component_weights(tmp_path)
+        load_weights(tmp_path)
     torch.save(WEIGHTS, tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(UndustError, match="pickle"):
-        load_component_weights(tmp_path)
+        load_weights(tmp_path)
 
 
 # Into a network
@@ -256,7 +256,7 @@ def test_training_loaded_weights_leaves_the_file(tmp_path: Path):
     safetensors_file.save(path, {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)})
     before = path.read_bytes()
     layer = nn.Linear(3, 2)
-    load_into(layer, load_component_weights(tmp_path), tmp_path)
+    load_into(layer, load_weights(tmp_path), tmp_path)
     with torch.no_grad():
         layer.weight += 1
     assert layer.weight.sum() == 6
@@ -296,7 +296,7 @@ def test_what_diffusers_saved_is_loaded(tmp_path: Path):
     theirs = AutoencoderKL.from_config(AUTOENCODER.model_dump())
     theirs.save_pretrained(tmp_path)
     ours = Autoencoder(AutoencoderConfig.read(read_json(tmp_path / "config.json")))
-    load_into(ours, load_component_weights(tmp_path), tmp_path)
+    load_into(ours, load_weights(tmp_path), tmp_path)
     assert same(dict(ours.state_dict()), theirs.state_dict())
 
 
@@ -304,7 +304,7 @@ def test_what_transformers_saved_is_loaded(tmp_path: Path):
     theirs = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
     theirs.save_pretrained(tmp_path)
     ours = TextEncoder(TextEncoderConfig.read(read_json(tmp_path / "config.json")))
-    load_into(ours, load_component_weights(tmp_path), tmp_path)
+    load_into(ours, load_weights(tmp_path), tmp_path)
     ids = torch.arange(10)[None]
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).last_hidden_state)
@@ -320,10 +320,10 @@ def test_old_names_and_constants_are_understood(tmp_path: Path):
             name = name.replace(f".{new}.", f".{former}.")
         old[name] = tensor
     assert sum("proj_attn" in name for name in old) == 4
-    save_component(tmp_path, network, "AutoencoderKL")
+    save_component(tmp_path, network)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     safetensors_file.save(weights, old, {"format": "pt"})
-    assert same(load_component_weights(tmp_path), dict(network.state_dict()))
+    assert same(load_weights(tmp_path), dict(network.state_dict()))
     assert same(AutoencoderKL.from_pretrained(tmp_path).state_dict(), dict(network.state_dict()))
 
     encoder = TextEncoder(TextEncoderConfig(**TEXT))
@@ -345,25 +345,25 @@ def test_old_names_and_constants_are_understood(tmp_path: Path):
 )
 def test_what_is_saved_opens_elsewhere_and_here(tmp_path: Path, network: nn.Module, theirs: type):
     folder = tmp_path / "model" / "part"
-    save_component(folder, network, theirs.__name__)
+    save_component(folder, network)
     opened, report = theirs.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     prefix = "text_model." if theirs is CLIPTextModel else ""  # left off in transformers' memory
     ours = {name.removeprefix(prefix): tensor for name, tensor in network.state_dict().items()}
     assert same(ours, opened.state_dict())
     again = type(network)(type(network.config).read(read_json(folder / "config.json")))
-    load_into(again, load_component_weights(folder), folder)
+    load_into(again, load_weights(folder), folder)
     assert again.config == network.config
     assert same(dict(again.state_dict()), dict(network.state_dict()))
 
 
 def test_a_component_is_saved_in_another_precision(tmp_path: Path):
-    save_component(tmp_path, Autoencoder(AUTOENCODER), "AutoencoderKL", torch.float16)
-    loaded = load_component_weights(tmp_path)
+    save_component(tmp_path, Autoencoder(AUTOENCODER), torch.float16)
+    loaded = load_weights(tmp_path)
     assert {tensor.dtype for tensor in loaded.values()} == {torch.float16}
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(UndustError, match=r"cannot write .*file/vae: Not a directory"):
-        save_component(tmp_path / "file" / "vae", Autoencoder(AUTOENCODER), "AutoencoderKL")
+    with pytest.raises(UndustError, match=r"cannot make the folder .*file/vae: Not a directory"):
+        save_component(tmp_path / "file" / "vae", Autoencoder(AUTOENCODER))

@@ -184,7 +184,7 @@ def test_folders_of_other_models(copy: Path, fields: dict[str, object], said: st
 
 
 def test_parts_that_painting_does_without(copy: Path):
-    spare = {name: ["transformers", "Anything"] for name in model_folder.SPARE}
+    spare = {name: ["transformers", "Anything"] for name in model_folder.IGNORED}
     change(copy / "model_index.json", **spare)
     model_folder.read(copy, torch.float32)
 

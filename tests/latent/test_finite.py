@@ -12,7 +12,7 @@ from PIL import Image
 import undust
 from undust.errors import UndustError
 from undust.formats import safetensors_file
-from undust.formats.folder import save_component
+from undust.formats.components import save_component
 from undust.model import LatentDiffusion
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
@@ -116,7 +116,7 @@ def test_the_controlnet_is_named(damaged, model, tmp_path):
         if number == damaged:
             network.get_parameter("conv_in.bias").data[0] = torch.nan
         folder = tmp_path / f"net{number}"
-        save_component(folder, network, "ControlNetModel")
+        save_component(folder, network)
         controls.append(f"{folder}={tmp_path / 'map.png'}")
     said = error(model, controls=controls)
     assert said == f"ControlNet {damaged + 1} is damaged: conv_in.bias holds NaN or infinity"

@@ -5,7 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch.distributions import Normal, kl_divergence
 
-from undust.networks.autoencoder import Autoencoder, DiagonalGaussian
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.base import DiagonalGaussian
 from undust.networks.config import AutoencoderConfig
 
 TINY = {"block_out_channels": (16, 32, 48), "norm_num_groups": 8, "layers_per_block": 2}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from undust.datasets import image_folder
-from undust.formats.folder import save_component
+from undust.formats.components import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.training import configs
@@ -127,7 +127,7 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first_stage")
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        save_component(folder, Autoencoder(AUTOENCODER), "AutoencoderKL")
+        save_component(folder, Autoencoder(AUTOENCODER))
     return folder
 
 

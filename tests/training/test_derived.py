@@ -152,7 +152,7 @@ def test_a_file_that_does_not_tell_the_scale_has_a_command_that_makes_a_folder_o
     assert "scaling_factor" in fields
     config.write_text(json.dumps({**fields, "scaling_factor": 0.13025}), "utf-8")
     recipe = with_derived(diffusion_recipe("first_stage='my vae'"))
-    assert standalone_vae.config(recipe.first_stage).scaling_factor == 0.13025
+    assert standalone_vae.empty(recipe.first_stage).config.scaling_factor == 0.13025
     assert torch.equal(standalone_vae.load(recipe.first_stage).last_layer, own.last_layer)
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_does_not_tell_the_scale_has_a_command_that_makes_a_folder_o
     ("name", "said"),
     [
         ("notes.txt", "first_stage: notes.txt is not a safetensors file"),
-        ("whole/unet", "first_stage: whole/unet is a component UNet2DConditionModel, not an Auto"),
+        ("whole/unet", "first_stage: whole/unet is a component UNet2DConditionModel, not Auto"),
         ("whole/model_index.json", "first_stage: whole/model_index.json is not a safetensors file"),
     ],
 )

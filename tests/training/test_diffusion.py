@@ -21,8 +21,7 @@ import undust
 from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.formats import safetensors_file
-from undust.formats.folder import save_component
-from undust.formats.networks import load_autoencoder
+from undust.formats.components import load_first_stage, save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.pictures import from_image
@@ -238,7 +237,7 @@ def test_latents_are_scaled_and_only_of_training_pictures(
     task = DiffusionTask(diffusion_recipe(), tmp_path)
     images = [Image.open(task.recipe.data.folder / f"{number:02}.png") for number in range(10)]
     pictures = torch.stack([from_image(image, (16, 16)) for image in images]) / 127.5 - 1
-    posterior = load_autoencoder(first_stage).encode(pictures)
+    posterior = load_first_stage(first_stage).encode(pictures)
     torch.testing.assert_close(task.latents.posterior.mean, 0.18215 * posterior.mean)
     torch.testing.assert_close(
         task.latents.posterior.deviation, 0.18215 * (0.5 * posterior.logvar).exp()
@@ -255,7 +254,7 @@ def test_latents_are_made_once_and_again_for_another_first_stage(
     assert file.stat().st_mtime_ns == made
     torch.manual_seed(5)
     other = Autoencoder(AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4))
-    save_component(tmp_path / "other", other, "AutoencoderKL")
+    save_component(tmp_path / "other", other)
     before = safetensors_file.load(file)["mean"].clone()
     task = DiffusionTask(diffusion_recipe(f"first_stage={tmp_path / 'other'}"), tmp_path)
     assert file.stat().st_mtime_ns != made

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from undust.errors import UndustError
-from undust.formats.networks import load_autoencoder
+from undust.formats.components import load_first_stage
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.training.configs import FirstStageConfig
@@ -60,7 +60,7 @@ def test_what_is_published_has_unit_latents_and_paints_the_same(
     """Unit variance of sampled latents: of the means, and of the posteriors' own."""
     task = FirstStageTask(first_stage_recipe())
     task.publish(tmp_path / "model")
-    published = load_autoencoder(tmp_path / "model")
+    published = load_first_stage(tmp_path / "model")
     assert published.config.scaling_factor == 1
     pictures = task.pictures(range(10))
     ours, theirs = task.autoencoder.encode(pictures), published.encode(pictures)

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import undust
-from undust.formats.networks import load_autoencoder
+from undust.formats.components import load_first_stage
 from undust.training.configs import DiffusionConfig, FirstStageConfig
 from undust.training.run import train
 
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def test_a_first_stage(first_stage_recipe: Callable[..., FirstStageConfig], tmp_path: Path):
     train(first_stage_recipe("run.steps=2"), tmp_path)
-    ours = load_autoencoder(tmp_path / "model")
+    ours = load_first_stage(tmp_path / "model")
     chance = torch.Generator().manual_seed(0)
     pictures = torch.rand(2, 3, 16, 16, generator=chance) * 2 - 1
     plain = diffusers.AutoencoderKL.from_pretrained(tmp_path / "model")

@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from undust.errors import UndustError
-from undust.formats.folder import save_component
-from undust.formats.networks import load_autoencoder
+from undust.formats.components import load_first_stage, save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.training import resume
 from undust.training.configs import DiffusionConfig, FirstStageConfig
@@ -219,7 +218,7 @@ def test_another_first_stage_is_refused(
     ]
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        save_component(own, Autoencoder(load_autoencoder(own).config), "AutoencoderKL")
+        save_component(own, Autoencoder(load_first_stage(own).config))
     with pytest.raises(UndustError, match=r"the first stage's weights was \w{10}, is \w{10}"):
         prepare(recipe, tmp_path / "out", resume=True)
 

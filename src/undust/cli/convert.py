@@ -54,7 +54,7 @@ def convert(
     """
     from undust.formats import pickles
     from undust.formats.convert import check, opened, size, write
-    from undust.formats.original.variants import PREDICTIONS_TOLD
+    from undust.formats.original.detect import PREDICTIONS
     from undust.networks.dtype_and_device import precision
 
     if not source.exists():
@@ -70,7 +70,7 @@ def convert(
     with opened(source, target.resolve().parent, ema=ema) as found:
         _merge(found, lora or ())
         if prediction is not None:
-            _model(found, "--prediction").prediction = PREDICTIONS_TOLD[prediction]
+            _model(found, "--prediction").prediction = PREDICTIONS[prediction]
         done, total = 0, size(found.model, kept) // MEGABYTE
         with console.counted("MB", f"writing {target}") as observe:
 

@@ -165,7 +165,7 @@ def _single_file(checkpoint: Checkpoint) -> Facts:
         }
         texts = [
             {
-                "text": text.part,
+                "text": text.folder,
                 "seen": "last layer but one" if text.penultimate else "last layer and norm",
                 "pooled": "yes" if text.pooled else "no",
                 "padding": text.padding,

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from undust.evaluation.metrics import psnr, ssim
-from undust.latent.first_stage import KLFirstStage
-from undust.networks.autoencoder import Autoencoder
+from undust.latent.first_stage import FirstStage
+from undust.networks.base import FirstStageNetwork
 from undust.pictures import from_image, read_image
 
 MAX_BATCH_PIXELS = 4 * 512 * 512  # pixels encoded in one batch
@@ -28,14 +28,14 @@ class Reconstruction(BaseModel):
 
 
 @torch.inference_mode()
-def reconstruct(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:
+def reconstruct(autoencoder: FirstStageNetwork, pictures: Tensor) -> Tensor:
     """Pictures [B, 3, H, W] in [-1, 1] to their most likely latents and back, float32, clipped."""
-    stage = KLFirstStage(autoencoder)
+    stage = FirstStage(autoencoder)
     return stage.decode(stage.encode(pictures).mean).cpu().clamp(-1, 1)
 
 
 def measure(
-    autoencoder: Autoencoder, paths: Sequence[Path], size: tuple[int, int]
+    autoencoder: FirstStageNetwork, paths: Sequence[Path], size: tuple[int, int]
 ) -> Reconstruction:
     """The figures over pictures read at `size` (width, height), each picture counting the same."""
     together = max(1, MAX_BATCH_PIXELS // (size[0] * size[1]))

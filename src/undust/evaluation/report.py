@@ -17,7 +17,7 @@ from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.evaluation.first_stage import Reconstruction, measure
 from undust.evaluation.recall import NEARNESS, ReferenceSet
-from undust.formats.networks import load_autoencoder
+from undust.formats.components import load_first_stage
 from undust.formats.safetensors_file import files_hash
 from undust.generation import loop
 from undust.model import LatentDiffusion
@@ -173,17 +173,17 @@ def evaluate_first_stage(folder: Path, data: Path | str) -> FirstStageReport:
     UndustError for a folder that is no first stage, and as `image_folder.read` does.
     """
     began = time.monotonic()
-    autoencoder = load_autoencoder(folder)
+    autoencoder = load_first_stage(folder)
     samples = image_folder.read(data)
     tests = [sample.path for sample in samples if sample.split == "test"]
-    side = autoencoder.config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
     return FirstStageReport(
         model=folder.resolve().name,
         model_hash=files_hash(sorted(folder.glob("*.safetensors")))[:10],
         data=str(data),
-        size=(width, height),
-        first_stage=measure(autoencoder, tests or [s.path for s in samples], (width, height)),
+        size=autoencoder.image_size,
+        first_stage=measure(
+            autoencoder, tests or [s.path for s in samples], autoencoder.image_size
+        ),
         first_stage_on=HELD_OUT if tests else "pictures",
         seconds=round(time.monotonic() - began, 1),
     )

@@ -1,102 +1,254 @@
-"""The parts of a latent diffusion model, as files hold them."""
+"""The networks that a model is made of: the registry of their classes, and the whole of one model.
+
+A new first stage, denoiser or text encoder is its own file and one line in `COMPONENTS`: nothing
+else tests for the name of a class.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar, cast
 
+import torch
 from torch import nn
 
 from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import Process
-from undust.errors import UndustError
+from undust.errors import UndustError, printable
+from undust.formats import safetensors_file
+from undust.formats.files import make_folder, read_whole
+from undust.formats.folder import STEMS, load_into, load_weights, read_json, write_json
+from undust.formats.networks import empty_network
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.base import DenoiserNetwork, FirstStageNetwork
+from undust.networks.config import (
+    AutoencoderConfig,
+    ControlNetConfig,
+    NetworkConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
+from undust.networks.controlnet import ControlNet
+from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 
-GUIDANCE = 4.0  # of models that are trained here
+DEFAULT_GUIDANCE = 4.0  # of models that are trained here
 MAX_NOISE_LEVEL = 350  # of the published upscaler, stable-diffusion-x4-upscaler
+CONFIG = "config.json"
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ComponentType:
+    """A class of networks.
+
+    class_name: as model_index.json and config.json have it, of `library`; folder: its name in a
+    model folder; network, config: our classes; fixed: fields of the configuration that the class
+    name decides, whatever config.json says.
+    """
+
+    class_name: str
+    folder: str
+    network: type[nn.Module]
+    config: type[NetworkConfig]
+    library: str = "diffusers"
+    fixed: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def empty(self, config: NetworkConfig) -> nn.Module:
+        """A network without weights, as `empty_network`."""
+        return empty_network(cast("Callable[[NetworkConfig], nn.Module]", self.network), config)
+
+
+def _text_encoder(class_name: str) -> ComponentType:
+    fixed = {"architectures": (class_name,)}
+    kinds = TextEncoder, TextEncoderConfig
+    return ComponentType(class_name, "text_encoder", *kinds, "transformers", fixed)
+
+
+COMPONENTS = {
+    known.class_name: known
+    for known in (
+        ComponentType("AutoencoderKL", "vae", Autoencoder, AutoencoderConfig),
+        ComponentType("UNet2DConditionModel", "unet", UNet, UNetConfig),
+        ComponentType("ControlNetModel", "controlnet", ControlNet, ControlNetConfig),
+        _text_encoder("CLIPTextModel"),
+        _text_encoder("CLIPTextModelWithProjection"),
+    )
+}
+
+
+def types_of(base: type[nn.Module]) -> dict[str, ComponentType]:
+    """The registered classes of a kind, such as `FirstStageNetwork`, by their names."""
+    return {name: known for name, known in COMPONENTS.items() if issubclass(known.network, base)}
+
+
+def type_of(network: nn.Module) -> ComponentType:
+    """The registered class of a network. Raises UndustError if there is none."""
+    types = list(types_of(type(network)).values())
+    if not types:
+        raise UndustError(f"{type(network).__name__} is not a registered component")
+    fields = vars(network.config)
+    return next((known for known in types if known.fixed.items() <= fields.items()), types[0])
+
+
+def load_component(
+    path: Path,
+    base: type[N],
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    class_name: str | None = None,
+    **known: object,
+) -> N:
+    """A network with the weights of its folder, without first filling it with random ones.
+
+    path: the folder, or a file in it; base: `FirstStageNetwork`, `DenoiserNetwork`, `TextEncoder`
+    or `ControlNet`; dtype: of the weights, None for that of each in the file; class_name: None for
+    the one in config.json; known: fields that are known from elsewhere, whatever config.json says.
+    Raises UndustError for a class that is not of this kind, and for a folder that is not whole.
+    """
+    network = empty_component(path, base, class_name=class_name, **known)
+    load_into(network, load_weights(path, dtype), path)
+    return network
+
+
+def empty_component(
+    path: Path, base: type[N], *, class_name: str | None = None, **known: object
+) -> N:
+    """A network without weights, as the config.json of its folder describes it.
+
+    The arguments, and what is refused, are those of `load_component`.
+    """
+    folder = path.parent if path.is_file() else path
+    fields, types = read_json(folder / CONFIG), types_of(base)
+    name = class_name or fields.get("_class_name") or next(iter(types))
+    if name not in types:
+        raise UndustError(f"{path} is a component {printable(name)}, not {' or '.join(types)}")
+    kind = types[name]
+    return cast(N, kind.empty(kind.config.read({**fields, **kind.fixed, **known})))
+
+
+def load_first_stage(
+    path: Path,
+    dtype: torch.dtype | None = torch.float32,
+    class_name: str | None = None,
+    **known: object,
+) -> FirstStageNetwork:
+    """A first stage alone, ready for use; as `load_component`, from one writing of its folder.
+
+    path: the folder, or a file of weights with its config.json beside it.
+    """
+    network = read_whole(
+        path.parent if path.is_file() else path,
+        lambda: load_component(path, FirstStageNetwork, dtype, class_name=class_name, **known),
+    )
+    return network.eval().requires_grad_(False)
+
+
+def save_component(
+    folder: Path,
+    network: nn.Module,
+    dtype: torch.dtype | None = None,
+    wrote: Callable[[int], object] = int,
+) -> None:
+    """Writes a network's config.json and weights as its class in diffusers or transformers does.
+
+    The folder is made if need be; `dtype` and `wrote` as `safetensors_file.save`. Raises
+    UndustError as that does, and for a network of no registered class.
+    """
+    kind = type_of(network)
+    config = cast(NetworkConfig, network.config).model_dump(mode="json")
+    diffusers = kind.library == "diffusers"
+    # transformers' configurations name their class inside. Where no precision is asked for,
+    # transformers 5 loads the one that config.json names, else the file's; diffusers loads float32.
+    header = {"_class_name": kind.class_name} if diffusers else {"torch_dtype": "float32"}
+    make_folder(folder)
+    write_json(folder / CONFIG, {**header, **config})
+    safetensors_file.save(
+        folder / f"{STEMS[not diffusers]}.safetensors",
+        network.state_dict(),
+        {"format": "pt"},
+        dtype=dtype,
+        wrote=wrote,
+    )
 
 
 @dataclass(eq=False)
 class Components:
     """What goes together as one model.
 
-    texts: the text encoders, whose states stand side by side; process and prediction: what the
-    U-Net was trained for; force_zeros_for_empty_prompt: whether no prompt is encoded as zeros and
-    not as the empty prompt; low_res_process: the noise process of the low-resolution input, None
-    unless the model is an upscaler; max_noise_level: the most of that noise, in time steps;
-    guidance: the default guidance scale. Raises UndustError for parts that do not fit one another.
+    texts: the text encoders, whose states are concatenated; process and prediction: those that the
+    denoiser's network was trained with; force_zeros_for_empty_prompt: whether no prompt is encoded
+    as zeros and not as the empty prompt; low_res_process: the noise process of the low-resolution
+    input, None unless the model is an upscaler; max_noise_level: the most of that noise, in time
+    steps; guidance: the default guidance scale. Raises UndustError for components that do not fit
+    one another.
     """
 
-    autoencoder: Autoencoder
-    unet: UNet
+    autoencoder: FirstStageNetwork
+    unet: DenoiserNetwork
     texts: tuple[TextConditioner, ...]
     process: Process
     prediction: str
     force_zeros_for_empty_prompt: bool = False
     low_res_process: Process | None = None
     max_noise_level: int = MAX_NOISE_LEVEL
-    guidance: float = GUIDANCE
+    guidance: float = DEFAULT_GUIDANCE
 
     def __post_init__(self) -> None:
-        widths = [words.encoder.config.hidden_size for words in self.texts]
-        wanted = self.unet.config.cross_attention_dim
-        if wanted not in (sum(widths), (sum(widths),) * len(self.unet.config.block_out_channels)):
-            named = " + ".join(map(str, widths))
+        widths = [each.encoder.config.hidden_size for each in self.texts]
+        config, channels = self.unet.config, self.autoencoder.latent_channels
+        if config.text_widths - {sum(widths)}:
             raise UndustError(
-                f"the parts do not fit: the text encoder's hidden_size is {named} and the U-Net's "
-                f"cross_attention_dim is {wanted}"
+                "the components do not fit: the text encoders' width is "
+                f"{' + '.join(map(str, widths)) or 0} and the denoiser takes text of width "
+                f"{' and '.join(map(str, sorted(config.text_widths)))}"
             )
-        channels = self.autoencoder.config.latent_channels
-        if (
-            self.unet.config.out_channels != channels
-            or self.extra_channels not in self._known_extra_channels()
-        ):
+        if config.out_channels != channels or self.extra_channels not in self._known_extra():
             raise UndustError(
-                f"the parts do not fit: a U-Net of {self.unet.config.in_channels} channels in and "
-                f"{self.unet.config.out_channels} out, for latents of {channels}"
+                f"the components do not fit: a denoiser with {config.in_channels} input and "
+                f"{config.out_channels} output channels, for latents of {channels}"
             )
 
     @property
     def extra_channels(self) -> int:
-        """How many channels the U-Net sees beside the latent's."""
-        return self.unet.config.in_channels - self.autoencoder.config.latent_channels
+        """How many input channels the denoiser has beside the latent's."""
+        return self.unet.config.in_channels - self.autoencoder.latent_channels
 
     @property
     def latents(self) -> tuple[float, ...]:
-        """What tells the latents of its first stage from others: channels, factor, scale, shift."""
-        config = self.autoencoder.config
-        each = *(config.latents_mean or ()), *(config.latents_std or ())
-        shift = config.shift_factor or 0.0
-        return config.latent_channels, self.downsampling_factor, config.scaling_factor, shift, *each
+        """Numbers that tell the latents of its first stage from others: channels, factor, scale."""
+        return self.autoencoder.latent_space
 
     @property
     def num_size_ids(self) -> int:
-        """How many numbers about the picture's size the U-Net is told beside the pooled text."""
-        config = self.unet.config
-        each, whole = config.addition_time_embed_dim, config.projection_class_embeddings_input_dim
-        if config.addition_embed_type != "text_time" or each is None or whole is None:
-            return 0
-        pooled = self.texts[-1].encoder.config.projection_dim or 0
-        return (whole - pooled) // each
+        """How many numbers about the picture's size the denoiser takes beside the pooled text."""
+        pooled = self.texts[-1].encoder.config.projection_dim if self.texts else 0
+        return self.unet.config.num_size_ids(pooled or 0)
 
     @property
     def text_names(self) -> tuple[str, ...]:
         """The names of the text encoders in a model folder."""
-        return tuple(words.name for words in self.texts)
+        return tuple(each.name for each in self.texts)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks by the names that they have in a model folder."""
-        encoders = (words.encoder for words in self.texts)
-        texts = dict(zip(self.text_names, encoders, strict=True))
-        return {"vae": self.autoencoder, "unet": self.unet, **texts}
+        """All networks; text encoders by their names in a model folder."""
+        encoders = {each.name: each.encoder for each in self.texts}
+        return {"vae": self.autoencoder, "unet": self.unet, **encoders}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the denoiser's weights."""
+        return next(self.unet.parameters()).dtype
 
     @property
     def downsampling_factor(self) -> int:
-        """How many pixels, along a side, one of the latent stands for."""
+        """Pixels along a side for one latent pixel."""
         return self.autoencoder.downsampling_factor
 
-    def _known_extra_channels(self) -> tuple[int, ...]:
+    def _known_extra(self) -> tuple[int, ...]:
         if self.low_res_process is not None:
-            return (self.autoencoder.config.in_channels,)
-        return 0, 1 + self.autoencoder.config.latent_channels
+            return (self.autoencoder.image_channels,)
+        return 0, 1 + self.autoencoder.latent_channels

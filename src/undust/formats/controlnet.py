@@ -12,13 +12,13 @@ from torch import Tensor
 
 from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
+from undust.formats.components import load_component
 from undust.formats.folder import load_into, read_json
-from undust.formats.networks import empty_network, load_network
+from undust.formats.networks import empty_network
 from undust.formats.original import infer, key_map, keys
-from undust.formats.original.checkpoint import SPARE
+from undust.formats.original.checkpoint import IGNORED
 from undust.formats.original.infer import Shapes
 from undust.formats.original.key_map import KeyMap, KeySpec
-from undust.formats.original.variants import SD1, SD2, SDXL
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
 
@@ -28,7 +28,7 @@ PREFIXES = (PREFIX, "", "controlnet.", "module.")  # the last two are of those w
 OURS, THEIRS = "controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"
 LORA = "lora_controlnet"  # marks a Control-LoRA
 # What a single key says that a file is, although it may hold a ControlNet's keys.
-STRANGERS = {
+UNSUPPORTED = {
     LORA: "a Control-LoRA",
     r"(.+\.)?difference": "a ControlNet's difference from a base model",
     r"(.+\.)?task_embedding": "a ControlNet-Union",
@@ -36,7 +36,7 @@ STRANGERS = {
     r"(adapter\.)?body\.\d+\..+": "a T2I-Adapter",
 }
 # The width of the text that a model sees → its attention heads, which no shape tells.
-HEADS = {768: SD1.heads, 1024: SD2.heads, 2048: SDXL.heads}
+HEADS = {768: infer.eight_heads, 1024: infer.heads_of_64, 2048: infer.heads_of_64}
 # What stands beside it in a file of all that it was trained with.
 OTHERS = r"(model|model_ema|first_stage_model|cond_stage_model)\..+"
 
@@ -52,7 +52,7 @@ def load(
     another shape in it.
     """
     if path.is_dir():
-        network = load_network(ControlNet, ControlNetConfig, path, dtype)
+        network = load_component(path, ControlNet, dtype)
     else:
         network = _from_file(path, dtype, beside or path)
     return network.eval().requires_grad_(False)
@@ -67,7 +67,7 @@ def original(network: ControlNet) -> dict[str, Tensor]:
 def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNet:
     entries = safetensors_file.header(path).tensors
     shapes = {key: entry.shape for key, entry in entries.items()}
-    for kind, what in STRANGERS.items():
+    for kind, what in UNSUPPORTED.items():
         if any(re.fullmatch(kind, key) for key in shapes):
             raise UndustError(f"{path} is {what}, which is not supported; a whole ControlNet is")
     try:
@@ -122,4 +122,4 @@ def _config_beside(path: Path) -> ControlNetConfig | None:
 
 def _spare(key: str) -> bool:
     """Whether a tensor is of the model that the ControlNet was trained with."""
-    return any(re.fullmatch(names, key) for names in (OTHERS, *SPARE.values()))
+    return any(re.fullmatch(names, key) for names in (OTHERS, *IGNORED.values()))

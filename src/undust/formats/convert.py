@@ -24,14 +24,14 @@ from undust.formats import (
     safetensors_file,
     single_file,
 )
-from undust.formats.components import Components
+from undust.formats.components import Components, load_first_stage, save_component, types_of
 from undust.formats.extras import CONTROLNET, ExtraFile
 from undust.formats.files import atomic, atomic_folder
-from undust.formats.folder import INDEX, STEMS, read_json, read_model_index, save_component
-from undust.formats.networks import load_autoencoder
+from undust.formats.folder import INDEX, STEMS, read_json, read_model_index
 from undust.formats.original import model as original_model
 from undust.formats.original.checkpoint import scan_checkpoint
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.base import FirstStageNetwork
 from undust.networks.controlnet import ControlNet
 from undust.regular import read_bytes
 
@@ -39,8 +39,8 @@ LAYOUTS = ("folder", "single-file")
 CONFIG = "config.json"
 SUFFIX = ".safetensors"
 MODEL, FIRST_STAGE = "a model", "a first stage"
-# The networks that are a folder of their own, by their classes in diffusers.
-ALONE = {"AutoencoderKL": FIRST_STAGE, controlnet.KIND: CONTROLNET}
+# The networks that are a folder of their own.
+ALONE = {FirstStageNetwork: FIRST_STAGE, ControlNet: CONTROLNET}
 # What pickled weights of a component are called, and what they become.
 PICKLED = {
     f"{name}{variant}.bin": f"{stem}{SUFFIX}"
@@ -155,13 +155,13 @@ def size(model: Model, dtype: torch.dtype | None = None) -> int:
 def _from_folder(folder: Path, scratch: Path) -> LoadedModel:
     kind = _kind_of_folder(folder)
     if kind not in ("", MODEL):
-        load = controlnet.load if kind == CONTROLNET else load_autoencoder
+        load = controlnet.load if kind == CONTROLNET else load_first_stage
         safe = _safe(folder.absolute(), scratch)
         return LoadedModel(_blamed(folder, safe, lambda: load(safe, None)))
     index = read_model_index(folder)
     parts = {name: folder / name for name in index if (folder / name).is_dir()}
     safe = {
-        name: _safe(part, scratch / "parts") if name in model_folder.KINDS else part
+        name: _safe(part, scratch / "parts") if name in model_folder.NETWORKS else part
         for name, part in parts.items()
     }
     source = folder
@@ -172,7 +172,8 @@ def _from_folder(folder: Path, scratch: Path) -> LoadedModel:
         for name, part in safe.items():
             (source / name).symlink_to(part.resolve())
     model = _blamed(folder, source, lambda: model_folder.read(source, None))
-    return LoadedModel(model, [f"left out: {name}" for name in model_folder.SPARE if name in index])
+    left_out = [name for name in model_folder.IGNORED if name in index]
+    return LoadedModel(model, [f"left out: {name}" for name in left_out])
 
 
 def _from_file(path: Path, scratch: Path, *, ema: bool) -> LoadedModel:
@@ -250,9 +251,8 @@ def _write_folder(
     if isinstance(model, Components):
         model_folder.write(model, path, dtype, wrote)
         return
-    name = next(name for name, kind in ALONE.items() if kind == _kind(model))
     with atomic_folder(path, replace=True) as building:
-        save_component(building, model, name, dtype, wrote)
+        save_component(building, model, dtype, wrote)
 
 
 def _kind(model: Model) -> str:
@@ -261,7 +261,7 @@ def _kind(model: Model) -> str:
             return model.kind
         case ControlNet():
             return CONTROLNET
-        case Autoencoder():
+        case FirstStageNetwork():
             return FIRST_STAGE
         case Components():
             return MODEL
@@ -283,7 +283,7 @@ def _kind_of_folder(folder: Path) -> str:
         return MODEL
     config = folder / CONFIG
     found = read_json(config).get("_class_name") if config.exists() else None
-    return next((kind for name, kind in ALONE.items() if name == found), "")
+    return next((kind for base, kind in ALONE.items() if found in types_of(base)), "")
 
 
 def _kind_of_file(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
 from undust.formats.files import atomic_write
-from undust.networks.config import NetworkConfig
 from undust.regular import LIMIT, read_text
 
 TOKENIZER_LIMIT = 4 * 2**20  # bytes of a file; CLIP's has 3.6 million
@@ -71,7 +70,7 @@ def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
     return components
 
 
-def load_component_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def load_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights of one component, whatever its file is called and in how many parts it is.
 
     The full-precision file is preferred where there is an fp16 one too; `dtype` as
@@ -135,38 +134,6 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | st
     if faults:
         raise UndustError(f"{where} does not fit its configuration: {'; '.join(faults)}")
     module.load_state_dict(given, assign=True)
-
-
-def save_component(
-    folder: Path,
-    network: nn.Module,
-    kind: str,
-    dtype: torch.dtype | None = None,
-    wrote: Callable[[int], object] = int,
-) -> None:
-    """Writes a network's config.json and weights as its twin in diffusers or transformers does.
-
-    `kind` is the twin's class: "AutoencoderKL", "UNet2DConditionModel", "CLIPTextModel". The folder
-    is made if need be; `dtype` and `wrote` as `safetensors_file.save`. Raises UndustError as that
-    does.
-    """
-    config = cast(NetworkConfig, network.config).model_dump(mode="json")
-    diffusers = not kind.startswith("CLIP")
-    # transformers' configurations name their class inside. Where no precision is asked for,
-    # transformers 5 loads the one that config.json names, else the file's; diffusers loads float32.
-    said = {"_class_name": kind} if diffusers else {"torch_dtype": "float32"}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UndustError(f"cannot write {folder}: {error.strerror}") from error
-    write_json(folder / "config.json", {**said, **config})
-    safetensors_file.save(
-        folder / f"{STEMS[not diffusers]}.safetensors",
-        network.state_dict(),
-        {"format": "pt"},
-        dtype=dtype,
-        wrote=wrote,
-    )
 
 
 def _load_parts(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:

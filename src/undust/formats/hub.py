@@ -9,10 +9,9 @@ from typing import Any
 
 from undust.errors import UndustError, printable
 from undust.formats.folder import INDEX, STEMS
-from undust.formats.model_folder import KINDS
+from undust.formats.model_folder import NETWORKS, PARTS
 
 NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-PARTS = (*KINDS, "scheduler", "low_res_scheduler")  # their folders, all that a model is read from
 
 
 def is_name(name: str) -> bool:
@@ -69,7 +68,7 @@ def wanted(name: str, files: Iterable[str]) -> list[str]:
     chosen = [INDEX]
     for part in PARTS:
         chosen += sorted(file for file in files if re.fullmatch(rf"{part}/[^/]+\.(json|txt)", file))
-        if KINDS.get(part, ("",))[0].startswith(("CLIPText", "UNet", "Autoencoder")):
+        if part in NETWORKS:
             weights = sorted(_weights(part, files))
             if f"{part}/config.json" in files and not weights:
                 raise UndustError(
@@ -80,7 +79,7 @@ def wanted(name: str, files: Iterable[str]) -> list[str]:
 
 
 def _weights(part: str, files: set[str]) -> Iterator[str]:
-    """The files that `load_component_weights` would choose."""
+    """The files that `load_weights` would choose."""
     for variant in ("", ".fp16"):
         for stem in STEMS:
             whole = f"{part}/{stem}{variant}.safetensors"

@@ -10,34 +10,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import END
 from undust.diffusion.process import Process
 from undust.errors import UndustError, printable, quoted
 from undust.formats import tokenizer_files
-from undust.formats.components import GUIDANCE, MAX_NOISE_LEVEL, Components
+from undust.formats.components import (
+    DEFAULT_GUIDANCE,
+    MAX_NOISE_LEVEL,
+    Components,
+    load_component,
+    load_first_stage,
+    save_component,
+    type_of,
+    types_of,
+)
 from undust.formats.files import atomic_folder
-from undust.formats.folder import INDEX, read_json, read_model_index, save_component, write_json
-from undust.formats.networks import load_autoencoder, load_network
+from undust.formats.folder import INDEX, read_json, read_model_index, write_json
 from undust.formats.original.variants import SD1, SDXL, UPSCALER
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
-from undust.networks.config import TextEncoderConfig, UNetConfig
+from undust.networks.base import DenoiserNetwork, FirstStageNetwork
 from undust.networks.text_encoder import LEGACY_END, TextEncoder
-from undust.networks.unet import UNet
 
-# Components that can be there and that painting does without.
-SPARE = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
-KINDS = {
-    "vae": ("AutoencoderKL",),
-    "unet": ("UNet2DConditionModel",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "text_encoder_2": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
+# Components that a model folder may have and that generation does without.
+IGNORED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+DENOISERS = tuple({known.folder: None for known in types_of(DenoiserNetwork).values()})
+NETWORKS = {
+    "vae": FirstStageNetwork,
+    **dict.fromkeys(DENOISERS, DenoiserNetwork),
+    **dict.fromkeys(TEXTS, TextEncoder),
+}
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+PARTS = (*NETWORKS, *TEXTS.values(), "scheduler", "low_res_scheduler")  # of which a model is read
 ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
 VERSION = "0.42.0"  # of diffusers, which some of its pipelines want to be told
 CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
@@ -45,28 +53,31 @@ UPSCALED = 0.08333  # the scale of an upscaler's latents, whatever its folder sa
 
 
 def read(folder: Path, dtype: torch.dtype | None) -> Components:
-    """The parts in a folder, their weights as `dtype`, or as they are.
+    """The model in a folder, its weights as `dtype`, or None: each as it is.
 
-    Raises UndustError, naming the file, for what is no whole model.
+    Raises UndustError, naming the file, for a folder that is not a whole model.
     """
     index = read_model_index(folder)
     texts = {name: tokens for name, tokens in TEXTS.items() if name in index or tokens in index}
-    for name in ("vae", "unet", *(texts or ("text_encoder",)), *texts.values()):
+    denoiser = next((name for name in DENOISERS if name in index), DENOISERS[0])
+    for name in ("vae", denoiser, *(texts or ("text_encoder",)), *texts.values()):
         found = index.get(name, ("", "none"))[1]
-        if found not in KINDS[name]:
-            wanted = " or ".join(KINDS[name])
+        wanted = types_of(NETWORKS[name]) if name in NETWORKS else TOKENIZERS
+        if found not in wanted:
             raise UndustError(
-                f"{folder} is not supported: its {name} is {printable(found)}, not {wanted}"
+                f"{folder} is not supported: its {name} is {printable(found)}, "
+                f"not {' or '.join(wanted)}"
             )
-    known = {*KINDS, *SPARE, "scheduler", "low_res_scheduler"}
-    if strangers := sorted(index.keys() - known):
-        raise UndustError(f"{folder} is not supported: it has a {printable(strangers[0])}")
-    with _told_of(folder / "unet"):
-        unet = load_network(UNet, UNetConfig, folder / "unet", dtype, **_size(folder / "unet"))
+    if unknown := sorted(index.keys() - {*PARTS, *IGNORED}):
+        raise UndustError(f"{folder} is not supported: it has a {printable(unknown[0])}")
+    place = folder / denoiser
+    with _naming(place):
+        kind = index[denoiser][1]
+        unet = load_component(place, DenoiserNetwork, dtype, class_name=kind, **_size(place))
     scale = {"scaling_factor": UPSCALED} if "low_res_scheduler" in index else {}
-    with _told_of(folder / "vae"):
-        autoencoder = load_autoencoder(folder / "vae", dtype, **scale)
-    large = unet.config.addition_embed_type == "text_time"
+    with _naming(folder / "vae"):
+        autoencoder = load_first_stage(folder / "vae", dtype, index["vae"][1], **scale)
+    large = unet.config.takes_pooled_text
     process, prediction = _scheduler(folder / "scheduler")
     small = folder / "low_res_scheduler"
     flags = read_json(folder / INDEX)
@@ -75,7 +86,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
         raise UndustError(f"{folder / INDEX}: {ZEROS} is {zeros!r:.40}, not true or false")
     if type(most) is not int or most < 0:
         raise UndustError(f"{folder / INDEX}: {NOISE} is {quoted(most)}, not a number of steps")
-    with _told_of(folder):
+    with _naming(folder):
         words = tuple(
             _words(folder / name, folder / tokens, index[name][1], dtype, large=large)
             for name, tokens in texts.items()
@@ -106,11 +117,11 @@ def write(
     """
     index = _index(parts)
     with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
-        save_component(building / "vae", parts.autoencoder, "AutoencoderKL", dtype, wrote)
-        save_component(building / "unet", parts.unet, "UNet2DConditionModel", dtype, wrote)
-        for name, words in zip(parts.text_names, parts.texts, strict=True):
-            save_component(building / name, words.encoder, index[name][1], dtype, wrote)
-            tokenizer_files.save(building / TEXTS[name], words.tokenizer)
+        save_component(building / "vae", parts.autoencoder, dtype, wrote)
+        save_component(building / type_of(parts.unet).folder, parts.unet, dtype, wrote)
+        for text in parts.texts:
+            save_component(building / text.name, text.encoder, dtype, wrote)
+            tokenizer_files.save(building / TEXTS[text.name], text.tokenizer)
         for name, process, prediction in (
             ("scheduler", parts.process, parts.prediction),
             ("low_res_scheduler", parts.low_res_process, "epsilon"),
@@ -127,7 +138,7 @@ def weights_hash(path: Path) -> str:
     """Ten digits that tell the weights in a folder from all others."""
     hashes = "".join(
         content_hash(file)
-        for name in (*TEXTS, "unet", "vae")
+        for name in (*TEXTS, *DENOISERS, "vae")
         for file in sorted((path / name).glob("*.safetensors"))
     )
     return hashlib.sha256(hashes.encode()).hexdigest()[:10]
@@ -144,18 +155,18 @@ def _size(unet: Path) -> dict[str, int]:
 def _guidance(words: TextConditioner, index: Mapping[str, Any], *, large: bool) -> float:
     """The default guidance scale: of a published family, which CLIP's vocabulary tells, or ours."""
     if len(words.tokenizer.vocabulary) != CLIP_VOCABULARY:
-        return GUIDANCE
+        return DEFAULT_GUIDANCE
     if "low_res_scheduler" in index:
         return UPSCALER.guidance
     return SDXL.guidance if large else SD1.guidance
 
 
 def _words(
-    encoder: Path, tokenizer: Path, kind: str, dtype: torch.dtype | None, *, large: bool
+    encoder: Path, tokenizer: Path, class_name: str, dtype: torch.dtype | None, *, large: bool
 ) -> TextConditioner:
-    with _told_of(encoder):
-        network = load_network(TextEncoder, TextEncoderConfig, encoder, dtype, architectures=[kind])
-    with _told_of(tokenizer):
+    with _naming(encoder):
+        network = load_component(encoder, TextEncoder, dtype, class_name=class_name)
+    with _naming(tokenizer):
         pieces = tokenizer_files.load(tokenizer, network.config.max_position_embeddings)
     if pieces.added and network.config.eos_token_id == LEGACY_END:
         # The end no longer has the largest number.
@@ -166,7 +177,7 @@ def _words(
 
 
 @contextmanager
-def _told_of(place: Path) -> Generator[None]:
+def _naming(place: Path) -> Generator[None]:
     """Errors within it name the place, also those of networks, which have none."""
     try:
         yield
@@ -187,14 +198,13 @@ def _index(parts: Components) -> dict[str, Any]:
     index: dict[str, Any] = {
         "_class_name": _pipeline(parts),
         "_diffusers_version": VERSION,
-        "vae": ["diffusers", "AutoencoderKL"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": _named(parts.autoencoder),
+        type_of(parts.unet).folder: _named(parts.unet),
         **{name: [None, None] for name in (*TEXTS, *TEXTS.values()) if large},
     }
-    for name, words in zip(parts.text_names, parts.texts, strict=True):
-        projects = words.encoder.config.projects
-        kind = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
-        index |= {name: ["transformers", kind], TEXTS[name]: ["transformers", "CLIPTokenizer"]}
+    for text in parts.texts:
+        index[text.name] = _named(text.encoder)
+        index[TEXTS[text.name]] = ["transformers", "CLIPTokenizer"]
     flags: Mapping[str, Any] = {
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
@@ -207,6 +217,12 @@ def _index(parts: Components) -> dict[str, Any]:
     elif parts.low_res_process is not None:
         flags = {NOISE: parts.max_noise_level}
     return index | flags
+
+
+def _named(network: nn.Module) -> list[str]:
+    """A network's entry of model_index.json."""
+    kind = type_of(network)
+    return [kind.library, kind.class_name]
 
 
 def _pipeline(parts: Components) -> str:

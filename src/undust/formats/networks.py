@@ -1,9 +1,8 @@
-"""Networks with the weights of their folder."""
+"""Networks without weights, to be filled from a file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,28 +10,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from undust.errors import UndustError
-from undust.formats.files import read_whole
-from undust.formats.folder import load_component_weights, load_into, read_json
-from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig, NetworkConfig
+from undust.networks.config import NetworkConfig
 
 MAX_TENSORS = 10_000  # tensors of a network; Stable Diffusion XL's U-Net has fewer than 2,000
 N = TypeVar("N", bound=nn.Module)
 K = TypeVar("K", bound=NetworkConfig)
-
-
-def load_network(
-    build: Callable[[K], N], kind: type[K], path: Path, dtype: torch.dtype | None, **known: object
-) -> N:
-    """A network with the weights of its folder, without first filling it with random ones.
-
-    path: the folder, or a file in it; dtype: of the weights, None for what each is in the file; as
-    `safetensors_file.load`; known: fields that are told elsewhere, whatever its config.json says.
-    """
-    folder = path.parent if path.is_file() else path
-    network = empty_network(build, kind.read({**read_json(folder / "config.json"), **known}))
-    load_into(network, load_component_weights(path, dtype), path)
-    return network
 
 
 def empty_network(build: Callable[[K], N], config: K) -> N:
@@ -42,20 +24,6 @@ def empty_network(build: Callable[[K], N], config: K) -> N:
     """
     with torch.device("meta"), _WithoutInit():
         return build(config)
-
-
-def load_autoencoder(
-    path: Path, dtype: torch.dtype | None = torch.float32, **known: object
-) -> Autoencoder:
-    """A first stage alone, ready for use. Raises UndustError for a folder that is not one.
-
-    path: the folder, or a file of weights with its config.json beside it.
-    """
-    network = read_whole(
-        path.parent if path.is_file() else path,
-        lambda: load_network(Autoencoder, AutoencoderConfig, path, dtype, **known),
-    )
-    return network.eval().requires_grad_(False)
 
 
 class _WithoutInit(TorchFunctionMode):

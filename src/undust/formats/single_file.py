@@ -14,19 +14,13 @@ from undust.conditioning.clip import clip
 from undust.diffusion.process import VP, Process
 from undust.errors import UndustError, printable
 from undust.formats import controlnet, model_folder
-from undust.formats.components import Components
+from undust.formats.components import Components, type_of
 from undust.formats.original.checkpoint import original, scan_checkpoint
-from undust.formats.original.variants import (
-    ADDED,
-    V_MARK,
-    V_PREDICTION,
-    VARIANTS,
-    ZERO_SNR_MARK,
-    Variant,
-    detect,
-)
+from undust.formats.original.detect import V_MARK, ZERO_SNR_MARK, detect
+from undust.formats.original.variants import CLASSES, SIZES, V_PREDICTION, VARIANTS, Variant
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import NetworkConfig, UNetConfig
+from undust.networks.base import FirstStageNetwork
+from undust.networks.config import DenoiserConfig, NetworkConfig, UNetConfig
 from undust.networks.controlnet import ControlNet
 
 # What of a configuration plays a part in what a network computes and is in none of its modules.
@@ -34,24 +28,24 @@ FIELDS = (
     *("flip_sin_to_cos", "freq_shift", "scaling_factor", "shift_factor"),
     *("latents_mean", "latents_std"),
 )
-Model = Components | Autoencoder | ControlNet
+Model = Components | FirstStageNetwork | ControlNet
 
 
 def variant_of(parts: Components) -> Variant:
     """The variant of which a single file with such parts would be; UndustError if of none."""
     config = parts.unet.config
-    added = {"text_time": ADDED[0], "text": "text"}.get(config.addition_embed_type or "", "")
-    added = added or (ADDED[1] if config.num_class_embeds else "")
+    kinds = type_of(parts.unet).class_name, type_of(parts.autoencoder).class_name
     seen = [(w.penultimate, w.pooled, w.encoder.config.hidden_act) for w in parts.texts]
     fits = [
         variant
         for variant in VARIANTS.values()
-        if (variant.channels, variant.added) == (config.in_channels, added)
+        if (variant.network.class_name, variant.first_stage.class_name) == kinds
+        and (variant.channels, variant.added) == (config.in_channels, _added(config))
         and [(t.penultimate, t.pooled, t.activation) for t in variant.texts] == seen
     ]
     if not fits:
         raise UndustError(
-            f"no single file holds such a model: a U-Net of {config.in_channels} channels with "
+            f"no single file holds such a model: {kinds[0]} of {config.in_channels} channels with "
             f"{len(seen)} text encoders ({', '.join(kind for *_, kind in seen)}); "
             f"known are {', '.join(VARIANTS)}"
         )
@@ -78,6 +72,8 @@ def tensors(model: Model) -> tuple[dict[str, Tensor], list[str]]:
             scale = f"{model.config.scaling_factor:g}"
             unsaid = f"the file of a first stage alone does not tell its latents' scale, {scale}"
             return original(None, {"vae": (model.config, model.state_dict())}), [unsaid]
+        case FirstStageNetwork():
+            raise UndustError(f"no single file holds a first stage {type_of(model).class_name}")
         case Components():
             variant = variant_of(model)
             return _named(variant, model), list(_unsaid(variant, model))
@@ -93,7 +89,7 @@ def check(path: Path, model: Model, target: Path) -> None:
         _compare({"ControlNet": model}, {"ControlNet": read})
         return
     found = {name: part.network for name, part in scan_checkpoint(path).parts.items()}
-    if isinstance(model, Autoencoder):
+    if isinstance(model, FirstStageNetwork):
         # Alone, it has no variant that would know this.
         _compare({"vae": model}, found, but=("scaling_factor", "shift_factor"))
     else:
@@ -127,7 +123,7 @@ def _networks(parts: Components, variant: Variant) -> dict[str, nn.Module]:
     """The networks under the names of their places in the original's parts."""
     texts = zip(variant.texts, parts.texts, strict=True)
     return {
-        **{text.part: words.encoder for text, words in texts},
+        **{text.folder: words.encoder for text, words in texts},
         "unet": parts.unet,
         "vae": parts.autoencoder,
     }
@@ -163,6 +159,15 @@ def _unsaid(variant: Variant, parts: Components) -> Generator[str]:
         )
 
 
+def _added(config: DenoiserConfig) -> str:
+    """The tensor of what a network adds to the time embedding, "" for nothing."""
+    if config.takes_pooled_text:
+        return SIZES
+    if not isinstance(config, UNetConfig):
+        return ""
+    return config.addition_embed_type or (CLASSES if config.num_class_embeds else "")
+
+
 def _compare(
     networks: Mapping[str, nn.Module], found: Mapping[str, nn.Module], but: Iterable[str] = ()
 ) -> None:
@@ -191,7 +196,7 @@ def _traits(network: nn.Module) -> dict[str, Any]:
 
 
 def _same(one: Process, other: Process) -> bool:
-    """Whether two processes are told by the same table of β."""
-    if not isinstance(one, VP) or not isinstance(other, VP) or one.steps != other.steps:
-        return False
-    return torch.allclose(one.betas, other.betas, rtol=1e-6, atol=0)
+    """Whether two processes are the same, but for the rounding of a table of β."""
+    if not isinstance(one, VP) or not isinstance(other, VP):
+        return one == other
+    return one.steps == other.steps and torch.allclose(one.betas, other.betas, rtol=1e-6, atol=0)

@@ -1,4 +1,4 @@
-"""A first stage alone: for a model that has another one, or to train on its latents."""
+"""A first stage alone: in the place of a model's own, or to train on its latents."""
 
 from __future__ import annotations
 
@@ -7,71 +7,63 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from undust.errors import UndustError, printable
-from undust.formats.components import Components
+import torch
+
+from undust.errors import UndustError
+from undust.formats.components import Components, empty_component, load_first_stage
 from undust.formats.files import expanded
-from undust.formats.folder import INDEX, read_json
-from undust.formats.networks import load_autoencoder
+from undust.formats.folder import INDEX
 from undust.formats.original.checkpoint import Checkpoint, scan_checkpoint
-from undust.formats.original.model import load_first_stage
 from undust.formats.safetensors_file import header
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig
+from undust.networks.base import FirstStageNetwork
 
-KIND = "AutoencoderKL"
+SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
-def place(path: Path) -> Path:
-    """Where a first stage is: of a model's folder, inside."""
+def locate(path: Path) -> Path:
+    """The folder or file of a first stage: of a model's folder, inside."""
     path = expanded(path)
     return path / "vae" if (path / INDEX).is_file() else path
 
 
-def first_stage(path: Path, parts: Components) -> Autoencoder:
+def replacement(path: Path, parts: Components) -> FirstStageNetwork:
     """A first stage for a model: a folder, a file of one with its config.json beside it, or a file.
 
-    A file alone does not say how its latents are scaled: as those that the U-Net was trained on.
-    Raises UndustError for what is no first stage, and for one of other latents.
+    A file alone does not tell the scale of its latents: that of the model's own is taken. Raises
+    UndustError for a path that holds no first stage, and for one of other latents.
     """
     own = parts.autoencoder
-    if path.is_dir() or _configured(path):
-        network = load_autoencoder(path, own.last_layer.dtype)
-        known = network.config
+    if _has_config(path):
+        network = load_first_stage(path, parts.dtype)
     else:
-        network = load_first_stage(path, own.last_layer.dtype)
-        names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-        scales = {name: getattr(own.config, name) for name in names}
-        known = network.config.model_copy(update=scales)
-    network.config = known
-    told = known.latent_channels, network.downsampling_factor, known.scaling_factor
-    like = own.config.latent_channels, own.downsampling_factor, own.config.scaling_factor
-    if (told, known.latents_std) != (like, own.config.latents_std):
+        network = _load_alone(path, parts.dtype)
+        scales = {name: getattr(own.config, name, None) for name in SCALES}
+        network.config = network.config.model_copy(update=scales)
+    if network.latent_space != own.latent_space:
         raise UndustError(
-            f"{path} is a first stage of other latents than the model's: {told[0]} channels, "
-            f"{told[1]} times smaller, scaled by {told[2]}"
+            f"{path} is a first stage of other latents than the model's: "
+            f"{network.latent_channels} channels, {network.downsampling_factor} times smaller, "
+            f"scaled by {network.scale(torch.zeros(1))[0]}"
         )
     return network
 
 
-def config(path: Path) -> AutoencoderConfig:
-    """The configuration of a first stage, with its latents' scale; no weights are read.
+def empty(path: Path) -> FirstStageNetwork:
+    """The first stage that `load` loads, without weights.
 
     path: a folder, a file of weights with its config.json beside it, or the single file of a whole
     model. Raises UndustError for anything else: a file that does not tell the scale, too.
     """
-    if not path.is_dir() and not _configured(path):
-        return cast(Autoencoder, _in_model(path).parts["vae"].network).config
-    fields = read_json((path if path.is_dir() else path.parent) / "config.json")
-    kind = fields.get("_class_name", KIND)
-    if kind != KIND:
-        raise UndustError(f"{path} is a component {printable(kind)}, not an {KIND}")
-    return AutoencoderConfig.read(fields)
+    if _has_config(path):
+        return empty_component(path, FirstStageNetwork)
+    return cast(Autoencoder, _in_model(path).parts["vae"].network)
 
 
-def load(path: Path) -> Autoencoder:
-    """The first stage whose configuration `config` gives, in float32, ready for use."""
-    if path.is_dir() or _configured(path):
-        return load_autoencoder(path)
+def load(path: Path) -> FirstStageNetwork:
+    """The first stage at a path, as `empty` takes it, in float32, ready for use."""
+    if _has_config(path):
+        return load_first_stage(path)
     network = cast(Autoencoder, _in_model(path).load()["vae"])
     return network.eval().requires_grad_(False)
 
@@ -79,6 +71,14 @@ def load(path: Path) -> Autoencoder:
 def files(path: Path) -> list[Path]:
     """The files with the weights of such a first stage."""
     return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def _load_alone(path: Path, dtype: torch.dtype) -> Autoencoder:
+    """The first stage in a file that holds nothing else."""
+    found = scan_checkpoint(path)
+    if found.variant is not None:
+        raise UndustError(f"{path} is a {found.variant.title}; a first stage alone is needed")
+    return cast(Autoencoder, found.load(dtype)["vae"])
 
 
 def _in_model(path: Path) -> Checkpoint:
@@ -95,8 +95,10 @@ def _in_model(path: Path) -> Checkpoint:
     return replace(found, parts={"vae": found.parts["vae"]})
 
 
-def _configured(path: Path) -> bool:
-    """Whether a file is a component's, in diffusers' names, whose config.json is beside it."""
+def _has_config(path: Path) -> bool:
+    """Whether it is a component's folder, or a file of published names with its config.json."""
+    if path.is_dir():
+        return True
     beside = path.with_name("config.json")
     return beside.is_file() and any(
         name.startswith(("encoder.down_blocks.", "decoder.up_blocks."))

@@ -10,27 +10,27 @@ from torch import Tensor
 from undust.adapters.control import summed
 from undust.adapters.offload import Offload
 from undust.errors import UndustError
+from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import CallOptions, Conditioning
-from undust.networks.unet import UNet
 
 NONE = CallOptions()
 
 
-class PlacedUNet:
-    """A U-Net as the network of a `NetworkDenoiser`, on a device and in its weights' precision."""
+class PlacedNetwork:
+    """The network of a `NetworkDenoiser`, on a device and in its weights' precision."""
 
     def __init__(
         self,
-        unet: UNet,
+        network: DenoiserNetwork,
         offload: Offload | None = None,
         explain: Callable[..., UndustError] | None = None,
     ) -> None:
-        """offload: moves the U-Net and ControlNets to its device; None to leave them in place.
+        """offload: moves the network and ControlNets to its device; None to leave them in place.
 
         explain: makes the error for an output with NaN or infinity, as `finite.explain`; None to
         return such an output.
         """
-        self.unet, self._offload, self._explain = unet, offload or Offload(None), explain
+        self.network, self._offload, self._explain = network, offload or Offload(None), explain
 
     def __call__(
         self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions = NONE
@@ -39,7 +39,7 @@ class PlacedUNet:
 
         Raises the UndustError of `explain` for NaN and infinity.
         """
-        weight = self.unet.conv_in.weight
+        weight = next(self.network.parameters())
         device = self._offload.device or weight.device
         latents, timestep = x.to(device, weight.dtype), timestep.to(device)
         cond = cond.to(device, weight.dtype)
@@ -48,10 +48,10 @@ class PlacedUNet:
             for each in options.controls
         )
         call = partial(
-            self.unet, latents, timestep, cond, perturbed=options.perturbed, control=control
+            self.network, latents, timestep, cond, perturbed=options.perturbed, control=control
         )
-        output = self._offload.run(self.unet, call).to(x)
+        output = self._offload.run(self.network, call).to(x)
         if self._explain is None or output.isfinite().all():
             return output
-        unchecked = PlacedUNet(self.unet, self._offload)
+        unchecked = PlacedNetwork(self.network, self._offload)
         raise self._explain(x, cond, options, partial(unchecked, x, timestep, cond))

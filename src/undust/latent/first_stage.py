@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 from undust.adapters.offload import Offload
 from undust.errors import UndustError
 from undust.latent.finite import damage
-from undust.networks.autoencoder import Autoencoder
+from undust.networks.base import FirstStageNetwork
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,23 @@ class Posterior:
         return self.mean + self.deviation * noise
 
 
-class FirstStage(ABC):
-    """Pictures [B,3,H,W] in [-1,1] to the latents that a denoiser is trained on, and back.
+class FirstStage:
+    """Pictures [B,C,H,W] in [-1,1] to the latents that a denoiser is trained on, and back.
 
-    channels: of the latents; downsampling_factor: pixels along a side for one latent pixel.
+    channels: of the latents; downsampling_factor: pixels along a side for one latent pixel. It runs
+    in the precision of the network's weights. A picture that leaves the range of half precision is
+    run again in float32, and a RuntimeWarning says so. That is decided for each picture by itself,
+    with a copy of the weights, so that none depends on those beside or before it. bfloat16 would
+    have the range too but costs levels of colour: up to 9 of 255 with random weights of Stable
+    Diffusion's shape. Both directions raise UndustError for inputs that are not finite, and for
+    results that are not in float32.
     """
 
-    channels: int
-    downsampling_factor: int
+    def __init__(self, network: FirstStageNetwork, offload: Offload | None = None) -> None:
+        """offload: brings the network to its device; None where it is there."""
+        self.network, self._offload = network, offload or Offload(None)
+        self.channels = network.latent_channels
+        self.downsampling_factor = network.downsampling_factor
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture; UndustError if the size is not divisible."""
@@ -53,46 +61,25 @@ class FirstStage(ABC):
             )
         return self.channels, height // factor, width // factor
 
-    @abstractmethod
     def encode(self, pictures: Tensor) -> Posterior:
-        """Pictures [B,3,H,W] in [-1,1] → the posterior over their latents, on their device."""
+        """Pictures [B,C,H,W] in [-1,1] → the posterior over their latents, in float32."""
 
-    @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B,C,h,w] → pictures [B,3,H,W], about in [-1,1]."""
+        def run(network: FirstStageNetwork, x: Tensor, *, streamed: bool) -> Tensor:
+            found = network.encode(x, streamed=streamed)
+            return torch.cat([found.mean.float(), (0.5 * found.logvar.float()).exp()], 1)
 
-
-class KLFirstStage(FirstStage):
-    """An autoencoder with a KL penalty, in the precision of its weights.
-
-    A picture that leaves the range of half precision is run again in float32, and a RuntimeWarning
-    says so. That is decided for each picture by itself, with a copy of the weights, so that none
-    depends on those beside or before it. bfloat16 would have the range too but costs levels of
-    colour: up to 9 of 255 with random weights of Stable Diffusion's shape. Both directions raise
-    UndustError for inputs that are not finite, and for results that are not in float32.
-    """
-
-    def __init__(self, network: Autoencoder, offload: Offload | None = None) -> None:
-        """offload: brings the network to its device; None where it is there."""
-        self.network, self._offload = network, offload or Offload(None)
-        self.channels = network.config.latent_channels
-        self.downsampling_factor = network.downsampling_factor
-
-    def encode(self, pictures: Tensor) -> Posterior:
-        """Pictures [B,3,H,W] in [-1,1] → the posterior over their latents, in float32."""
-
-        def run(vae: Autoencoder, x: Tensor, *, streamed: bool) -> Tensor:
-            posterior = vae.encode(x, streamed=streamed)
-            return torch.cat([posterior.mean, posterior.logvar], 1)
-
-        mean, logvar = self._run(run, pictures, "pictures").chunk(2, 1)
+        mean, deviation = self._run(run, pictures, "pictures").chunk(2, 1)
         scale, shift = self.network.scale(mean)
-        return Posterior((mean - shift) * scale, (0.5 * logvar).exp() * scale)
+        return Posterior((mean - shift) * scale, deviation * scale)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B,C,h,w], in any precision → pictures [B,3,H,W] in float32."""
+        """Latents [B,C,h,w], in any precision → pictures [B,C,H,W] in float32, about in [-1,1]."""
+
+        def run(network: FirstStageNetwork, z: Tensor, *, streamed: bool) -> Tensor:
+            return network.decode(z, streamed=streamed)
+
         scale, shift = self.network.scale(latents)
-        return self._run(Autoencoder.decode, latents / scale + shift, "latents")
+        return self._run(run, latents / scale + shift, "latents")
 
     def _run(self, run: Callable[..., Tensor], x: Tensor, name: str) -> Tensor:
         """On the device, in less memory if it is full."""
@@ -104,21 +91,21 @@ class KLFirstStage(FirstStage):
 
 
 def _finite(
-    autoencoder: Autoencoder,
+    network: FirstStageNetwork,
     x: Tensor,
-    run: Callable[[Autoencoder, Tensor], Tensor],
+    run: Callable[[FirstStageNetwork, Tensor], Tensor],
     name: str,
 ) -> Tensor:
-    like = autoencoder.last_layer
+    like = next(network.parameters(), x)
     if not x.isfinite().all():
         half = torch.finfo(like.dtype).bits < 32
         range_ = "; half precision may have too small a range: float32 has it" if half else ""
         raise UndustError(f"the {name} that the first stage was given hold NaN or infinity{range_}")
-    y = run(autoencoder, x.to(like)).float()
+    y = run(network, x.to(like)).float()
     lost = _lost(y)
     if not lost.any():
         return y
-    if damaged := damage("the first stage", autoencoder):
+    if damaged := damage("the first stage", network):
         raise damaged
     if torch.finfo(like.dtype).bits < 32:
         precision = str(like.dtype).removeprefix("torch.")
@@ -128,8 +115,8 @@ def _finite(
             RuntimeWarning,
             stacklevel=3,
         )
-        wide = copy.deepcopy(autoencoder).float()
-        y[lost] = run(wide, x[lost].to(wide.last_layer))
+        wide = copy.deepcopy(network).float()
+        y[lost] = run(wide, x[lost].to(like.device, torch.float32))
     if _lost(y).any():
         raise UndustError(
             "the first stage gives NaN or infinity in float32: "

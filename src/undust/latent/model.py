@@ -28,13 +28,13 @@ from undust.formats.original.model import load as load_single_file
 from undust.formats.safetensors_file import content_hash
 from undust.latent import finite
 from undust.latent.conditioner import Conditioner
-from undust.latent.denoiser import PlacedUNet
-from undust.latent.first_stage import KLFirstStage
+from undust.latent.denoiser import PlacedNetwork
+from undust.latent.first_stage import FirstStage
 from undust.networks import dtype_and_device
+from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
 from undust.networks.text_encoder import TextEncoder
-from undust.networks.unet import UNet
 from undust.recipe.files import WeightsRef
 from undust.recipe.inputs import Embedding, LoRA, SizeConditioning
 
@@ -96,8 +96,8 @@ class LatentModel(Components):
         parts, found = read_whole(folder, opened)  # a run may be publishing it
         instead = None
         if vae is not None:
-            instead = WeightsRef(path=str(standalone_vae.place(Path(vae)))).resolve()
-            parts.autoencoder = standalone_vae.first_stage(Path(instead.path), parts)
+            instead = WeightsRef(path=str(standalone_vae.locate(Path(vae)))).resolve()
+            parts.autoencoder = standalone_vae.replacement(Path(instead.path), parts)
         for network in parts.networks.values():
             network.eval().requires_grad_(False)
         return cls(
@@ -120,7 +120,7 @@ class LatentModel(Components):
     def _assemble(self) -> None:
         """Makes the three parts of the networks."""
         offload = self._offload
-        self.first_stage = KLFirstStage(self.autoencoder, offload)
+        self.first_stage = FirstStage(self.autoencoder, offload)
         self.conditioner = Conditioner(
             {words.name: words for words in self.texts},
             self.num_size_ids,
@@ -130,18 +130,13 @@ class LatentModel(Components):
         prediction = prediction_on(self.process, self.prediction)
         explain = partial(finite.explain, self.networks, self._lora_names)
         self.denoise: NetworkDenoiser[Conditioning] = NetworkDenoiser(
-            PlacedUNet(self.unet, offload, explain), self.process, prediction
+            PlacedNetwork(self.unet, offload, explain), self.process, prediction
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of its weights."""
-        return self.unet.conv_in.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """The device that its networks run on."""
-        return self.execution_device or self.unet.conv_in.weight.device
+        return self.execution_device or next(self.unet.parameters()).device
 
     @property
     def precision(self) -> str:
@@ -216,7 +211,7 @@ class LatentModel(Components):
             for each in embeddings
         ]
         other = copy.copy(base)
-        other.unet = cast(UNet, networks["unet"])
+        other.unet = cast(DenoiserNetwork, networks["unet"])
         other.texts = tuple(
             replace(
                 words,

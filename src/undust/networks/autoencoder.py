@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -11,33 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from undust.networks.attention import PixelAttention
+from undust.networks.base import DiagonalGaussian, FirstStageNetwork
 from undust.networks.config import AutoencoderConfig
 from undust.networks.layers import Downsample, ResnetBlock, Upsample
 from undust.networks.streaming import activated, convolved, held, kept, streamed
 
 EPS = 1e-6
 LARGE = 1024 * 1024  # pixels of a picture up to which it is computed in one piece
-
-
-@dataclass(frozen=True)
-class DiagonalGaussian:
-    """A diagonal Gaussian over latents: `mean` and `logvar`, both [B,C,H,W]."""
-
-    mean: Tensor
-    logvar: Tensor
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """The latent that unit normal `noise` [B,C,H,W] picks."""
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
-
-    def mode(self) -> Tensor:
-        """The most likely latent."""
-        return self.mean
-
-    def kl(self) -> Tensor:
-        """The divergence from the unit normal, in nats for a whole picture → [B]."""
-        terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
-        return 0.5 * terms.sum(dim=(1, 2, 3))
 
 
 class Level(nn.Sequential):
@@ -160,11 +139,8 @@ class Decoder(nn.Module):
         return kept(convolved(self.conv_out, activated(self.conv_norm_out, y)))
 
 
-class Autoencoder(nn.Module):
-    """Pictures in [-1,1] to latents `factor` times smaller and back; keys as AutoencoderKL's.
-
-    Latents are unscaled: `scale` is the caller's part.
-    """
+class Autoencoder(FirstStageNetwork):
+    """The KL autoencoder; keys as AutoencoderKL's."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -179,8 +155,32 @@ class Autoencoder(nn.Module):
         )
 
     @property
+    def image_channels(self) -> int:
+        """The channels of the pictures."""
+        return self.config.in_channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the pictures that it was trained on."""
+        size = self.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return width, height
+
+    @property
+    def latent_channels(self) -> int:
+        """The channels of the latents."""
+        return self.config.latent_channels
+
+    @property
+    def latent_space(self) -> tuple[float, ...]:
+        """Channels, factor, scale and shift of its latents, and each channel's own."""
+        config = self.config
+        each = *(config.latents_mean or ()), *(config.latents_std or ())
+        return *super().latent_space, config.scaling_factor, config.shift_factor or 0.0, *each
+
+    @property
     def downsampling_factor(self) -> int:
-        """How many pixels, along one side, a latent pixel stands for."""
+        """Pixels along a side for one latent pixel."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -200,7 +200,7 @@ class Autoencoder(nn.Module):
         return self.decoder.conv_out.weight
 
     def encode(self, x: Tensor, *, streamed: bool = False) -> DiagonalGaussian:
-        """Pictures [B,3,H,W] in [-1,1] → the posterior over latents [B,C,H/f,W/f].
+        """Pictures [B,3,H,W] in [-1,1] → the distribution of latents [B,C,H/f,W/f].
 
         Pictures of more than `LARGE` pixels, and smaller ones if `streamed`, go through one by one
         and strip by strip, which is exact up to rounding and takes a third of the memory, unless

@@ -96,8 +96,10 @@ def from_unet(unet: UNet) -> ControlNet:
     return network
 
 
-def check_fits(network: ControlNet, unet: UNet) -> None:
-    """Raises UndustError for a ControlNet that was made for another U-Net than one like this."""
+def check_fits(network: ControlNet, unet: nn.Module) -> None:
+    """Raises UndustError for a ControlNet that was made for another network than one like this."""
+    if not isinstance(unet, UNet):
+        raise UndustError(f"ControlNets are for U-Nets; this model has a {type(unet).__name__}")
     for what, ours, theirs in (
         ("texts as wide as", _seen(network) or _seen(unet), _seen(unet)),
         ("levels as wide as", network.skips, unet.skips),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from undust.errors import UndustError
 from undust.networks.attention import Perturbation, SpatialTransformer, TokenEmbedding
+from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import UNetConfig
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
@@ -227,8 +228,10 @@ class UNetEncoder(nn.Module):
         return torch.cat([pooled, waves.reshape(len(sizes), -1).to(pooled)], dim=1)
 
 
-class UNet(UNetEncoder):
+class UNet(UNetEncoder, DenoiserNetwork):
     """Noisy latents, time steps and tokens to a prediction; keys as UNet2DConditionModel's."""
+
+    config: UNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)

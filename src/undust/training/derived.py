@@ -19,11 +19,11 @@ def with_derived(recipe: DiffusionConfig) -> DiffusionConfig:
     """
     place = first_stage_at(recipe.first_stage)
     try:
-        first_stage = standalone_vae.config(place)
+        first_stage = standalone_vae.empty(place)
     except UndustError as error:
         raise UndustError(f"first_stage: {error}") from error
     channels, size = first_stage.latent_channels, recipe.data.size
-    factor = 2 ** (len(first_stage.block_out_channels) - 1)
+    factor = first_stage.downsampling_factor
     if size % factor:
         fits = max(1, round(size / factor)) * factor
         raise UndustError(
@@ -83,8 +83,8 @@ def first_stage_at(given: Path) -> Path:
     if found.is_file():
         return found
     for place in (found, found / "model"):
-        if (standalone_vae.place(place) / "config.json").is_file():
-            return standalone_vae.place(place)
+        if (standalone_vae.locate(place) / "config.json").is_file():
+            return standalone_vae.locate(place)
     raise UndustError(
         f"first_stage: {found} has no autoencoder; expected the folder of one, of a run that "
         "trained one, or of a model"

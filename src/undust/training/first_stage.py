@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from undust.errors import UndustError
+from undust.formats.components import save_component
 from undust.formats.files import atomic_folder
-from undust.formats.folder import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.pictures import grid, to_images
 from undust.training.configs import FirstStageConfig
@@ -110,7 +110,7 @@ class FirstStageTask:
         published.load_state_dict(self.autoencoder.state_dict())
         fold_latent_stats(published, mean.mean((0, 2, 3)), deviation)
         with atomic_folder(folder, replace=True) as building:
-            save_component(building, published, "AutoencoderKL")
+            save_component(building, published)
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def text_config(kind: str, width: int, *, projects: bool) -> TextEncoderConfig:
         num_hidden_layers=2,
         num_attention_heads=max(1, width // 64),
         max_position_embeddings=7,
-        hidden_act={"clip": "quick_gelu", "open_clip": "gelu"}[kind],
+        hidden_act={"CLIP": "quick_gelu", "OpenCLIP": "gelu"}[kind],
         projection_dim=width,
     )
 
@@ -139,9 +139,9 @@ def build(variant: str) -> Tiny:
         "vae": (vae, weights(Autoencoder(vae))),
     }
     for text in VARIANTS[variant].texts:
-        width = {"clip": 32, "open_clip": 96 if variant == "x4-upscaler" else 64}[text.kind]
-        config = text_config(text.kind, width, projects=text.pooled)
-        parts[text.part] = (config, weights(TextEncoder(config)))
+        width = {"CLIP": 32, "OpenCLIP": 96 if variant == "x4-upscaler" else 64}[text.layout.title]
+        config = text_config(text.layout.title, width, projects=text.pooled)
+        parts[text.folder] = (config, weights(TextEncoder(config)))
     # The one number that says which of the two kinds of Stable Diffusion 2 it is.
     for key, tensor in parts["unet"][1].items():
         if key.endswith("transformer_blocks.0.norm1.bias"):

@@ -15,7 +15,8 @@ from undust.errors import UndustError
 from undust.formats.original import checkpoint as checkpoints
 from undust.formats.original import keys
 from undust.formats.original.checkpoint import original, scan_checkpoint
-from undust.formats.original.variants import FIRST_STAGE, STRANGERS, UNET, VARIANTS
+from undust.formats.original.detect import UNSUPPORTED
+from undust.formats.original.variants import FIRST_STAGE, UNET, VARIANTS
 
 GIGABYTES = {  # of the published files in half precision
     "sd1": 2.13,
@@ -229,7 +230,7 @@ def test_whatever_is_unknown_is_named(name, tiny, hollow):
         assert beside.strays == (name,) or (beside.spare and not beside.strays)
     except UndustError as refused:
         assert "1 unknown: " in str(refused)
-        assert any(re.search(pattern, name) for pattern in STRANGERS)
+        assert any(re.search(pattern, name) for pattern in UNSUPPORTED)
 
 
 def test_a_number_that_no_integer_can_be_is_a_name(tiny, hollow):

@@ -16,7 +16,7 @@ from torch import Tensor
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.convert import check, opened, size, write
-from undust.formats.folder import load_component_weights
+from undust.formats.folder import load_weights
 from undust.formats.original import keys
 from undust.formats.original.checkpoint import original, scan_checkpoint
 from undust.formats.original.variants import UNET, VARIANTS
@@ -50,7 +50,7 @@ def checkpoint(tiny) -> Callable[[str], Tensors]:
     def of(variant: str) -> Tensors:
         parts = dict(tiny(variant).parts)
         for text in VARIANTS[variant].texts:
-            config, own = parts[text.part]
+            config, own = parts[text.folder]
             words = {"vocab_size": 49408, "max_position_embeddings": 77}
             config = config.model_copy(update=words)
             with torch.device("meta"):
@@ -59,7 +59,7 @@ def checkpoint(tiny) -> Callable[[str], Tensors]:
                 name: own[name] if own[name].shape == t.shape else torch.randn(t.shape)
                 for name, t in shapes.items()
             }
-            parts[text.part] = (config, own)
+            parts[text.folder] = (config, own)
         tensors = original(VARIANTS[variant], parts)
         return {key: tensor.half() for key, tensor in tensors.items()}
 
@@ -122,7 +122,7 @@ def test_file_to_folder_to_file_is_the_same_to_the_bit(variant, checkpoint, conv
     assert flags == FLAGS.get(variant, {})
     pipeline = getattr(diffusers, PIPELINES[variant]).from_pretrained(folder)
     for part in scan_checkpoint(file).parts:
-        ours = load_component_weights(folder / part)
+        ours = load_weights(folder / part)
         theirs = getattr(pipeline, part).half().state_dict()
         assert {key.removeprefix("text_model."): t.shape for key, t in theirs.items()} == {
             key.removeprefix("text_model."): t.shape for key, t in ours.items()
@@ -188,7 +188,7 @@ def test_averages_are_taken_and_what_is_left_out_is_said(checkpoint, convert, tm
     (note,) = convert(tmp_path / "a.safetensors", tmp_path / "g", "folder")
     assert note == f"left out: moving averages of the weights ({len(means)} tensors)"
     name = "conv_in.bias"
-    mean, last = (load_component_weights(tmp_path / at / "unet")[name] for at in "fg")
+    mean, last = (load_weights(tmp_path / at / "unet")[name] for at in "fg")
     assert torch.equal(mean, last + 1)
     with pytest.raises(UndustError, match="holds no moving averages"):
         convert(tmp_path / "f", tmp_path / "b.safetensors", "single-file", ema=True)
@@ -224,7 +224,7 @@ def test_a_first_stage_alone(checkpoint, convert, tiny, tmp_path):
     assert note.endswith("does not tell its latents' scale, 0.13025")
     assert same(safetensors_file.load(tmp_path / "back.safetensors"), tensors)
     convert(tmp_path / "vae.safetensors", tmp_path / "vae", "folder", torch.bfloat16)
-    assert load_component_weights(tmp_path / "vae")["quant_conv.bias"].dtype == torch.bfloat16
+    assert load_weights(tmp_path / "vae")["quant_conv.bias"].dtype == torch.bfloat16
 
 
 # Pickles
@@ -243,11 +243,11 @@ def test_a_pickled_checkpoint(checkpoint, convert, tmp_path):
 
 
 def test_a_folder_with_a_pickled_part(sd1, convert, tmp_path):
-    before = load_component_weights(sd1 / "vae")
+    before = load_weights(sd1 / "vae")
     torch.save(before, sd1 / "vae" / "diffusion_pytorch_model.bin")
     (sd1 / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     convert(sd1, tmp_path / "g", "folder")
-    assert same(load_component_weights(tmp_path / "g" / "vae"), before)
+    assert same(load_weights(tmp_path / "g" / "vae"), before)
     edit(sd1 / "unet" / "config.json", act_fn="relu")
     with pytest.raises(UndustError, match="unsupported UNetConfig") as caught:
         convert(sd1, tmp_path / "h", "folder")

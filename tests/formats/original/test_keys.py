@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from undust.errors import UndustError
 from undust.formats.networks import empty_network
-from undust.formats.original import infer, key_map, keys
+from undust.formats.original import key_map, keys
 from undust.formats.original.key_map import KeySpec, TensorLayout
 from undust.formats.original.variants import FIRST_STAGE, UNET, VARIANTS
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -38,7 +38,7 @@ def below(shapes, prefix):
 @pytest.mark.parametrize("variant", UNETS)
 def test_configurations_are_those_published(variant, published):
     shapes = below(published(variant), UNET)
-    assert infer.unet(shapes, heads=VARIANTS[variant].heads) == UNETS[variant]
+    assert VARIANTS[variant].network.infer(shapes) == UNETS[variant]
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
@@ -116,9 +116,9 @@ def test_diffusers_converts_our_open_clip_to_its_own():
 @pytest.mark.parametrize("short", [False, True])
 def test_diffusers_converts_our_clip_to_its_own(short, tiny):
     _, own = tiny("sd1").parts["text_encoder"]
-    where = keys.clip(own, short=short)
     prefix = VARIANTS["sd1"].texts[0].prefix
-    file = {prefix + key: tensor for key, tensor in key_map.write(own, where).items()}
+    where = key_map.under(prefix, keys.clip(own), "text_model." if short else "")
+    file = key_map.write(own, where)
     converted = convert_ldm_clip_checkpoint(file)
     expected = {name.removeprefix("text_model.") if short else name for name in own}
     assert converted.keys() == expected

@@ -16,7 +16,7 @@ import undust
 from undust.conditioning.clip import clip
 from undust.errors import UndustError
 from undust.formats import safetensors_file, standalone_vae
-from undust.formats.folder import save_component
+from undust.formats.components import save_component
 from undust.formats.original.checkpoint import original, scan_checkpoint
 from undust.formats.original.variants import FIRST_STAGE, VARIANTS
 from undust.networks.autoencoder import Autoencoder
@@ -36,12 +36,12 @@ def write(variant: str, tiny, folder: Path, **changes: int) -> Path:
     """A file of a tiny model that reads CLIP's words."""
     parts = dict(tiny(variant).parts)
     for text in VARIANTS[variant].texts:
-        config, _ = parts[text.part]
+        config, _ = parts[text.folder]
         words = {"vocab_size": 49408, "max_position_embeddings": 77, **changes}
         config = config.model_copy(update=words)
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            parts[text.part] = (config, TextEncoder(config).state_dict())
+            parts[text.folder] = (config, TextEncoder(config).state_dict())
     for part in ("unet", "vae"):  # random, but no larger than weights are
         config, own = parts[part]
         parts[part] = (
@@ -54,7 +54,7 @@ def write(variant: str, tiny, folder: Path, **changes: int) -> Path:
 
 
 def test_its_first_stage_alone_has_the_scale_of_the_variant(file: Path):
-    assert standalone_vae.config(file).scaling_factor == VARIANTS[file.stem].scaling_factor
+    assert standalone_vae.empty(file).config.scaling_factor == VARIANTS[file.stem].scaling_factor
     got, expected = (
         standalone_vae.load(file).state_dict(),
         undust.load(file).autoencoder.state_dict(),
@@ -134,7 +134,7 @@ def test_another_first_stage_is_used_whatever_there_is(left: str, tiny, tmp_path
     levels = 4 if left == "nothing" else 3
     config = AutoencoderConfig(block_out_channels=(32,) * levels, scaling_factor=0.18215)
     network = Autoencoder(config)
-    save_component(tmp_path / "vae", network, "AutoencoderKL")
+    save_component(tmp_path / "vae", network)
     model = undust.load(path, vae=tmp_path / "vae")
     assert model.size == (512, 512)
     assert torch.equal(model.autoencoder.last_layer, network.last_layer)

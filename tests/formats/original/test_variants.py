@@ -9,7 +9,8 @@ import torch
 
 from undust.errors import UndustError
 from undust.formats.original.checkpoint import scan_checkpoint
-from undust.formats.original.variants import UNET, VARIANTS, detect
+from undust.formats.original.detect import detect
+from undust.formats.original.variants import UNET, VARIANTS
 
 
 def nothing(key: str) -> torch.Tensor:

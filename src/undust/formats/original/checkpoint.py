@@ -5,44 +5,40 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from undust.errors import UndustError
 from undust.formats import safetensors_file
+from undust.formats.components import COMPONENTS
 from undust.formats.folder import load_into
-from undust.formats.networks import empty_network
-from undust.formats.original import infer, key_map, keys
+from undust.formats.original import key_map, keys
+from undust.formats.original.detect import (
+    UNSUPPORTED,
+    V_MARK,
+    ZERO_SNR_MARK,
+    Evidence,
+    detect,
+    first_stage_alone,
+)
 from undust.formats.original.infer import Shapes
 from undust.formats.original.key_map import KeyMap, Shape
 from undust.formats.original.variants import (
     FIRST_STAGE,
-    STRANGERS,
+    KL_VAE,
     UNET,
-    V_MARK,
-    ZERO_SNR_MARK,
-    Evidence,
-    TextEncoderSpec,
+    NetworkSpec,
     Variant,
-    detect,
-    loose_first_stage,
 )
-from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig, NetworkConfig, TextEncoderConfig, UNetConfig
-from undust.networks.text_encoder import TextEncoder
-from undust.networks.unet import UNet
-
-K = TypeVar("K", bound=NetworkConfig)
+from undust.networks.config import NetworkConfig
 
 AVERAGES = "moving averages of the weights"
 # What files hold beside the networks: what it is, and its names.
-SPARE = {
+IGNORED = {
     AVERAGES: r"(first_stage_model\.)?model_ema\..+",
     "noise schedule": (
         r"(low_scale_model\.|denoiser\.)?((sqrt_|log_)?(one_minus_|recip_|recipm1_)?"
@@ -158,9 +154,16 @@ def original(
     names and forms. `scan_checkpoint` and `load` of the written file give it back to the bit.
     Raises UndustError for a tensor or a part without a name in the original layout.
     """
+    specs = {"vae": replace(KL_VAE, prefix="")}
+    if variant:
+        texts = {text.folder: text.network() for text in variant.texts}
+        specs = {"vae": variant.first_stage, "unet": variant.network, **texts}
     tensors: dict[str, Tensor] = {}
     for name, (config, own) in parts.items():
-        tensors |= key_map.write(own, _places(variant, name, config, own))
+        if name not in specs:
+            raise UndustError(f"the original layout has no place for {name}")
+        spec = specs[name]
+        tensors |= key_map.write(own, key_map.under(spec.prefix, spec.keys(own.keys(), config)))
     return tensors
 
 
@@ -168,70 +171,32 @@ def _known(
     path: Path, shapes: Shapes, metadata: Mapping[str, str], *, first_stage: bool
 ) -> tuple[Variant | None, list[Evidence], dict[str, Component]]:
     """Which variant a file is of, why, and its parts."""
-    prefix = loose_first_stage(shapes)
+    prefix = first_stage_alone(shapes)
     if prefix is not None:
         shown_by = Evidence("first stage alone", f"{prefix}decoder.mid.block_1.norm1.weight")
-        return None, [shown_by], {"vae": _vae(prefix, _config(shapes, prefix, infer.first_stage))}
+        return None, [shown_by], {"vae": _component(shapes, replace(KL_VAE, prefix=prefix))}
     variant, facts = detect(shapes, lambda key: safetensors_file.load(path)[key], metadata)
-    told = {"scaling_factor": variant.scaling_factor, "sample_size": variant.size}
-    vae: dict[str, Component] = {}
-    if first_stage and any(key.startswith(FIRST_STAGE) for key in shapes):
-        own = _config(shapes, FIRST_STAGE, partial(infer.first_stage, **told))
-        vae = {"vae": _vae(FIRST_STAGE, own)}
+    parts = {text.folder: _component(shapes, text.network(shapes)) for text in variant.texts}
     latent = variant.size // _factor(variant, shapes)
-    build = partial(infer.unet, heads=variant.heads, sample_size=latent)
-    config = _config(shapes, UNET, build)
-    network = empty_network(UNet, config)
-    unet = Component(network, _places(variant, "unet", config, network.state_dict()))
-    texts = {text.part: _text(shapes, text) for text in variant.texts}
-    return variant, facts, {**texts, "unet": unet, **vae}
+    parts["unet"] = _component(shapes, variant.network, sample_size=latent)
+    spec = variant.first_stage
+    if first_stage and any(key.startswith(spec.prefix) for key in shapes):
+        known = {"scaling_factor": variant.scaling_factor, "sample_size": variant.size}
+        parts["vae"] = _component(shapes, spec, **known)
+    return variant, facts, parts
 
 
-def _vae(prefix: str, config: AutoencoderConfig) -> Component:
-    network = empty_network(Autoencoder, config)
-    return Component(network, key_map.under(prefix, keys.first_stage(network.state_dict(), config)))
-
-
-def _text(shapes: Shapes, text: TextEncoderSpec) -> Component:
-    short = text.kind == "clip" and text.short in shapes
-    config = _config(
-        shapes,
-        text.prefix,
-        partial(
-            infer.text_encoder,
-            kind=text.kind,
-            activation=text.activation,
-            layers=text.layers,
-            projected=text.pooled,
-            short=short,
-        ),
-    )
-    network = empty_network(TextEncoder, config)
-    return Component(network, _text_places(text, config, network.state_dict(), short=short))
-
-
-def _places(
-    variant: Variant | None, part: str, config: NetworkConfig, names: Iterable[str]
-) -> KeyMap:
-    """Where the tensors of a part of these names stand in a file of a variant."""
-    texts = {text.part: text for text in variant.texts} if variant else {}
-    match config:
-        case UNetConfig():
-            return key_map.under(UNET, keys.unet(names, config))
-        case AutoencoderConfig():
-            return key_map.under(FIRST_STAGE if variant else "", keys.first_stage(names, config))
-        case TextEncoderConfig() if part in texts:
-            return _text_places(texts[part], config, names)
-        case _:
-            raise UndustError(f"the original layout has no place for {part}")
-
-
-def _text_places(
-    text: TextEncoderSpec, config: TextEncoderConfig, names: Iterable[str], *, short: bool = False
-) -> KeyMap:
-    if text.kind == "clip":
-        return key_map.under(text.prefix, keys.clip(names, short=short))
-    return key_map.under(text.prefix, keys.open_clip(names, config))
+def _component(shapes: Shapes, spec: NetworkSpec, **known: object) -> Component:
+    """A network of a file, as yet without weights; known: what its tensors do not tell."""
+    prefix, omitted = spec.prefix, spec.omitted
+    below = {omitted + key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}
+    try:
+        config = spec.infer(below, **known)
+    except UndustError as error:
+        raise UndustError(f"{prefix}…: {error}") from error
+    network = COMPONENTS[spec.class_name].empty(config)
+    found = spec.keys(network.state_dict(), config)
+    return Component(network, key_map.under(prefix, found, omitted))
 
 
 def _averaged(part: Component, shapes: Shapes) -> Component:
@@ -257,7 +222,7 @@ def _spare(key: str, variant: Variant | None, *, ema: bool) -> str:
             return UNUSED
         if block and text.layers and int(block[1]) >= text.layers:
             return UNUSED
-    return next((what for what, names in SPARE.items() if re.fullmatch(names, key)), "")
+    return next((what for what, names in IGNORED.items() if re.fullmatch(names, key)), "")
 
 
 def _factor(variant: Variant | None, shapes: Shapes) -> int:
@@ -270,13 +235,4 @@ def _apart(key: str, variant: Variant | None) -> bool:
     """Whether a tensor lies outside of a model's networks and tells of no other kind of model."""
     if variant is None or key.startswith((UNET, FIRST_STAGE, *(t.prefix for t in variant.texts))):
         return False
-    return not any(re.search(pattern, key) for pattern in STRANGERS)
-
-
-def _config(shapes: Shapes, prefix: str, infer: Callable[[Shapes], K]) -> K:
-    """The configuration of the part below a prefix, which an error names."""
-    inside = {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
-    try:
-        return infer(inside)
-    except UndustError as error:
-        raise UndustError(f"{prefix}…: {error}") from error
+    return not any(re.search(pattern, key) for pattern in UNSUPPORTED)

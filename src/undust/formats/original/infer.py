@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from undust.errors import UndustError
 from undust.formats.original.key_map import Shape
+from undust.formats.original.keys import TextLayout
 from undust.networks.config import (
     LARGEST,
     AutoencoderConfig,
@@ -23,27 +24,22 @@ from undust.networks.config import (
 )
 
 Shapes = Mapping[str, Shape]
-Kind = Literal["clip", "open_clip"]
 Heads = Callable[[int], int]
 T = TypeVar("T")
 
 SIZE_CHANNELS = 256  # of the sinusoid of each of SDXL's sizes
 HEAD_WIDTH = 64  # of every CLIP text encoder
 PROJECTION = "text_projection"  # of OpenCLIP; other CLIPs' is not used
-CLIP_NAMES = {
-    "clip": {
-        "tokens": "text_model.embeddings.token_embedding.weight",
-        "positions": "text_model.embeddings.position_embedding.weight",
-        "layer": "text_model.encoder.layers.{}.layer_norm1.weight",
-        "hidden": "text_model.encoder.layers.0.mlp.fc1.weight",
-    },
-    "open_clip": {
-        "tokens": "token_embedding.weight",
-        "positions": "positional_embedding",
-        "layer": "transformer.resblocks.{}.ln_1.weight",
-        "hidden": "transformer.resblocks.0.mlp.c_fc.weight",
-    },
-}
+
+
+def eight_heads(_: int) -> int:
+    """The attention heads of each level in the first U-Nets."""
+    return 8
+
+
+def heads_of_64(width: int) -> int:
+    """The attention heads of a level of that width, in those of 64 channels a head."""
+    return width // 64
 
 
 @dataclass(frozen=True)
@@ -133,33 +129,27 @@ def first_stage(
 
 def text_encoder(
     shapes: Shapes,
-    kind: Kind,
+    layout: TextLayout,
     *,
     activation: str,
     layers: int | None = None,
     projected: bool = False,
-    short: bool = False,
 ) -> TextEncoderConfig:
     """The configuration of the text encoder whose tensors have these shapes, below its prefix.
 
-    layers: as many are used at most, though there be more; projected: whether its projection is;
-    short: without `text_model.` before every name. Raises UndustError for tensors of no such
-    network.
+    layers: how many are used at most, though there may be more; projected: whether its projection
+    is used. Raises UndustError for tensors of no such network.
     """
-    names = {
-        part: name.removeprefix("text_model.") if short else name
-        for part, name in CLIP_NAMES[kind].items()
-    }
-    width = _length(shapes, names["tokens"], 1)
+    width = _length(shapes, layout.tokens, 1)
     return TextEncoderConfig.read(
         {
             "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
-            "vocab_size": _length(shapes, names["tokens"], 0),
+            "vocab_size": _length(shapes, layout.tokens, 0),
             "hidden_size": width,
-            "intermediate_size": _length(shapes, names["hidden"], 0),
-            "num_hidden_layers": len(_there(shapes, names["layer"])[:layers]),
+            "intermediate_size": _length(shapes, layout.hidden, 0),
+            "num_hidden_layers": len(_there(shapes, layout.layer)[:layers]),
             "num_attention_heads": max(1, width // HEAD_WIDTH),
-            "max_position_embeddings": _length(shapes, names["positions"], 0),
+            "max_position_embeddings": _length(shapes, layout.positions, 0),
             "hidden_act": activation,
             "projection_dim": _length(shapes, PROJECTION, 1) if projected else width,
         }

@@ -42,9 +42,12 @@ KeyMap = Mapping[str, KeySpec]
 """Our key → its place; no two of ours have the same place."""
 
 
-def under(prefix: str, found: KeyMap) -> KeyMap:
-    """The same places in a file that has a prefix before every key."""
-    return {name: KeySpec(prefix + place.key, place.form) for name, place in found.items()}
+def under(prefix: str, found: KeyMap, omitted: str = "") -> KeyMap:
+    """The same map for a file with a prefix before every key, in the place of what it omits."""
+    return {
+        name: KeySpec(prefix + spec.key.removeprefix(omitted), spec.form)
+        for name, spec in found.items()
+    }
 
 
 def read(tensors: Mapping[str, Tensor], places: KeyMap) -> dict[str, Tensor]:

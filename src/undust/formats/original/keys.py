@@ -8,8 +8,9 @@ inside a module.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from typing import NamedTuple
 
 from undust.errors import UndustError
 from undust.formats.original.key_map import KeySpec, TensorLayout
@@ -80,12 +81,9 @@ def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, Ke
     }
 
 
-def clip(names: Iterable[str], *, short: bool = False) -> dict[str, KeySpec]:
-    """The places of a CLIP of transformers: the original code took it as it is.
-
-    short: without `text_model.` before every name, as some files have it.
-    """
-    return {name: KeySpec(name.removeprefix("text_model.") if short else name) for name in names}
+def clip(names: Iterable[str], _: TextEncoderConfig | None = None) -> dict[str, KeySpec]:
+    """The keys of a CLIP of transformers: the original code took it as it is."""
+    return {name: KeySpec(name) for name in names}
 
 
 def open_clip(names: Iterable[str], config: TextEncoderConfig) -> dict[str, KeySpec]:
@@ -102,6 +100,38 @@ def open_clip(names: Iterable[str], config: TextEncoderConfig) -> dict[str, KeyS
             form = TensorLayout.TRANSPOSED if name == PROJECTION else TensorLayout.SAME
             places[name] = KeySpec(_renamed(name, modules, {}), form)
     return places
+
+
+class TextLayout(NamedTuple):
+    """A code base's layout of a text encoder: some of its keys, and the map of all of them.
+
+    layer, hidden: the key of each layer's norm, and of the first one's feed-forward part.
+    """
+
+    title: str
+    tokens: str
+    positions: str
+    layer: str
+    hidden: str
+    keys: Callable[[Collection[str], TextEncoderConfig], dict[str, KeySpec]]
+
+
+CLIP = TextLayout(
+    "CLIP",
+    "text_model.embeddings.token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight",
+    "text_model.encoder.layers.{}.layer_norm1.weight",
+    "text_model.encoder.layers.0.mlp.fc1.weight",
+    clip,
+)
+OPEN_CLIP = TextLayout(
+    "OpenCLIP",
+    "token_embedding.weight",
+    "positional_embedding",
+    "transformer.resblocks.{}.ln_1.weight",
+    "transformer.resblocks.0.mlp.c_fc.weight",
+    open_clip,
+)
 
 
 def ema(key: str) -> str:

@@ -17,9 +17,9 @@ from undust.formats.networks import empty_network
 from undust.formats.original.checkpoint import Checkpoint, scan_checkpoint
 from undust.formats.original.variants import TextEncoderSpec, Variant
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.base import DenoiserNetwork, FirstStageNetwork
 from undust.networks.config import AutoencoderConfig
 from undust.networks.text_encoder import TextEncoder
-from undust.networks.unet import UNet
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
     if variant is None:
         raise UndustError(f"{path} is a first stage alone; a U-Net and a text encoder are missing")
     texts = tuple(
-        _words(path, text, cast(TextEncoder, checkpoint.parts[text.part].network))
+        _words(path, text, cast(TextEncoder, checkpoint.parts[text.folder].network))
         for text in variant.texts
     )
     if first_stage and "vae" not in checkpoint.parts:
@@ -45,8 +45,8 @@ def load(
         warnings.warn(f"{path}: {stray}", RuntimeWarning, stacklevel=2)
     networks = checkpoint.load(dtype)
     return Components(
-        cast(Autoencoder, networks.get("vae") or _stand_in(checkpoint, variant).to(dtype)),
-        cast(UNet, networks["unet"]),
+        cast(FirstStageNetwork, networks.get("vae") or _stand_in(checkpoint, variant).to(dtype)),
+        cast(DenoiserNetwork, networks["unet"]),
         texts,
         variant.process(),
         variant.prediction,
@@ -56,18 +56,14 @@ def load(
     )
 
 
-def load_first_stage(path: Path, dtype: torch.dtype | None) -> Autoencoder:
-    """The first stage in a file of one alone. Errors: as `scan_checkpoint`; for a whole model."""
-    checkpoint = scan_checkpoint(path)
-    if checkpoint.variant is not None:
-        raise UndustError(f"{path} is a {checkpoint.variant.title}; a first stage alone is needed")
-    return cast(Autoencoder, checkpoint.load(dtype)["vae"])
-
-
 def _stand_in(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
     """A first stage without weights, of the model's latents: what another one has to fit."""
-    levels = checkpoint.downsampling_factor.bit_length()
-    config = {"block_out_channels": (32,) * levels, "scaling_factor": variant.scaling_factor}
+    unet = cast(DenoiserNetwork, checkpoint.parts["unet"].network)
+    config = {
+        "block_out_channels": (32,) * checkpoint.downsampling_factor.bit_length(),
+        "latent_channels": unet.config.out_channels,
+        "scaling_factor": variant.scaling_factor,
+    }
     return empty_network(Autoencoder, AutoencoderConfig.read(config))
 
 
@@ -79,4 +75,4 @@ def _words(path: Path, text: TextEncoderSpec, encoder: TextEncoder) -> TextCondi
             f"{path} has a text encoder of {known[0]} words and {known[1]} places; "
             f"CLIP's has {len(tokenizer.vocabulary)} and {tokenizer.length}"
         )
-    return TextConditioner(tokenizer, encoder, text.penultimate, text.pooled, name=text.part)
+    return TextConditioner(tokenizer, encoder, text.penultimate, text.pooled, name=text.folder)

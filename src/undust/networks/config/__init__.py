@@ -4,7 +4,7 @@ No torch here: a recipe or a model folder can be read and refused before anythin
 """
 
 from undust.networks.config.autoencoder import AutoencoderConfig
-from undust.networks.config.base import LARGEST, NetworkConfig
+from undust.networks.config.base import LARGEST, DenoiserConfig, NetworkConfig
 from undust.networks.config.text_encoder import TextEncoderConfig
 from undust.networks.config.unet import ControlNetConfig, UNetConfig
 
@@ -12,6 +12,7 @@ __all__ = [
     "LARGEST",
     "AutoencoderConfig",
     "ControlNetConfig",
+    "DenoiserConfig",
     "NetworkConfig",
     "TextEncoderConfig",
     "UNetConfig",

@@ -69,6 +69,33 @@ class NetworkConfig(BaseModel):
             raise UndustError(f"unsupported {cls.__name__}: {summary}") from None
 
 
+class DenoiserConfig(NetworkConfig):
+    """The fields that every network of noisy latents has, whatever else it is built of."""
+
+    sample_size: int | tuple[int, int] | None = Field(
+        None,
+        description="size of the latents trained on: one number, or height and width",
+    )
+    in_channels: Length = Field(
+        4, description="channels of the input: the latent's and those of maps beside it"
+    )
+    out_channels: Length = Field(4, description="channels of the output: the latent's")
+
+    @property
+    def text_widths(self) -> frozenset[int]:
+        """The widths of the text's tokens that its layers take; empty without text."""
+        return frozenset()
+
+    @property
+    def takes_pooled_text(self) -> bool:
+        """Whether it is conditioned on the text as one vector and on sizes (Podell et al. 2023)."""
+        return False
+
+    def num_size_ids(self, pooled_width: int) -> int:  # noqa: ARG002
+        """How many numbers about the picture's size it takes beside pooled text of that width."""
+        return 0
+
+
 def _fault(details: ErrorDetails) -> str:
     if details["type"] == "default_factory_not_called":
         return ""  # only ever the consequence of another fault

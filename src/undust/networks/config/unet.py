@@ -13,16 +13,16 @@ from pydantic import (
 )
 
 from undust.networks.config.base import (
+    DenoiserConfig,
     Depths,
     Length,
     LengthOr0,
-    NetworkConfig,
     PerLevel,
     PerLevelField,
 )
 
 
-class UNetConfig(NetworkConfig):
+class UNetConfig(DenoiserConfig):
     """The fields of diffusers' UNet2DConditionModel, and its defaults.
 
     `attention_head_dim` is, in every published file, the number of heads and not their size.
@@ -38,14 +38,6 @@ class UNetConfig(NetworkConfig):
         }
     )
 
-    sample_size: int | tuple[int, int] | None = Field(
-        None,
-        description="size of the latents trained on: one number, or height and width",
-    )
-    in_channels: Length = Field(
-        4, description="channels of the input: the latent's and those of maps beside it"
-    )
-    out_channels: Length = Field(4, description="channels of the output: the latent's")
     flip_sin_to_cos: bool = Field(
         True, description="cosines before sines in the time step's embedding"
     )
@@ -241,6 +233,24 @@ class UNetConfig(NetworkConfig):
                     f"attention_head_dim, the number of heads, must divide {widths[i]}"
                 )
         return self
+
+    @property
+    def text_widths(self) -> frozenset[int]:
+        """The widths of the text's tokens: in nearly all U-Nets the same at every level."""
+        widths = self.cross_attention_dim
+        return frozenset({widths} if isinstance(widths, int) else widths)
+
+    @property
+    def takes_pooled_text(self) -> bool:
+        """Whether the pooled text and sizes are added to the time embedding, as in SDXL."""
+        return self.addition_embed_type == "text_time"
+
+    def num_size_ids(self, pooled_width: int) -> int:
+        """The sizes that fill the rest of the vector that is added to the time embedding."""
+        each, whole = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
+        if not self.takes_pooled_text or each is None or whole is None:
+            return 0
+        return (whole - pooled_width) // each
 
     def at(self, field: PerLevelField, level: int) -> int:
         """The value of a field, given once or for each level, at a level (0 is the finest)."""

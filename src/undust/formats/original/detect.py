@@ -1,0 +1,159 @@
+"""Which of the published families of models a file is of, and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from undust.errors import UndustError, printable
+from undust.formats.original.infer import Shapes
+from undust.formats.original.variants import (
+    CLASSES,
+    FIRST_STAGE,
+    SIZES,
+    TEXTS,
+    UNET,
+    V_PREDICTION,
+    VARIANTS,
+    Variant,
+)
+
+ALONE_PREFIXES = (FIRST_STAGE, "vae.", "")  # of a first stage in a file of its own
+# The networks that v trained have this much larger biases at the end: what tells the two kinds of
+# Stable Diffusion 2 apart, whose tensors have the same names and shapes.
+V_DEVIATION = 0.09
+V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"  # empty tensors: their presence alone has a meaning
+PREDICTION_KEY = "modelspec.prediction_type"  # in a file's metadata, as trainers write it
+PREDICTIONS = {"v": V_PREDICTION, V_PREDICTION: V_PREDICTION, "epsilon": "epsilon"}
+# Keys of other files that people have, to be named when no variant fits.
+UNSUPPORTED = {
+    r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.": "a ControlNet",
+    r"lora_(up|down|[AB])\b|^lora_|\.lora\.|\.hada_w|\.lokr_w": "a LoRA",
+    r"time_stack": "Stable Video Diffusion",
+    r"edm_(mean|std|vpred)": "a model of another process (EDM)",
+    r"joint_blocks\.": "Stable Diffusion 3",
+    r"double_blocks\.": "Flux",
+    r"^(down_blocks|up_blocks|encoder\.down_blocks|decoder\.up_blocks)\.": (
+        "a part of a model folder, which wants its config.json beside it"
+    ),
+    r"^text_model\.|^transformer\.resblocks\.": "a text encoder alone",
+    r"^(diffusion_model\.)?(input|output)_blocks\.": "a U-Net alone",
+}
+
+
+class Evidence(NamedTuple):
+    """A finding in a file, and the tensor that shows it."""
+
+    says: str
+    where: str
+
+
+def detect(
+    shapes: Shapes, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[Variant, list[Evidence]]:
+    """The variant of a file whose tensors have these shapes, and why it is that.
+
+    tensor: gives one of them; metadata: the file's. Raises UndustError, listing what was found, if
+    it is of none.
+    """
+    facts = list(_evidence(shapes))
+    fits = [variant for variant in VARIANTS.values() if _fits(variant, shapes)]
+    if not fits:
+        raise _unknown(shapes, facts)
+    variant = fits[0]
+    told = PREDICTIONS.get((metadata or {}).get(PREDICTION_KEY, ""))
+    if V_MARK in shapes:
+        variant = replace(fits[-1], prediction=V_PREDICTION)
+        facts.append(Evidence("trained to predict v", V_MARK))
+    elif told is not None:
+        alike = [one for one in fits if one.prediction == told]
+        variant = alike[0] if alike else replace(variant, prediction=told)
+        facts.append(Evidence(f"trained to predict {told}", PREDICTION_KEY))
+    elif len(fits) > 1:
+        key = _last_bias(shapes)
+        deviation = float(tensor(key).float().std(correction=0)) if key else 0.0
+        prediction = V_PREDICTION if deviation > V_DEVIATION else "epsilon"
+        variant = next(one for one in fits if one.prediction == prediction)
+        facts.append(Evidence(f"deviation {deviation:.3f}, as of {prediction}", key))
+    # Beside ε it is left over: noise alone does not tell ε what the picture is.
+    if ZERO_SNR_MARK in shapes and variant.prediction == V_PREDICTION:
+        variant = replace(variant, zero_snr=True)
+        facts.append(Evidence("trained to zero terminal SNR", ZERO_SNR_MARK))
+    return variant, facts
+
+
+def first_stage_alone(shapes: Shapes) -> str | None:
+    """The prefix of the first stage in a file that holds nothing else; None if there is none."""
+    if any(key.startswith(UNET) for key in shapes):
+        return None
+    for prefix in ALONE_PREFIXES:
+        if f"{prefix}decoder.mid.block_1.norm1.weight" in shapes:
+            return prefix
+    return None
+
+
+def _fits(variant: Variant, shapes: Shapes) -> bool:
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
+    added = [key for key in (SIZES, CLASSES) if UNET + key in shapes]
+    texts = {prefix for prefix, text in TEXTS.items() if text.is_in(shapes)}
+    return (
+        first[1:2] == (variant.channels,)
+        and added == list(filter(None, [variant.added]))
+        and texts == {text.prefix for text in variant.texts}
+    )
+
+
+def _last_bias(shapes: Shapes) -> str:
+    """The first norm's bias in the last transformer of the U-Net."""
+    name = f"{UNET}output_blocks.{{}}.1.transformer_blocks.0.norm1.bias"
+    found = [key for number in range(len(shapes)) if (key := name.format(number)) in shapes]
+    return found[-1] if found else ""
+
+
+def _evidence(shapes: Shapes) -> Iterator[Evidence]:
+    """What a file shows of itself, each with the tensor that shows it."""
+    for says, name, axis in (
+        ("U-Net of {} input channels", f"{UNET}input_blocks.0.0.weight", 1),
+        ("a vector of {} channels beside the time step", f"{UNET}label_emb.0.0.weight", 1),
+        ("{} classes beside the time step", f"{UNET}label_emb.weight", 0),
+    ):
+        if len(shapes.get(name, ())) > axis:
+            yield _evident(says.format(shapes[name][axis]), name, shapes)
+    keys = (key for key in shapes if key.startswith(UNET) and key.endswith(".attn2.to_k.weight"))
+    if (attention := min(keys, default="")) and len(shapes[attention]) == 2:
+        yield _evident(f"text width {shapes[attention][1]}", attention, shapes)
+    for text in TEXTS.values():
+        if text.is_in(shapes):
+            name = text.tokens if text.tokens in shapes else text.short_tokens
+            yield _evident(f"text encoder of {text.layout.title}", name, shapes)
+    for prefix in ALONE_PREFIXES:
+        if (name := f"{prefix}decoder.conv_in.weight") in shapes:
+            yield _evident("first stage", name, shapes)
+            return
+
+
+def _evident(says: str, name: str, shapes: Shapes) -> Evidence:
+    return Evidence(says, f"{name} {list(shapes[name])}")
+
+
+def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
+    """What there is instead of a model."""
+    guesses = [
+        name
+        for pattern, name in UNSUPPORTED.items()
+        if any(re.search(pattern, key) for key in shapes)
+    ]
+    groups = Counter(".".join(key.split(".")[:1]) for key in shapes).most_common(4)
+    found = [fact.says for fact in facts] or [
+        f"{printable(group)} ({amount} tensors)" for group, amount in groups
+    ]
+    guess = f"it looks like {guesses[0]}; " if guesses else ""
+    return UndustError(
+        f"it is no model that is known here: {guess}found {', '.join(found) or 'no tensors'}; "
+        f"known are {', '.join(VARIANTS)}"
+    )

@@ -1,0 +1,101 @@
+"""What first stages have in common, and what denoisers have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from undust.networks.attention import Perturbation
+from undust.networks.conditioning import Conditioning
+from undust.networks.config import DenoiserConfig
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """A distribution over latents: `mean` and `logvar`, both [B,C,h,w]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The latent that unit normal `noise` [B,C,h,w] picks."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def mode(self) -> Tensor:
+        """The most likely latent."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """The divergence from the unit normal, in nats for a whole picture → [B]."""
+        terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+
+class FirstStageNetwork(nn.Module, ABC):
+    """Pictures in [-1,1] to unscaled latents, and back; `scale` is the caller's part."""
+
+    @property
+    @abstractmethod
+    def image_channels(self) -> int:
+        """The channels of the pictures."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the pictures that it was trained on."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """The channels of the latents."""
+
+    @property
+    @abstractmethod
+    def downsampling_factor(self) -> int:
+        """Pixels along a side for one latent pixel."""
+
+    @property
+    def latent_space(self) -> tuple[float, ...]:
+        """Numbers that tell its scaled latents from those of others."""
+        return self.latent_channels, self.downsampling_factor
+
+    def scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:  # noqa: ARG002
+        """(s, m), with which z [B,C,h,w] becomes the (z − m)·s that a denoiser is trained on."""
+        return 1.0, 0.0
+
+    @abstractmethod
+    def encode(self, x: Tensor, *, streamed: bool = False) -> DiagonalGaussian:
+        """Pictures [B,C,H,W] → the distribution of their latents; −∞ for a logvar of no noise.
+
+        streamed: in less memory, where it can be.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor, *, streamed: bool = False) -> Tensor:
+        """Latents [B,C,h,w] → pictures [B,C,H,W], about in [-1,1]."""
+
+
+class DenoiserNetwork(nn.Module, ABC):
+    """Noisy latents, time steps and conditions to a prediction; what `NetworkDenoiser` calls."""
+
+    config: DenoiserConfig
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        cond: Conditioning,
+        *,
+        perturbed: Sequence[Perturbation | None] = (),
+        control: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Latents [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
+
+        perturbed, control: as `CallOptions` and `Control` have them. Raises UndustError for those
+        that the network cannot take, and for a condition that it needs and is not given.
+        """
