@@ -206,7 +206,7 @@ def test_if_it_fails_there_is_no_view(merged, loras, monkeypatch):
 @KINDS
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
 def test_a_weight_is_a_number(merged, weight, loras):
-    with pytest.raises(UndustError, match=f"the weight of the LoRA dora is {weight}, no number"):
+    with pytest.raises(UndustError, match=f"the weight of the LoRA dora is {weight}, not a finite"):
         LoraSet({"unet": net()}, merge=merged).applied([(loras[1], weight)])
 
 

@@ -209,7 +209,7 @@ def test_sdxls_states_and_pooled(tokenizer: Tokenizer):
 def test_clip_skip(words: TextConditioner):
     ids = words.tokenizer(["cat"])
     assert torch.equal(words(["cat"], 2)[0], words.encoder.read(ids, skip=2).states)
-    with pytest.raises(UndustError, match="4 layers cannot be left out"):
+    with pytest.raises(UndustError, match="clip skip: 4 is not 0 to 3"):
         words(["cat"], 4)
 
 

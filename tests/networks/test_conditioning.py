@@ -73,7 +73,9 @@ def test_what_is_put_together_can_be_cut_apart(first: int, second: int, without:
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_that_only_one_has(name: str):
     for pair in ((full(1), full(1, **{name: None})), (full(1, **{name: None}), full(1))):
-        with pytest.raises(UndustError, match=f"with and without {name} cannot be asked together"):
+        with pytest.raises(
+            UndustError, match=f"with and without {name} cannot share a network call"
+        ):
             pair[0].concat(pair[1])
 
 

@@ -253,7 +253,7 @@ def test_a_control_of_another_form_is_refused(shake) -> None:
     found = nets(shake, "sd1")
     x, timestep, cond, hint, _ = inputs("sd1", (8, 8))
     control = found.net(x, timestep, cond, hint)
-    with pytest.raises(UndustError, match="of 12 tensors was given; this U-Net takes 13"):
+    with pytest.raises(UndustError, match="has 12 tensors; this U-Net takes 13"):
         found.unet(x, timestep, cond, control=control[:-1])
     with pytest.raises(UndustError, match=r"tensor 3 .* \[2, 16, 1, 1\].* takes \[2, 16, 4, 4\]"):
         pooled = control[3].mean((2, 3), keepdim=True)
@@ -279,7 +279,7 @@ def test_a_hint_of_another_size_is_refused(shape, shake) -> None:
                 "addition_time_embed_dim": 6,
                 "projection_class_embeddings_input_dim": 48,
             },
-            "a text and sizes that come to 48, this U-Net None",
+            "pooled text and size ids of 48, this U-Net None",
         ),
     ],
 )

@@ -149,5 +149,5 @@ def test_what_cannot_be_perturbed() -> None:
             BlurredQueries(deviation)
     bare = UNet(UNetConfig.read({**TINY, "mid_block_type": None}))
     x, timestep, cond = inputs(1)
-    with pytest.raises(UndustError, match="no middle block"):
+    with pytest.raises(UndustError, match="no attention in a middle block"):
         bare(x, timestep, cond, perturbed=[IdentityMap()])

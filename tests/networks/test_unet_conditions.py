@@ -152,7 +152,7 @@ def test_half_precision_runs_throughout(shake) -> None:
 )
 def test_what_is_not_told_is_asked_for(told) -> None:
     ours = UNet(UNetConfig.read(XL))
-    with pytest.raises(UndustError, match="42 channels, 6 for each size"):
+    with pytest.raises(UndustError, match="42 channels together, 6 for each id"):
         cond = Conditioning(1, torch.zeros(1, 2, 24), **told)
         ours(torch.zeros(1, 4, 8, 8), torch.zeros(1), cond)
 

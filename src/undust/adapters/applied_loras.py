@@ -1,7 +1,7 @@
-"""Networks with LoRAs applied: views that share every weight that no LoRA changes.
+"""Networks with LoRAs applied, as copies that share all weights that no LoRA changes.
 
-A network itself is never changed, so that requests with different LoRAs can be served in turn or in
-several threads, and none shows in another.
+The networks themselves never change, so that requests with different LoRAs, in turn or in several
+threads, do not affect each other.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from undust.formats.lora.file import Lora, WeightDelta
 from undust.formats.lora.names import Target
 
 ActiveLoras = tuple[tuple[Lora, float], ...]
-"""LoRAs and their weights: 1 as trained, 0 without effect."""
+"""LoRAs with their weights: 1 as trained, 0 without effect."""
 Changes = list[tuple[WeightDelta, float]]
 Added = Callable[[Tensor], Tensor]
-"""A module's input → a change's addition to its output."""
+"""A module's input → what a LoRA adds to its output."""
 
 
 class Networks(dict[str, nn.Module]):
@@ -37,11 +37,11 @@ class Networks(dict[str, nn.Module]):
 class LoraSet:
     """The networks of a model with any LoRAs.
 
-    A weight w adds w times the LoRA's change to the weights as they are without any: the order of
-    several makes no difference, not even in rounding. networks: by the names that LoRAs were loaded
-    for; merge: into copies of the weights that change, at no cost per step; otherwise the changes
-    are added to the modules' outputs, where another weight costs nothing; before: called before
-    weights are read. May be used by several threads.
+    A LoRA of weight w adds w·ΔW to the original weights; the order of several makes no difference,
+    not even in rounding. networks: by the names that LoRAs were loaded for; merge: into copies of
+    the changed weights, at no cost per step; otherwise the changes are added to the modules'
+    outputs, where another w costs nothing; before: called before weights are read. May be used by
+    several threads.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class LoraSet:
         self._ready: dict[tuple[Lora, Target], Added] = {}
 
     def applied(self, loras: Iterable[tuple[Lora, float]]) -> Mapping[str, nn.Module]:
-        """The networks with these LoRAs; the very networks where there are none.
+        """The networks with these LoRAs; without LoRAs the networks themselves.
 
-        Views are kept as long as somebody holds them, the latest until the next one is made. Raises
-        UndustError for a weight that is no finite number.
+        A result is cached while it is in use, the latest until the next one is made. Raises
+        UndustError for a weight that is not finite.
         """
         active = checked(loras)
         if not active:
@@ -101,20 +101,22 @@ class LoraSet:
 
 
 def checked(loras: Iterable[tuple[Lora, float]]) -> ActiveLoras:
-    """LoRAs that have an effect, in an order of their own.
+    """LoRAs of a weight other than 0, in a canonical order.
 
-    Raises UndustError for a weight that is no finite number.
+    Raises UndustError for a weight that is not finite.
     """
     loras = list(loras)
     for lora, weight in loras:
         if not math.isfinite(weight):
-            raise UndustError(f"the weight of the LoRA {lora.name} is {weight}, no number")
+            raise UndustError(
+                f"the weight of the LoRA {lora.name} is {weight}, not a finite number"
+            )
     effective = (each for each in loras if each[1])
     return tuple(sorted(effective, key=lambda each: (each[0].hash, each[1])))
 
 
 def merge(networks: Mapping[str, nn.Module], loras: Iterable[tuple[Lora, float]]) -> None:
-    """Merges LoRAs into the weights of the networks themselves, for good."""
+    """Merges LoRAs into the weights of the networks, in place."""
     with torch.no_grad():
         for target, changes in by_module(checked(loras)).items():
             module = networks[target.part].get_submodule(target.module)
@@ -133,7 +135,7 @@ def by_module(active: ActiveLoras) -> dict[Target, Changes]:
 
 
 def merged(module: nn.Module, changes: Changes) -> dict[str, Tensor]:
-    """The weight and the bias that change, in their own precision and memory format."""
+    """The changed weight and bias, in their own dtype and memory format."""
     values: dict[str, Tensor] = {}
     for kind in ("weight", "bias"):
         own = [(change, weight) for change, weight in changes if _changes(change, kind)]
@@ -164,12 +166,12 @@ def _changes(change: WeightDelta, kind: str) -> bool:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In the precision to compute in."""
+    """In the dtype to compute in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _runnable(module: nn.Module, change: WeightDelta) -> Added:
-    """The change's addition to the output of a module, at weight 1; of low rank where it is."""
+    """What a change adds to a module's output, at weight 1, in low rank where possible."""
     own = module.get_parameter("weight").detach()
     wide = _wide(own)
     bias = None if change.bias is None else change.bias.to(own)
@@ -183,7 +185,7 @@ def _runnable(module: nn.Module, change: WeightDelta) -> Added:
 
 
 class _Following:
-    """Tensors that move to the device of a module's input, and stay until it is another's."""
+    """Tensors that follow the device and dtype of a module's input."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._tensors = tensors

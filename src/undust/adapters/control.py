@@ -1,4 +1,4 @@
-"""A ControlNet at work: which picture it shows, how strongly, and how long (Zhang et al. 2023)."""
+"""ControlNets with their input picture, weight and range of noise levels (Zhang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from undust.networks.controlnet import ControlNet
 
 @dataclass(frozen=True, eq=False)
 class AppliedControlNet:
-    """A ControlNet and what it is to show.
+    """A ControlNet with the inputs of one request.
 
-    hint: pictures [N,3,H,W] in [0, 1], one for all or one for each; weight: times what the network
-    says; low, high: the σ between which it is asked, both included. Raises UndustError for values
-    that make no sense.
+    hint: pictures [N,3,H,W] in [0, 1], one for all or one for each; weight: factor of the output;
+    low, high: the range of σ in which it is active, inclusive. Raises UndustError for a weight that
+    is not finite and for an invalid range.
     """
 
     network: ControlNet
@@ -32,23 +32,23 @@ class AppliedControlNet:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
-            raise UndustError(f"a control's weight must be a number, not {self.weight}")
+            raise UndustError(f"control: the weight has to be a finite number, not {self.weight}")
         if not 0 <= self.low <= self.high:
             raise UndustError(
-                f"a control acts from a σ of 0 or more to one not below it, "
-                f"not from {self.low:g} to {self.high:g}"
+                "control: the range of σ has to be 0 ≤ low ≤ high, "
+                f"not {self.low:g} to {self.high:g}"
             )
 
     def acts(self, sigma: float) -> bool:
-        """Whether it has something to say at this level of noise."""
+        """Whether it is active at this noise level."""
         return self.weight != 0 and self.low <= sigma <= self.high
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Conditioning, /) -> list[Tensor]:
-        """What it adds to a U-Net of these inputs, in x's precision; [] for a weight of 0.
+        """The tensors added to a U-Net with these inputs, in x's dtype; [] for a weight of 0.
 
-        x: latents [B,C,h,w]. Hints are repeated where B is a multiple of theirs, as for guidance.
-        A ControlNet that pools adds nothing to negative prompts, as its authors use it. Raises
-        UndustError as `ControlNet.forward`, and for a B that is no multiple.
+        x: latents [B,C,h,w]. Hints are repeated to B, as for guidance. A ControlNet with global
+        pooling adds nothing to negative prompts, as its authors use it. Raises UndustError as
+        `ControlNet.forward`, and if B is not a multiple of the number of hints.
         """
         if self.weight == 0:
             return []
@@ -56,7 +56,7 @@ class AppliedControlNet:
         hint = self.hint.to(like)
         if len(hint) > 1:
             if len(x) % len(hint):
-                raise UndustError(f"{len(hint)} hints cannot be shared by {len(x)} pictures")
+                raise UndustError(f"control: {len(hint)} hints do not fit {len(x)} pictures")
             hint = hint.repeat(len(x) // len(hint), 1, 1, 1)
         cond = cond.to(like.device, like.dtype)
         control = self.network(x.to(like), timestep.to(like.device), cond, hint)
@@ -67,13 +67,13 @@ class AppliedControlNet:
 
 
 def summed(controls: Iterable[Sequence[Tensor]]) -> list[Tensor]:
-    """What several controls add, together; those that add nothing may be among them.
+    """The sum of the outputs of several ControlNets, some of which may be empty.
 
-    Raises UndustError for controls of different U-Nets.
+    Raises UndustError for ControlNets of different U-Nets.
     """
-    said = [control for control in controls if control]
+    given = [control for control in controls if control]
     if any(
-        [part.shape for part in control] != [part.shape for part in said[0]] for control in said
+        [part.shape for part in control] != [part.shape for part in given[0]] for control in given
     ):
-        raise UndustError("the controls are for different models: what they add differs in shape")
-    return [reduce(add, parts) for parts in zip(*said, strict=True)]
+        raise UndustError("control: the ControlNets are for different models, of other shapes")
+    return [reduce(add, parts) for parts in zip(*given, strict=True)]

@@ -1,4 +1,4 @@
-"""The mathematics of a LoRA's change of one module, in float32 at least.
+"""A LoRA's change of the weights of one module, in float32 or finer.
 
 LoRA: Hu et al. 2021, eq. 3; LoHa and LoKr: Yeh et al. 2023 (LyCORIS), section 3, LoHa first in
 Hyeon-Woo et al. 2021, LoKr in Edalati et al. 2022; DoRA: Liu et al. 2024, eq. 5.
@@ -15,10 +15,10 @@ from undust.formats.lora.file import WeightDelta
 
 
 def delta(change: WeightDelta, weight: Tensor) -> Tensor:
-    """What the change adds to a weight when it is worn whole: a tensor of the weight's shape.
+    """The change ΔW of a weight W at LoRA weight 1, of W's shape.
 
-    weight: as it is without any change, in the precision and place to compute in. With a magnitude
-    m the weight becomes m·(W + ΔW)/‖W + ΔW‖, the norm over all axes that m has no length in.
+    weight: W, in the dtype and on the device to compute in. With a magnitude m the new weight is
+    m·(W + ΔW)/‖W + ΔW‖, with the norm over all axes in which m has length 1.
     """
     if change.weight is None:
         added = torch.zeros_like(weight)
@@ -30,12 +30,12 @@ def delta(change: WeightDelta, weight: Tensor) -> Tensor:
     axes = [axis for axis, length in enumerate(magnitude.shape) if length == 1]
     whole = weight + added
     norm = whole.square().sum(axes, keepdim=True).sqrt()
-    # A direction without length stays 0, whatever its magnitude.
+    # A direction of norm 0 stays 0.
     return whole * (magnitude / norm.clamp_min(torch.finfo(norm.dtype).tiny)) - weight
 
 
 def low_rank(product: Product, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The same matrix as up [out, r] and down [r, in·kernel] alone, any core being within down."""
+    """The product as up [out, r] and down [r, in·kernel], with any core multiplied into down."""
     up, down = product.up.to(like), product.down.to(like)
     if product.core is not None:
         down = torch.einsum("pqk,qi->pik", product.core.to(like), down).flatten(1)
@@ -43,7 +43,7 @@ def low_rank(product: Product, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What the module gives with another weight and bias; the modules are those of `CHANGED`."""
+    """The module's output with another weight and bias; for the module types in `CHANGED`."""
     match module:
         case nn.Linear():
             return F.linear(x, weight, bias)
@@ -59,7 +59,7 @@ def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = No
 
 
 def apply_low_rank(module: nn.Module, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """up·(down·x) of a linear layer or a convolution, without making the matrix up·down."""
+    """up·(down·x) for a linear layer or a convolution, without computing the matrix up·down."""
     if isinstance(module, nn.Conv2d):
         into = (module.in_channels, *module.kernel_size)
         return F.conv2d(apply(module, x, down.unflatten(1, into)), up[:, :, None, None])
@@ -67,7 +67,7 @@ def apply_low_rank(module: nn.Module, x: Tensor, up: Tensor, down: Tensor) -> Te
 
 
 def _matrix(factors: Factors, like: Tensor) -> Tensor:
-    """The factors multiplied: [out, in·kernel], or [n] for a norm."""
+    """The product of the factors: [out, in·kernel], or [n] for a norm."""
     match factors:
         case Tensor():
             return factors.to(like)

@@ -1,4 +1,4 @@
-"""Networks on a device without room for all: there when asked, at home when memory runs out."""
+"""Networks moved to a device when they are called, and back when its memory runs out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from undust.errors import UndustError
 
 T = TypeVar("T")
 Place = tuple[nn.Module, str, Tensor | nn.Parameter]
-"""A module, the name of one of its weights, and that weight as it lies at home."""
+"""A module, the name of one of its weights, and that weight in main memory."""
 
 
 class Lock:
-    """A reentrant lock that is copied, or pickled, as another one."""
+    """A reentrant lock; copying or pickling it makes a new one."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -33,30 +33,30 @@ class Lock:
 
 
 class Offload:
-    """Networks that lie in main memory, and come to a device when they are asked.
+    """Runs networks on a device, to which their weights are copied when they are called.
 
-    There they stay until its memory runs out; then all others are sent home, and the one that was
-    asked is asked again. So what fits is never moved twice, and a device needs room for one network
-    at work. Going home costs nothing: the weights there have been kept, and those that were not
-    cast are pages of their file.
+    They stay there until its memory runs out; then all of them are removed from it, and the call is
+    repeated. So networks that fit together are copied once, and a device needs room for one network
+    and its activations. Removal is free: the weights in main memory are kept, and those that were
+    not cast are memory-mapped from their file.
 
-    device: where to ask; None where the networks lie, with nothing ever moved, as for the CPU.
-    Several threads may ask: on another device than the CPU one after another.
+    device: None or the CPU to run networks where they are. Several threads may use it; on other
+    devices than the CPU their calls are serialised.
     """
 
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self._moves = device is not None and device.type != "cpu"
         self._lock = Lock()
-        self._away: dict[nn.Module, list[Place]] = {}
-        # By the weight at home: networks that share it share the one on the device.
-        self._there: dict[int, Tensor] = {}
+        self._moved: dict[nn.Module, list[Place]] = {}
+        # By the id of the weight in main memory: networks that share it share its copy.
+        self._copies: dict[int, Tensor] = {}
 
     def run(self, network: nn.Module, fn: Callable[[], T], *fallbacks: Callable[[], T]) -> T:
-        """What the question comes to, with the network on the device.
+        """The result of `fn()`, with the network on the device.
 
-        It may be asked twice; after that `frugal`, which asks the same with less memory, if there
-        is a way. Raises UndustError if there is no room even for that and the one network.
+        When memory runs out, `fn` is called again, then each of `fallbacks`, which compute the same
+        in less memory. Raises UndustError if memory runs out in all of them.
         """
         for attempt in (fn, fn, *fallbacks):
             try:
@@ -68,7 +68,7 @@ class Offload:
             except RuntimeError as error:
                 if not _is_full(error):
                     raise
-            # Not while the error is held: its frames hold what the question had made.
+            # After the except block: the error's frames refer to the tensors of the failed call.
             self.clear()
         raise UndustError(
             f"device: {self.device or 'the machine'} has not enough memory for this; smaller "
@@ -76,31 +76,32 @@ class Offload:
         )
 
     def clear(self) -> None:
-        """Sends every network home."""
+        """Removes all networks from the device."""
         with self._lock:
-            while self._away:
-                _, places = self._away.popitem()
-                for module, name, home in places:
-                    setattr(module, name, home)
-            self._there.clear()
+            while self._moved:
+                _, places = self._moved.popitem()
+                for module, name, original in places:
+                    setattr(module, name, original)
+            self._copies.clear()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
 
     def _bring(self, network: nn.Module) -> None:
-        if network in self._away:
+        if network in self._moved:
             return
-        places = self._away[network] = []
+        places = self._moved[network] = []
         # Tensors of inference mode could not be changed later.
         with torch.inference_mode(False), torch.no_grad():
             for module, name, weight in _weights(network):
                 if weight.device == self.device:
                     continue
                 places.append((module, name, weight))
-                if id(weight) not in self._there:
-                    self._there[id(weight)] = weight.detach().to(self.device)
-                moved = self._there[id(weight)]
-                kept = isinstance(weight, nn.Parameter)
-                setattr(module, name, nn.Parameter(moved, weight.requires_grad) if kept else moved)
+                if id(weight) not in self._copies:
+                    self._copies[id(weight)] = weight.detach().to(self.device)
+                copy = self._copies[id(weight)]
+                if isinstance(weight, nn.Parameter):
+                    copy = nn.Parameter(copy, weight.requires_grad)
+                setattr(module, name, copy)
 
 
 def _weights(network: nn.Module) -> Iterator[Place]:
@@ -110,8 +111,8 @@ def _weights(network: nn.Module) -> Iterator[Place]:
 
 
 def _is_full(error: RuntimeError) -> bool:
-    """Whether it says that memory has run out: that of a GPU, of Apple's, or the machine's own."""
+    """Whether memory has run out, of a GPU (CUDA, Apple's) or of the machine."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    said = str(error)
-    return "out of memory" in said or "can't allocate memory" in said
+    message = str(error)
+    return "out of memory" in message or "can't allocate memory" in message

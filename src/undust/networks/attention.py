@@ -1,4 +1,4 @@
-"""Attention over pictures: the autoencoder's single block and the U-Net's transformers."""
+"""Attention over pixels: the autoencoder's single block and the U-Net's transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 TRANSFORMER_NORM_EPS = 1e-6
-SHORT = 256  # tokens up to which a CPU trains faster without the fused kernel
+SHORT = 256  # tokens; up to here a CPU trains faster without the fused kernel
 
 
 class Perturbation(Protocol):
@@ -31,14 +31,14 @@ class Perturbation(Protocol):
 
 
 Rows = tuple[Tensor, Callable[..., Tensor]]
-"""Places in a batch [K], and what they get in the place of `attend`."""
+"""Batch indices [K] and the function that replaces `attend` for them."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int, causal: bool = False) -> Tensor:
     """Multi-head attention of queries [B,N,C] over keys and values [B,M,C] → [B,N,C].
 
-    Vaswani et al. 2017, eq. 1; `causal` lets token n see tokens up to n alone. The CPU's fused
-    kernel is slow backwards over short sequences: there the equation is computed as it stands,
+    Vaswani et al. 2017, eq. 1; causal: token n attends to tokens 0 … n only. The backward pass of
+    the CPU's fused kernel is slow for short sequences: there the equation is computed directly,
     which makes a training step 1.39 times as fast (benchmarks/attention_backward.py).
     """
     q, k, v = (tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2) for tokens in (q, k, v))
@@ -62,7 +62,7 @@ def _picture(tokens: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context, or to themselves without one."""
+    """Multi-head cross-attention to a context, or self-attention without one."""
 
     def __init__(
         self, channels: int, *, heads: int, context_channels: int | None = None, bias: bool = False
@@ -78,7 +78,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None = None, instead: Sequence[Rows] = ()
     ) -> Tensor:
-        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; `instead` of attending, in some rows."""
+        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; instead: replacements for some rows."""
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         attended = attend(q, k, v, heads=self.heads)
@@ -90,9 +90,9 @@ class Attention(nn.Module):
 
 
 class TokenPooling(nn.Module):
-    """What a learnt query, moved by the tokens' mean, sees in all tokens and in itself.
+    """Attention pooling: a learnt query plus the tokens' mean attends to the tokens and itself.
 
-    The attention pooling of CLIP's picture encoder (Radford et al. 2021, section 2.4), over words.
+    As in CLIP's picture encoder (Radford et al. 2021, section 2.4), over text tokens.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -112,7 +112,7 @@ class TokenPooling(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """All tokens as one vector that is added to the time embedding (Saharia et al. 2022, 2.1)."""
+    """The tokens pooled to one vector for the time embedding (Saharia et al. 2022, 2.1)."""
 
     def __init__(self, channels: int, out_channels: int, heads: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class TokenEmbedding(nn.Module):
 
 
 class PixelAttention(Attention):
-    """One attention head over all pixels, normalised and beside a skip."""
+    """Single-head self-attention over all pixels, with normalisation and a skip connection."""
 
     def __init__(self, channels: int, *, groups: int, eps: float) -> None:
         super().__init__(channels, heads=1, bias=True)
@@ -142,7 +142,7 @@ class PixelAttention(Attention):
 
 
 class GEGLU(nn.Module):
-    """A linear layer, half of which gates the other half (Shazeer 2020)."""
+    """A gated linear layer: half of the output gates the other half (Shazeer 2020)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The transformer's two layers, with a hidden width of 4C."""
+    """The feed-forward layers of a transformer block, with a hidden width of 4C."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -170,9 +170,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each normalised first and beside a skip.
+    """Self-attention, cross-attention, feed-forward: pre-normalised, with skip connections.
 
-    With `only_cross` the first attention too is to the context.
+    only_cross: the first attention is cross-attention too.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, context: Tensor, instead: Sequence[Rows] = ()) -> Tensor:
-        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; `instead` of its self-attention."""
+        """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; instead: of self-attention, by rows."""
         x = x + self.attn1(self.norm1(x), context if self.only_cross else None, instead)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -199,8 +199,8 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a picture (Rombach et al. 2022, section 3.3).
 
-    `linear` chooses between the two published shapes of the projections in and out: linear
-    layers, or convolutions of one pixel.
+    linear: the projections in and out are linear layers, otherwise 1×1 convolutions; both are
+    published.
     """
 
     def __init__(
@@ -231,11 +231,11 @@ class SpatialTransformer(nn.Module):
     ) -> Tensor:
         """Picture x [B,C,H,W], context [B,M,D] → [B,C,H,W].
 
-        perturbed: for each of the B pictures, what its self-attention is replaced by, if anything.
+        perturbed: for each of the B pictures, the replacement of its self-attention, or None.
         """
         instead = [*_rows(perturbed, x)]
         h = self.norm(x)
-        # Pictures in `channels_last` become tokens, and tokens pictures, without a copy.
+        # In `channels_last` neither conversion between pixels and tokens copies.
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, context, instead)
@@ -245,7 +245,7 @@ class SpatialTransformer(nn.Module):
 
 
 def _rows(perturbed: Sequence[Perturbation | None], x: Tensor) -> Iterator[Rows]:
-    """The pictures of x that get the same in the place of self-attention, together."""
+    """The rows of x grouped by the replacement of their self-attention."""
     for kind in dict.fromkeys(perturbed):
         if kind is not None:
             places = [place for place, other in enumerate(perturbed) if other == kind]

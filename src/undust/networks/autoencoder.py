@@ -16,13 +16,13 @@ from undust.networks.layers import Downsample, ResnetBlock, Upsample
 from undust.networks.streaming import activated, convolved, held, kept, streamed
 
 EPS = 1e-6
-LARGE = 1024 * 1024  # pixels of a picture up to which it is computed in one piece
+LARGE = 1024 * 1024  # pixels; larger pictures are streamed
 
 
 class Level(nn.Sequential):
-    """Resnet blocks at one resolution and, where there is another, the way to it.
+    """Residual blocks at one resolution, then the change to the next resolution.
 
-    `step` is the published name of the way and the layer itself.
+    step: the published name of the resampling layer and the layer; None for the last level.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Level(nn.Sequential):
 
 
 class Mid(nn.Module):
-    """Two resnet blocks around one attention over all pixels."""
+    """Two residual blocks around one attention over all pixels."""
 
     def __init__(self, channels: int, *, groups: int, attention: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Mid(nn.Module):
         self.attentions = nn.Sequential(*attentions)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        """Its layers in the order in which they are run."""
+        """The layers in order."""
         before, after = self.resnets
         return iter((before, *self.attentions, after))
 
@@ -67,7 +67,7 @@ class Mid(nn.Module):
 
 
 def _layers(levels: nn.Sequential) -> Iterator[nn.Module]:
-    """The blocks and steps of levels, in order."""
+    """The residual blocks and resampling layers of levels, in order."""
     for level in levels.children():
         for part in level.children():
             yield from part.children()
@@ -132,8 +132,8 @@ class Decoder(nn.Module):
         y = convolved(self.conv_in, held(z.contiguous(memory_format=torch.channels_last)))
         for layer in layers:
             y = streamed(layer, y)
-            # What the last level begins with is the largest of all, twice what it keeps itself. Not
-            # that is kept but what it was made from; it is computed each time that it is looked at.
+            # The last upsampling's output would be the largest tensor of all, so its input is kept
+            # and it is recomputed on each access.
             if layer in upsamples[:-1]:
                 y = held(kept(y))
         return kept(convolved(self.conv_out, activated(self.conv_norm_out, y)))
@@ -148,7 +148,7 @@ class Autoencoder(FirstStageNetwork):
         moments, latents = 2 * config.latent_channels, config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        # Identities hold no weights, so that a model without these layers has no such keys.
+        # An identity has no weights, so a model without these layers has no such keys.
         self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = (
             nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
@@ -184,7 +184,7 @@ class Autoencoder(FirstStageNetwork):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """(s, m), with which z [B,C,h,w] becomes the (z − m)·s that a U-Net is trained on."""
+        """(s, m) for latents z [B,C,h,w]: denoisers are trained on (z − m)·s."""
         config = self.config
         if config.latents_mean is None or config.latents_std is None:
             return config.scaling_factor, config.shift_factor or 0.0
@@ -196,32 +196,32 @@ class Autoencoder(FirstStageNetwork):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight at which an adversarial loss weighs its gradient against the others'."""
+        """The weight whose gradients balance an adversarial loss against the others."""
         return self.decoder.conv_out.weight
 
     def encode(self, x: Tensor, *, streamed: bool = False) -> DiagonalGaussian:
         """Pictures [B,3,H,W] in [-1,1] → the distribution of latents [B,C,H/f,W/f].
 
-        Pictures of more than `LARGE` pixels, and smaller ones if `streamed`, go through one by one
-        and strip by strip, which is exact up to rounding and takes a third of the memory, unless
-        gradients are asked for.
+        Pictures of more than `LARGE` pixels, and smaller ones if `streamed`, are processed one by
+        one in strips, which is exact up to rounding and takes a third of the memory. With gradients
+        they are processed whole.
         """
         streamed = streamed or x.shape[2] * x.shape[3] > LARGE
         moments = self._run(self.encoder, x, streamed=streamed)
         mean, logvar = self.quant_conv(moments).chunk(2, dim=1)
-        # Beyond these bounds the exponential leaves float16, or the variance is nought.
+        # Beyond these bounds the exponential overflows float16, or the variance is zero.
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Tensor, *, streamed: bool = False) -> Tensor:
         """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1].
 
-        Large pictures are streamed as `encode` does it.
+        Large pictures are streamed as in `encode`.
         """
         streamed = streamed or z.shape[2] * z.shape[3] * self.downsampling_factor**2 > LARGE
         return self._run(self.decoder, self.post_quant_conv(z), streamed=streamed)
 
     def _run(self, half: Encoder | Decoder, x: Tensor, *, streamed: bool) -> Tensor:
-        asked = torch.is_grad_enabled() and (x.requires_grad or self.last_layer.requires_grad)
-        if asked or not streamed:
+        grad = torch.is_grad_enabled() and (x.requires_grad or self.last_layer.requires_grad)
+        if grad or not streamed:
             return half(x)
         return torch.cat([half.streamed(one) for one in x.split(1)]).contiguous()

@@ -1,4 +1,4 @@
-"""The inputs of a network beside the noisy latents and the time step."""
+"""A network's inputs other than the noisy latents and the time step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from undust.networks.attention import Perturbation
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The conditions of `batch` pictures; a network takes the fields that it was built for.
+    """The conditions of `batch` pictures; a network reads the fields it was built for.
 
     text: [B, T, D], the text encoders' states of each token of each prompt; pooled: [B, P], the
     prompt as one vector; size_ids: [B, N], the numbers beside it (Podell et al. 2023, section 2.2);
@@ -47,12 +47,12 @@ class Conditioning:
         return replace(self, batch=len(range(self.batch)[part]), **chosen)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that are given, by name."""
+        """The fields that are not None, by name."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The same on a device, with text and maps in a precision; numbers keep their own."""
+        """Moved to a device, text and maps in `dtype`; numbers keep their dtype."""
         kept = ("size_ids", "label", "negative")
         moved = {
             name: tensor.to(device) if name in kept else tensor.to(device, dtype)
@@ -61,7 +61,7 @@ class Conditioning:
         return replace(self, **moved)
 
     def toward(self, other: Self, part: Tensor) -> Self:
-        """`part` [B] of the way to the other's text, each token along its great arc."""
+        """Spherical interpolation of each token of the text, by `part` [B], towards `other`."""
         if self.text is None or other.text is None:
             raise UndustError("conditioning: only conditions with text can be interpolated")
         own, others = _repeated(self.text, other.text)
@@ -75,13 +75,13 @@ class Conditioning:
     def concat(self, other: Self) -> Self:
         """The entries of both, one after the other; UndustError if only one of them has a field.
 
-        Texts of different lengths are repeated up to their least common multiple: attention over
-        keys and values that all stand there k times is the same as over them once.
+        Texts of different lengths are repeated to their least common multiple: attention over keys
+        and values that are all repeated k times is the same as over one copy.
         """
         own, others = self.tensors(), other.tensors()
         if different := sorted(own.keys() ^ others.keys()):
             raise UndustError(
-                f"conditions with and without {different[0]} cannot be asked together"
+                f"conditions with and without {different[0]} cannot share a network call"
             )
         joined = {
             name: torch.cat(
@@ -93,7 +93,7 @@ class Conditioning:
 
 
 class ControlBranch(Protocol):
-    """A ControlNet at work, with its picture and weight."""
+    """A ControlNet with its input picture and weight."""
 
     @property
     def network(self) -> nn.Module:
@@ -101,11 +101,11 @@ class ControlBranch(Protocol):
         ...
 
     def acts(self, sigma: float) -> bool:
-        """Whether it adds anything at this noise level."""
+        """Whether it is active at this noise level."""
         ...
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Conditioning, /) -> Sequence[Tensor]:
-        """The tensors added to each of the U-Net's skips and to its middle block; () for none.
+        """The tensors added to the U-Net's skip connections and middle block; () for none.
 
         The arguments are those of the U-Net.
         """
@@ -114,7 +114,7 @@ class ControlBranch(Protocol):
 
 @dataclass(frozen=True)
 class CallOptions:
-    """Changes of a network call that are no data.
+    """Options of a network call that are functions, not data.
 
     perturbed: for each entry of the batch, the replacement of its self-attention in the middle
     block, or None; controls: the same for all entries.
@@ -124,7 +124,7 @@ class CallOptions:
     controls: tuple[ControlBranch, ...] = ()
 
     def at(self, sigma: Tensor) -> Self:
-        """With the controls that act at the levels σ [B], of which the highest decides."""
+        """With the controls that are active at the highest of the levels σ [B]."""
         if not self.controls:
             return self
         level = float(sigma.max())
@@ -133,11 +133,11 @@ class CallOptions:
     def concat(self, other: Self) -> Self:
         """For the entries of both; UndustError for different controls."""
         if self.controls != other.controls:
-            raise UndustError("conditions with different controls cannot be asked together")
+            raise UndustError("conditions with different controls cannot share a network call")
         return replace(self, perturbed=self.perturbed + other.perturbed)
 
 
 def _repeated(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Both texts [B, T, D], repeated along T to the least length that both divide."""
+    """Both texts [B, T, D], repeated along T to the least common multiple of their lengths."""
     length = math.lcm(a.shape[1], b.shape[1])
     return [text.repeat(1, length // text.shape[1], 1) for text in (a, b)]

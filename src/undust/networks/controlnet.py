@@ -1,4 +1,4 @@
-"""ControlNet (Zhang et al. 2023): a copy of a U-Net's encoder half that shows it a picture."""
+"""ControlNet (Zhang et al. 2023): a copy of a U-Net's encoder, conditioned on a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from undust.networks.unet import UNet, UNetEncoder
 
 
 class HintEmbedding(nn.Module):
-    """A picture to features as large as the latent, by strided convolutions (section 3.3)."""
+    """Strided convolutions from a picture to features of the latent's size (section 3.3)."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], out_channels: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class HintEmbedding(nn.Module):
         self.conv_out = _zero(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
     def forward(self, hint: Tensor) -> Tensor:
-        """[B,3,H,W] → [B,out,H/2ⁿ,W/2ⁿ], n being the number of widths without the first."""
+        """[B,3,H,W] → [B,out,H/2ⁿ,W/2ⁿ] for n + 1 widths."""
         x = F.silu(self.conv_in(hint))
         for block in self.blocks:
             x = F.silu(block(x))
@@ -35,9 +35,9 @@ class HintEmbedding(nn.Module):
 
 
 class ControlNet(UNetEncoder):
-    """A hint, beside what the U-Net gets, to what is added to it; keys as ControlNetModel's.
+    """A hint and the U-Net's inputs to residuals for the U-Net; keys as ControlNetModel's.
 
-    A new one adds nothing: its convolutions out are zeros, and training moves them (section 3.1).
+    The output convolutions are initialised to zero, so a new one adds nothing (section 3.1).
     """
 
     def __init__(self, config: ControlNetConfig) -> None:
@@ -55,17 +55,17 @@ class ControlNet(UNetEncoder):
 
     @property
     def scale(self) -> int:
-        """Pixels of the hint to one of the latent."""
+        """Pixels of the hint along a side for one latent pixel."""
         return 2 ** (len(self.controlnet_cond_embedding.blocks) // 2)
 
     def forward(
         self, x: Tensor, timestep: Tensor, cond: Conditioning, hint: Tensor
     ) -> list[Tensor]:
-        """What a U-Net of the same inputs takes as `control`, unscaled.
+        """The `control` of a U-Net with the same inputs, unscaled.
 
-        hint: a picture [B,3,8H,8W] in [0, 1], or [1,3,8H,8W] for all; the rest as `UNet.forward`,
-        of which the extra channels are not looked at.
-        Raises UndustError for a hint of another size, and for what it needs and is not given.
+        hint: a picture [B,3,8H,8W] in [0, 1], or [1,3,8H,8W] for all; the rest as in
+        `UNet.forward`, but extra channels are ignored.
+        Raises UndustError for a hint of another size and for a missing condition.
         """
         size = [length * self.scale for length in x.shape[2:]]
         if list(hint.shape[1:]) != [3, *size] or len(hint) not in (1, len(x)):
@@ -89,7 +89,7 @@ class ControlNet(UNetEncoder):
 
 
 def from_unet(unet: UNet) -> ControlNet:
-    """A ControlNet for a U-Net, to be trained: its weights are the U-Net's, and it adds nothing."""
+    """A ControlNet to train for a U-Net, with the U-Net's weights and zero output."""
     network = ControlNet(ControlNetConfig.of(unet.config)).to(unet.conv_in.weight)
     own, given = network.state_dict(), unet.state_dict()
     network.load_state_dict({name: given.get(name, tensor) for name, tensor in own.items()})
@@ -101,9 +101,9 @@ def check_fits(network: ControlNet, unet: nn.Module) -> None:
     if not isinstance(unet, UNet):
         raise UndustError(f"ControlNets are for U-Nets; this model has a {type(unet).__name__}")
     for what, ours, theirs in (
-        ("texts as wide as", _seen(network) or _seen(unet), _seen(unet)),
+        ("texts as wide as", _text_widths(network) or _text_widths(unet), _text_widths(unet)),
         ("levels as wide as", network.skips, unet.skips),
-        ("a text and sizes that come to", _beside(network), _beside(unet)),
+        ("pooled text and size ids of", _added_width(network), _added_width(unet)),
     ):
         if ours != theirs:
             raise UndustError(
@@ -112,14 +112,14 @@ def check_fits(network: ControlNet, unet: nn.Module) -> None:
             )
 
 
-def _seen(network: UNetEncoder) -> list[int]:
-    """The widths of the texts that its attention sees."""
+def _text_widths(network: UNetEncoder) -> list[int]:
+    """The widths of the text in cross-attention."""
     blocks = (block for block in network.modules() if isinstance(block, TransformerBlock))
     return sorted({block.attn2.to_k.in_features for block in blocks})
 
 
-def _beside(network: UNetEncoder) -> int | None:
-    """The width of what it is told beside the time step."""
+def _added_width(network: UNetEncoder) -> int | None:
+    """The width of the pooled text and the size ids together."""
     kind = network.config.addition_embed_type
     return network.config.projection_class_embeddings_input_dim if kind == "text_time" else None
 

@@ -1,4 +1,4 @@
-"""What networks are kept in and where they are asked, as people name these."""
+"""The dtype of weights and the device of networks, by name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def precision(given: torch.dtype | str) -> torch.dtype:
-    """What weights are kept in, by our name or torch's. Raises UndustError for anything else."""
+    """The dtype of weights by its short name or torch's. Raises UndustError for any other."""
     theirs = {str(kind): kind for kind in (*PRECISIONS.values(), torch.float64)}
     short = {name.removeprefix("torch."): kind for name, kind in theirs.items()}
     found = {**PRECISIONS, **theirs, **short}.get(str(given))
     if found is None:
-        raise UndustError(f"dtype: weights are kept in fp32, fp16 or bf16, not in {quoted(given)}")
+        raise UndustError(f"dtype: {quoted(given)} is not one of fp32, fp16 and bf16")
     return found
 
 
 def device(given: torch.device | str | None) -> torch.device:
-    """A device that is here, the CPU unless told. Raises UndustError for one that is not."""
+    """A device, by default the CPU. Raises UndustError for one that is not available."""
     try:
         place = torch.device(given or "cpu")
         return torch.empty(0, device=place).device

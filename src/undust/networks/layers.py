@@ -1,7 +1,7 @@
-"""The convolutional parts that the U-Net and the autoencoder share.
+"""Convolutional layers shared by the U-Net and the autoencoder.
 
-Attribute names are the published key names. Nothing here fixes a memory format: an input in
-`torch.channels_last` (the fast one on CPUs) stays in it from end to end.
+Attribute names are the published key names. No memory format is fixed: an input in
+`torch.channels_last` (fast on CPUs) keeps it throughout.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions beside a skip, told in between by the time embedding.
+    """A residual block of two normalised convolutions, conditioned on the time embedding.
 
-    He et al. 2016, as Ho et al. 2020 use it. The embedding shifts every channel; with `scaled` it
-    also scales them, after the norm (Dhariwal & Nichol 2021, section 3.1, AdaGN). Without
-    `time_channels` it does nothing.
+    He et al. 2016, as in Ho et al. 2020. The embedding shifts every channel; with `scaled` it also
+    scales them, after the norm (Dhariwal & Nichol 2021, section 3.1, AdaGN). time_channels: width
+    of the embedding, None without one.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class ResnetBlock(nn.Module):
         self.scaled = scaled
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        told = (2 if scaled else 1) * out_channels
-        self.time_emb_proj = nn.Linear(time_channels, told) if time_channels else None
+        width = (2 if scaled else 1) * out_channels
+        self.time_emb_proj = nn.Linear(time_channels, width) if time_channels else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
@@ -45,12 +45,12 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[B,in,H,W] and an activated time embedding [B,time_channels] → [B,out,H,W]."""
         h = self.conv1(F.silu(self.norm1(x)))
-        told = None if self.time_emb_proj is None else self.time_emb_proj(time)[:, :, None, None]
-        if told is not None and self.scaled:
-            scale, shift = told.chunk(2, dim=1)
+        temb = None if self.time_emb_proj is None else self.time_emb_proj(time)[:, :, None, None]
+        if temb is not None and self.scaled:
+            scale, shift = temb.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h if told is None else h + told)
+            h = self.norm2(h if temb is None else h + temb)
         h = self.conv2(F.silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -58,7 +58,7 @@ class ResnetBlock(nn.Module):
 class Downsample(nn.Module):
     """Halves height and width with a strided convolution.
 
-    `padding=0` pads right and below only, as the first stage of Rombach et al. 2022 does.
+    padding: 0 pads right and below only, as in the first stage of Rombach et al. 2022.
     """
 
     def __init__(self, channels: int, *, padding: int) -> None:
@@ -72,7 +72,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeats pixels to twice the size, or to a given one, then convolves."""
+    """Nearest-neighbour upsampling by 2, or to a given size, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

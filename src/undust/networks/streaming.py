@@ -1,13 +1,12 @@
-"""The first stage's layers over large pictures: strip after strip of rows, and still exact.
+"""The first stage's layers on large pictures, in strips of rows, exact up to rounding.
 
-A picture that is cut into tiles gets seams, because GroupNorm's statistics and attention look at
-all of it and differ from tile to tile. Here it is each layer's work that is cut: the norms take
-their statistics from every strip before the first is normalised, attention has the keys and values
-of the whole picture, a convolution gets the rows next to its strip. What comes out is what the
-undivided network gives, up to rounding; what is saved are the copies of the picture between layers.
+Decoding a picture in tiles makes seams, because GroupNorm's statistics and attention depend on the
+whole picture. Here each layer is computed in strips instead: norms gather their statistics from all
+strips before the first is normalised, attention has the keys and values of the whole picture, and a
+convolution reads the rows next to its strip. This saves the memory of intermediate results.
 
-Pictures are single ones, [1,C,H,W], and kept in `torch.channels_last`, where rows lie together.
-Nothing here can be differentiated.
+Inputs are single pictures [1,C,H,W], stored in `torch.channels_last`, where rows are contiguous.
+Nothing here is differentiable.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from torch.nn import functional as F
 from undust.networks.attention import PixelAttention, attend
 from undust.networks.layers import Downsample, ResnetBlock, Upsample
 
-ROWS = 16  # of a strip: few enough for the allocator to have the memory at hand again
+ROWS = 16  # of a strip: few enough for the allocator to reuse the memory
 
 
 @dataclass(frozen=True)
 class Strips:
-    """A picture of `height` rows; `rows(top, bottom)` computes some, anew whenever it is asked."""
+    """A picture of `height` rows; `rows(top, bottom)` computes some of them on every call."""
 
     height: int
     rows: Callable[[int, int], Tensor]
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """Each strip from top to bottom, with the number of its first row."""
+        """Each strip from top to bottom, with the index of its first row."""
         for top in range(0, self.height, ROWS):
             yield top, self.rows(top, min(top + ROWS, self.height))
 
 
 def held(x: Tensor) -> Strips:
-    """A picture [1,C,H,W] that lies in memory."""
+    """A picture [1,C,H,W] in memory."""
     return Strips(x.shape[2], lambda top, bottom: x[:, :, top:bottom])
 
 
 def kept(x: Strips, over: Tensor | None = None) -> Tensor:
-    """All rows of a picture, computed once [1,C,H,W]; `over`: in the memory of this one.
+    """All rows of a picture, computed once: [1,C,H,W]; over: a picture whose memory is reused.
 
-    x may be made from `over`, of rows at most a strip away, for a strip is written only when the
-    one after it is there.
+    x may depend on rows of `over` up to one strip away: a strip is written only after the next one
+    has been computed.
     """
     strips = iter(x)
     top, rows = next(strips)
@@ -63,7 +62,7 @@ def kept(x: Strips, over: Tensor | None = None) -> Tensor:
 
 
 def convolved(conv: nn.Conv2d, x: Strips, pad: tuple[int, int] | None = None) -> Strips:
-    """A convolution; `pad`: so many zeros before and after height and width, if not its own."""
+    """A convolution; pad: zeros before and after height and width, None for the layer's own."""
     size, stride = conv.kernel_size[0], conv.stride[0]
     before, after = pad or (int(conv.padding[0]),) * 2
 
@@ -77,7 +76,7 @@ def convolved(conv: nn.Conv2d, x: Strips, pad: tuple[int, int] | None = None) ->
 
 
 def normed(norm: nn.GroupNorm, x: Strips) -> Strips:
-    """A GroupNorm: a batch norm that is told its statistics."""
+    """A GroupNorm, computed as a batch norm with given statistics."""
     dtype = torch.promote_types(norm.weight.dtype, torch.float32)
     mean, variance = _statistics(x, norm, dtype)
     weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
@@ -89,13 +88,13 @@ def normed(norm: nn.GroupNorm, x: Strips) -> Strips:
 
 
 def activated(norm: nn.GroupNorm, x: Strips) -> Strips:
-    """A GroupNorm and then SiLU."""
+    """A GroupNorm followed by SiLU."""
     y = normed(norm, x)
     return Strips(y.height, lambda top, bottom: F.silu(y.rows(top, bottom), inplace=True))
 
 
 def streamed(layer: nn.Module, x: Strips) -> Strips:
-    """What the layer of a first stage makes of a picture."""
+    """A layer of a first stage applied to a picture."""
     match layer:
         case ResnetBlock():
             return resnet(layer, x)
@@ -110,7 +109,7 @@ def streamed(layer: nn.Module, x: Strips) -> Strips:
 
 
 def resnet(block: ResnetBlock, x: Strips) -> Strips:
-    """A resnet block without a time embedding; what is kept lies where its first half lay."""
+    """A residual block without time embedding; the result reuses the first half's memory."""
     h = kept(convolved(block.conv1, activated(block.norm1, x)))
     y = convolved(block.conv2, activated(block.norm2, held(h)))
     skip = x if block.conv_shortcut is None else convolved(block.conv_shortcut, x)
@@ -119,7 +118,7 @@ def resnet(block: ResnetBlock, x: Strips) -> Strips:
 
 
 def attended(block: PixelAttention, x: Strips) -> Strips:
-    """Attention of each strip's pixels to those of the whole picture."""
+    """Attention of each strip's pixels to the whole picture."""
     y = held(kept(normed(block.group_norm, x)))
     pixels = _tokens(y.rows(0, y.height))
     k, v = block.to_k(pixels), block.to_v(pixels)
@@ -133,7 +132,7 @@ def attended(block: PixelAttention, x: Strips) -> Strips:
 
 
 def upsampled(layer: Upsample, x: Strips) -> Strips:
-    """Twice the size; the one layer whose result is left to the caller to keep."""
+    """Twice the size; the only layer whose result is not stored."""
 
     def rows(top: int, bottom: int) -> Tensor:
         first, last = top // 2, (bottom + 1) // 2
@@ -151,9 +150,9 @@ def downsampled(layer: Downsample, x: Strips) -> Strips:
 def _statistics(x: Strips, norm: nn.GroupNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel's group over the whole picture, both [C] in `dtype`.
 
-    From strip to strip and then over the channels as Chan, Golub & LeVeque 1979 put them together.
-    What is gathered lies where it lay before the first strip: small pieces of memory that are taken
-    between large ones, and stay, would split the heap until it is twice as large.
+    Combined over strips, then over channels, after Chan, Golub & LeVeque 1979. The accumulators are
+    allocated before the first strip: small allocations that stay between large ones would fragment
+    the heap to twice its size.
     """
     mean = torch.zeros(norm.num_channels, dtype=dtype, device=norm.weight.device)
     squares = torch.zeros_like(mean)  # of distances from it: means along rows, summed over them

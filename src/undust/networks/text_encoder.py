@@ -1,4 +1,4 @@
-"""A causal text transformer, as CLIP's (Radford et al. 2021)."""
+"""CLIP's text encoder, a causal transformer (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from undust.errors import UndustError
 from undust.networks.attention import attend
 from undust.networks.config import TextEncoderConfig
 
-LEGACY_END = 2  # what older configurations call an end that has the vocabulary's largest number
+LEGACY_END = 2  # the end token in older configurations, where it is really the largest id
 
 
 class EncodedText(NamedTuple):
-    """What a text encoder makes of tokens: `states` [B,T,D], and `pooled` [B,P] if it projects."""
+    """Encoded tokens: `states` [B,T,D], and `pooled` [B,P], None without a projection."""
 
     states: Tensor
     pooled: Tensor | None
@@ -42,7 +42,7 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """[B,T] → [B,T,D]; UndustError if there are more tokens than positions.
 
-        rows: the embeddings [N,D] of further tokens, numbered from the vocabulary's size on.
+        rows: the embeddings [N,D] of further tokens, whose ids start at the vocabulary's size.
         """
         positions = self.position_embedding.weight
         if ids.shape[1] > len(positions):
@@ -54,7 +54,7 @@ class Embeddings(nn.Module):
     def _tokens(self, ids: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:
             return self.token_embedding(ids)
-        # The table is not extended by them: it can be a hundred thousand times as large.
+        # The table is not extended: copying it could cost a hundred thousand times as much.
         size = len(self.token_embedding.weight)
         known = self.token_embedding(ids.clamp(max=size - 1))
         further = ids >= size
@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Every token looks at itself and those before it."""
+    """Self-attention of every token to itself and to the tokens before it."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class CausalAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward part, each normalised first and beside a skip."""
+    """Attention and feed-forward, pre-normalised, with skip connections."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Layer(nn.Module):
 class TextEncoder(nn.Module):
     """Token ids to the states of every token; keys as in published `CLIPTextModel` files.
 
-    With `text_projection`, where the configuration is that of a `CLIPTextModelWithProjection`.
+    A `CLIPTextModelWithProjection` also has a `text_projection`.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -122,24 +122,25 @@ class TextEncoder(nn.Module):
         self.apply(self._initialise)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids [B,T] → states after the final norm [B,T,D]; UndustError if too long."""
+        """Token ids [B,T] → states after the final norm [B,T,D]; UndustError if T is too large."""
         return self.text_model(ids)
 
     def read(
         self, ids: Tensor, *, skip: int = 0, norm: bool = True, rows: Tensor | None = None
     ) -> EncodedText:
-        """Token ids [B,T] → the states after all layers but the last `skip`, and the pooled one.
+        """Token ids [B,T] → the states after all layers but the last `skip`, and the pooled state.
 
-        norm: whether the final norm is applied to the states, as Stable Diffusion 1 and 2 do it and
-        XL does not; rows: embeddings [N,D] of the ids from `vocab_size` on. Pooled is the end's
-        state, after all layers and the norm, through `text_projection`: an encoder that has none
-        gives None. Raises UndustError for more layers left out than there are, and as `forward`.
+        norm: whether the final norm is applied to the states, as in Stable Diffusion 1 and 2 but
+        not in XL; rows: embeddings [N,D] of the ids from `vocab_size` on. The pooled state is the
+        projection of the end token's state after all layers and the norm; None without a
+        `text_projection`. Raises UndustError for a skip of more layers than there are, and as
+        `forward`.
         """
         embeddings, encoder, final_norm = self.text_model
         layers = cast(nn.Sequential, cast(nn.Sequential, encoder)[0])
         if not 0 <= skip <= len(layers):
             raise UndustError(
-                f"clip skip: {skip} layers cannot be left out; this text encoder has {len(layers)}"
+                f"clip skip: {skip} is not 0 to {len(layers)}, the layers of this text encoder"
             )
         kept = len(layers) - skip
         x = layers[:kept](embeddings(ids, rows))
@@ -151,13 +152,13 @@ class TextEncoder(nn.Module):
         return EncodedText(states, self.text_projection(last[batch, self._end(ids)]))
 
     def _end(self, ids: Tensor) -> Tensor:
-        """Where the first end of each row stands [B]."""
+        """The position of the first end token of each row [B]."""
         known = ids.where(ids < self.config.vocab_size, 0)
         end = cast(int, self.config.eos_token_id)  # where there is a projection it is one
         return (known if end == LEGACY_END else (known == end).int()).argmax(1)
 
     def _initialise(self, module: nn.Module) -> None:
-        """CLIP's own starting weights: what is added to the residual stream shrinks with depth."""
+        """CLIP's initialisation: residual branches are scaled down with the number of layers."""
         config = self.config
         width = 1 / math.sqrt(config.hidden_size)
         branch = width / math.sqrt(2 * config.num_hidden_layers)
@@ -176,5 +177,5 @@ class TextEncoder(nn.Module):
 
 
 def _named(**parts: nn.Module) -> nn.Sequential:
-    """Components run one after another, under the given names."""
+    """A sequence of modules under the given names."""
     return nn.Sequential(OrderedDict(parts))

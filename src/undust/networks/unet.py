@@ -1,4 +1,4 @@
-"""The denoising U-Net of latent diffusion (Rombach et al. 2022), conditioned on tokens."""
+"""The denoising U-Net of latent diffusion (Rombach et al. 2022) with cross-attention."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _transformers(
 
 
 def _added(config: UNetConfig) -> TokenEmbedding | TimestepEmbedding | None:
-    """What turns more than the time step into a part of the time embedding."""
+    """The embedding of conditions that are added to the time embedding; None without any."""
     channels = 4 * config.block_out_channels[0]
     if config.addition_embed_type == "text":
         heads = config.addition_embed_type_num_heads
@@ -60,7 +60,7 @@ def _added(config: UNetConfig) -> TokenEmbedding | TimestepEmbedding | None:
 
 
 class DownBlock(nn.Module):
-    """One resolution on the way down, and the step to the next coarser one."""
+    """One resolution of the encoder, then downsampling."""
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, padding=1)])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> list[Tensor]:
-        """[B,in,H,W] → every state that the way up will want; the last one goes on down."""
+        """[B,in,H,W] → the states for the skip connections; the last is the next block's input."""
         states: list[Tensor] = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(x, time)
@@ -88,7 +88,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The coarsest resolution: a transformer between two resnet blocks, or one of these alone."""
+    """The coarsest resolution: a transformer between two residual blocks, or one block alone."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -113,9 +113,9 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One resolution on the way up, beside the states of the way down, and the step to the next.
+    """One resolution of the decoder, with skip connections, then upsampling.
 
-    `skips` are the channels of those states, in the order in which they are taken.
+    skips: the channels of the skip connections, in the order of their use.
     """
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int, skips: list[int]) -> None:
@@ -136,18 +136,18 @@ class UpBlock(nn.Module):
     def forward(
         self, x: Tensor, states: list[Tensor], time: Tensor, context: Tensor | None
     ) -> Tensor:
-        """[B,in,H,W] → [B,out,H',W'], taking the states it needs off the end of `states`."""
+        """[B,in,H,W] → [B,out,H',W']; pops its skip connections from the end of `states`."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(torch.cat([x, states.pop()], dim=1), time)
             x = x if attention is None else attention(x, context)
         for upsample in self.upsamplers:
-            # An odd size was rounded on the way down: the next state knows what it was.
+            # Downsampling rounded odd sizes; the next skip connection has the original size.
             x = upsample(x, states[-1].shape[2:])
         return x
 
 
 class UNetEncoder(nn.Module):
-    """The way down and the middle: what a U-Net and the ControlNets made for it have in common."""
+    """The encoder and middle block of a U-Net, shared with ControlNets."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class UNetEncoder(nn.Module):
 
     @property
     def skips(self) -> list[int]:
-        """The channels of each state that `down` gives."""
+        """The channels of each state that `down` returns."""
         widths = self.config.block_out_channels
         skips = [widths[0]]
         for level, width in enumerate(widths):
@@ -174,9 +174,9 @@ class UNetEncoder(nn.Module):
         return skips
 
     def embed(self, timestep: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
-        """The embedding of the time step and the conditions that every block adds: [B,4C].
+        """The embedding [B,4C] of the time step, class, size ids and pooled text.
 
-        Raises UndustError for a condition that the network needs and is not given.
+        Raises UndustError for a missing condition.
         """
         waves = sinusoids(
             timestep,
@@ -192,32 +192,31 @@ class UNetEncoder(nn.Module):
             time = time + self.add_embedding(added.to(dtype))
         if self.class_embedding is not None:
             if cond.label is None:
-                raise UndustError("this network needs a class for each picture")
+                raise UndustError("this network needs a class label for each picture")
             classes = self.class_embedding.num_embeddings
             if not bool(((cond.label >= 0) & (cond.label < classes)).all()):
                 raise UndustError(
-                    f"this network has {classes} classes, and none of the number "
-                    f"{cond.label.max().item()}"
+                    f"class labels are 0 to {classes - 1}, not {cond.label.max().item()}"
                 )
             time = time + self.class_embedding(cond.label)
-        # Every block activates the embedding before its own projection: once is enough.
+        # Every block would activate the embedding before its own projection.
         return F.silu(time)
 
     def down(self, x: Tensor, time: Tensor, context: Tensor | None) -> list[Tensor]:
-        """What `conv_in` gave [B,C,H,W] → it and every state that the way up will want."""
+        """The output of `conv_in` [B,C,H,W] → it and all states for the skip connections."""
         states = [x]
         for block in self.down_blocks:
             states += block(states[-1], time, context)
         return states
 
     def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
-        """The text's vector [B,P] and the sinusoids of the sizes [B,N] → [B,P+N·channels]."""
+        """Pooled text [B,P] and sinusoids of the size ids [B,N] → [B,P+N·channels]."""
         channels = self.config.addition_time_embed_dim or 0
         width = self.config.projection_class_embeddings_input_dim
         if pooled is None or sizes is None or pooled.shape[1] + sizes.shape[1] * channels != width:
             raise UndustError(
-                f"this network needs a vector of the text and sizes that come to {width} channels, "
-                f"{channels} for each size"
+                f"this network needs pooled text and size ids of {width} channels together, "
+                f"{channels} for each id"
             )
         waves = sinusoids(
             sizes.flatten(),
@@ -229,7 +228,7 @@ class UNetEncoder(nn.Module):
 
 
 class UNet(UNetEncoder, DenoiserNetwork):
-    """Noisy latents, time steps and tokens to a prediction; keys as UNet2DConditionModel's."""
+    """Noisy latents, time steps and conditions to a prediction; keys as UNet2DConditionModel's."""
 
     config: UNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -256,13 +255,12 @@ class UNet(UNetEncoder, DenoiserNetwork):
     ) -> Tensor:
         """Latents [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
 
-        cond: text, and pooled text and sizes for addition_embed_type "text_time", label for
-        num_class_embeds, extra_channels for the input channels beyond the latents'; perturbed: for
-        each picture, the replacement of self-attention in the middle block, or None, as Ahn et
-        al. 2024 and Hong 2024 do in latent U-Nets; control: tensors added to each skip, and last to
-        the middle block's output (Zhang et al. 2023, fig. 3), or () for none.
-        Raises UndustError for a perturbation without such a block, for a condition that it needs
-        and is not given, and for a control of other shapes.
+        cond: text; pooled text and size ids for addition_embed_type "text_time"; label for
+        num_class_embeds; extra_channels for input channels beyond the latents'; perturbed: for each
+        picture, the replacement of self-attention in the middle block (Ahn et al. 2024, Hong 2024),
+        or None; control: tensors added to each skip connection and, the last, to the middle block's
+        output (Zhang et al. 2023, fig. 3), or (). Raises UndustError for a perturbation without
+        such a block, a missing condition and a control of other shapes.
         """
         time, context = self.embed(timestep, cond, x.dtype), cond.text
         if cond.extra_channels is not None:
@@ -270,7 +268,7 @@ class UNet(UNetEncoder, DenoiserNetwork):
         states = self.down(self.conv_in(x), time, context)
         x = states[-1]
         if any(perturbed) and not (self.mid_block and self.mid_block.attentions):
-            raise UndustError("this U-Net has no middle block whose attention could be perturbed")
+            raise UndustError("this U-Net has no attention in a middle block to perturb")
         if self.mid_block is not None:
             x = self.mid_block(x, time, context, perturbed)
         if control:
@@ -280,9 +278,9 @@ class UNet(UNetEncoder, DenoiserNetwork):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def start_at_zero(self) -> None:
-        """Before training: every residual branch, and the output, begin as exact zeros.
+        """Initialises the end of every residual branch, and the output, to zero, for training.
 
-        Dhariwal and Nichol 2021 (their `zero_module`): deep networks then start as shallow ones.
+        Dhariwal and Nichol 2021 (`zero_module`): blocks then start as identities.
         """
         for module in self.modules():
             for name in ("conv2", "proj_out", "conv_out"):
@@ -291,15 +289,13 @@ class UNet(UNetEncoder, DenoiserNetwork):
 
 
 def _controlled(states: list[Tensor], control: Sequence[Tensor]) -> list[Tensor]:
-    """The states, each with its part of the control added."""
+    """The states plus the control."""
     if len(control) != len(states):
-        raise UndustError(
-            f"a control of {len(control)} tensors was given; this U-Net takes {len(states)}"
-        )
+        raise UndustError(f"the control has {len(control)} tensors; this U-Net takes {len(states)}")
     for number, (state, part) in enumerate(zip(states, control, strict=True)):
         if part.shape != state.shape:
             raise UndustError(
-                f"tensor {number} of the control has the shape {list(part.shape)}; "
+                f"tensor {number} of the control has shape {list(part.shape)}; "
                 f"this U-Net takes {list(state.shape)}"
             )
     return [state + part for state, part in zip(states, control, strict=True)]

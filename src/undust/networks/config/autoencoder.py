@@ -26,7 +26,7 @@ class AutoencoderConfig(NetworkConfig):
         min_length=1,
         description="channels of each level, the finest first; each but the first halves the size",
     )
-    # There is one kind of level; a configuration may leave out saying so for each.
+    # There is only one kind of level, so these fields may be missing.
     down_block_types: tuple[Literal["DownEncoderBlock2D"], ...] = Field(
         default_factory=lambda data: ("DownEncoderBlock2D",) * len(data["block_out_channels"]),
         description="kind of each level of the encoder; there is one",
@@ -53,7 +53,7 @@ class AutoencoderConfig(NetworkConfig):
         description="latents are multiplied by this for the U-Net; of a trained first stage 1",
     )
     shift_factor: float | None = Field(None, description="subtracted from latents before scaling")
-    # Each channel's own, in the place of the shift and beside the scale, as in Playground v2.5.
+    # Per channel, instead of shift_factor and in addition to scaling_factor (Playground v2.5).
     latents_mean: tuple[float, ...] | None = Field(
         None, description="mean of each channel of the latent, subtracted before scaling"
     )
@@ -78,8 +78,10 @@ class AutoencoderConfig(NetworkConfig):
                 )
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
             raise ValueError("norm_num_groups must divide every entry of block_out_channels")
-        told = self.latents_mean, self.latents_std
-        if told != (None, None) and {len(each or ()) for each in told} != {self.latent_channels}:
+        statistics = self.latents_mean, self.latents_std
+        if statistics != (None, None) and {len(each or ()) for each in statistics} != {
+            self.latent_channels
+        }:
             raise ValueError(
                 "latents_mean and latents_std need one entry for each of the latent_channels"
             )

@@ -1,4 +1,4 @@
-"""What the configurations of all networks share: how they are read, and kinds of fields."""
+"""The base class of network configurations and common types of fields."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pydantic_core import ErrorDetails
 
 from undust.errors import UndustError, demand, limit_entries, printable, quoted
 
-LARGEST = 2**20  # of any length: what a damaged file claims is not built
-FIRST = 4  # faults of a configuration are named
+LARGEST = 2**20  # of any size in a configuration, against damaged files
+FIRST = 4  # errors of a configuration that are listed
 Length = Annotated[int, Field(gt=0, le=LARGEST)]
 LengthOr0 = Annotated[int, Field(ge=0, le=LARGEST)]
 Token = Annotated[int, Field(ge=-1, le=LARGEST)]
@@ -27,10 +27,10 @@ Depths = tuple[LengthOr0 | tuple[LengthOr0, ...], ...]
 
 
 class NetworkConfig(BaseModel):
-    """A frozen `config.json`: an unknown field, or a value not built here, is refused by name.
+    """A `config.json`, frozen: unknown fields and unsupported values are errors that name them.
 
-    Options that exist elsewhere but not here are typed so that only their neutral value passes;
-    a model that needs one of them is then turned away instead of being computed wrongly.
+    Options that are not implemented have types that allow only their neutral value, so that a model
+    that needs one is refused and not computed wrongly.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,7 +39,7 @@ class NetworkConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_housekeeping(cls, fields: Any) -> Any:
-        """Keys such as `_class_name` describe the file, not the network."""
+        """Drops keys such as `_class_name`, which describe the file and not the network."""
         if not isinstance(fields, Mapping):
             return fields
         known = cast("Mapping[str, Any]", fields)
@@ -55,17 +55,17 @@ class NetworkConfig(BaseModel):
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
-        """The configuration in a parsed `config.json`; UndustError names each field at fault."""
+        """The configuration in a parsed `config.json`; UndustError names each invalid field."""
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             faults: dict[str, str] = {}
             for details in error.errors():
-                # One complaint a field: a union complains for each of its members.
+                # One error a field: a union reports one for each of its members.
                 faults.setdefault(str(details["loc"][:1]), _fault(details))
-            told = list(filter(None, faults.values()))
-            more = f" and {len(told) - FIRST} more" if len(told) > FIRST else ""
-            summary = "; ".join(told[:FIRST]) + more
+            listed = list(filter(None, faults.values()))
+            more = f" and {len(listed) - FIRST} more" if len(listed) > FIRST else ""
+            summary = "; ".join(listed[:FIRST]) + more
             raise UndustError(f"unsupported {cls.__name__}: {summary}") from None
 
 
@@ -98,7 +98,7 @@ class DenoiserConfig(NetworkConfig):
 
 def _fault(details: ErrorDetails) -> str:
     if details["type"] == "default_factory_not_called":
-        return ""  # only ever the consequence of another fault
+        return ""  # always the consequence of another error
     if details["type"] == "value_error":
         return demand(details)
     field = printable(details["loc"][0]) if details["loc"] else "the name of a field"

@@ -18,13 +18,13 @@ from undust.networks.config.base import (
 
 
 class TextEncoderConfig(NetworkConfig):
-    """The fields of transformers' CLIPTextConfig, and its defaults.
+    """The fields of transformers' CLIPTextConfig, with its defaults.
 
-    `architectures` says whether the end's state is projected to CLIP's shared space.
+    architectures: whether the end token's state is projected to CLIP's shared space.
     """
 
-    # What transformers writes, or once wrote, into every configuration and no text encoder depends
-    # on: how a model is kept and asked, what a decoder is and how text is generated.
+    # Keys that versions of transformers write into every configuration and no text encoder uses:
+    # of loading and calling a model, of decoders and of text generation.
     housekeeping = frozenset(
         """transformers_version dtype torch_dtype return_dict output_hidden_states output_attentions
         chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type
@@ -105,5 +105,5 @@ class TextEncoderConfig(NetworkConfig):
 
     @property
     def projects(self) -> bool:
-        """Whether there is a `text_projection`, which gives the text as one vector."""
+        """Whether there is a `text_projection` of the pooled state."""
         return "CLIPTextModelWithProjection" in (self.architectures or ())

@@ -1,4 +1,4 @@
-"""The configurations of the U-Net and of ControlNets, which repeat its half."""
+"""The configurations of the U-Net and of ControlNets."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from undust.networks.config.base import (
 class UNetConfig(DenoiserConfig):
     """The fields of diffusers' UNet2DConditionModel, and its defaults.
 
-    `attention_head_dim` is, in every published file, the number of heads and not their size.
-    `transformer_layers_per_block` is of a level or of each of its layers; then the levels of the
-    way up have theirs in `reverse_transformer_layers_per_block`, the coarsest first.
+    attention_head_dim: in every published file the number of heads, not their size;
+    transformer_layers_per_block: for each level, or for each layer of each level, in which case
+    reverse_transformer_layers_per_block has the decoder's, the coarsest level first.
     """
 
-    # What diffusers leaves beside them where the weights are a moving average.
+    # Keys that diffusers writes for weights that are a moving average.
     housekeeping = frozenset(
         {
             *("decay", "inv_gamma", "min_decay", "optimization_step", "power"),
@@ -54,7 +54,7 @@ class UNetConfig(DenoiserConfig):
         ),
         description="kind of each level on the way down, the finest first",
     )
-    # Two residual blocks about a transformer, or one alone, or nothing.
+    # Two residual blocks around a transformer, or one alone, or nothing.
     mid_block_type: Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"] | None = Field(
         "UNetMidBlock2DCrossAttn",
         description="kind of the middle: residual blocks about attention, or one alone",
@@ -83,7 +83,7 @@ class UNetConfig(DenoiserConfig):
     cross_attention_dim: PerLevel = Field(
         1280, description="channels of the text's tokens; one number, or one for each level"
     )
-    # 0 leaves nothing between a transformer's projections, as in SDXL's smaller ControlNets.
+    # With 0 a transformer has only its projections, as in SDXL's smaller ControlNets.
     transformer_layers_per_block: LengthOr0 | Depths = Field(
         1, description="transformer blocks behind a residual block; one number, or by level"
     )
@@ -100,8 +100,8 @@ class UNetConfig(DenoiserConfig):
     resnet_time_scale_shift: Literal["default", "scale_shift"] = Field(
         "default", description="the time embedding is added, or scales and shifts (scale_shift)"
     )
-    # What is added to the time embedding: all words as one vector (Imagen), or a vector of the text
-    # and sinusoids of sizes (SDXL), of `addition_time_embed_dim` channels for each number.
+    # Added to the time embedding: the text as one vector (Imagen), or pooled text and sinusoids of
+    # size ids (SDXL), of `addition_time_embed_dim` channels each.
     addition_embed_type: Literal["text", "text_time"] | None = Field(
         None,
         description="added to the time embedding: the text as one vector, or also sizes (SDXL)",
@@ -126,7 +126,7 @@ class UNetConfig(DenoiserConfig):
         description="attention in float32, for other programs; undust always sums in float32",
     )
 
-    # Options of other models, here with the one value that leaves this network as it is.
+    # Options that are not implemented, restricted to their neutral value.
     act_fn: Literal["silu"] = Field("silu", description="activation; no other is built")
     center_input_sample: Literal[False] = Field(
         False, description="scaling of the input from [0, 1]; not built"
@@ -253,12 +253,12 @@ class UNetConfig(DenoiserConfig):
         return (whole - pooled_width) // each
 
     def at(self, field: PerLevelField, level: int) -> int:
-        """The value of a field, given once or for each level, at a level (0 is the finest)."""
+        """The value of a field at a level (0 is the finest)."""
         value: PerLevel = getattr(self, field)
         return value if isinstance(value, int) else value[level]
 
     def depths(self, level: int, *, up: bool = False) -> tuple[int, ...]:
-        """How deep the transformers of a level are, one after another, on the way down or up."""
+        """The depth of each transformer of a level, in the encoder or (up) the decoder."""
         given = self.transformer_layers_per_block
         if up and self.reverse_transformer_layers_per_block is not None:
             given = self.reverse_transformer_layers_per_block[::-1]
@@ -267,18 +267,18 @@ class UNetConfig(DenoiserConfig):
         return (own,) * layers if isinstance(own, int) else own
 
     def crosses_only(self, level: int) -> bool:
-        """Whether the transformers of a level see the text in the place of their own pixels."""
+        """Whether the transformers of a level have cross-attention in place of self-attention."""
         return bool(self.only_cross_attention) and self.only_cross_attention[level]
 
 
 class ControlNetConfig(UNetConfig):
-    """The fields of diffusers' ControlNetModel: the U-Net whose half it repeats, and what it sees.
+    """The fields of diffusers' ControlNetModel: those of the U-Net's encoder, and its own.
 
-    `conditioning_embedding_out_channels`: each but the first halves the hint once more;
-    `global_pool_conditions`: what it adds is the same at every pixel, its mean ("shuffle").
+    conditioning_embedding_out_channels: each but the first halves the hint once more;
+    global_pool_conditions: the output is its mean over all pixels ("shuffle").
     """
 
-    # What a U-Net's other half needs, and ControlNetModel's configuration has no field for.
+    # Fields of the U-Net that ControlNetModel's configuration does not have.
     unets: ClassVar[frozenset[str]] = frozenset(
         {
             *("sample_size", "out_channels", "up_block_types", "center_input_sample", "dropout"),
@@ -314,5 +314,5 @@ class ControlNetConfig(UNetConfig):
 
     @classmethod
     def of(cls, unet: UNetConfig) -> Self:
-        """That of a ControlNet for a U-Net."""
+        """The configuration of a ControlNet for a U-Net."""
         return cls.model_validate(unet.model_dump(exclude=set(cls.unets)))
