@@ -164,5 +164,5 @@ def test_several_add_up() -> None:
     ],
 )
 def test_values_that_make_no_sense(values) -> None:
-    with pytest.raises(UndustError, match="control: the (weight|range)"):
+    with pytest.raises(UndustError, match=r"control: the (weight|range)"):
         AppliedControlNet(network(), torch.rand(1, 3, 8, 8), **values)

@@ -168,9 +168,9 @@ SETTINGS, OLDER, WHOLE = "tokenizer_config.json", "added_tokens.json", "tokenize
     [
         (OLDER, {"<x>": "5"}, r"added_tokens\.json gives <x> the number '5'"),
         (OLDER, {"<x>": 2**40}, "the number 1099511627776"),
-        (OLDER, {"<x>": 5}, "cannot add <x> with the number 5"),
-        (OLDER, {"!": 900}, "cannot add ! with the number 900"),
-        (OLDER, {"": 900}, "with the number 900: one of them is empty"),
+        (OLDER, {"<x>": 5}, "cannot add <x> with the id 5"),
+        (OLDER, {"!": 900}, "cannot add ! with the id 900"),
+        (OLDER, {"": 900}, "with the id 900: one of them is empty"),
         (OLDER, {"\ud800": 900}, "not a word"),
         (OLDER, {"<x>": 900, "<y>": 900}, "gives <y> the number 900, which <x> has"),
         (SETTINGS, {"added_tokens_decoder": []}, r"tokenizer_config\.json is damaged"),
@@ -196,7 +196,7 @@ def test_damaged_words_are_named(folder: Path, name: str, fields: dict[str, Any]
 def test_two_files_that_disagree(folder: Path):
     change(folder / OLDER, **{"<x>": 900})
     change(folder / WHOLE, added_tokens=[{"id": 901, "content": "<x>"}])
-    with pytest.raises(UndustError, match="cannot add <x> with the number 901"):
+    with pytest.raises(UndustError, match="cannot add <x> with the id 901"):
         tokenizer_files.load(folder)
 
 

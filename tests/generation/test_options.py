@@ -410,8 +410,8 @@ def test_a_refiner_of_other_latents_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("prompt", "options", "said"),
     [
-        ("a cat <lora:ink:0.8>", {}, r"<lora:ink:0\.8> is read as words; a LoRA is put in by"),
-        ("a cat", {"negative": "a [b:c:3]"}, r"\[b:c:3\] is read as words"),
+        ("a cat <lora:ink:0.8>", {}, r"<lora:ink:0\.8> is read as plain text; a LoRA is loaded"),
+        ("a cat", {"negative": "a [b:c:3]"}, r"\[b:c:3\] is read as plain text"),
         ("a cat", {"embeddings": "toy.safetensors=<zzz>"}, "no prompt says '<zzz>'"),
         ("a cat", {"init": picture(80, 80)}, r"6 times the pixels .* trained on \(32x32\)"),
     ],

@@ -53,7 +53,7 @@ def test_overflow_is_decoded_again_in_float32(overflowing) -> None:
     z = torch.randn(2, 4, 8, 8)
     assert overflowing.decode(z.half()).isnan().any()
     weights = {name: w.clone() for name, w in overflowing.state_dict().items()}
-    with pytest.warns(RuntimeWarning, match="range of float16.* run again in float32") as told:
+    with pytest.warns(RuntimeWarning, match="range of float16.* computed again in float32") as told:
         picture = FirstStage(overflowing).decode(z)
     assert len(told) == 1
     # Latents that came in float32 are not rounded first.
@@ -128,7 +128,7 @@ def test_damaged_weights_are_named(half) -> None:
 
 @pytest.mark.usefixtures("quiet")
 def test_latents_that_are_too_large_even_for_float32_are_an_error(half) -> None:
-    with pytest.raises(UndustError, match=r"in float32: the latents .* go up to 3e\+38"):
+    with pytest.raises(UndustError, match=r"in float32 for latents of magnitudes up to 3e\+38"):
         FirstStage(half.float()).decode(torch.full((1, 4, 8, 8), 3e38))
 
 

@@ -1,4 +1,4 @@
-"""The edges of a picture (Canny 1986), for a ControlNet that was trained on them."""
+"""Canny's edge detector (Canny 1986), for ControlNets trained on its output."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from undust.pictures import from_image
 
 Numbers = NDArray[np.int32]
 Mask = NDArray[np.bool_]
-TAN = 13573  # of 22.5°, times 2¹⁵: where one of the eight directions ends, as OpenCV rounds it
+TAN = 13573  # tan 22.5° times 2¹⁵, between two of eight directions, as OpenCV rounds it
 
 
 def canny_edges(picture: Tensor | Image.Image, low: float = 100, high: float = 200) -> Tensor:
     """A picture → its edges, one pixel wide, white on black: [3,H,W] of 0 and 1.
 
     picture: an image, or [3,H,W] in [0, 1]; low, high: thresholds of |∂x| + |∂y| by Sobel's 3×3
-    kernels over 8 bits, as of OpenCV's `Canny`, so that what people use there holds here. An edge
-    is what is steeper than `high`, and what is steeper than `low` and hangs together with that. Of
-    the three colours the steepest counts. Raises UndustError for thresholds that make no sense.
+    kernels on 8-bit values, as in OpenCV's `Canny`. Edges are pixels above `high`, and pixels above
+    `low` connected to them. Of the three channels the largest gradient counts. Raises UndustError
+    unless 0 ≤ low ≤ high.
     """
     if not 0 <= low <= high:
         raise UndustError(f"edges need thresholds 0 <= low <= high, not {low:g} and {high:g}")

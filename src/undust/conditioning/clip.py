@@ -1,6 +1,6 @@
-"""The tokenizer of OpenAI's CLIP (Radford et al. 2021), with which every Stable Diffusion reads.
+"""The tokenizer of OpenAI's CLIP (Radford et al. 2021), used by every Stable Diffusion.
 
-Checkpoints in one file come without it. Its merges are in `data`, with their licence.
+Single-file checkpoints do not contain it. Its merges are in `data`, with their licence.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LENGTH = 77
 
 @cache
 def clip(padding: str = END) -> Tokenizer:
-    """49,408 entries: every byte, every byte at a word's end, every merge, and the two ends.
+    """49,408 entries: every byte, every byte at a word's end, every merge, and two special tokens.
 
-    padding: after the end stands the end again, or "!" where OpenCLIP filled up with zeros.
+    padding: the end token, or "!" (id 0) for OpenCLIP.
     """
     with gzip.open(MERGES, "rt", encoding="utf-8") as file:
         _version, *lines = file.read().splitlines()

@@ -1,8 +1,8 @@
-"""A prompt as people write it: what it says, and how strongly it means each part of it.
+"""Prompt syntax: text with weights.
 
-AUTOMATIC1111's syntax, which prompts on picture sites are written in: (x) counts 1.1 times, ((x))
-1.21 times, [x] 1 / 1.1 times, (x:1.3) 1.3 times; the word BREAK begins a new part. After a
-backslash a bracket, a backslash and BREAK are what they are.
+The syntax of AUTOMATIC1111, common on picture sites: (x) has the weight 1.1, ((x)) 1.21, [x] 1/1.1,
+(x:1.3) 1.3; the word BREAK begins a new part. A backslash before a bracket, a backslash or BREAK
+makes it plain text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from undust.errors import UndustError, printable
 
 FACTORS = {"(": 1.1, "[": 1 / 1.1}
 OPENING = {")": "(", "]": "["}
-LARGEST = 1e30  # of a weight: what a state times it is, float32 still holds
+LARGEST = 1e30  # of a weight: a state times it is still in the range of float32
 
-# Possessive wherever something repeats, so that no text takes quadratic time.
+# All repetitions are possessive, so that no text takes quadratic time.
 _MARK = re.compile(
     r"\\(?P<literal>[()\[\]\\]|BREAK\b)"
     r"|(?P<open>[(\[])"
@@ -27,19 +27,21 @@ _MARK = re.compile(
     r"|(?P<cut>\bBREAK\b)"
 )
 _LITERAL = re.compile(r"[()\[\]\\]|\bBREAK\b")
-# Marks with a meaning in other tools, and the way to ask for the same here.
+# Syntax of other tools, and the equivalent here.
 _END = r"(?=[\s,.;)]|$)"
 _WEIGHT = "a weight is written (cat:1.3)"
 _CHOICE = "each choice can be a prompt of its own"
-_WORD = "a learnt word is put in by --embedding FILE=WORD"
+_WORD = "an embedding is loaded with --embedding FILE=WORD"
 _FOREIGN = {
-    re.compile(r"<(?:lora|lyco|hypernet):[^<>]{0,200}>"): "a LoRA is put in by --lora FILE:WEIGHT",
+    re.compile(
+        r"<(?:lora|lyco|hypernet):[^<>]{0,200}>"
+    ): "a LoRA is loaded with --lora FILE:WEIGHT",
     re.compile(r"(?<!\\)\[[^][]{0,200}[:|][^][]{0,200}(?<!\\)\]"): (
-        "another prompt from some step on is asked for by --guide then"
+        "a change of prompt at some step is --guide then"
     ),
     # In a text of capitals it is a word.
     re.compile(r"(?<![A-Z])(?:\s|^)AND(?:\s+(?![A-Z]+\b)|$)"): (
-        "another prompt to fit as well is asked for by --guide and"
+        "a second prompt is added with --guide and"
     ),
     re.compile(r":\s{0,9}[+-]?[0-9]{1,9},[0-9]{1,9}\s{0,9}\)"): "a weight has a point, as in 1.3",
     # compel: cat++, (a cat)-- and (a cat)1.3; C++ and g++ are words.
@@ -47,7 +49,7 @@ _FOREIGN = {
         rf"(?<!\w)(?![Nn]otepad)(?:[^\W\d_]{{2,40}}|[^\W\x00-\x7f])(?:\+\++|--+){_END}"
         rf"|(?<!\\)\)(?:\++|--+|[0-9]\.[0-9]{{1,9}}){_END}"
     ): _WEIGHT,
-    re.compile(r"[\"'\w)]\.(?:and|blend|swap)\("): "prompts are combined by --guide",
+    re.compile(r"[\"'\w)]\.(?:and|blend|swap)\("): "prompts are combined with --guide",
     # NovelAI and Midjourney
     re.compile(r"(?<![$\\])\{[^{}|]{1,200}\}|[0-9]::[^:]{1,200}::|\w::-?[0-9]"): _WEIGHT,
     # Dynamic Prompts and SwarmUI
@@ -59,39 +61,38 @@ _FOREIGN = {
         f"{_WEIGHT}, with ASCII brackets and colon"
     ),
     re.compile(r"(?<!\S)--(?:ar|aspect|chaos|iw|niji|no|q|s|seed|style|stylize|v)(?= [\w:./])"): (
-        "options stand outside the prompt, such as --size, --negative and --seed"
+        "options are not part of the prompt: --size, --negative, --seed"
     ),
 }
 
 
 class Fragment(NamedTuple):
-    """Text of one weight; 1 is what text without any syntax has."""
+    """Text of one weight; text without syntax has the weight 1."""
 
     text: str
     weight: float
 
 
 def parse(prompt: str) -> list[list[Fragment]]:
-    """The parts between BREAKs, each as fragments whose neighbours weigh something else.
+    """The parts between BREAKs, each a list of fragments; neighbours have different weights.
 
-    Brackets multiply. One that is never closed counts to the end; a closing one that closes nothing
-    is text, and so is a backslash before anything else. An empty part has no fragments. Raises
-    UndustError for weights beyond 1e30, which take hundreds of brackets or a weight of 30 digits.
+    Nested brackets multiply. An unclosed bracket extends to the end; an unmatched closing bracket
+    is plain text, and so is a backslash before anything else. An empty part has no fragments.
+    Raises UndustError for weights beyond 1e30.
     """
     marks = list(_MARK.finditer(prompt))
     factors, closing = _match(marks)
     parts: list[list[Fragment]] = [[]]
-    # What the open brackets of a kind come to together, the innermost last. The two kinds are
-    # apart because they may cross: each is closed by its own.
+    # Products of the open brackets of each kind, the innermost last; the two kinds may overlap.
     products = {"(": [1.0], "[": [1.0]}
 
-    def say(text: str) -> None:
+    def add(text: str) -> None:
         if text:
             parts[-1].append(Fragment(text, _finite(products["("][-1] * products["["][-1], text)))
 
     end = 0
     for number, mark in enumerate(marks):
-        say(prompt[end : mark.start()])
+        add(prompt[end : mark.start()])
         end = mark.end()
         if number in factors:
             products[mark[0]].append(products[mark[0]][-1] * factors[number])
@@ -100,28 +101,28 @@ def parse(prompt: str) -> list[list[Fragment]]:
         elif mark["cut"]:
             parts.append([])
         else:
-            say(mark["literal"] or mark[0])
-    say(prompt[end:])
+            add(mark["literal"] or mark[0])
+    add(prompt[end:])
     return [_joined(part) for part in parts]
 
 
 def foreign(prompt: str) -> list[str]:
-    """A line for each kind of mark in a prompt that other tools read and that is text here."""
+    """A note for each kind of syntax of other tools in a prompt, which is plain text here."""
     found = ((pattern.search(prompt), instead) for pattern, instead in _FOREIGN.items())
     return [
-        f"the prompt's {printable(match[0].strip())} is read as words; {instead}"
+        f"the prompt's {printable(match[0].strip())} is read as plain text; {instead}"
         for match, instead in found
         if match
     ]
 
 
 def escape(text: str) -> str:
-    """The prompt that says just this text, at weight 1: what `parse` undoes."""
+    """The prompt for exactly this text at weight 1, the inverse of `parse`."""
     return _LITERAL.sub(r"\\\g<0>", text)
 
 
 def _match(marks: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
-    """The factor of each opening bracket among the marks, and which marks close one."""
+    """The factor of each opening bracket and the set of closing brackets, by index of mark."""
     factors: dict[int, float] = {}
     closing: set[int] = set()
     waiting: dict[str, list[int]] = {"(": [], "[": []}
@@ -137,7 +138,7 @@ def _match(marks: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
 
 
 def _joined(part: list[Fragment]) -> list[Fragment]:
-    """Neighbours of one weight become one fragment: a bracket that changes nothing cuts nothing."""
+    """Joins neighbours of equal weight to one fragment."""
     return [
         Fragment("".join(fragment.text for fragment in alike), weight)
         for weight, alike in groupby(part, key=lambda fragment: fragment.weight)

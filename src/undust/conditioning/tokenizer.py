@@ -1,7 +1,7 @@
-"""Prompts to token numbers: CLIP's byte-pair encoding (Radford et al. 2021), in any language.
+"""CLIP's tokenizer: byte-pair encoding of text in any language (Radford et al. 2021).
 
-Text is lower-cased, split into words, written as bytes and merged pair by pair; the last piece of
-a word ends in "</w>". The vocabulary is a file pair that CLIPTokenizer of transformers reads too.
+Text is lower-cased, split into words, encoded as bytes and merged pair by pair; the last piece of a
+word ends in "</w>". transformers' CLIPTokenizer reads the same files.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from undust.errors import UndustError, printable
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-HALF = re.compile("[\ud800-\udfff]")  # a surrogate of UTF-16 alone, which no other encoding has
+HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate of UTF-16, which UTF-8 cannot encode
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary and its merges, in order; every prompt becomes `length` tokens.
+    """A vocabulary and its ordered merges; every prompt becomes `length` tokens.
 
-    vocabulary: piece → number, with the two ends; merges: pairs, the earliest learnt first;
-    padding: the piece that stands after the end; added: number → a word that was learnt after the
-    vocabulary, and is whole wherever a prompt has it. Raises UndustError when the ends or the
-    padding are missing, a merge makes a piece that has no number, or an added word is taken.
+    vocabulary: piece → id, with the start and end tokens; merges: pairs, the earliest learnt first;
+    padding: the piece that fills up after the end token; added: id → a token added after training,
+    which is never split. Raises UndustError if a special token is missing, a merge makes a piece
+    without an id, or an added token's text or id is taken.
     """
 
     vocabulary: Mapping[str, int]
@@ -48,7 +48,7 @@ class Tokenizer:
         for number, word in self.added.items():
             if not word.content.strip() or word.content in words or number in numbers:
                 raise UndustError(
-                    f"the tokenizer cannot add {printable(word.content)} with the number {number}: "
+                    f"the tokenizer cannot add {printable(word.content)} with the id {number}: "
                     "one of them is empty or taken"
                 )
             words.add(word.content)
@@ -62,12 +62,12 @@ class Tokenizer:
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """That of each piece and of each added word."""
+        """The id of each piece and of each added token."""
         return {**self.vocabulary, **{word.content: number for number, word in self.added.items()}}
 
     @cached_property
     def _together(self) -> dict[int, list[int]]:
-        """The number of each added word → those of its vectors: diffusers adds it, it_1, it_2."""
+        """The id of each added token → the ids of its vectors (diffusers: it, it_1, it_2)."""
         own = {word.content: number for number, word in self.added.items()}
         return {
             number: [number, *map(own.__getitem__, takewhile(own.__contains__, _further(word)))]
@@ -86,36 +86,36 @@ class Tokenizer:
                 unk_token=END,
             )
         )
-        engine.add_special_tokens([START, END])  # in a prompt they are the ends, not words
+        engine.add_special_tokens([START, END])  # in a prompt they are not words
         engine.add_tokens(list(self.added.values()))
         return engine
 
     def pieces(self, prompt: str) -> list[str]:
-        """The prompt's tokens as text, without the two ends."""
+        """The prompt's tokens as text, without start and end."""
         return self._engine.encode(_whole(prompt)).tokens
 
     @property
     def room(self) -> int:
-        """How many tokens of a prompt fit between the two ends."""
+        """The number of tokens that fit between start and end."""
         return self.length - 2
 
     def words(self, text: str) -> list[list[int]]:
-        """The numbers of the text's tokens, without the two ends; those of one word together."""
+        """The ids of the text's tokens, without start and end, grouped by added token."""
         return self._words(self._engine.encode(_whole(text)).ids)
 
     def _words(self, ids: Sequence[int]) -> list[list[int]]:
         return [self._together.get(number, [number]) for number in ids]
 
     def row(self, ids: Sequence[int]) -> list[int]:
-        """`length` numbers: start, what there is `room` for of the given ones, end, and padding."""
+        """`length` ids: start, the first `room` of the given ones, end, and padding."""
         start, end, pad = (self.numbers[piece] for piece in (START, END, self.padding))
         filled = [start, *ids[: self.room], end]
         return filled + [pad] * (self.length - len(filled))
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Token numbers [B, length]: start, the prompt, end, and the padding.
+        """Token ids [B, length]: start, the prompt, end, and padding.
 
-        A prompt that is too long loses its last tokens; `Words` reads it in parts.
+        A prompt that is too long loses its last tokens; `TextConditioner` encodes it in parts.
         """
         encodings = self._engine.encode_batch([_whole(prompt) for prompt in prompts])
         rows = [self.row([*chain.from_iterable(self._words(each.ids))]) for each in encodings]
@@ -125,8 +125,7 @@ class Tokenizer:
 def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
     """A tokenizer of at most `size` entries learnt from captions.
 
-    All 256 bytes are in it, in the middle and at the end of a word, so that any text of any
-    language has tokens.
+    It has all 256 bytes, inside and at the end of a word, so that it encodes any text.
     """
     engine = _engine(BPE(end_of_word_suffix=WORD_END, continuing_subword_prefix=""))
     letters = alphabet()
@@ -134,8 +133,8 @@ def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
     trainer = BpeTrainer(
         vocab_size=size - 2,
         initial_alphabet=letters,
-        # Named first, they have the same numbers every time; the trainer would number them in the
-        # order in which it meets them, which is by chance, and settles ties by these numbers.
+        # As special tokens they always have the same ids; otherwise the trainer would number them
+        # in an arbitrary order, and it breaks ties by id.
         special_tokens=ends,
         end_of_word_suffix=WORD_END,
         continuing_subword_prefix="",
@@ -150,14 +149,14 @@ def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
 
 
 def alphabet() -> list[str]:
-    """A letter for each of the 256 bytes, in CLIP's order: those that can be printed first."""
+    """A character for each of the 256 bytes, in CLIP's order: the printable ones first."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _whole(text: str) -> str:
-    """The text. Raises UndustError if it has halves of letters, which stand for no bytes."""
+    """The text. Raises UndustError for a lone surrogate, which UTF-8 cannot encode."""
     if half := HALF.search(text):
-        raise UndustError(f"the prompt has {half[0]!r} in it, which is half of a letter")
+        raise UndustError(f"the prompt contains {half[0]!r}, a lone surrogate")
     return text
 
 
@@ -180,7 +179,7 @@ def _engine(model: BPE) -> Engine:
 
 
 def _merges(engine: Engine) -> list[tuple[str, str]]:
-    """The merges in the engine's own serialisation, the only place that tells them."""
+    """The merges, from the engine's serialisation: it has no other access to them."""
     import json
 
     merges: list[list[str]] = json.loads(engine.to_str())["model"]["merges"]

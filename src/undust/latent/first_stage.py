@@ -1,4 +1,4 @@
-"""The first stage: between pictures and latents."""
+"""The first stage: pictures to latents and back."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Posterior:
     deviation: Tensor
 
     def __getitem__(self, which: Tensor) -> Posterior:
-        """Of the pictures `which` [N]."""
+        """The posterior of the pictures with the indices `which` [N]."""
         return Posterior(self.mean[which], self.deviation[which])
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The latents that unit normal noise [B,C,h,w] picks."""
+        """A sample of the latents, by unit normal noise [B,C,h,w]."""
         return self.mean + self.deviation * noise
 
 
 class FirstStage:
     """Pictures [B,C,H,W] in [-1,1] to the latents that a denoiser is trained on, and back.
 
-    channels: of the latents; downsampling_factor: pixels along a side for one latent pixel. It runs
-    in the precision of the network's weights. A picture that leaves the range of half precision is
-    run again in float32, and a RuntimeWarning says so. That is decided for each picture by itself,
-    with a copy of the weights, so that none depends on those beside or before it. bfloat16 would
-    have the range too but costs levels of colour: up to 9 of 255 with random weights of Stable
-    Diffusion's shape. Both directions raise UndustError for inputs that are not finite, and for
-    results that are not in float32.
+    channels: of the latents; downsampling_factor: pixels along a side for one latent pixel. It
+    computes in the dtype of the network's weights. A picture that exceeds the range of half
+    precision is computed again in float32, with a RuntimeWarning. This is decided for each picture
+    alone, with a copy of the weights, so that no picture depends on others. bfloat16 has the range
+    too but costs colour levels: up to 9 of 255 with random weights of Stable Diffusion's shape.
+    Both directions raise UndustError for inputs that are not finite and for results that are not
+    finite in float32.
     """
 
     def __init__(self, network: FirstStageNetwork, offload: Offload | None = None) -> None:
-        """offload: brings the network to its device; None where it is there."""
+        """offload: moves the network to its device; None to leave it in place."""
         self.network, self._offload = network, offload or Offload(None)
         self.channels = network.latent_channels
         self.downsampling_factor = network.downsampling_factor
@@ -73,7 +73,7 @@ class FirstStage:
         return Posterior((mean - shift) * scale, deviation * scale)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B,C,h,w], in any precision → pictures [B,C,H,W] in float32, about in [-1,1]."""
+        """Latents [B,C,h,w] of any dtype → pictures [B,C,H,W] in float32, about in [-1,1]."""
 
         def run(network: FirstStageNetwork, z: Tensor, *, streamed: bool) -> Tensor:
             return network.decode(z, streamed=streamed)
@@ -82,12 +82,12 @@ class FirstStage:
         return self._run(run, latents / scale + shift, "latents")
 
     def _run(self, run: Callable[..., Tensor], x: Tensor, name: str) -> Tensor:
-        """On the device, in less memory if it is full."""
-        asked, frugal = (
+        """On the device, streamed if its memory runs out."""
+        whole, in_strips = (
             partial(_finite, self.network, x, partial(run, streamed=streamed), name)
             for streamed in (False, True)
         )
-        return self._offload.run(self.network, asked, frugal).to(x.device)
+        return self._offload.run(self.network, whole, in_strips).to(x.device)
 
 
 def _finite(
@@ -99,10 +99,10 @@ def _finite(
     like = next(network.parameters(), x)
     if not x.isfinite().all():
         half = torch.finfo(like.dtype).bits < 32
-        range_ = "; half precision may have too small a range: float32 has it" if half else ""
-        raise UndustError(f"the {name} that the first stage was given hold NaN or infinity{range_}")
+        hint = "; the range of half precision may be too small: try float32" if half else ""
+        raise UndustError(f"the first stage was given {name} with NaN or infinity{hint}")
     y = run(network, x.to(like)).float()
-    lost = _lost(y)
+    lost = _nonfinite(y)
     if not lost.any():
         return y
     if damaged := damage("the first stage", network):
@@ -110,21 +110,21 @@ def _finite(
     if torch.finfo(like.dtype).bits < 32:
         precision = str(like.dtype).removeprefix("torch.")
         warnings.warn(
-            f"the first stage leaves the range of {precision}; "
-            "where it does, it is run again in float32",
+            f"the first stage exceeds the range of {precision}; "
+            "pictures concerned are computed again in float32",
             RuntimeWarning,
             stacklevel=3,
         )
         wide = copy.deepcopy(network).float()
         y[lost] = run(wide, x[lost].to(like.device, torch.float32))
-    if _lost(y).any():
+    if _nonfinite(y).any():
         raise UndustError(
-            "the first stage gives NaN or infinity in float32: "
-            f"the {name} that it was given go up to {x.abs().max():.3g}"
+            "the first stage gives NaN or infinity in float32 "
+            f"for {name} of magnitudes up to {x.abs().max():.3g}"
         )
     return y
 
 
-def _lost(y: Tensor) -> Tensor:
-    """Which pictures of a batch are not finite [B]."""
+def _nonfinite(y: Tensor) -> Tensor:
+    """Whether each picture of a batch is not finite [B]."""
     return ~y.isfinite().flatten(1).all(1)

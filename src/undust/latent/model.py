@@ -1,4 +1,4 @@
-"""A model: its three parts, and what requests bring to it."""
+"""A model: its three parts, and caches of the adapters that requests use."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from undust.recipe.inputs import Embedding, LoRA, SizeConditioning
 
 @dataclass(eq=False)
 class LatentModel(Components):
-    """First stage, conditioner and denoiser of one model, and the caches of what requests bring.
+    """First stage, conditioner and denoiser of one model, and caches of adapters.
 
-    hash: tells its weights from all others, but for `vae`, a first stage in the place of its own;
-    path: where it was loaded from, "" if from inside undust; merge_loras: LoRAs are merged into
+    hash: of its weights without `vae`; vae: a first stage that replaces the model's own; path:
+    where it was loaded from, "" for a built-in model; merge_loras: LoRAs are merged into
     copies of the weights, or else added to the outputs of modules, where another LoRA weight costs
     nothing; execution_device: each network is moved there when it is called and back when memory
-    runs out, None to leave all where they are. Several threads may use it.
+    runs out, None to leave them in place. Several threads may use it.
     """
 
     name: str = ""
@@ -88,9 +88,9 @@ class LatentModel(Components):
             hashed = model_folder.weights_hash
 
         def opened() -> tuple[Components, str]:
-            # The hash of some gigabytes takes as long as reading them.
-            with ThreadPoolExecutor(1) as beside:
-                digits = beside.submit(hashed, folder)
+            # Hashing gigabytes takes as long as reading them.
+            with ThreadPoolExecutor(1) as pool:
+                digits = pool.submit(hashed, folder)
                 return read(folder, dtype), digits.result()[:10]
 
         parts, found = read_whole(folder, opened)  # a run may be publishing it
@@ -111,14 +111,14 @@ class LatentModel(Components):
         )
 
     def _use(self, offload: Offload) -> None:
-        """Runs the networks through this."""
+        """Sets the offload that all networks run in."""
         self._offload = offload
         own = {name: network for name, network in self.networks.items() if name != "vae"}
         self._lora_set = LoraSet(own, merge=self.merge_loras, before=offload.clear)
         self._assemble()
 
     def _assemble(self) -> None:
-        """Makes the three parts of the networks."""
+        """Builds first stage, conditioner and denoiser from the networks."""
         offload = self._offload
         self.first_stage = FirstStage(self.autoencoder, offload)
         self.conditioner = Conditioner(
@@ -169,11 +169,10 @@ class LatentModel(Components):
         *,
         negative: bool = False,
     ) -> list[float]:
-        """The numbers about a picture that Stable Diffusion XL is given, heights before widths.
+        """The size ids of Stable Diffusion XL, heights before widths; [] for other models.
 
-        size: width and height, those of training unless given. The refiner is given, instead of the
-        size that the picture is to have, an aesthetic score: 6, or 2.5 for a negative prompt, as in
-        diffusers. Other models are given no numbers.
+        size: width and height; None for the training size. In place of the target size the refiner
+        takes an aesthetic score: 6, or 2.5 for a negative prompt, as in diffusers.
         """
         if not self.num_size_ids:
             return []
@@ -189,17 +188,17 @@ class LatentModel(Components):
         *,
         clip_skip: int = 0,
     ) -> Conditioning:
-        """The conditioning of prompts, as `Conditioner` has it; size_ids: `size_ids()` if None."""
+        """The conditioning of prompts, as `Conditioner`; size_ids: None for `size_ids()`."""
         ids = self.size_ids() if size_ids is None else size_ids
         return self.conditioner(prompts, ids, clip_skip=clip_skip)
 
     def with_adapters(
         self, loras: Sequence[LoRA] = (), embeddings: Sequence[Embedding] = ()
     ) -> Self:
-        """The model with these LoRAs and learnt words, and with no others.
+        """The model with these LoRAs and embeddings, and no others.
 
-        It shares all weights that no LoRA changes. Raises UndustError for files that are not what
-        they were, or not for this model.
+        It shares all weights that no LoRA changes. Raises UndustError for files whose content has
+        changed and for files of another kind of model.
         """
         base = self._base
         if not loras and not embeddings:
@@ -225,9 +224,9 @@ class LatentModel(Components):
         return other
 
     def control(self, given: WeightsRef, /) -> ControlNet:
-        """A ControlNet in this model's precision, loaded once.
+        """A ControlNet in this model's dtype, loaded once.
 
-        Raises UndustError for a file that is not what it was, or not for this model.
+        Raises UndustError for a file whose content has changed or of another kind of model.
         """
         known = WeightsRef(path=given.path, hash=given.hash)
         with self._lock:
@@ -238,7 +237,7 @@ class LatentModel(Components):
             return self._controls[known]
 
     def load_other(self, name_or_path: str, /) -> Self:
-        """Another model in this one's precision and place, loaded once."""
+        """Another model in this one's dtype and on its device, loaded once."""
         with self._lock:
             if name_or_path not in self._others:
                 with torch.inference_mode(False):  # tensors of inference could not be changed later
@@ -257,7 +256,7 @@ class LatentModel(Components):
 
 
 def _vectors(word: str, found: Mapping[str, Tensor], name: str) -> Tensor:
-    """The vectors of a learnt word for one of the text encoders."""
+    """The vectors of an embedding for one of the text encoders."""
     encoder = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[name]
     vectors = found.get(encoder if encoder in found else "")
     if vectors is None:
