@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
+import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import cast
@@ -77,6 +78,44 @@ def check_header(path: Path) -> None:
     """Raises UndustError, as `read_image` does, as far as the beginning of a file shows it."""
     with _opened(path):
         pass
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a picture file, as Pillow calls it, of whatever size; None for another file.
+
+    Raises UndustError for a damaged picture.
+    """
+    with open_regular(path) as file:
+        if file.read(4) == b"\x89PNG":
+            return "PNG"
+    try:
+        with _measured(path) as image:
+            return image.format
+    except UnidentifiedImageError:
+        return None
+    except Exception:
+        read_image(path)  # its error says what is wrong
+        raise
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file. Raises UndustError, as `read_image`, for a damaged one.
+
+    One that is larger than `LARGEST`, as others' upscaled ones are, is measured but not decoded.
+    """
+    with suppress(Exception), _measured(path) as image:
+        if image.width * image.height > LARGEST:
+            return image.size
+    return read_image(path).size
+
+
+@contextmanager
+def _measured(path: Path) -> Generator[Image.Image]:
+    """A picture file of which only the header is read, in Pillow's own errors, without warnings."""
+    with warnings.catch_warnings(), open_regular(path) as file:
+        warnings.simplefilter("ignore")
+        with Image.open(file) as image:
+            yield image
 
 
 def conversions(path: Path) -> list[str]:

@@ -68,10 +68,11 @@ def describe(path: Path) -> Facts:
         return _folder(path)
     if path.suffix == SUFFIX:
         return _weights(path)
-    if kind := picture.format_of(path):
-        return picture.describe(path, kind)
     from undust.formats.pickles import is_pickle
+    from undust.pictures import kind_of
 
+    if kind := kind_of(path):
+        return picture.describe(path, kind)
     if is_pickle(path):
         raise UndustError(f"{path} is a pickle: undust convert makes of it what can be inspected")
     raise UndustError(

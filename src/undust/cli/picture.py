@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import warnings
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -20,29 +19,6 @@ LONGEST = 10_000  # characters of a prompt
 Facts = dict[str, Any]
 
 
-def format_of(path: Path) -> str | None:
-    """What kind of picture a file is, as Pillow calls it; None if it is none."""
-    from undust.regular import open_regular
-
-    with open_regular(path) as file:
-        if file.read(4) == b"\x89PNG":
-            return "PNG"
-    from PIL import Image, UnidentifiedImageError
-
-    from undust.pictures import read_image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # reading it tells what matters of them
-            with open_regular(path) as file, Image.open(file) as image:
-                return image.format
-    except UnidentifiedImageError:
-        return None
-    except Exception:
-        read_image(path)  # which says what is wrong
-        raise
-
-
 def describe(path: Path, kind: str) -> Facts:
     """How large a picture is, and what it says of how it was made.
 
@@ -50,8 +26,9 @@ def describe(path: Path, kind: str) -> Facts:
     """
     from undust.formats.metadata import containers, programs
     from undust.formats.recipe_png import KEY, read_recipe
+    from undust.pictures import size_of
 
-    width, height = _pixels(path)
+    width, height = size_of(path)
     facts: Facts = {
         "path": str(path),
         "kind": "picture",
@@ -82,24 +59,6 @@ def describe(path: Path, kind: str) -> Facts:
             notes += left_out
     facts["notes"] = notes
     return {name: value for name, value in facts.items() if value not in ({}, [])}
-
-
-def _pixels(path: Path) -> tuple[int, int]:
-    """Width and height. Raises UndustError for a damaged picture.
-
-    One that is larger than undust takes, as others' upscaled ones are, is measured but not decoded.
-    """
-    from PIL import Image
-
-    from undust.pictures import LARGEST, read_image
-    from undust.regular import open_regular
-
-    with warnings.catch_warnings(), suppress(Exception):
-        warnings.simplefilter("ignore")
-        with open_regular(path) as file, Image.open(file) as image:
-            if image.width * image.height > LARGEST:
-                return image.size
-    return read_image(path).size  # which says what is wrong
 
 
 def command(told: Facts) -> tuple[str, list[str]]:
