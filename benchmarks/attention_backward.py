@@ -17,8 +17,8 @@ import torch
 from undust.networks import attention
 from undust.networks.conditioning import Conditioning
 from undust.networks.unet import UNet
-from undust.training import configs
-from undust.training.configs import DiffusionConfig
+from undust.training import kinds
+from undust.training.diffusion import DiffusionConfig
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "emoji-diffusion.toml"
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     rounds: int = parser.parse_args().rounds
-    recipe = configs.read(RECIPE)
+    recipe = kinds.read(RECIPE)
     assert isinstance(recipe, DiffusionConfig)
     unet = UNet(recipe.unet)
     x, t = torch.randn(64, 16, 8, 8), torch.full((64,), 500.0)

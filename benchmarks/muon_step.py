@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undust.networks.conditioning import Conditioning
 from undust.networks.unet import UNet
-from undust.training.configs import DiffusionConfig
+from undust.training.diffusion import DiffusionConfig
 from undust.training.optimizers import Optimizers
 from undust.training.precision import bfloat16_speed
 

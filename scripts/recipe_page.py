@@ -18,17 +18,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from undust.training.config_keys import tables
-from undust.training.configs import DiffusionConfig, FirstStageConfig
+from undust.training.kinds import KINDS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 HEAD = """# The keys of training recipes
 
 A recipe is a TOML file for `undust train`. Each key can be set from outside, too, such as
 `--set run.steps=1000`. Unknown keys are refused. Keys of networks are those of config.json in
-diffusers and transformers, whose documentation tells more. This page is written by
-`scripts/recipe_page.py`.
+diffusers and transformers, whose documentation tells more. `[dust]`, the former name of
+`[diffusion]`, still works. This page is written by `scripts/recipe_page.py`.
 """
-KINDS = {"first-stage": FirstStageConfig, "diffusion": DiffusionConfig}
 BASICS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 
 

@@ -16,7 +16,7 @@ from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats.components import save_component
 from undust.formats.original.variants import VARIANTS
-from undust.training.configs import read as read_recipe
+from undust.training.kinds import read as read_recipe
 from undust.training.run import train
 from variants import build, build_control
 

@@ -249,26 +249,30 @@ def training() -> Iterator[Case]:
         *((process, "epsilon", []) for process in discrete),
         *((process, output, []) for process, output in product(discrete, plain)),
         *(
-            (process, output, ["dust.zero_terminal_snr=true"])
+            (process, output, ["diffusion.zero_terminal_snr=true"])
             for process in discrete[1::2]
             for output in plain
         ),
         ("flow", "flow", []),
-        ("edm", "edm", ["dust.sigma_data=1.0"]),
+        ("edm", "edm", ["diffusion.sigma_data=1.0"]),
         ("edm", "v_prediction", []),
     ]
     ways = list(product(("adamw", "muon"), ("captions", "none")))
     for process, output, more in kinds:
         for number, weight in enumerate(WEIGHTINGS):
             optimizer, words = ways[number % len(ways)]
-            changed = [f"dust.process={process}", f"dust.prediction={output}", *more]
-            changed += [f"dust.weighting={weight}", f"optimizer.kind={optimizer}"]
+            changed = [f"diffusion.process={process}", f"diffusion.prediction={output}", *more]
+            changed += [f"diffusion.weighting={weight}", f"optimizer.kind={optimizer}"]
             changed += ["captions.fields=[]"] * (words == "none")
             name = f"{process}{'-zero-snr' * (len(more) > 0 and 'zero' in more[0])}/{output}"
             yield run(f"{name}/{weight}-{optimizer}-{words}", TRAIN_DIFFUSION, changed)
     for name, changed in {
-        "shift": ["dust.shift=3.0", "captions.drop=0.5", "run.batch=5"],
-        "flow-shift": ["dust.process=flow", "dust.prediction=flow", "dust.shift=3.0"],
+        "shift": ["diffusion.shift=3.0", "captions.drop=0.5", "run.batch=5"],
+        "flow-shift": [
+            "diffusion.process=flow",
+            "diffusion.prediction=flow",
+            "diffusion.shift=3.0",
+        ],
         "text-embedding": [
             'unet.addition_embed_type="text"',
             "unet.addition_embed_type_num_heads=2",

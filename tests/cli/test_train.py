@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_named(undust: Run, here: Path, first_stage_reci
     weights.write_bytes(weights.read_bytes()[:-1])
     done = undust(*train, "--resume")
     assert done.code == 0
-    assert f"passed over: {weights.relative_to(here)}" in done.err
+    assert f"skipped: {weights.relative_to(here)}" in done.err
     assert "steps 3 to 3" in done.err
 
 
@@ -85,7 +85,7 @@ def test_only_damaged_checkpoints_are_refused(undust: Run, here: Path, first_sta
     assert (here / "run/checkpoints/step-00000003/state.json").read_text() == "{"
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(undust: Run, here: Path, first_stage_recipe: Path):
+def test_ctrl_c_saves_and_says_how_to_continue(undust: Run, here: Path, first_stage_recipe: Path):
     def press() -> None:
         while not (here / "my run/log.jsonl").exists() or not (
             here / "my run/log.jsonl"
@@ -99,7 +99,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(undust: Run, here: Path, first_stage
     *_, last = done.err.splitlines()
     assert last.startswith("undust: stopped and saved at step ")
     stopped_at = int(last.split("at step ")[1].split(";")[0])
-    command = shlex.split(last.partition("go on with: ")[2])
+    command = shlex.split(last.partition("continue with: ")[2])
     assert command[0] == "undust"
     command = [part.replace("1000000", str(stopped_at + 1)) for part in command]
     assert main(command[1:]) == 0

@@ -14,8 +14,9 @@ from undust.datasets import image_folder
 from undust.formats.components import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
-from undust.training import configs
-from undust.training.configs import DiffusionConfig, FirstStageConfig
+from undust.training import kinds
+from undust.training.diffusion import DiffusionConfig
+from undust.training.first_stage import FirstStageConfig
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
 
@@ -151,7 +152,7 @@ def first_stage_recipe(write_recipe: Write) -> Callable[..., FirstStageConfig]:
     """The tiny first-stage recipe, with changes such as "run.steps=3"."""
 
     def read(*changes: str) -> FirstStageConfig:
-        recipe = configs.read(write_recipe("first-stage"), changes)
+        recipe = kinds.read(write_recipe("first-stage"), changes)
         assert isinstance(recipe, FirstStageConfig)
         return recipe
 
@@ -163,7 +164,7 @@ def diffusion_recipe(write_recipe: Write) -> Callable[..., DiffusionConfig]:
     """The tiny diffusion recipe, with changes such as "run.steps=3"."""
 
     def read(*changes: str) -> DiffusionConfig:
-        recipe = configs.read(write_recipe("diffusion"), changes)
+        recipe = kinds.read(write_recipe("diffusion"), changes)
         assert isinstance(recipe, DiffusionConfig)
         return recipe
 

@@ -24,11 +24,11 @@ import torch._dynamo  # the first optimizer would import it, in every child agai
 import torch.utils.tensorboard.writer  # pyright: ignore[reportUnusedImport]
 
 from undust.errors import UndustError
-from undust.training import configs
+from undust.training import kinds
 from undust.training.run import train
 
 KILLS = 20
-Recipe = configs.FirstStageConfig | configs.DiffusionConfig
+Recipe = kinds.AnyTrainingConfig
 
 
 def start(recipe: Recipe, out: Path) -> tuple[int, int]:
@@ -116,6 +116,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     what, path, folder, *rest = sys.argv[1:]
     if what == "killed":
-        killed(configs.read(Path(path)), Path(folder))
+        killed(kinds.read(Path(path)), Path(folder))
     else:
-        full(configs.read(Path(path)), Path(folder), int(rest[0]))
+        full(kinds.read(Path(path)), Path(folder), int(rest[0]))

@@ -15,15 +15,15 @@ from undust.conditioning import tokenizer as tokenizers
 from undust.datasets.image_folder import Sample
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
-from undust.training.captions import CaptionSampler, check_captions, too_long
-from undust.training.configs import CaptionsConfig, DiffusionConfig
+from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
+from undust.training.diffusion import DiffusionConfig
 
 
 def said(captions: Mapping[str, str], count: int = 600, **table: object) -> Counter[str]:
     """How often each caption of one picture is said."""
     sampler = CaptionSampler(CaptionsConfig.model_validate(table), [captions])
     counters = torch.tensor([[k, 0, 0] for k in range(count)])
-    chances: list[list[float]] = uniform(1, counters, (sampler.chances,)).tolist()
+    chances: list[list[float]] = uniform(1, counters, (sampler.num_chances,)).tolist()
     return Counter(sampler(0, chance) for chance in chances)
 
 
@@ -80,13 +80,13 @@ def test_braces_in_a_caption_are_left_alone():
 def test_any_chance_says_something_of_the_list(chance: Sequence[float]):
     table = CaptionsConfig(fields=("text",), lists=("text",), templates={"text": ("a {}",)})
     sampler = CaptionSampler(table, [{"text": "x, y"}])
-    assert sampler.chances == 5
+    assert sampler.num_chances == 5
     assert sampler(0, chance) in {"a x", "a y", "a x, y", "a y, x"}
 
 
 def test_the_vocabulary_learns_from_all_that_can_be_said():
     table = CaptionsConfig(fields=("text", "text"), templates={"text": ("{}", "a {}")})
-    every = CaptionSampler(table, [CAPTIONS, {}]).every()
+    every = CaptionSampler(table, [CAPTIONS, {}]).all_texts()
     assert " ".join(every).split() == ["red", "heart", "red", "heart", "a"]
 
 

@@ -38,7 +38,7 @@ def test_what_is_saved_is_loaded(folder: Path):
     assert loaded is not None
     assert refused == []
     expected = checkpoint(2)
-    assert (loaded.step, loaded.recipe) == (2, {"seed": 7, "name": "고양이"})
+    assert (loaded.step, loaded.config) == (2, {"seed": 7, "name": "고양이"})
     for part in ("weights", "average", "optimizer"):
         assert torch.equal(getattr(loaded, part)["w"], getattr(expected, part)["w"])
 

@@ -14,10 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from undust.errors import UndustError
-from undust.training import configs
+from undust.training import kinds
 from undust.training.config_keys import tables
-from undust.training.configs import DiffusionConfig, FirstStageConfig, OptimizerConfig
-from undust.training.noise_levels import forward
+from undust.training.configs import OptimizerConfig
+from undust.training.diffusion import DiffusionConfig
+from undust.training.first_stage import FirstStageConfig
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 Write = Callable[[str], Path]
@@ -26,7 +27,7 @@ Write = Callable[[str], Path]
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_the_published_recipes_can_be_read(path: Path):
     kind = FirstStageConfig if "first-stage" in path.stem else DiffusionConfig
-    assert isinstance(configs.read(path), kind)
+    assert isinstance(kinds.read(path), kind)
 
 
 def test_recipes_are_published():
@@ -35,8 +36,8 @@ def test_recipes_are_published():
 
 @pytest.mark.parametrize("kind", ["first-stage", "diffusion"])
 def test_a_recipe_survives_being_written_in_a_checkpoint(kind: str, write_recipe: Write):
-    recipe = configs.read(write_recipe(kind))
-    assert configs.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+    recipe = kinds.read(write_recipe(kind))
+    assert kinds.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_recipe_survives_being_written_in_a_checkpoint(kind: str, write_recipe
 )
 def test_what_cannot_be_is_named(change: str, said: str, write_recipe: Write):
     with pytest.raises(UndustError) as error:
-        configs.read(write_recipe("first-stage"), [change])
+        kinds.read(write_recipe("first-stage"), [change])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -74,41 +75,50 @@ def test_what_cannot_be_is_named(change: str, said: str, write_recipe: Write):
         ("edm", ["sigma_data=1", "p_mean=-0.5", "p_std=1", "sigma_min=0.01", "sigma_max=90"]),
     ],
 )
-def test_every_process_has_its_own_dust(process: str, changes: list[str], write_recipe: Write):
+def test_every_process_has_its_own_keys(process: str, changes: list[str], write_recipe: Write):
     path = write_recipe("diffusion")
     changes = [f"process={process}", *changes]
-    recipe = configs.read(path, [f"dust.{change}" for change in changes])
+    recipe = kinds.read(path, [f"diffusion.{change}" for change in changes])
     assert isinstance(recipe, DiffusionConfig)
     for change in changes:
         name, _, value = change.partition("=")
-        assert str(getattr(recipe.dust, name)).lower().removesuffix(".0") == value
-    assert configs.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+        assert str(getattr(recipe.diffusion, name)).lower().removesuffix(".0") == value
+    assert kinds.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         (
-            ["dust.process=flow", "dust.beta_start=1"],
-            "dust.beta_start: is not known, with process flow",
+            ["diffusion.process=flow", "diffusion.beta_start=1"],
+            "diffusion.beta_start: is not known, with process flow",
         ),
-        (["dust.process=flow", "dust.prediction=epsilon"], "dust.prediction: .* process flow"),
-        (["dust.process=flow", "dust.shift=0"], "dust.shift: .* process flow"),
-        (["dust.process=edm", "dust.shift=2"], "dust.shift: is not known, with process edm"),
-        (["dust.process=edm", "dust.p_std=0"], "dust.p_std: .* with process edm"),
-        (["dust.process=cosine", "dust.beta_end=1"], "dust.beta_end: .* with process cosine"),
-        (["dust.prediction=flow"], "dust.prediction: .* with process scaled-linear"),
-        (["dust.p_mean=1"], "dust.p_mean: is not known, with process scaled-linear"),
         (
-            ["dust.process=sub-vp"],
-            "dust.process: 'sub-vp'.*'linear', 'scaled-linear'.*'flow', 'edm'",
+            ["diffusion.process=flow", "diffusion.prediction=epsilon"],
+            "prediction: .* process flow",
         ),
-        (["dust=3"], "dust: "),
+        (["diffusion.process=flow", "diffusion.shift=0"], "diffusion.shift: .* process flow"),
+        (
+            ["diffusion.process=edm", "diffusion.shift=2"],
+            "shift: is not known, with process edm",
+        ),
+        (["diffusion.process=edm", "diffusion.p_std=0"], "diffusion.p_std: .* with process edm"),
+        (
+            ["diffusion.process=cosine", "diffusion.beta_end=1"],
+            "beta_end: .* process cosine",
+        ),
+        (["diffusion.prediction=flow"], "diffusion.prediction: .* with process scaled-linear"),
+        (["diffusion.p_mean=1"], "diffusion.p_mean: is not known, with process scaled-linear"),
+        (
+            ["diffusion.process=sub-vp"],
+            "diffusion.process: 'sub-vp'.*'linear', 'scaled-linear'.*'flow', 'edm'",
+        ),
+        (["diffusion=3"], "diffusion: "),
     ],
 )
 def test_keys_that_a_process_does_not_have(changes: list[str], said: str, write_recipe: Write):
     with pytest.raises(UndustError, match=said) as error:
-        configs.read(write_recipe("diffusion"), changes)
+        kinds.read(write_recipe("diffusion"), changes)
     assert "\n" not in str(error.value)
 
 
@@ -127,30 +137,47 @@ def test_keys_that_a_process_does_not_have(changes: list[str], said: str, write_
 def test_changes_from_the_command_line(
     change: str, found: Callable[[FirstStageConfig], bool], write_recipe: Write
 ):
-    recipe = configs.read(write_recipe("first-stage"), [change])
+    recipe = kinds.read(write_recipe("first-stage"), [change])
     assert isinstance(recipe, FirstStageConfig)
     assert found(recipe)
 
 
+def test_the_former_name_of_a_table_works_and_is_noted(write_recipe: Write):
+    path = write_recipe("diffusion")
+    now = kinds.read(path, ["diffusion.shift=3", "diffusion.process=flow"])
+    notes: list[str] = []
+    assert kinds.read(path, ["dust.shift=3", " dust.process=flow"], notes.append) == now
+    path.write_text(path.read_text("utf-8") + "[dust]\nprocess = 'flow'\n", "utf-8")
+    assert kinds.read(path, ["diffusion.shift=3"], notes.append) == now
+    assert notes == ["dust in a recipe is now called diffusion; the former name still works"] * 2
+    tree = now.model_dump(mode="json")
+    tree["dust"] = tree.pop("diffusion")
+    assert kinds.parse(tree, "checkpoint") == now
+    with pytest.raises(UndustError, match=r"diffusion\.shift: .* process flow"):
+        kinds.read(path, ["dust.shift=0"])
+    with pytest.raises(UndustError, match="dust: is not known"):
+        kinds.parse({**tree, "diffusion": {}}, "both names")
+
+
 def test_the_last_change_counts(write_recipe: Write):
-    assert configs.read(write_recipe("diffusion"), ["run.steps=7", "run.steps=8"]).run.steps == 8
+    assert kinds.read(write_recipe("diffusion"), ["run.steps=7", "run.steps=8"]).run.steps == 8
 
 
 def test_files_that_are_no_recipe(tmp_path: Path):
     path = tmp_path / "recipe.toml"
     with pytest.raises(UndustError, match=r"cannot read the recipe .*recipe\.toml: No such file"):
-        configs.read(path)
+        kinds.read(path)
     with pytest.raises(UndustError, match="is a folder, not a file"):
-        configs.read(tmp_path)
+        kinds.read(tmp_path)
     path.write_text("kind = ")
     with pytest.raises(UndustError, match=r"recipe\.toml is not TOML"):
-        configs.read(path)
+        kinds.read(path)
     path.write_bytes(b"kind = '\xff'")
     with pytest.raises(UndustError, match=r"recipe\.toml is not TOML"):
-        configs.read(path)
+        kinds.read(path)
     path.write_text("")
     with pytest.raises(UndustError, match=r"recipe\.toml: kind"):
-        configs.read(path)
+        kinds.read(path)
 
 
 # Pieces of recipes, so that some of what is made from them is read beyond the first line.
@@ -168,7 +195,7 @@ def test_any_text_is_a_recipe_or_a_line_that_says_why_not(text: str):
         path = Path(folder, "recipe.toml")
         path.write_text(text, "utf-8", errors="replace")
         with pytest.raises(UndustError) as error:
-            configs.read(path)
+            kinds.read(path)
     assert "\n" not in str(error.value)
 
 
@@ -181,7 +208,7 @@ def test_any_change_is_made_or_refused(text: str):
         path = Path(folder, "recipe.toml")
         path.write_text(PUBLISHED[0].read_text("utf-8"), "utf-8")
         try:
-            configs.read(path, [text])
+            kinds.read(path, [text])
         except UndustError as error:
             assert "\n" not in str(error)
 
@@ -201,15 +228,16 @@ def test_any_change_is_made_or_refused(text: str):
         ("first-stage", "unet.x=1", 'it is a key of kind "diffusion"'),
         ("first-stage", "first_stage=x", 'it is a key of kind "diffusion"'),
         ("diffusion", "unet.in_chanels=3", "did you mean unet.in_channels?"),
-        ("diffusion", "dust.beta_stat=1", "scaled-linear; did you mean dust.beta_start?"),
+        ("diffusion", "diffusion.beta_stat=1", "scaled-linear; did you mean diffusion.beta_start?"),
         (
             "diffusion",
             'unet.down_block_types=["crossattndownblock2d"]',
             "unet.down_block_types.0: has to be 'CrossAttnDownBlock2D' or 'DownBlock2D'",
         ),
         ("first-stage", "data.folder=5", "data.folder: has to be a path"),
+        ("diffusion", "data.folder=5", "data.folder: has to be a path"),
         ("first-stage", "data=5", "data: has to be a table"),
-        ("diffusion", "dust=5", "dust: has to be a table"),
+        ("diffusion", "diffusion=5", "diffusion: has to be a table"),
         (
             "first-stage",
             "kind=Diffusion",
@@ -226,8 +254,10 @@ def test_any_change_is_made_or_refused(text: str):
 )
 def test_what_a_message_says(kind: str, change: str, said: str, write_recipe: Write):
     path = write_recipe(kind)
+    # A table of the name of a kind is told apart from it.
+    table = [] if kind == "first-stage" or change == "diffusion=5" else ["diffusion.shift=1"]
     with pytest.raises(UndustError) as error:
-        configs.read(path, [change])
+        kinds.read(path, [*table, change])
     assert str(error.value).startswith(f"{path}: ")
     assert said in str(error.value)
     assert not re.search(r"class |\^\[|pydantic|: :", str(error.value))
@@ -237,10 +267,10 @@ def test_a_recipe_without_a_kind_and_one_with_a_byte_order_mark(write_recipe: Wr
     path = write_recipe("diffusion")
     text = path.read_text("utf-8")
     path.write_text("\ufeff" + text, "utf-8")
-    assert isinstance(configs.read(path), DiffusionConfig)
+    assert isinstance(kinds.read(path), DiffusionConfig)
     path.write_text(text.replace('kind = "diffusion"', ""), "utf-8")
     with pytest.raises(UndustError, match="kind: is missing; possible are first-stage, diffusion"):
-        configs.read(path)
+        kinds.read(path)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +293,7 @@ def test_what_could_not_be_published_is_refused_at_once(
     kind: str, change: str, said: str, write_recipe: Write
 ):
     with pytest.raises(UndustError) as error:
-        configs.read(write_recipe(kind), [change])
+        kinds.read(write_recipe(kind), [change])
     assert said in str(error.value)
 
 
@@ -304,13 +334,13 @@ def test_any_values_are_a_recipe_or_a_line_that_says_why_not(
             table = inner if isinstance(inner, dict) else {}
         table[name] = value
     try:
-        recipe = configs.parse(tree, "here")
+        recipe = kinds.parse(tree, "here")
         if isinstance(recipe, DiffusionConfig):
-            forward(recipe.dust)
+            recipe.diffusion.build()
     except UndustError as error:
         assert "\n" not in str(error)
     else:
-        assert configs.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
+        assert kinds.parse(recipe.model_dump(mode="json"), "checkpoint") == recipe
         assert recipe.optimizer.rate(0, recipe.run.steps) >= 0
 
 
@@ -320,7 +350,7 @@ def test_any_values_are_a_recipe_or_a_line_that_says_why_not(
 @pytest.mark.parametrize("steps", [1, 2, 10, 100, 1000, 8000])
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_recipes_reach_their_rate_whatever_their_length(path: Path, steps: int):
-    recipe = configs.read(path, [f"run.steps={steps}"])
+    recipe = kinds.read(path, [f"run.steps={steps}"])
     rates = [recipe.optimizer.rate(step, steps) for step in range(steps)]
     assert max(rates) == recipe.optimizer.learning_rate
 
@@ -329,9 +359,9 @@ def test_shares_of_the_run_are_the_steps_that_they_were_in_the_built_in_model(
     write_recipe: Write,
 ):
     [diffusion] = [path for path in PUBLISHED if path.stem == "emoji-diffusion"]
-    recipe = configs.read(diffusion)
+    recipe = kinds.read(diffusion)
     assert recipe.optimizer.ramps(recipe.run.steps) == (50, 3600)
-    whole = configs.read(diffusion, ["optimizer.warm_up=50", "optimizer.cool_down=3600"])
+    whole = kinds.read(diffusion, ["optimizer.warm_up=50", "optimizer.cool_down=3600"])
     assert whole.optimizer.ramps(8000) == (50, 3600)
 
 
@@ -348,7 +378,7 @@ def test_shares_of_the_run_are_the_steps_that_they_were_in_the_built_in_model(
 def test_ramps_longer_than_the_run_are_refused(changes: list[str], said: str):
     [diffusion] = [path for path in PUBLISHED if path.stem == "emoji-diffusion"]
     with pytest.raises(UndustError) as error:
-        configs.read(diffusion, ["run.steps=1000", "optimizer.warm_up=50", *changes])
+        kinds.read(diffusion, ["run.steps=1000", "optimizer.warm_up=50", *changes])
     assert all(part in str(error.value) for part in said.split(" .*"))
 
 

@@ -1,19 +1,14 @@
-"""Order and noise as pure functions of (seed, epoch, index); reading and cropping pictures."""
+"""Order and noise as pure functions of (seed, epoch, index); crops."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 
-from undust.datasets.image_folder import Sample
-from undust.errors import UndustError
-from undust.training.data import ImageCache, RandomStream, SampleOrder, crop, groups
+from undust.training.data import RandomStream, SampleOrder, crop
 
 GROUPS = [[0], [1, 2, 3], [4, 5], [6], [7, 8]]
 
@@ -75,53 +70,13 @@ def test_every_place_in_the_order_is_as_likely():
     assert (counts - 200).abs().max() < 4 * (1000 * 0.2 * 0.8) ** 0.5
 
 
-def test_purposes_samples_and_epochs_share_no_random_numbers():
+def test_streams_samples_and_epochs_share_no_random_numbers():
     order = SampleOrder(GROUPS, seed=3)
     batches = [order.batch(step, 5) for step in range(4)]
     drawn = torch.cat(
-        [batch.uniform(purpose, 8).flatten() for batch in batches for purpose in RandomStream]
+        [batch.uniform(stream, 8).flatten() for batch in batches for stream in RandomStream]
     )
     assert len(drawn.unique()) == len(drawn) == 4 * 5 * 8 * len(RandomStream)
-
-
-def test_groups_are_pictures_or_concepts():
-    samples = [Sample(Path(f"{k}.png"), {}, name) for k, name in enumerate("abacb")]
-    assert groups(samples, "picture") == [[0], [1], [2], [3], [4]]
-    assert groups(samples, "concept") == [[0, 2], [1, 4], [3]]
-
-
-def test_pictures_are_read_to_minus_one_to_one(tmp_path: Path):
-    colours = {"black": -1.0, "white": 1.0, (51, 51, 51): -0.6}
-    paths = [tmp_path / f"{number}.png" for number in range(3)]
-    for path, colour in zip(paths, colours, strict=True):
-        Image.new("RGB", (8, 8), colour).save(path)
-    x = ImageCache(paths, 4)([2, 0, 1])
-    assert (x.shape, x.dtype) == ((3, 3, 4, 4), torch.float32)
-    expected = torch.tensor([-0.6, -1.0, 1.0])[:, None, None, None].expand_as(x)
-    torch.testing.assert_close(x, expected)
-
-
-def test_pictures_are_the_same_whether_kept_or_not(data: Path):
-    paths = sorted(data.glob("*.png"))
-    kept, read = ImageCache(paths, 16), ImageCache(paths, 16, memory=0)
-    for _ in range(2):
-        assert torch.equal(kept([3, 1, 3]), read([3, 1, 3]))
-    assert len(kept) == 12
-
-
-def test_a_picture_that_is_in_memory_is_not_read_again(data: Path, tmp_path: Path):
-    path = tmp_path / "a.png"
-    path.write_bytes((data / "00.png").read_bytes())
-    pictures = ImageCache([path], 16)
-    first = pictures([0])
-    path.unlink()
-    assert torch.equal(pictures([0]), first)
-
-
-def test_a_broken_picture_is_named(tmp_path: Path):
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(UndustError, match=r"broken\.png"):
-        ImageCache([tmp_path / "broken.png"], 16)([0])
 
 
 def corners(where: Tensor) -> list[tuple[int, int]]:

@@ -20,9 +20,10 @@ from undust.formats.locate import BUILT_IN
 from undust.formats.locks import FileLock, LockedError
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
-from undust.training import configs
-from undust.training.configs import DiffusionConfig, FirstStageConfig
-from undust.training.derived import first_stage_at, with_derived
+from undust.training import kinds
+from undust.training.derived import first_stage_at
+from undust.training.diffusion import DiffusionConfig
+from undust.training.first_stage import FirstStageConfig
 from undust.training.run import prepare, train
 
 Diffusion = Callable[..., DiffusionConfig]
@@ -36,7 +37,7 @@ def without(recipe: DiffusionConfig, left_out: set[str]) -> DiffusionConfig:
     tree = recipe.model_dump(mode="json")
     fields = recipe.unet.model_dump(mode="json", exclude_unset=True)
     tree["unet"] = {key: value for key, value in fields.items() if key not in left_out}
-    found = configs.parse(tree, "here")
+    found = kinds.parse(tree, "here")
     assert isinstance(found, DiffusionConfig)
     return found
 
@@ -47,7 +48,7 @@ def test_the_sizes_of_the_u_net_follow_from_the_data_and_the_first_stage(
     """16 px, halved by a first stage of two levels to 8 × 8 of 4 channels; text of 8."""
     recipe = without(diffusion_recipe("run.steps=1"), LEFT_OUT)
     assert recipe.unet.model_fields_set.isdisjoint({*LEFT_OUT, "in_channels", "out_channels"})
-    unet = with_derived(recipe).unet
+    unet = recipe.complete().unet
     assert (unet.sample_size, unet.in_channels, unet.out_channels) == (8, 4, 4)
     assert unet.cross_attention_dim == 8
     train(recipe, tmp_path / "out")
@@ -86,7 +87,7 @@ def test_sizes_that_contradict_each_other_are_refused(
 
 @pytest.mark.parametrize("given", ["unet.sample_size=[8,8]", "unet.cross_attention_dim=[8]"])
 def test_sizes_given_in_another_form(given: str, diffusion_recipe: Diffusion):
-    assert with_derived(diffusion_recipe(given)).unet.in_channels == 4
+    assert diffusion_recipe(given).complete().unet.in_channels == 4
 
 
 # --- where the first stage is -----------------------------------------------------------------
@@ -144,14 +145,14 @@ def test_a_file_that_does_not_tell_the_scale_has_a_command_that_makes_a_folder_o
     file, own = tmp_path / "my vae.safetensors", published_form(0.13025)
     convert.write(own, file, "single-file")
     with pytest.raises(UndustError, match="does not tell its latents' scale") as error:
-        with_derived(diffusion_recipe(f"first_stage={file}"))
+        diffusion_recipe(f"first_stage={file}").complete()
     command = shlex.split(str(error.value).partition("in its config.json: ")[2])
     assert main(command[1:]) == 0
     config = tmp_path / "my vae/config.json"
     fields = json.loads(config.read_text("utf-8"))
     assert "scaling_factor" in fields
     config.write_text(json.dumps({**fields, "scaling_factor": 0.13025}), "utf-8")
-    recipe = with_derived(diffusion_recipe("first_stage='my vae'"))
+    recipe = diffusion_recipe("first_stage='my vae'").complete()
     assert standalone_vae.empty(recipe.first_stage).config.scaling_factor == 0.13025
     assert torch.equal(standalone_vae.load(recipe.first_stage).last_layer, own.last_layer)
 
@@ -177,7 +178,7 @@ def test_files_and_components_of_another_kind(
     (tmp_path / "notes.txt").write_text("These are no tensors.")
     shutil.copytree(tiny_model, tmp_path / "whole")
     with pytest.raises(UndustError, match=said):
-        with_derived(recipe)
+        recipe.complete()
 
 
 def published_form(scale: float) -> Autoencoder:

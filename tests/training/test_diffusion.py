@@ -25,9 +25,8 @@ from undust.formats.components import load_first_stage, save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.pictures import from_image
-from undust.training.configs import DiffusionConfig
 from undust.training.data import RandomStream
-from undust.training.diffusion import DiffusionTask
+from undust.training.diffusion import DiffusionConfig, DiffusionTask
 from undust.training.run import train
 
 Read = Callable[..., DiffusionConfig]
@@ -65,7 +64,7 @@ def test_the_loss_is_what_diffusers_scheduler_makes_of_it(
     prediction: str, diffusion_recipe: Read, tmp_path: Path
 ):
     """Its noised latents go into the network; the squared distance to its target is the loss."""
-    seen = Seen(DiffusionTask(diffusion_recipe(f"dust.prediction={prediction}"), tmp_path))
+    seen = Seen(DiffusionTask(diffusion_recipe(f"diffusion.prediction={prediction}"), tmp_path))
     scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear")
     steps = seen.told.long()
     torch.testing.assert_close(seen.x, scheduler.add_noise(seen.z, seen.noise, steps))
@@ -83,7 +82,7 @@ def test_flow_learns_the_way_from_picture_to_noise(
     shift: float, diffusion_recipe: Read, tmp_path: Path
 ):
     """n − z at (1 − τ)·z + τ·n as in diffusers' scripts, at even times between theirs, shifted."""
-    recipe = diffusion_recipe("dust.process=flow", f"dust.shift={shift}")
+    recipe = diffusion_recipe("diffusion.process=flow", f"diffusion.shift={shift}")
     seen = Seen(DiffusionTask(recipe, tmp_path))
     tau = 0.001 + 0.999 * seen.uniform
     tau = (shift * tau / (1 + (shift - 1) * tau)).float()
@@ -103,11 +102,11 @@ def test_edm_learns_what_karras_wrote(
 ):
     """Karras et al. 2022, eq. 2, 7 and 8: the mean of λ(σ)·‖D(y + n; σ) − y‖²."""
     recipe = diffusion_recipe(
-        "dust.process=edm",
-        f"dust.sigma_data={sigma_data}",
-        f"dust.prediction={prediction}",
-        "dust.p_mean=-0.5",
-        "dust.p_std=1.5",
+        "diffusion.process=edm",
+        f"diffusion.sigma_data={sigma_data}",
+        f"diffusion.prediction={prediction}",
+        "diffusion.p_mean=-0.5",
+        "diffusion.p_std=1.5",
     )
     seen = Seen(DiffusionTask(recipe, tmp_path))
     log = -0.5 + 1.5 * torch.from_numpy(norm.ppf(seen.uniform.numpy())).float()
@@ -125,7 +124,7 @@ def test_edm_learns_what_karras_wrote(
 def test_with_zero_terminal_snr_the_last_time_step_is_noise(diffusion_recipe: Read, tmp_path: Path):
     """Lin et al. 2024: there the network sees the noise alone, and v asks it for the picture."""
     recipe = diffusion_recipe(
-        "dust.zero_terminal_snr=true", "dust.prediction=v_prediction", "dust.steps=4"
+        "diffusion.zero_terminal_snr=true", "diffusion.prediction=v_prediction", "diffusion.steps=4"
     )
     seen = Seen(DiffusionTask(recipe, tmp_path), 32)
     last = seen.told == 3
@@ -145,7 +144,7 @@ def test_discrete_time_steps_are_whole(
     process: str, shift: float, diffusion_recipe: Read, tmp_path: Path
 ):
     """The same steps for the same numbers in every version: runs are resumed with a newer one."""
-    recipe = diffusion_recipe(f"dust.process={process}", f"dust.shift={shift}")
+    recipe = diffusion_recipe(f"diffusion.process={process}", f"diffusion.shift={shift}")
     seen = Seen(DiffusionTask(recipe, tmp_path), 200)
     shifted = shift * seen.uniform / (1 + (shift - 1) * seen.uniform)
     assert torch.equal(seen.told, (1000 * shifted).floor().float())
@@ -163,7 +162,7 @@ def test_before_training_it_predicts_nothing(diffusion_recipe: Read, tmp_path: P
 @torch.no_grad()
 def test_noisier_levels_are_weighted_as_min_snr_says(diffusion_recipe: Read, tmp_path: Path):
     """For ε of a network that says 0: mean of min(SNR, 5)/SNR times each sample's noise²."""
-    task = DiffusionTask(diffusion_recipe("dust.weighting=min-snr"), tmp_path)
+    task = DiffusionTask(diffusion_recipe("diffusion.weighting=min-snr"), tmp_path)
     batch = task.order.batch(0, 8)
     timestep = (batch.uniform(RandomStream.TIME)[:, 0] * 1000).long()
     kept = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear").alphas_cumprod[timestep].double()
@@ -176,7 +175,7 @@ def test_noisier_levels_are_weighted_as_min_snr_says(diffusion_recipe: Read, tmp
 def test_time_steps_are_drawn_evenly_or_as_the_shift_says(diffusion_recipe: Read, tmp_path: Path):
     """The share of the 1,000 steps below t is t itself, and with shift s it is t/(s − (s − 1)t)."""
     for shift in (1.0, 3.0):
-        task = DiffusionTask(diffusion_recipe(f"dust.shift={shift}"), tmp_path)
+        task = DiffusionTask(diffusion_recipe(f"diffusion.shift={shift}"), tmp_path)
         seen: list[tuple[Tensor, Tensor, Tensor]] = []
         task.model.unet.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
         with torch.no_grad():
@@ -192,14 +191,14 @@ def test_time_steps_are_drawn_evenly_or_as_the_shift_says(diffusion_recipe: Read
 def captions(task: DiffusionTask, count: int) -> list[tuple[int, str]]:
     """The samples of a batch and the words that the text encoder was given for them."""
     seen: list[tuple[Tensor]] = []
-    embeddings = task.words.encoder.get_submodule("text_model.embeddings")
+    embeddings = task.text.encoder.get_submodule("text_model.embeddings")
     hook = embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:1]))
     batch = task.order.batch(0, count)
     with torch.no_grad():
         task.losses(batch)
     hook.remove()
-    tokenizer = task.words.tokenizer
-    samples = image_folder.read(task.recipe.data.folder)
+    tokenizer = task.text.tokenizer
+    samples = image_folder.read(task.config.data.folder)
     known = ["", *(caption for sample in samples for caption in sample.captions.values())]
     told = {tuple(tokenizer([caption])[0].tolist()): caption for caption in known}
     assert len(told) == len(known) == 25
@@ -214,7 +213,7 @@ def test_every_picture_gets_its_own_captions_in_both_languages(
 ):
     task = DiffusionTask(diffusion_recipe("captions.drop=0"), tmp_path)
     drawn = captions(task, 300)
-    samples = image_folder.read(task.recipe.data.folder, split="train")
+    samples = image_folder.read(task.config.data.folder, split="train")
     texts = [list(sample.captions.values()) for sample in samples]
     assert set(drawn) == {(k, text) for k, both in enumerate(texts) for text in both}
     english = sum(caption.isascii() for _, caption in drawn)
@@ -235,7 +234,7 @@ def test_latents_are_scaled_and_only_of_training_pictures(
     diffusion_recipe: Read, first_stage: Path, tmp_path: Path
 ):
     task = DiffusionTask(diffusion_recipe(), tmp_path)
-    images = [Image.open(task.recipe.data.folder / f"{number:02}.png") for number in range(10)]
+    images = [Image.open(task.config.data.folder / f"{number:02}.png") for number in range(10)]
     pictures = torch.stack([from_image(image, (16, 16)) for image in images]) / 127.5 - 1
     posterior = load_first_stage(first_stage).encode(pictures)
     torch.testing.assert_close(task.latents.posterior.mean, 0.18215 * posterior.mean)
@@ -272,9 +271,9 @@ def test_what_is_published_is_a_model(diffusion_recipe: Read, tmp_path: Path):
     ("process", "changes"),
     [
         ("flow", []),
-        ("flow", ["dust.shift=3"]),
+        ("flow", ["diffusion.shift=3"]),
         ("edm", []),
-        ("edm", ["dust.sigma_data=1", "dust.prediction=v_prediction"]),
+        ("edm", ["diffusion.sigma_data=1", "diffusion.prediction=v_prediction"]),
     ],
 )
 def test_what_is_trained_paints_the_same_in_diffusers(
@@ -286,7 +285,7 @@ def test_what_is_trained_paints_the_same_in_diffusers(
     starts as if pictures had deviation 1.
     """
     recipe = diffusion_recipe(
-        f"dust.process={process}",
+        f"diffusion.process={process}",
         *changes,
         *("run.steps=3", "optimizer.learning_rate=0.1", "optimizer.warm_up=3"),
     )
@@ -338,9 +337,12 @@ def test_a_preview_shows_the_recipes_prompts(diffusion_recipe: Read, tmp_path: P
     ("change", "said"),
     [
         ("data.crop=8", r"data\.crop: latents are made of whole pictures"),
-        ("dust.zero_terminal_snr=true", "prediction: epsilon cannot tell a picture from noise"),
-        ("dust.beta_end=2", r"dust\.beta_end: has to be less than 1"),
-        ("dust.weighting=min-snrr", "unknown weighting 'min-snrr'; did you mean 'min-snr'"),
+        (
+            "diffusion.zero_terminal_snr=true",
+            "prediction: epsilon cannot tell a picture from noise",
+        ),
+        ("diffusion.beta_end=2", r"diffusion\.beta_end: has to be less than 1"),
+        ("diffusion.weighting=min-snrr", "unknown weighting 'min-snrr'; did you mean 'min-snr'"),
         ("first_stage=pyproject.toml/absent", "pyproject.toml/absent"),
     ],
 )
@@ -358,7 +360,7 @@ def test_a_model_without_captions_is_trained_saved_and_painted_with(
     train(diffusion_recipe("captions.fields=[]", "run.steps=2"), tmp_path / "out")
     model = undust.load(tmp_path / "out/model")
     task = DiffusionTask(diffusion_recipe("captions.fields=[]"), tmp_path / "task")
-    assert task.words.tokenizer.vocabulary == model.texts[0].tokenizer.vocabulary
+    assert task.text.tokenizer.vocabulary == model.texts[0].tokenizer.vocabulary
     assert not [note for note in task.notes if "caption" in note]
     one, two = (model.generate("", seed=1, steps=2, guidance=scale)[0].image for scale in (1, 4))
     assert one.size == (16, 16)

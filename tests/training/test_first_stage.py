@@ -13,9 +13,8 @@ from undust.errors import UndustError
 from undust.formats.components import load_first_stage
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
-from undust.training.configs import FirstStageConfig
 from undust.training.data import RandomStream
-from undust.training.first_stage import FirstStageTask, fold_latent_stats
+from undust.training.first_stage import FirstStageConfig, FirstStageTask, fold_latent_stats
 from undust.training.losses import gradient_difference
 from undust.training.run import train
 
@@ -58,11 +57,11 @@ def test_what_is_published_has_unit_latents_and_paints_the_same(
     first_stage_recipe: Read, tmp_path: Path
 ):
     """Unit variance of sampled latents: of the means, and of the posteriors' own."""
-    task = FirstStageTask(first_stage_recipe())
+    task = FirstStageTask(first_stage_recipe(), Path("out"))
     task.publish(tmp_path / "model")
     published = load_first_stage(tmp_path / "model")
     assert published.config.scaling_factor == 1
-    pictures = task.pictures(range(10))
+    pictures = task.images(range(10))
     ours, theirs = task.autoencoder.encode(pictures), published.encode(pictures)
     torch.testing.assert_close(
         published.decode(theirs.mode()), task.autoencoder.decode(ours.mode()), atol=1e-4, rtol=0
@@ -77,10 +76,10 @@ def test_what_is_published_has_unit_latents_and_paints_the_same(
 def test_the_loss_is_the_sum_that_the_recipe_says(pixel: str, first_stage_recipe: Read):
     recipe = first_stage_recipe(f"loss.pixel={pixel}", "loss.edges=0.7", "loss.kl=0.01")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"crop": None})})
-    task = FirstStageTask(recipe)
+    task = FirstStageTask(recipe, Path("out"))
     batch = task.order.batch(0, 4)
     terms = task.losses(batch)
-    x = task.pictures(batch.sample)
+    x = task.images(batch.sample)
     posterior = task.autoencoder.encode(x)
     deviation = (0.5 * posterior.logvar).exp()
     y = task.autoencoder.decode(
@@ -97,8 +96,8 @@ def test_the_loss_is_the_sum_that_the_recipe_says(pixel: str, first_stage_recipe
 
 
 def test_held_out_pictures_are_not_trained_on(first_stage_recipe: Read):
-    task = FirstStageTask(first_stage_recipe())
-    assert [path.name for path in task.pictures.paths] == [f"{k:02}.png" for k in range(10)]
+    task = FirstStageTask(first_stage_recipe(), Path("out"))
+    assert len(task.images) == 10
 
 
 def test_it_learns(first_stage_recipe: Read, tmp_path: Path):
@@ -123,4 +122,4 @@ def test_it_learns(first_stage_recipe: Read, tmp_path: Path):
 )
 def test_what_cannot_be_trained_is_refused(changes: list[str], said: str, first_stage_recipe: Read):
     with pytest.raises(UndustError, match=said):
-        FirstStageTask(first_stage_recipe(*changes))
+        FirstStageTask(first_stage_recipe(*changes), Path("out"))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from undust.training import configs
-from undust.training.loop import Progress
+from undust.training import kinds
+from undust.training.loop import TrainingProgress
 from undust.training.run import prepare, train
 
 KINDS = ["first-stage", "diffusion"]
@@ -74,11 +74,11 @@ def test_asked_to_stop_it_saves_and_goes_on(
     kind: str, number: signal.Signals, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
     """At step 3, which is no step for a checkpoint."""
-    recipe = configs.read(write_recipe(kind))
+    recipe = kinds.read(write_recipe(kind))
     assert train(recipe, tmp_path / "whole")
     seen: list[int] = []
 
-    def stop_at_three(progress: Progress) -> None:
+    def stop_at_three(progress: TrainingProgress) -> None:
         seen.append(progress.step)
         if progress.step == 3:
             signal.raise_signal(number)
@@ -94,12 +94,12 @@ def test_asked_to_stop_it_saves_and_goes_on(
 
 
 def test_a_second_ctrl_c_stops_at_once(write_recipe: Write, tmp_path: Path):
-    def insist(progress: Progress) -> None:
+    def insist(progress: TrainingProgress) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(configs.read(write_recipe("first-stage")), tmp_path / "out", observe=insist)
+        train(kinds.read(write_recipe("first-stage")), tmp_path / "out", observe=insist)
     assert not list((tmp_path / "out/checkpoints").glob("step-*"))
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
 ):
     """The first checkpoint is there; then no file can be as large as a checkpoint's."""
     path, out = write_recipe(kind), tmp_path / "out"
-    recipe = configs.read(path)
+    recipe = kinds.read(path)
     train(recipe, tmp_path / "whole")
     trainer, _ = prepare(recipe, out)
     trainer.train(lambda progress: progress.step == 2 and signal.raise_signal(signal.SIGINT))
@@ -129,7 +129,7 @@ def test_where_the_last_checkpoint_is_the_model_is_too(
     kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
     """Killed just before the last checkpoint is there, or just after it: the end is the same."""
-    recipe, out = configs.read(write_recipe(kind)), tmp_path / "out"
+    recipe, out = kinds.read(write_recipe(kind)), tmp_path / "out"
     train(recipe, out)
     whole = results(out, contents)
     assert train(recipe, out, resume=True)

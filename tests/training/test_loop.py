@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.training import checkpoints
-from undust.training.configs import DiffusionConfig, FirstStageConfig
+from undust.training.diffusion import DiffusionConfig
+from undust.training.first_stage import FirstStageConfig
 from undust.training.run import prepare, train
 
 FirstStage = Callable[..., FirstStageConfig]
@@ -116,12 +117,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_again(
     assert contents(tmp_path / "checkpoints/step-00000006") == whole
 
 
-def test_checkpoints_that_cannot_be_gone_on_from_are_not_overwritten(
+def test_checkpoints_that_cannot_be_resumed_are_not_overwritten(
     first_stage_recipe: FirstStage, tmp_path: Path
 ):
     recipe = first_stage_recipe()
     train(recipe, tmp_path)
-    with pytest.raises(UndustError, match="--resume goes on from them, another --out"):
+    with pytest.raises(UndustError, match="--resume continues it, another --out"):
         train(recipe, tmp_path)
     with pytest.raises(UndustError, match=r"autoencoder\.latent_channels was 4, is 8"):
         train(first_stage_recipe("autoencoder.latent_channels=8"), tmp_path, resume=True)

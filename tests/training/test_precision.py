@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from undust.training import precision
-from undust.training.configs import FirstStageConfig
+from undust.training.first_stage import FirstStageConfig
 from undust.training.precision import bfloat16_speed, resolved
 from undust.training.run import prepare, train
 

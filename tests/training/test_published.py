@@ -14,7 +14,8 @@ import transformers
 
 import undust
 from undust.formats.components import load_first_stage
-from undust.training.configs import DiffusionConfig, FirstStageConfig
+from undust.training.diffusion import DiffusionConfig
+from undust.training.first_stage import FirstStageConfig
 from undust.training.run import train
 
 PROMPT = "녹"  # no longer than the text encoder reads at once
@@ -42,7 +43,7 @@ def test_a_first_stage(first_stage_recipe: Callable[..., FirstStageConfig], tmp_
 @pytest.mark.parametrize("process", ["scaled-linear", "flow", "edm"])
 def test_a_model(process: str, diffusion_recipe: Callable[..., DiffusionConfig], tmp_path: Path):
     """Its words, and its pictures in each precision; a flow's within 2 %, as its levels are."""
-    recipe = diffusion_recipe(f"dust.process={process}", "run.steps=2")
+    recipe = diffusion_recipe(f"diffusion.process={process}", "run.steps=2")
     train(recipe, tmp_path)
     folder = tmp_path / "model"
     model = undust.load(folder)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from undust.training.config_keys import tables
-from undust.training.configs import KINDS
+from undust.training.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,9 +16,11 @@ from PIL import Image
 from undust.errors import UndustError
 from undust.formats.components import load_first_stage, save_component
 from undust.networks.autoencoder import Autoencoder
-from undust.training import resume
-from undust.training.configs import DiffusionConfig, FirstStageConfig
-from undust.training.loop import Progress
+from undust.training.checkpoints import Checkpoint
+from undust.training.diffusion import DiffusionConfig
+from undust.training.first_stage import FirstStageConfig
+from undust.training.loop import TrainingProgress
+from undust.training.resume import compare_configs
 from undust.training.run import check_run, prepare, train
 
 FirstStage = Callable[..., FirstStageConfig]
@@ -44,13 +46,16 @@ def go_on(recipe: FirstStageConfig | DiffusionConfig, out: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("dust.prediction=v_prediction",), "dust.prediction was epsilon, is v_prediction"),
-        (("dust.beta_end=0.02",), "dust.beta_end was 0.012, is 0.02"),
-        (("dust.process=linear",), "dust.process was scaled-linear, is linear"),
-        (("dust.process=flow",), "dust.process was scaled-linear, is flow"),
-        (("dust.shift=3.0",), "dust.shift was 1.0, is 3.0"),
-        (("dust.zero_terminal_snr=true",), "dust.zero_terminal_snr was False, is True"),
-        (("dust.weighting=min-snr-5",), "dust.weighting was uniform, is min-snr-5"),
+        (
+            ("diffusion.prediction=v_prediction",),
+            "diffusion.prediction was epsilon, is v_prediction",
+        ),
+        (("diffusion.beta_end=0.02",), "diffusion.beta_end was 0.012, is 0.02"),
+        (("diffusion.process=linear",), "diffusion.process was scaled-linear, is linear"),
+        (("diffusion.process=flow",), "diffusion.process was scaled-linear, is flow"),
+        (("diffusion.shift=3.0",), "diffusion.shift was 1.0, is 3.0"),
+        (("diffusion.zero_terminal_snr=true",), "diffusion.zero_terminal_snr was False, is True"),
+        (("diffusion.weighting=min-snr-5",), "diffusion.weighting was uniform, is min-snr-5"),
         (("unet.attention_head_dim=4",), "unet.attention_head_dim was 2, is 4"),
         (("unet.norm_num_groups=2",), "unet.norm_num_groups was 4, is 2"),
         (("text_encoder.num_attention_heads=4",), "text_encoder.num_attention_heads was 2, is 4"),
@@ -68,27 +73,25 @@ def test_a_change_that_would_spoil_the_weights_is_refused(
 ):
     """Before the data is read: with no more than the checkpoint."""
     out = tmp_path / "out"
-    checkpoint = resume.Checkpoint(
-        2, diffusion_recipe(*SHORT).model_dump(mode="json"), {}, {}, {}, {}
-    )
-    recipe = diffusion_recipe(*SHORT, *changes).model_dump(mode="json")
+    checkpoint = Checkpoint(2, diffusion_recipe(*SHORT).model_dump(mode="json"), {}, {}, {}, {})
     with pytest.raises(UndustError) as error:
-        resume.compare_recipes(checkpoint, recipe, out)
+        compare_configs(checkpoint, diffusion_recipe(*SHORT, *changes), out)
     assert said in str(error.value)
-    assert str(error.value).startswith(f"{out} cannot go on from step 2")
+    assert str(error.value).startswith(f"{out} cannot be resumed from step 2")
 
 
 def test_keys_that_an_earlier_version_did_not_have_are_no_change(
     diffusion_recipe: Diffusion, tmp_path: Path
 ):
     """Also if its recipe is refused today, here for a number of steps that no run can have."""
-    now = diffusion_recipe(*SHORT).model_dump(mode="json")
+    now = diffusion_recipe(*SHORT)
     for steps, told in ((2, []), (-1, ["changed since step 2: run.steps -1 → 2"])):
-        before = json.loads(json.dumps(now))
-        del before["captions"]["drop"], before["optimizer"]["betas"]
+        before = now.model_dump(mode="json")
+        del before["captions"]["drop"], before["optimizer"]["betas"], before["data"]["source"]
         before["run"]["steps"] = steps
-        checkpoint = resume.Checkpoint(2, before, {}, {}, {})
-        assert resume.compare_recipes(checkpoint, now, tmp_path) == told
+        before["dust"] = before.pop("diffusion")  # its former name
+        checkpoint = Checkpoint(2, before, {}, {}, {})
+        assert compare_configs(checkpoint, now, tmp_path) == told
 
 
 def test_no_model_predicts_v_with_weights_that_learnt_epsilon(
@@ -96,9 +99,9 @@ def test_no_model_predicts_v_with_weights_that_learnt_epsilon(
 ):
     train(diffusion_recipe(*SHORT), tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(UndustError, match=r"dust\.prediction was epsilon, is v_prediction"):
+    with pytest.raises(UndustError, match=r"diffusion\.prediction was epsilon, is v_prediction"):
         train(
-            diffusion_recipe("run.steps=4", "dust.prediction=v_prediction"),
+            diffusion_recipe("run.steps=4", "diffusion.prediction=v_prediction"),
             tmp_path / "out",
             resume=True,
         )
@@ -262,7 +265,7 @@ def test_checkpoints_of_earlier_versions_go_on(
     # The latents' file knows the pictures, though not the captions.
     kept = shutil.copytree(own_data, tmp_path / "kept")
     replaced(own_data)
-    with pytest.raises(UndustError, match=r"latents\.safetensors was made of other pictures"):
+    with pytest.raises(UndustError, match=r"latents\.safetensors was made from other pictures"):
         prepare(diffusion_recipe(*SHORT, folder), tmp_path / "out", resume=True)
     shutil.rmtree(own_data)
     kept.rename(own_data)
@@ -318,7 +321,7 @@ def test_a_folder_that_goes_in_mid_run_is_told(
 ):
     out, moved = tmp_path / "out", tmp_path / "moved"
 
-    def lose(progress: Progress) -> None:
+    def lose(progress: TrainingProgress) -> None:
         if progress.step == 3:
             out.rename(moved)
             if what == "removed":

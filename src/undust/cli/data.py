@@ -95,21 +95,25 @@ def check(
 def _on_captions(report: Report) -> Iterator[str]:
     """What a recipe for text would say of the captions."""
     from undust.conditioning import tokenizer as tokenizers
-    from undust.training.captions import CaptionSampler, check_captions, too_long
-    from undust.training.configs import CaptionsConfig
+    from undust.training.captions import (
+        CaptionSampler,
+        CaptionsConfig,
+        check_captions,
+        too_long,
+    )
 
     samples = [sample for sample in report.samples if sample.split == "train"]
     if not samples:
         yield "no picture is for training: all are held out, or none can be read"
         return
-    table = CaptionsConfig()
+    config = CaptionsConfig()
     try:
-        yield from check_captions(table, samples)
+        yield from check_captions(config, samples)
     except UndustError as error:
         yield str(error)
         return
-    every = CaptionSampler(table, [sample.captions for sample in samples]).every()
-    yield from too_long(table, samples, tokenizers.train(every, table.vocabulary, table.length))
+    texts = CaptionSampler(config, [sample.captions for sample in samples]).all_texts()
+    yield from too_long(config, samples, tokenizers.train(texts, config.vocabulary, config.length))
 
 
 def _splits(report: Report) -> str:

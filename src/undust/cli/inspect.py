@@ -238,7 +238,7 @@ def _run(path: Path) -> Facts:
     for folder in sorted((path / "checkpoints").glob("step-*")):
         try:
             found = checkpoints.load(folder)
-            step, recipe = found.step, found.recipe
+            step, recipe = found.step, found.config
             state = {"step": found.step, "state": "whole"}
         except UndustError as error:
             state = {"step": None, "state": str(error)}
@@ -271,7 +271,7 @@ def _checkpoint(path: Path) -> Facts:
         "step": found.step,
         "parameters": sum(tensor.numel() for tensor in found.weights.values()),
         "bytes": _bytes(files),
-        "recipe": found.recipe,
+        "recipe": found.config,
     }
 
 

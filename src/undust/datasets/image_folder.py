@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
+from PIL import Image
+
 from undust.datasets import files
 from undust.datasets.metadata import LineError, Row, columns_of, rows, text_of, texts_of
 from undust.errors import UndustError, printable
@@ -46,6 +48,10 @@ class Sample:
     group: str
     split: Split = "train"
 
+    def image(self) -> Image.Image:
+        """The picture, as `read_image` gives it, which raises UndustError."""
+        return read_image(self.path)
+
 
 @dataclass
 class Folder:
@@ -66,10 +72,6 @@ class Folder:
     sidecars: int = 0
     unread_sidecars: int = 0
 
-    def columns(self) -> Counter[str]:
-        """How many pictures have a caption, by column."""
-        return columns(self.samples)
-
     def notes(self) -> list[str]:
         """A line for each kind of file that is not used, and for captions from files."""
         used, unread = self.sidecars, self.unread_sidecars
@@ -85,11 +87,6 @@ class Folder:
             )
             if count
         ]
-
-
-def columns(samples: Iterable[Sample]) -> Counter[str]:
-    """How many of the samples have a caption, by column."""
-    return Counter(name for sample in samples for name in sample.captions)
 
 
 def read(

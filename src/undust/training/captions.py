@@ -1,89 +1,137 @@
-"""How a picture's captions are worded: so that people's own words find what has only a name."""
+"""The captions that images are trained with: drawn at random from fields, lists and templates."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
 
 from undust.conditioning.tokenizer import Tokenizer
-from undust.datasets.image_folder import Sample, columns
 from undust.errors import UndustError, printable
-from undust.training.configs import CaptionsConfig
+from undust.training.configs import Config
+from undust.training.sources import DataSample
+
+
+def _one_placeholder(template: str) -> str:
+    if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+        raise ValueError("has to have {} once, where the caption goes, and no other brace")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_one_placeholder)]
+"""Text around one {}."""
+
+
+class CaptionsConfig(Config):
+    """The captions to train with, and the tokenizer that is learnt from them."""
+
+    fields: tuple[str, ...] = Field(
+        default=("text",),
+        description="caption columns; one that the image has is drawn for each sample; a column "
+        "named twice is drawn twice as often; []: train without captions",
+    )
+    lists: tuple[str, ...] = Field(
+        default=(),
+        description="columns that are lists separated by commas: some entries, in random order",
+    )
+    templates: dict[str, tuple[Template, ...]] = Field(
+        default={},
+        description="templates for a column, such as 'a picture of {}'; one is drawn each time",
+    )
+    drop: float = Field(
+        default=0.1, ge=0, le=1, description="share of samples trained without a caption"
+    )
+    vocabulary: int = Field(
+        default=4096, ge=600, le=2**20, description="size of the byte-pair vocabulary"
+    )
+    length: int = Field(
+        default=32, ge=4, le=2**16, description="tokens per caption, start and end included"
+    )
+
+    @model_validator(mode="after")
+    def _of_these_fields(self) -> Self:
+        for key, named in (("lists", self.lists), ("templates", self.templates)):
+            for field in named:
+                if field not in self.fields:
+                    raise ValueError(f"{key} names {field!r}, which is not among the fields")
+        return self
 
 
 class CaptionSampler:
-    """Draws a caption anew each time a picture is used.
+    """Draws a caption each time that an image is used.
 
-    By chance: one of the fields that the picture has; of a list some of its words, in any order;
-    and one of the field's templates around them. A picture without captions has the empty one.
+    At random: one of the fields that the image has; of a list some entries, in any order; and one
+    of the field's templates. An image without captions has the empty one.
     """
 
-    def __init__(self, table: CaptionsConfig, captions: Sequence[Mapping[str, str]]) -> None:
-        self.templates = table.templates
+    def __init__(self, config: CaptionsConfig, captions: Sequence[Mapping[str, str]]) -> None:
+        """captions: of each sample, by field."""
+        self.templates = config.templates
         self.choices = [
             [
-                (field, _words(has[field], field in table.lists))
-                for field in table.fields
+                (field, _entries(has[field], field in config.lists))
+                for field in config.fields
                 if field in has
             ]
             for has in captions
         ]
-        longest = max((len(words) for several in self.choices for _, words in several), default=0)
-        self.chances = 3 + longest  # the field, the template, how many words, and their order
+        longest = max((len(entries) for fields in self.choices for _, entries in fields), default=0)
+        # Random numbers for one caption: the field, the template, how many entries, their order.
+        self.num_chances = 3 + longest
 
-    def __call__(self, sample: int, chance: Sequence[float]) -> str:
-        """The caption of one sample; `chance` holds `chances` numbers in (0, 1)."""
+    def __call__(self, sample: int, chances: Sequence[float]) -> str:
+        """The caption of one sample; chances: `num_chances` numbers in (0, 1)."""
         choices = self.choices[sample]
         if not choices:
             return ""
-        field, words = choices[int(chance[0] * len(choices))]
+        field, entries = choices[int(chances[0] * len(choices))]
         templates = self.templates.get(field, ("{}",))
-        template = templates[int(chance[1] * len(templates))]
-        count = 1 + int(chance[2] * len(words))
-        order = sorted(range(len(words)), key=chance[3:].__getitem__)
-        return template.replace("{}", ", ".join(words[place] for place in order[:count]))
+        template = templates[int(chances[1] * len(templates))]
+        count = 1 + int(chances[2] * len(entries))
+        order = sorted(range(len(entries)), key=chances[3:].__getitem__)
+        return template.replace("{}", ", ".join(entries[place] for place in order[:count]))
 
-    def every(self) -> list[str]:
-        """All that can be said, once: what a vocabulary is learnt from."""
-        captions = [", ".join(words) for several in self.choices for _, words in several]
-        templates = [
-            text.replace("{}", "") for several in self.templates.values() for text in several
-        ]
+    def all_texts(self) -> list[str]:
+        """Every caption and template once, to learn a vocabulary from."""
+        captions = [", ".join(entries) for fields in self.choices for _, entries in fields]
+        templates = [text.replace("{}", "") for texts in self.templates.values() for text in texts]
         return captions + templates
 
 
 def check_captions(
-    table: CaptionsConfig, samples: Sequence[Sample], *, required: bool = True
+    config: CaptionsConfig, samples: Sequence[DataSample], *, required: bool = True
 ) -> list[str]:
-    """A line for pictures without a caption, and for columns that none has.
+    """Notes on images without a caption, and on fields that no image has.
 
-    Raises UndustError if captions are required, the table asks for them, and no picture has one.
+    Raises UndustError if captions are required, the configuration uses them, and there are none.
     """
-    if not table.fields or table.drop == 1:
+    if not config.fields or config.drop == 1:
         return []
-    known = columns(samples)
-    there = ", ".join(f"{printable(name)} ({count})" for name, count in known.most_common(10))
-    there = f"the data has the columns {there}" if there else "the data has no captions"
-    absent = [name for name in dict.fromkeys(table.fields) if not known[name]]
-    missing = sum(not set(table.fields) & sample.captions.keys() for sample in samples)
+    known = Counter(name for sample in samples for name in sample.captions)
+    columns = ", ".join(f"{printable(name)} ({count})" for name, count in known.most_common(10))
+    columns = f"the data has the columns {columns}" if columns else "the data has no captions"
+    absent = [name for name in dict.fromkeys(config.fields) if not known[name]]
+    missing = sum(not set(config.fields) & sample.captions.keys() for sample in samples)
     if missing == len(samples) and required:
-        put_in = (
+        remedy = (
             "name one of them in captions.fields"
             if known
-            else ("put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl")
+            else "put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl"
         )
         folders = sorted({PurePosixPath(sample.group).parent.name for sample in samples} - {""})
         if not known and len(folders) > 1:
-            put_in += (
-                f"; names of folders ({', '.join(map(printable, folders[:3]))}, …) are not read"
-            )
+            names = ", ".join(map(printable, folders[:3]))
+            remedy += f"; names of folders ({names}, …) are not read"
         raise UndustError(
-            f"captions.fields: no picture has a caption in {', '.join(table.fields)}; {there}: "
-            f"{put_in}. To train without captions: captions.fields = []"
+            f"captions.fields: no picture has a caption in {', '.join(config.fields)}; {columns}: "
+            f"{remedy}. To train without captions: captions.fields = []"
         )
     notes: list[str] = []
     if absent:
-        notes.append(f"captions.fields: no picture has {', '.join(absent)}; {there}")
+        notes.append(f"captions.fields: no picture has {', '.join(absent)}; {columns}")
     if missing:
         notes.append(
             f"{missing} of {len(samples)} pictures ({missing / len(samples):.0%}) have no caption "
@@ -92,24 +140,26 @@ def check_captions(
     return notes
 
 
-def too_long(table: CaptionsConfig, samples: Sequence[Sample], tokenizer: Tokenizer) -> list[str]:
-    """A line for captions that lose their ends, since they have more tokens than there is room."""
+def too_long(
+    config: CaptionsConfig, samples: Sequence[DataSample], tokenizer: Tokenizer
+) -> list[str]:
+    """A note on captions that are cut because they have too many tokens, or none."""
     counts = [
         len(tokenizer.pieces(sample.captions[name]))
         for sample in samples
-        for name in dict.fromkeys(table.fields)
-        if name in sample.captions and name not in table.lists
+        for name in dict.fromkeys(config.fields)
+        if name in sample.captions and name not in config.lists
     ]
     cut = [count for count in counts if count > tokenizer.room]
     if not cut:
         return []
     return [
         f"{len(cut)} of {len(counts)} captions are cut to captions.length = {tokenizer.length} "
-        f"tokens, the two ends included; the longest has {max(cut) + 2}"
+        f"tokens, start and end included; the longest has {max(cut) + 2}"
     ]
 
 
-def _words(caption: str, is_list: bool) -> list[str]:
+def _entries(caption: str, is_list: bool) -> list[str]:
     """The entries of a list; any other caption is one entry."""
     if not is_list:
         return [caption]

@@ -1,12 +1,12 @@
-"""Checkpoints: published whole or not at all, checked before they are used, the newest kept.
+"""Checkpoints: written whole or not at all, verified when read, the newest kept.
 
 out/checkpoints/step-00001000/
     weights.safetensors    every trained parameter
     average.safetensors    their moving average
     optimizer.safetensors  the optimizer's moments
     tokenizer/             of a diffusion model
-    state.json             step, recipe, digests of the data and the first stage, and the SHA-256
-                           of the other files
+    state.json             step, configuration ("recipe"), digests of the data and the first stage,
+                           and the SHA-256 of the other files
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on as if it had never stopped.
+    """The whole state of a run, to resume it as if it had never stopped.
 
-    inputs: digests of what the run reads, by name; none in checkpoints of earlier versions, which
-    have no tokenizer either.
+    config: `model_dump` of its configuration; inputs: digests of the run's inputs, by name; none in
+    checkpoints of earlier versions, which have no tokenizer either.
     """
 
     step: int
-    recipe: dict[str, Any]
+    config: dict[str, Any]
     weights: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Publishes a checkpoint under `folder` and removes all but the newest `keep`.
 
-    Newer ones than this, which the run went on without since they are damaged, stay and count not.
+    Newer ones than this are damaged, since the run was resumed without them: they stay, uncounted.
     """
     target = folder / f"step-{checkpoint.step:08d}"
     folder.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
                 digests[f"{TOKENIZER}/{path.name}"] = safetensors_file.content_hash(path)
         state = {
             "step": checkpoint.step,
-            "recipe": checkpoint.recipe,
+            "recipe": checkpoint.config,
             "inputs": dict(checkpoint.inputs),
             "sha256": digests,
         }
@@ -80,11 +80,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """One checkpoint. Raises UndustError, naming the file, for one that is cut or damaged."""
+    """Reads one checkpoint. Raises UndustError, naming the file, if it is cut or damaged."""
     try:
         state = json.loads(read_text(path / "state.json"))
         digests = {str(name): str(digest) for name, digest in dict(state["sha256"]).items()}
-        step, recipe = int(state["step"]), dict(state["recipe"])
+        step, config = int(state["step"]), dict(state["recipe"])
         inputs = {str(name): str(digest) for name, digest in dict(state.get("inputs", {})).items()}
         others = digests.keys() - set(TENSOR_FILES)
         if step != _step(path) or not digests.keys() >= set(TENSOR_FILES):
@@ -99,7 +99,7 @@ def load(path: Path) -> Checkpoint:
             raise UndustError(f"{file} is damaged or absent: its SHA-256 is not the one written")
     tensors = {name: safetensors_file.load(path / f"{name}.safetensors") for name in TENSOR_FILES}
     tokenizer = tokenizer_files.load(path / TOKENIZER) if others else None
-    return Checkpoint(step=step, recipe=recipe, **tensors, inputs=inputs, tokenizer=tokenizer)
+    return Checkpoint(step=step, config=config, **tensors, inputs=inputs, tokenizer=tokenizer)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -113,8 +113,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, refused
 
 
-def newest_recipe(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Step and recipe of the newest checkpoint whose state can be read, or None."""
+def newest_config(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and configuration of the newest checkpoint whose state can be read, or None."""
     for path in _newest_first(folder):
         try:
             return _step(path), dict(read_json(path / "state.json")["recipe"])

@@ -1,4 +1,4 @@
-"""The keys of a recipe: which there are, and what is wrong with one, in words."""
+"""The keys of a recipe: their tables, their former names, and messages about wrong ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from pydantic_core import ErrorDetails
 
 from undust.errors import demand, printable
 
+RENAMED = {"dust": "diffusion"}
+"""Former names of a recipe's outermost keys -> their names now."""
+
+
+def renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's tree with the present names of its keys, but for one that is there under both."""
+    return {
+        key if RENAMED.get(key, key) in tree else RENAMED[key]: value for key, value in tree.items()
+    }
+
 
 def tables(kind: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """The tables of a recipe by their dotted names, "" for the outermost.
 
-    A table that has one of several forms is given once for each.
+    A table that has one of several forms is yielded once for each.
     """
     yield name, kind
     for field, info in kind.model_fields.items():
@@ -25,11 +35,11 @@ def tables(kind: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[Ba
 
 
 def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseModel]]) -> str:
-    """The first fault of a recipe: the dotted key, what is wrong, and the key probably meant."""
+    """The first error of a recipe: the dotted key, the demand, and the key probably meant."""
     first = error.errors()[0]
     place, said = _place(first, tree), demand(first)
     table = cast("Mapping[str, Any]", tree) if isinstance(tree, Mapping) else {}
-    kind, dust = table.get("kind"), table.get("dust")
+    kind, diffusion = table.get("kind"), table.get("diffusion")
     if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
         said = "has to be a table"
     elif first["type"].startswith("union_tag"):
@@ -38,8 +48,8 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
         if said == f"has no {tag}":
             said = f"is missing; possible are {', '.join(kinds)}"
         place.append(tag.strip("'"))
-    elif place[:1] == ["dust"] and len(place) > 1 and isinstance(dust, Mapping):
-        process = cast("Mapping[str, Any]", dust).get("process", "scaled-linear")
+    elif place[:1] == ["diffusion"] and len(place) > 1 and isinstance(diffusion, Mapping):
+        process = cast("Mapping[str, Any]", diffusion).get("process", "scaled-linear")
         said += f", with process {printable(process)}"
     if first["type"] == "extra_forbidden" and isinstance(kind, str):
         others = [other for other, model in kinds.items() if place[0] in model.model_fields]
@@ -53,23 +63,26 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
 
 
 def _place(first: ErrorDetails, tree: object) -> list[str]:
-    """The keys on the way to a fault; pydantic puts the names of forms and types between them."""
+    """The keys down to an error; pydantic puts the names of forms and types between them."""
     place: list[str] = []
     missing = first["type"] == "missing"
-    for number, part in enumerate(first["loc"]):
+    loc = first["loc"]
+    if isinstance(tree, Mapping) and loc[:1] == (cast("Mapping[str, Any]", tree).get("kind"),):
+        loc = loc[1:]  # the kind, which may also be the name of a key
+    for number, part in enumerate(loc):
         if isinstance(tree, Mapping) and part in tree:
             tree = cast("Mapping[object, object]", tree)[part]
         elif isinstance(tree, list | tuple) and isinstance(part, int):
             values = cast("list[object]", tree)
             tree = values[part] if part < len(values) else None  # too few of them
-        elif not (missing and number == len(first["loc"]) - 1):
+        elif not (missing and number == len(loc) - 1):
             continue
         place.append(str(part))
     return place
 
 
 def _meant(key: str, above: str, kind: type[BaseModel]) -> str:
-    """The known key that an unknown one of a table may have been meant for."""
+    """A suggestion for an unknown key of a table: the closest known ones."""
     known: dict[str, list[str]] = {}
     for name, table in tables(kind):
         known.setdefault(name, []).extend(table.model_fields)

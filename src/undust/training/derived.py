@@ -1,4 +1,4 @@
-"""The keys of a diffusion recipe that its other keys and the first stage decide."""
+"""The keys of a diffusion recipe that follow from its other keys and the first stage."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ from typing import cast
 
 from undust.errors import UndustError
 from undust.formats import locate, standalone_vae
-from undust.networks.config import UNetConfig
-from undust.training.configs import DiffusionConfig
+from undust.networks.config import TextEncoderConfig, UNetConfig
 
 
-def with_derived(recipe: DiffusionConfig) -> DiffusionConfig:
-    """The recipe with its first stage's place, and the U-Net's sizes where they are left out.
+def derived_unet(given: UNetConfig, first_stage: Path, size: int, text_width: int) -> UNetConfig:
+    """The U-Net's configuration with the sizes that are left out.
 
-    Raises UndustError for a first stage that is not found, and, with both numbers, for sizes that
-    contradict each other.
+    first_stage: its place, as `first_stage_at` finds it; size: of the images, pixels; text_width:
+    of the text encoder. Raises UndustError for sizes that contradict each other, with both.
     """
-    place = first_stage_at(recipe.first_stage)
     try:
-        first_stage = standalone_vae.empty(place)
+        network = standalone_vae.empty(first_stage)
     except UndustError as error:
         raise UndustError(f"first_stage: {error}") from error
-    channels, size = first_stage.latent_channels, recipe.data.size
-    factor = first_stage.downsampling_factor
+    channels, factor = network.latent_channels, network.downsampling_factor
     if size % factor:
         fits = max(1, round(size / factor)) * factor
         raise UndustError(
             f"data.size is {size}, which is not divisible by {factor}, the factor of the first "
-            f"stage {place}; {fits} would be"
+            f"stage {first_stage}; {fits} would be"
         )
-    width = recipe.text_encoder.hidden_size
     derived = {
         "sample_size": (
             size // factor,
@@ -38,26 +34,26 @@ def with_derived(recipe: DiffusionConfig) -> DiffusionConfig:
         ),
         "in_channels": (channels, f"the first stage's latents have {channels} channels"),
         "out_channels": (channels, f"the first stage's latents have {channels} channels"),
-        "cross_attention_dim": (width, f"text_encoder.hidden_size is {width}"),
+        "cross_attention_dim": (text_width, f"text_encoder.hidden_size is {text_width}"),
     }
-    _check_text_encoder(recipe)
-    given = recipe.unet.model_dump(exclude_unset=True, exclude_none=True)
+    fields = given.model_dump(exclude_unset=True, exclude_none=True)
     for key, (value, reason) in derived.items():
-        own = given.get(key, value)
+        own = fields.get(key, value)
         if own != value and (not isinstance(own, tuple) or {*cast("tuple[int]", own)} != {value}):
             raise UndustError(
                 f"unet.{key} is {own}, but {reason}: it has to be {value}, or to be left out"
             )
-    unet = UNetConfig.read({**{key: value for key, (value, _) in derived.items()}, **given})
-    return recipe.model_copy(update={"first_stage": place, "unet": unet})
+    return UNetConfig.read({**{key: value for key, (value, _) in derived.items()}, **fields})
 
 
-def _check_text_encoder(recipe: DiffusionConfig) -> None:
-    """Raises UndustError for a key of the text encoder at another value than it is trained with."""
-    captions, given = recipe.captions, recipe.text_encoder
+def check_text_encoder(given: TextEncoderConfig, vocabulary: int, length: int) -> None:
+    """Raises UndustError for keys that differ from those of the tokenizer that is learnt.
+
+    vocabulary, length: of the recipe's captions.
+    """
     for key, own in (
-        ("vocab_size", ("captions.vocabulary", captions.vocabulary)),
-        ("max_position_embeddings", ("captions.length", captions.length)),
+        ("vocab_size", ("captions.vocabulary", vocabulary)),
+        ("max_position_embeddings", ("captions.length", length)),
         *((f"{token}_token_id", None) for token in ("bos", "eos", "pad")),
     ):
         default = type(given).model_fields[key].default
@@ -69,10 +65,10 @@ def _check_text_encoder(recipe: DiffusionConfig) -> None:
 
 
 def first_stage_at(given: Path) -> Path:
-    """The folder or file of the autoencoder that a recipe's `first_stage` names.
+    """The folder or file of the autoencoder that `first_stage` of a recipe names.
 
-    Its own folder or file, the folder of a run that trained one, a model's folder or file, or a
-    model by name. Raises UndustError if there is none.
+    given: that folder or file, the folder of a run that trained one, a model's folder or file, or
+    the name of a model. Raises UndustError if there is none.
     """
     if not given.exists() and len(given.parts) > 1 and Path(given.parts[0]).is_dir():
         raise UndustError(f"first_stage: {given} does not exist")

@@ -1,85 +1,115 @@
-"""Training the denoiser: a U-Net and its text encoder, together, on latents made once."""
+"""Training the denoiser: a U-Net and its text encoder, together, on latents encoded once."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
+from typing import Literal, Self
 
 import torch
 from PIL import Image
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import Tokenizer
-from undust.diffusion.denoiser import NetworkDenoiser
-from undust.diffusion.prediction import prediction_on
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import standalone_vae, tokenizer_files
 from undust.generation import loop
 from undust.model import LatentDiffusion
-from undust.networks.conditioning import Conditioning
+from undust.networks.config import TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
-from undust.training.captions import CaptionSampler, check_captions, too_long
+from undust.training.caches import ImageCache, LatentCache
+from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
 from undust.training.checkpoints import Checkpoint
-from undust.training.configs import DiffusionConfig
-from undust.training.data import (
-    Batch,
-    ImageCache,
-    RandomStream,
-    SampleOrder,
-    content_digest,
-    digest,
-    groups,
-    training_samples,
-)
-from undust.training.latents import LatentCache, Observe
-from undust.training.noise_levels import forward
+from undust.training.configs import Place, TrainingConfig
+from undust.training.data import Batch, Observe, RandomStream, SampleOrder
+from undust.training.derived import check_text_encoder, derived_unet, first_stage_at
+from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
+from undust.training.sources import SOURCES, all_samples, content_digest, data_digest, groups
+
+
+class DiffusionConfig(TrainingConfig):
+    """Trains U-Net and text encoder together on the latents of a trained first stage."""
+
+    kind: Literal["diffusion"] = Field(description="what is trained")
+    first_stage: Place = Field(
+        description="the trained autoencoder: its folder, that of its run or of a model, a file, "
+        "or a model's name"
+    )
+    captions: CaptionsConfig = CaptionsConfig()
+    diffusion: AnyNoiseConfig = BetaNoiseConfig()
+    unet: UNetConfig
+    text_encoder: TextEncoderConfig
+    previews: tuple[str, ...] = Field(default=(), description="prompts of the previews")
+
+    def complete(self) -> Self:
+        """With the first stage's place, and the U-Net's sizes where they are left out.
+
+        Raises UndustError for a first stage that is not found, and for sizes that contradict each
+        other.
+        """
+        place, captions = first_stage_at(self.first_stage), self.captions
+        check_text_encoder(self.text_encoder, captions.vocabulary, captions.length)
+        unet = derived_unet(self.unet, place, self.data.size, self.text_encoder.hidden_size)
+        return self.model_copy(update={"first_stage": place, "unet": unet})
+
+    def task(self, out: Path, resumed: Checkpoint | None, observe: Observe) -> DiffusionTask:
+        """The training of U-Net and text encoder."""
+        return DiffusionTask(self, out, resumed, observe)
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Self:
+        if self.unet.addition_embed_type == "text_time" or self.unet.num_class_embeds is not None:
+            name = "num_class_embeds" if self.unet.num_class_embeds else "addition_embed_type"
+            raise ValueError(f"unet.{name}: a U-Net is trained here on text alone; leave it out")
+        if self.text_encoder.projects:
+            raise ValueError("text_encoder.architectures has to be left out: CLIPTextModel")
+        return self
 
 
 class DiffusionTask:
     """The published objective (Rombach et al. 2022, eq. 3) on latents z = E(picture).
 
-    A latent gets dust of a random level; the network tells what `prediction` asks for; the squared
-    error, weighted by level (seed 001, eq. 3), is the loss.
+    Noise of a random level is added to a latent; the loss is the squared error of the network's
+    output against its target, weighted by noise level (seed 001, eq. 3).
     """
 
     def __init__(
         self,
-        recipe: DiffusionConfig,
+        config: DiffusionConfig,
         out: Path,
         resumed: Checkpoint | None = None,
         observe: Observe = lambda _done, _all: None,
     ) -> None:
-        """A run in the folder `out`, which goes on from `resumed` if that is given.
-
-        observe: told how many pictures of all are encoded as latents.
-        """
-        self.recipe = recipe
-        data, captions, dust = recipe.data, recipe.captions, recipe.dust
+        """As `TrainingConfig.task`. observe: called while images are encoded as latents."""
+        self.config = config
+        data, captions, diffusion = config.data, config.captions, config.diffusion
         if data.crop is not None:
             raise UndustError("data.crop: latents are made of whole pictures; leave it out")
-        process, self.levels = forward(dust)
-        self.weighting = WEIGHTINGS[dust.weighting]
-        samples, self.notes = training_samples(data)
+        process, self.noise_levels = diffusion.build()
+        self.weighting = WEIGHTINGS[diffusion.weighting]
+        source = SOURCES[data.source](data)
+        samples, self.notes = all_samples(source), [*source.notes]
         self.notes += check_captions(captions, samples, required=resumed is None)
+        images = source.digest()
         self.inputs = {
-            "data": digest(samples, captions.fields),
-            "first_stage": content_digest(standalone_vae.files(recipe.first_stage)),
+            "data": data_digest(samples, images, captions.fields),
+            "first_stage": content_digest(standalone_vae.files(config.first_stage)),
         }
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.caption_sampler = CaptionSampler(captions, [sample.captions for sample in samples])
-        tokenizer = (
-            _tokenizer(resumed, out)
-            if resumed
-            else tokenizers.train(
-                self.caption_sampler.every(), captions.vocabulary, captions.length
-            )
-        )
+        if resumed:
+            tokenizer = _tokenizer(resumed, out)
+        else:
+            texts = self.caption_sampler.all_texts()
+            tokenizer = tokenizers.train(texts, captions.vocabulary, captions.length)
         self.notes += too_long(captions, samples, tokenizer)
         ends = {
             "vocab_size": len(tokenizer.vocabulary),
@@ -88,31 +118,28 @@ class DiffusionTask:
             "eos_token_id": tokenizer.vocabulary[tokenizers.END],
             "pad_token_id": tokenizer.vocabulary[tokenizers.END],
         }
-        torch.manual_seed(recipe.seed)
-        unet = UNet(recipe.unet)
+        torch.manual_seed(config.seed)
+        unet = UNet(config.unet)
         unet.start_at_zero()
-        self.denoiser: NetworkDenoiser[Conditioning] = NetworkDenoiser(
-            unet, process, prediction_on(process, dust.prediction)
-        )
         self.model = LatentDiffusion(
-            standalone_vae.load(recipe.first_stage),
+            standalone_vae.load(config.first_stage),
             unet,
-            (TextConditioner(tokenizer, TextEncoder(recipe.text_encoder.model_copy(update=ends))),),
+            (TextConditioner(tokenizer, TextEncoder(config.text_encoder.model_copy(update=ends))),),
             process,
-            dust.prediction,
+            diffusion.prediction,
         )
-        [self.words] = self.model.texts
+        [self.text] = self.model.texts
         self.model.latent_shape(data.size, data.size)
-        self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.words.encoder})
-        self.order = SampleOrder(groups(samples, data.draw_by), recipe.seed)
+        self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.text.encoder})
+        self.order = SampleOrder(groups(samples, data.draw_by), config.seed)
         self.latents = LatentCache(
             self.model.first_stage,
-            ImageCache([sample.path for sample in samples], data.size, memory=0),
+            ImageCache(source, data.size, memory=0),
             out / "latents.safetensors",
             {
                 "first_stage": self.inputs["first_stage"],
                 "size": data.size,
-                "pictures": content_digest(sample.path for sample in samples),
+                "pictures": images,
             },
             observe,
             resumed=resumed is not None,
@@ -125,29 +152,22 @@ class DiffusionTask:
         shape = self.latents.shape
         z = self.latents.sample(batch.sample, batch.normal(RandomStream.POSTERIOR, shape))
         noise = batch.normal(RandomStream.NOISE, shape)
-        sigma = self.levels(batch.uniform(RandomStream.TIME)[:, 0])
+        sigma = self.noise_levels(batch.uniform(RandomStream.TIME)[:, 0])
         cond = self.model.conditioner.captions(self._captions(batch))
-        return {"loss": self.denoiser.loss(z, noise, sigma, cond, self.weighting).mean()}
+        return {"loss": self.model.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The prompts of the preview's pictures."""
-        return self.recipe.previews or ("",)
+        """The prompts of the preview's images."""
+        return self.config.previews or ("",)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The one that the weights learn with."""
-        return self.words.tokenizer
-
-    @property
-    def example(self) -> str:
-        """A caption of the data, as a prompt that the model was trained on."""
-        return next(
-            (escape(caption) for caption in self.caption_sampler.every() if caption.strip()), ""
-        )
+        """The tokenizer of the text encoder."""
+        return self.text.tokenizer
 
     def preview(self, *, brief: bool = False) -> Image.Image:
-        """The recipe's prompts, painted with seeds that never change; brief: one, in one step."""
+        """Images of the recipe's prompts with constant seeds; brief: one image, in one step."""
         steps = 1 if brief else 20
         recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=steps)
         recipes = recipes[: 1 if brief else None]
@@ -158,13 +178,22 @@ class DiffusionTask:
         """Writes the whole model as a diffusers folder."""
         self.model.save(folder)
 
+    def next_steps(self, model: Path, data: Path) -> str:  # noqa: ARG002
+        """A command that generates an image from a caption of the data."""
+        captions = self.caption_sampler.all_texts()
+        example = next((escape(caption) for caption in captions if caption.strip()), "")
+        return (
+            f"generate with it: undust generate {quote(example)} --model {quote(str(model))}; "
+            "diffusers opens it as StableDiffusionPipeline"
+        )
+
     def _captions(self, batch: Batch) -> list[str | None]:
-        """A caption of each sample, or None: the unconditional input of guidance.
+        """A caption of each sample, or None for the unconditional input of guidance.
 
         (Ho & Salimans 2022, algorithm 1.)
         """
-        chances = batch.uniform(RandomStream.CAPTION, self.caption_sampler.chances).tolist()
-        dropped = (batch.uniform(RandomStream.DROP)[:, 0] < self.recipe.captions.drop).tolist()
+        chances = batch.uniform(RandomStream.CAPTION, self.caption_sampler.num_chances).tolist()
+        dropped = (batch.uniform(RandomStream.DROP)[:, 0] < self.config.captions.drop).tolist()
         return [
             None if drop else self.caption_sampler(sample, chance)
             for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
@@ -172,7 +201,7 @@ class DiffusionTask:
 
 
 def _tokenizer(resumed: Checkpoint, out: Path) -> Tokenizer:
-    """The tokenizer that the weights learnt with."""
+    """The tokenizer of the run that is resumed."""
     if resumed.tokenizer:
         return resumed.tokenizer
     folder = out / "model" / "tokenizer"

@@ -1,73 +1,114 @@
-"""Training the first stage: pictures to latents and back."""
+"""Training the first stage: the autoencoder between images and latents."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from undust.errors import UndustError
 from undust.formats.components import save_component
 from undust.formats.files import atomic_folder
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
 from undust.pictures import grid, to_images
-from undust.training.configs import FirstStageConfig
-from undust.training.data import (
-    Batch,
-    ImageCache,
-    Observe,
-    RandomStream,
-    SampleOrder,
-    crop,
-    digest,
-    groups,
-    training_samples,
-)
-from undust.training.latents import in_batches
+from undust.training.caches import ImageCache, in_batches
+from undust.training.checkpoints import Checkpoint
+from undust.training.configs import Config, TrainingConfig
+from undust.training.data import Batch, Observe, RandomStream, SampleOrder, crop
 from undust.training.losses import gradient_difference
+from undust.training.resume import compare_inputs
+from undust.training.sources import SOURCES, all_samples, data_digest, groups
 
-MEASURED = 256  # pictures whose latents set the latent scale
-SHOWN = 16  # pictures of a preview
+STATISTICS_IMAGES = 256  # whose latents are measured for the latent scale
+PREVIEW_IMAGES = 16
+
+
+class ReconstructionLossConfig(Config):
+    """Weights of the first stage's loss terms."""
+
+    pixel: Literal["l1", "l2"] = Field(default="l1", description="distance of pixels")
+    edges: float = Field(
+        default=1.0, ge=0, description="weight of the gradient difference, at every scale"
+    )
+    scales: int = Field(
+        default=3, gt=0, description="scales of the gradient difference, each half the last"
+    )
+    kl: float = Field(default=1e-6, ge=0, description="weight of the KL term")
+
+
+class FirstStageConfig(TrainingConfig):
+    """Trains the autoencoder between pictures and latents."""
+
+    kind: Literal["first-stage"] = Field(description="what is trained")
+    autoencoder: AutoencoderConfig
+    loss: ReconstructionLossConfig = ReconstructionLossConfig()
+
+    def task(self, out: Path, resumed: Checkpoint | None, observe: Observe) -> FirstStageTask:
+        """The training of the autoencoder."""
+        return FirstStageTask(self, out, resumed, observe)
+
+    @model_validator(mode="after")
+    def _can_be_published(self) -> Self:
+        own = self.autoencoder
+        for name in ("in_channels", "out_channels"):
+            if getattr(own, name) != 3:
+                raise ValueError(f"autoencoder.{name} has to be 3: pictures are read as RGB")
+        # The latents' mean and deviation are folded into these convolutions.
+        for name in ("use_quant_conv", "use_post_quant_conv"):
+            if not getattr(own, name):
+                raise ValueError(f"autoencoder.{name} has to be true: it normalises the latents")
+        for name in ("shift_factor", "latents_mean", "latents_std"):
+            if getattr(own, name) is not None:
+                raise ValueError(f"autoencoder.{name} has to be left out: latents are normalised")
+        return self
 
 
 class FirstStageTask:
-    """Reconstruction, edges and KL; the published latents have mean 0 and variance 1 a channel."""
+    """Reconstruction loss and KL; the published latents have mean 0 and variance 1 per channel."""
 
     tokenizer = None
-    example = ""
     captions = ()
 
     def __init__(
-        self, recipe: FirstStageConfig, observe: Observe = lambda _done, _all: None
+        self,
+        config: FirstStageConfig,
+        out: Path,
+        resumed: Checkpoint | None = None,
+        observe: Observe = lambda _done, _all: None,
     ) -> None:
-        """observe: told how many pictures of all are decoded before the first step."""
-        data = recipe.data
-        samples, self.notes = training_samples(data)
-        self.inputs = {"data": digest(samples)}
-        torch.manual_seed(recipe.seed)
-        self.autoencoder = Autoencoder(recipe.autoencoder)
-        side = data.crop or data.size
-        factor = self.autoencoder.downsampling_factor
+        """As `TrainingConfig.task`. observe: called while images are decoded into memory."""
+        data = config.data
+        source = SOURCES[data.source](data)
+        samples, self.notes = all_samples(source), [*source.notes]
+        self.inputs = {"data": data_digest(samples, source.digest())}
+        self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
+        torch.manual_seed(config.seed)
+        self.autoencoder = Autoencoder(config.autoencoder)
+        side, factor = data.crop or data.size, self.autoencoder.downsampling_factor
         if side % factor or data.size < side:
             raise UndustError(
-                f"data.size {data.size} and data.crop {data.crop}: the side trained on has to be a "
-                f"multiple of {factor} and the crop no larger than the picture"
+                f"data.size {data.size} and data.crop {data.crop}: the side to train on has to be "
+                f"a multiple of {factor} and the crop no larger than the picture"
             )
         self.modules = nn.ModuleDict({"autoencoder": self.autoencoder})
-        self.order = SampleOrder(groups(samples, data.draw_by), recipe.seed)
-        self.pictures = ImageCache([sample.path for sample in samples], data.size)
-        self.pictures.preload(observe)
-        self.recipe = recipe
+        self.order = SampleOrder(groups(samples, data.draw_by), config.seed)
+        self.images = ImageCache(source, data.size)
+        self.images.preload(observe)
+        self.config = config
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the recipe's loss, each a mean over pictures (KL: over latent numbers)."""
-        settings = self.recipe.loss
-        x = self.pictures(batch.sample)
-        if self.recipe.data.crop:
-            x = crop(x, self.recipe.data.crop, batch.uniform(RandomStream.CROP, 2))
+        """The terms of the loss, each a mean over images (KL: over the numbers of the latents)."""
+        settings = self.config.loss
+        x = self.images(batch.sample)
+        if self.config.data.crop:
+            x = crop(x, self.config.data.crop, batch.uniform(RandomStream.CROP, 2))
         posterior = self.autoencoder.encode(x)
         noise = batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:])
         y = self.autoencoder.decode(posterior.sample(noise)).float()
@@ -82,9 +123,9 @@ class FirstStageTask:
 
     @torch.no_grad()
     def preview(self, *, brief: bool = False) -> Image.Image:
-        """Pictures of the data set above what became of them; brief: one of them."""
-        apart = max(1, len(self.pictures) // SHOWN)
-        x = self.pictures(range(0, len(self.pictures), apart)[: 1 if brief else SHOWN])
+        """Images of the data set above their reconstructions; brief: one of them."""
+        apart = max(1, len(self.images) // PREVIEW_IMAGES)
+        x = self.images(range(0, len(self.images), apart)[: 1 if brief else PREVIEW_IMAGES])
         y = self.autoencoder.decode(self.autoencoder.encode(x).mode())
         return grid(to_images(torch.cat([x, y])), columns=len(x))
 
@@ -92,19 +133,21 @@ class FirstStageTask:
     def publish(self, folder: Path, *, brief: bool = False) -> None:
         """Writes the autoencoder as a diffusers folder, its latents normalised.
 
-        Mean and deviation of each channel of sampled latents (a channel that carries nothing is
-        all sampling noise) are measured on the run's first pictures and folded into the 1×1
-        convolutions on both sides of the latent, so that every tool that reads the folder gets
-        latents of variance 1 with a scaling factor of 1. brief: measured on two pictures.
+        Mean and deviation of each channel of sampled latents (a channel without information is all
+        sampling noise) are measured on the run's first images and folded into the 1×1 convolutions
+        on both sides of the latent, so that every tool that reads the folder gets latents of
+        variance 1 with a scaling factor of 1. brief: measured on two images.
         """
-        which = self.order.batch(0, min(2 if brief else MEASURED, len(self.pictures))).sample
-        parts = [self.autoencoder.encode(x) for x in in_batches(self.pictures, which)]
+        indices = self.order.batch(
+            0, min(2 if brief else STATISTICS_IMAGES, len(self.images))
+        ).sample
+        parts = [self.autoencoder.encode(x) for x in in_batches(self.images, indices)]
         mean = torch.cat([part.mean for part in parts])
         spread = torch.cat([part.logvar for part in parts]).exp().mean((0, 2, 3))
         deviation = (mean.var((0, 2, 3)) + spread).sqrt()
         published = Autoencoder(
-            self.recipe.autoencoder.model_copy(
-                update={"scaling_factor": 1.0, "sample_size": self.recipe.data.size}
+            self.config.autoencoder.model_copy(
+                update={"scaling_factor": 1.0, "sample_size": self.config.data.size}
             )
         )
         published.load_state_dict(self.autoencoder.state_dict())
@@ -112,10 +155,17 @@ class FirstStageTask:
         with atomic_folder(folder, replace=True) as building:
             save_component(building, published)
 
+    def next_steps(self, model: Path, data: Path) -> str:
+        """The key of a diffusion recipe that uses the first stage, and a command to measure it."""
+        return (
+            f'train on its latents: a diffusion recipe with first_stage = "{model}"; measure it: '
+            f"undust evaluate {quote(str(model))} {quote(str(data))}"
+        )
+
 
 @torch.no_grad()
 def fold_latent_stats(autoencoder: Autoencoder, mean: Tensor, deviation: Tensor) -> None:
-    """Makes latents of this mean and deviation [C] come out with 0 and 1, pictures unchanged.
+    """Changes latents of this mean and deviation [C] to 0 and 1, with the same reconstructions.
 
     z' = (z − m)/s is folded into `quant_conv` (the log-variance falls by 2·log s) and z = s·z' + m
     into `post_quant_conv`. Raises UndustError if the autoencoder lacks either.

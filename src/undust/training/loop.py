@@ -1,7 +1,7 @@
-"""The one loop that trains everything.
+"""The one training loop.
 
-A task says what is trained, what a batch costs and what a model folder of it looks like; the loop
-does the rest: gradients, averages, checkpoints, logs, samples, and stopping well.
+A `Task` has the modules, the loss of a batch and the model folder; the loop does the rest:
+gradients, averaged weights, checkpoints, logs, previews, and stopping on request.
 """
 
 from __future__ import annotations
@@ -10,75 +10,31 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
 from undust.formats.files import workspace
 from undust.formats.locks import FileLock
 from undust.training import checkpoints
 from undust.training.checkpoints import Checkpoint
-from undust.training.configs import OptimizerConfig, RunConfig
-from undust.training.data import Batch, SampleOrder
+from undust.training.configs import TrainingConfig
+from undust.training.data import Batch
 from undust.training.ema import Ema
 from undust.training.log import Log
 from undust.training.optimizers import Optimizers
-
-
-class Task(Protocol):
-    """What the loop needs to know of a kind of training."""
-
-    modules: nn.ModuleDict
-    order: SampleOrder
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """Digests of what the run reads, by name."""
-        ...
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that the weights learn with, if there is one."""
-        ...
-
-    @property
-    def captions(self) -> Sequence[str]:
-        """Captions of the preview's cells, row by row; none if they have none."""
-        ...
-
-    @property
-    def example(self) -> str:
-        """A prompt that the finished model can be tried with; "" for what takes none."""
-        ...
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar terms of the batch's loss by name; "loss" is what is minimised."""
-        ...
-
-    def preview(self, *, brief: bool = False) -> Image.Image:
-        """A picture of what the current weights can do; brief: with the least work."""
-        ...
-
-    def publish(self, folder: Path, *, brief: bool = False) -> None:
-        """Writes the current weights as a model folder, replacing one that is there.
-
-        brief: with the least work, for a folder that nobody will use.
-        """
-        ...
+from undust.training.task import Task
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What the loop tells after every step."""
+class TrainingProgress:
+    """The state of a run after a step; samples: seen so far; seconds: that the step took."""
 
     step: int
     steps: int
@@ -96,21 +52,21 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        optimizer: OptimizerConfig,
-        run: RunConfig,
-        recipe: dict[str, Any],
+        config: TrainingConfig,
         out: Path,
         lock: FileLock | None = None,
     ) -> None:
-        self.task, self.settings, self.run, self.recipe = task, optimizer, run, recipe
+        self.task, self.config, self.run = task, config, config.run
         self.out, self._lock = out, lock
         self.step = 0
         self.parameters = dict(task.modules.named_parameters())
-        self.ema = Ema(self.parameters, run.ema)
-        self.optimizers = Optimizers(self.parameters, optimizer, half=run.muon_precision != "fp32")
+        self.ema = Ema(self.parameters, self.run.ema)
+        self.optimizers = Optimizers(
+            self.parameters, config.optimizer, half=self.run.muon_precision != "fp32"
+        )
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes to a checkpoint. Raises UndustError for one of other tensors."""
+        """Continues from a checkpoint. Raises UndustError for one of other tensors."""
         if set(checkpoint.weights) != set(self.parameters) or any(
             checkpoint.weights[name].shape != value.shape for name, value in self.parameters.items()
         ):
@@ -129,7 +85,7 @@ class Trainer:
             raise UndustError(f"{self.out}: the newest checkpoint has no {error}") from error
 
     def rehearse(self) -> None:
-        """One step, save and preview with the least work; nothing of it is kept.
+        """One step, save and preview with the least work; nothing is kept.
 
         Raises UndustError for what would end the run at its first save or preview.
         """
@@ -141,23 +97,23 @@ class Trainer:
                 self.task.publish(folder / "new", brief=True)
                 self.task.preview(brief=True)
 
-    def train(self, observe: Callable[[Progress], None]) -> bool:
-        """Runs to the last step; False when Ctrl-C or SIGTERM asked to stop (state is saved).
+    def train(self, observe: Callable[[TrainingProgress], None]) -> bool:
+        """Runs to the last step; False if Ctrl-C or SIGTERM stopped it (the state is saved then).
 
         Raises UndustError if the folder is removed or moved meanwhile.
         """
         try:
-            with _still_there(self.out) as check, _stop_asked() as asked:
-                return self._train(observe, check, asked)
+            with _folder_kept(self.out) as check, _stop_requested() as requested:
+                return self._train(observe, check, requested)
         finally:
             if self._lock:
                 self._lock.release()
 
     def _train(
         self,
-        observe: Callable[[Progress], None],
+        observe: Callable[[TrainingProgress], None],
         check: Callable[[], None],
-        asked: Callable[[], bool],
+        requested: Callable[[], bool],
     ) -> bool:
         if self.step >= self.run.steps and not (self.out / "model").is_dir():
             self.save()  # somebody removed it
@@ -166,7 +122,7 @@ class Trainer:
                 began = time.monotonic()
                 losses = self._step()
                 check()
-                progress = Progress(
+                progress = TrainingProgress(
                     self.step,
                     self.run.steps,
                     self.step * self.run.batch,
@@ -176,28 +132,28 @@ class Trainer:
                 observe(progress)
                 last = self.step == self.run.steps
                 if last or self.step % self.run.log_every == 0:
-                    rate = self.settings.rate(self.step - 1, self.run.steps)
+                    rate = self.config.optimizer.rate(self.step - 1, self.run.steps)
                     log.scalars(self.step, {**losses, "learning_rate": rate}, progress.seconds)
                 if last or self.step % self.run.sample_every == 0:
                     with self._averaged():
                         log.picture(self.step, self.task.preview(), self.task.captions)
-                if last or asked() or self.step % self.run.checkpoint_every == 0:
+                if last or requested() or self.step % self.run.checkpoint_every == 0:
                     self.save()
-                if asked():
+                if requested():
                     return False
         return True
 
     def save(self) -> Path:
         """Publishes the averaged weights as the model folder `out/model`, and a checkpoint.
 
-        The checkpoint comes last: a run that is killed on the way does all of this again.
+        The checkpoint comes last: a run that is killed in between does all of this again.
         """
         with self._averaged():
             self.task.publish(self.out / "model")
         weights = {name: value.detach() for name, value in self.parameters.items()}
         state = Checkpoint(
             self.step,
-            self.recipe,
+            self.config.model_dump(mode="json"),
             weights,
             self.ema.average,
             self.optimizers.moments(),
@@ -213,7 +169,7 @@ class Trainer:
             parameter.grad = None
         losses = self._losses(batch)
         losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip)
         values = {name: float(value.detach()) for name, value in losses.items()}
         values["gradient_norm"] = float(norm)
         broken = [name for name, value in values.items() if not math.isfinite(value)]
@@ -226,7 +182,7 @@ class Trainer:
                 f"as they were, {last}; a lower optimizer.learning_rate or "
                 "run.precision=fp32 may help"
             )
-        self.optimizers.step(self.settings.rate(self.step, self.run.steps))
+        self.optimizers.step(self.config.optimizer.rate(self.step, self.run.steps))
         self.ema.update(self.step)
         self.step += 1
         return values
@@ -249,8 +205,8 @@ class Trainer:
 
 
 @contextmanager
-def _still_there(folder: Path) -> Generator[Callable[[], None]]:
-    """Gives a check that a folder is the one that it was; failures within it are told as that."""
+def _folder_kept(folder: Path) -> Generator[Callable[[], None]]:
+    """Yields a check that a folder was not moved or removed; OSErrors within are explained so."""
     at_first = folder.stat()
 
     def check() -> None:
@@ -270,19 +226,19 @@ def _still_there(folder: Path) -> Generator[Callable[[], None]]:
 
 
 @contextmanager
-def _stop_asked() -> Generator[Callable[[], bool]]:
-    """Within it the first Ctrl-C or SIGTERM only asks: the step under way is finished."""
-    asked = False
+def _stop_requested() -> Generator[Callable[[], bool]]:
+    """Yields whether a stop was requested: the first Ctrl-C or SIGTERM lets the step finish."""
+    requested = False
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
+        nonlocal requested
+        if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
 
     held = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What a first stage is scored by."""
+"""Loss terms of the first stage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def gradient_difference(x: Tensor, y: Tensor, scales: int) -> Tensor:
-    """Mean absolute difference of the pictures' gradients, summed over halved sizes.
+    """Mean absolute difference of the image gradients of x and y [B, 3, H, W], summed over scales.
 
     A blurred edge costs little in L1 but has the wrong gradient along its whole length, and the
     halved sizes make a misplaced shape cost as well: after the gradient difference loss
-    (Mathieu, Couprie & LeCun 2016, who compare sizes alone). Needs no downloaded weights.
-    Pictures [B, 3, H, W]; a scale smaller than 2 pixels is left out.
+    (Mathieu, Couprie & LeCun 2016, who use one size). Needs no pretrained network.
+    A scale smaller than 2 pixels is left out.
     """
     error = x - y
     total = error.new_zeros(())

@@ -1,50 +1,50 @@
-"""The precision of a run: a processor that has bfloat16 can be slower with it, so it is timed."""
+"""The precision of a run: some processors are slower in bfloat16 than in float32: it is timed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 
-from undust.training.configs import DiffusionConfig, FirstStageConfig
+from undust.training.configs import TrainingConfig
 
 ROUNDS = 5
 FASTER = 1.05  # below this ratio bfloat16 is not worth its rounding
-Recipe = FirstStageConfig | DiffusionConfig
+C = TypeVar("C", bound=TrainingConfig)
 
 
-def resolved(recipe: Recipe, before: Mapping[str, Any] | None = None) -> tuple[Recipe, str]:
-    """The recipe with precisions in the place of "auto", and a note on the computation's, or "".
+def resolved(config: C, before: Mapping[str, Any] | None = None) -> tuple[C, str]:
+    """The configuration with precisions in place of "auto", and a note on `precision`, or "".
 
-    before: the table `run` of the recipe that a run which goes on had until now; "auto" keeps its
-    precisions. Versions without `muon_precision` had bfloat16 there.
+    before: the table `run` of the checkpoint that is resumed; "auto" keeps its precisions. Versions
+    without `muon_precision` used bfloat16.
     """
-    if recipe.optimizer.kind == "muon" and recipe.run.muon_precision == "auto":
+    if config.optimizer.kind == "muon" and config.run.muon_precision == "auto":
         muon = "bf16" if before is not None or bfloat16_speed() >= 1 else "fp32"
         muon = (before or {}).get("muon_precision", muon)
-        recipe = _with(recipe, muon_precision=muon)
-    return _resolved(recipe, (before or {}).get("precision"))
+        config = _with(config, muon_precision=muon)
+    return _resolved(config, (before or {}).get("precision"))
 
 
-def _resolved(recipe: Recipe, before: str | None) -> tuple[Recipe, str]:
-    asked = recipe.run.precision
-    if asked == "fp32":
-        return recipe, ""
-    if asked == "auto" and before in ("fp32", "bf16"):
-        return _with(recipe, precision=before), ""
+def _resolved(config: C, before: str | None) -> tuple[C, str]:
+    requested = config.run.precision
+    if requested == "fp32":
+        return config, ""
+    if requested == "auto" and before in ("fp32", "bf16"):
+        return _with(config, precision=before), ""
     ratio = bfloat16_speed()
     measured = f"bfloat16 takes 1/{ratio:.1f} of float32's time here"
     if ratio < 1:
         measured = f"bfloat16 takes {1 / ratio:.1f} × float32's time here"
-    if asked == "bf16":
+    if requested == "bf16":
         slower = f"run.precision = bf16: {measured}; auto or fp32 is faster"
-        return recipe, slower if ratio < 1 else ""
+        return config, slower if ratio < 1 else ""
     chosen = "bf16" if ratio >= FASTER else "fp32"
-    return _with(recipe, precision=chosen), f"run.precision auto: {chosen}, since {measured}"
+    return _with(config, precision=chosen), f"run.precision auto: {chosen}, since {measured}"
 
 
 @cache
@@ -84,6 +84,6 @@ def bfloat16_speed() -> float:
     return min(full for full, _ in times) / min(half for _, half in times)
 
 
-def _with(recipe: Recipe, **run_keys: str) -> Recipe:
-    run = recipe.run.model_copy(update=run_keys)
-    return recipe.model_copy(update={"run": run})
+def _with(config: C, **run_keys: str) -> C:
+    run = config.run.model_copy(update=run_keys)
+    return config.model_copy(update={"run": run})

@@ -1,7 +1,7 @@
-"""The rule for a run that goes on with another recipe, other data or another first stage.
+"""Comparison of a resumed run with its checkpoint: recipe, data and first stage.
 
 A change that would spoil the weights, or repeat or skip samples, is refused; every other one is
-told. All keys of a recipe are refused but those in `MAY_CHANGE`.
+noted. All keys of a recipe are refused but those in `MAY_CHANGE`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from undust.errors import UndustError, quoted
-from undust.training import configs
-from undust.training.checkpoints import Checkpoint
+from pydantic import ValidationError
 
-# Keys and tables of a recipe that a run can go on with at another value.
+from undust.errors import UndustError, quoted
+from undust.training.checkpoints import Checkpoint
+from undust.training.config_keys import renamed
+from undust.training.configs import TrainingConfig
+
+# Keys and tables of a recipe that may have another value when a run is resumed.
 MAY_CHANGE = (
     "optimizer.learning_rate",
     "optimizer.betas",
@@ -32,23 +35,22 @@ MAY_CHANGE = (
     "run.keep",
     "loss",
     "previews",
-    "data.folder",  # the place; its content is compared by digest, as that of the first stage is
+    "data.folder",  # the content is compared by digest, as that of the first stage is
     "data.on_error",
     "first_stage",
     "unet.sample_size",  # a default of sampling
 )
-FIRST = 4  # refusals that are named
+MAX_LISTED = 4  # changes that a refusal names
 INPUTS = {"data": "the data", "first_stage": "the first stage's weights"}
 HOW = {"data": " (a picture or a caption was added, removed, edited or moved)"}
 
 
-def compare_recipes(checkpoint: Checkpoint, recipe: Mapping[str, Any], out: Path) -> list[str]:
-    """A line for the changes of the recipe since the checkpoint, or none.
+def compare_configs(checkpoint: Checkpoint, config: TrainingConfig, out: Path) -> list[str]:
+    """A line for the changes of the configuration since the checkpoint, or none.
 
-    recipe: as `model_dump(mode="json")` gives it. Raises UndustError, with both values, for a
-    change that the run cannot go on with.
+    Raises UndustError, with both values, for a change that the run cannot be resumed with.
     """
-    before, now = _before(checkpoint.recipe, recipe), _entries(recipe)
+    before, now = _before(checkpoint.config, config), _entries(config.model_dump(mode="json"))
     changed = [key for key in (*now, *(before.keys() - now)) if before.get(key) != now.get(key)]
     wrong = [key for key in changed if not may_change(key)]
     wrong = ["kind"] if "kind" in wrong else wrong  # it has other keys
@@ -56,16 +58,16 @@ def compare_recipes(checkpoint: Checkpoint, recipe: Mapping[str, Any], out: Path
         raise _refusal(
             out,
             checkpoint.step,
-            [f"{key} was {_said(before.get(key))}, is {_said(now.get(key))}" for key in wrong],
+            [f"{key} was {_value(before.get(key))}, is {_value(now.get(key))}" for key in wrong],
         )
     if not changed:
         return []
-    told = (f"{key} {_said(before.get(key))} → {_said(now.get(key))}" for key in changed)
-    return [f"changed since step {checkpoint.step}: {', '.join(told)}"]
+    lines = (f"{key} {_value(before.get(key))} → {_value(now.get(key))}" for key in changed)
+    return [f"changed since step {checkpoint.step}: {', '.join(lines)}"]
 
 
 def compare_inputs(checkpoint: Checkpoint, inputs: Mapping[str, str], out: Path) -> list[str]:
-    """A line that names the inputs whose digest an older checkpoint does not have, or none.
+    """A note on inputs whose digest an older checkpoint does not have, or none.
 
     inputs: digests by name, those of `INPUTS`. Raises UndustError if one differs.
     """
@@ -86,36 +88,37 @@ def compare_inputs(checkpoint: Checkpoint, inputs: Mapping[str, str], out: Path)
         return []
     return [
         f"the checkpoint of step {checkpoint.step} is of an earlier version, without a digest of "
-        f"{unknown}: changes of them since cannot be seen"
+        f"{unknown}: later changes of them cannot be detected"
     ]
 
 
 def may_change(key: str) -> bool:
-    """Whether a run can go on with another value of a recipe's dotted key."""
+    """Whether a recipe's dotted key may have another value when a run is resumed."""
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
 
 
-def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two recipes, as `model_dump` gives them, differ in nothing but their table `run`."""
-    before, now = _before(one, other), _entries(other)
+def same_run(recipe: Mapping[str, Any], config: TrainingConfig) -> bool:
+    """Whether a checkpoint's recipe differs from this configuration in its table `run` alone."""
+    before, now = _before(recipe, config), _entries(config.model_dump(mode="json"))
     changed = {key for key in {*before, *now} if before.get(key) != now.get(key)}
     return all(key.startswith("run.") and may_change(key) for key in changed)
 
 
 def _refusal(out: Path, step: int, changes: Sequence[str]) -> UndustError:
-    more = f" and {len(changes) - FIRST} more" if len(changes) > FIRST else ""
+    more = f" and {len(changes) - MAX_LISTED} more" if len(changes) > MAX_LISTED else ""
     return UndustError(
-        f"{out} cannot go on from step {step}, since this would spoil its weights or repeat "
-        f"samples: {'; '.join(changes[:FIRST])}{more}; set it back, or choose another --out"
+        f"{out} cannot be resumed from step {step}: that would spoil its weights or repeat "
+        f"samples: {'; '.join(changes[:MAX_LISTED])}{more}; set it back, or choose another --out"
     )
 
 
-def _before(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of an older recipe, also those that it had no keys for when it was written."""
+def _before(recipe: Mapping[str, Any], now: TrainingConfig) -> dict[str, Any]:
+    """The entries of an older recipe, with defaults for keys that did not exist then."""
+    former = renamed(dict(recipe))
     try:
-        return _entries(configs.parse(dict(recipe), "").model_dump(mode="json"))
-    except UndustError:  # of a version that allowed more: a key that it lacks is as it is now
-        return _entries(now) | _entries(recipe)
+        return _entries(type(now).model_validate(former).model_dump(mode="json"))
+    except ValidationError:  # of another kind, or of a version that allowed more
+        return _entries(now.model_dump(mode="json")) | _entries(former)
 
 
 def _entries(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -129,8 +132,8 @@ def _entries(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-def _said(value: object) -> str:
-    """A value for a line: text without quotation marks, nothing as "nothing"."""
+def _value(value: object) -> str:
+    """A value for a message: text without quotation marks, None as "nothing"."""
     if value is None:
         return "nothing"
     return value if isinstance(value, str) and value else quoted(value)

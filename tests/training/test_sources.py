@@ -1,0 +1,117 @@
+"""Data sources: the folder of images, a registered one, and their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from undust.datasets.image_folder import Sample
+from undust.errors import UndustError
+from undust.training.configs import DataConfig
+from undust.training.diffusion import DiffusionConfig
+from undust.training.first_stage import FirstStageConfig
+from undust.training.run import train
+from undust.training.sources import (
+    SOURCES,
+    ImageFolderSource,
+    all_samples,
+    data_digest,
+    groups,
+    source,
+)
+
+PLAIN = "1b8a8d6222a1a461f9c9f99d6b9055570afb77dbf96da2a5b17eb22821747722"
+WITH_TEXT = "6ea4dc7adba7bc6866334f0895ef93f3bfc84ce046ff809e13d8c8ba0fe63c85"
+
+
+def test_groups_are_pictures_or_concepts():
+    samples = [Sample(Path(f"{k}.png"), {}, name) for k, name in enumerate("abacb")]
+    assert groups(samples, "picture") == [[0], [1], [2], [3], [4]]
+    assert groups(samples, "concept") == [[0, 2], [1, 4], [3]]
+
+
+def test_a_folder_gives_its_training_split(data: Path):
+    folder = ImageFolderSource(DataConfig(folder=data, size=16))
+    samples = all_samples(folder)
+    assert len(folder) == len(samples) == 10  # of 12, two are held out
+    assert [sample.group for sample in samples] == [str(min(number, 6)) for number in range(10)]
+    assert samples[3].captions == {"text": "lilac near rust", "text_ko": "녹 옆 라일락"}
+    with Image.open(data / "03.png") as expected:
+        assert samples[3].image().convert("RGB").tobytes() == expected.tobytes()
+    assert folder.notes == []
+
+
+def test_digests_are_those_of_every_earlier_version(tmp_path: Path):
+    """Computed with the code before there were data sources; a run is resumed by them."""
+    (tmp_path / "a.ppm").write_bytes(b"P6 1 1 255\n\x01\x02\x03")
+    (tmp_path / "a.txt").write_text("one")
+    folder = ImageFolderSource(DataConfig(folder=tmp_path, size=16))
+    images, samples = folder.digest(), all_samples(folder)
+    assert images == "2c44f2d1cf1f5f25a0a3a81e8a66a2c11407bab471660764c846598c74e5fcaf"
+    assert data_digest(samples, images) == PLAIN
+    assert data_digest(samples, images, ["text", "none"]) == WITH_TEXT
+
+
+@dataclass(frozen=True)
+class Square:
+    """A sample without a file."""
+
+    captions: dict[str, str]
+    group: str
+    colour: str
+
+    def image(self) -> Image.Image:
+        return Image.new("RGB", (20, 20), self.colour)
+
+
+class Squares:
+    """A data source of coloured squares."""
+
+    notes = ("squares: eight colours",)
+    colours = ("red", "green", "blue", "white", "black", "gray", "pink", "orange")
+
+    def __init__(self, data: DataConfig) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.colours)
+
+    def sample(self, index: int, /) -> Square:
+        colour = self.colours[index]
+        return Square({"text": f"a {colour} square"}, colour, colour)
+
+    def digest(self) -> str:
+        return " ".join(self.colours)
+
+
+@pytest.mark.parametrize("kind", ["first-stage", "diffusion"])
+def test_a_registered_source_is_trained_on(
+    kind: str,
+    first_stage_recipe: Callable[..., FirstStageConfig],
+    diffusion_recipe: Callable[..., DiffusionConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """From `data.source` alone; it has no files."""
+    monkeypatch.setitem(SOURCES, "squares", Squares)
+    made = first_stage_recipe if kind == "first-stage" else diffusion_recipe
+    changes = ("data.source=squares", "data.folder=nowhere")
+    assert train(made(*changes, "run.steps=2"), tmp_path / "out")
+    assert train(made(*changes, "run.steps=3"), tmp_path / "out", resume=True)
+
+
+def test_an_unknown_source_is_named(
+    diffusion_recipe: Callable[..., DiffusionConfig], tmp_path: Path
+):
+    with pytest.raises(UndustError, match="unknown data source 'foldr'; did you mean 'folder'"):
+        train(diffusion_recipe("data.source=foldr"), tmp_path)
+
+
+def test_a_source_is_registered_under_its_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(SOURCES, "folder")
+    assert source("folder")(ImageFolderSource) is ImageFolderSource
+    assert SOURCES["folder"] is ImageFolderSource
