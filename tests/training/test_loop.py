@@ -96,7 +96,13 @@ def test_what_is_not_a_number_stops_the_run(
     assert all(value.isfinite().all() for value in trainer.parameters.values())
 
 
-def test_without_a_checkpoint_none_is_spoken_of(first_stage_recipe: FirstStage, tmp_path: Path):
+def test_a_diffusion_run_that_diverges_is_stopped_too(diffusion_recipe: Diffusion, tmp_path: Path):
+    recipe = diffusion_recipe("optimizer.learning_rate=1e30", "optimizer.warm_up=0")
+    with pytest.raises(UndustError, match=r"^step \d: .*loss.* not finite; the weights were left"):
+        train(recipe, tmp_path)
+
+
+def test_without_a_checkpoint_none_is_mentioned(first_stage_recipe: FirstStage, tmp_path: Path):
     with pytest.raises(UndustError, match=r"step 1: loss .*not finite") as error:
         train(first_stage_recipe("loss.kl=1e39"), tmp_path)
     assert "no checkpoint was made" in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Literal, Self
@@ -128,6 +129,8 @@ class DiffusionTask:
             process,
             diffusion.prediction,
         )
+        # Unchecked: the loop stops at the first loss that is not finite.
+        self.denoise = replace(self.model.denoise, network=unet)
         [self.text] = self.model.texts
         self.model.latent_shape(data.size, data.size)
         self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.text.encoder})
@@ -154,7 +157,7 @@ class DiffusionTask:
         noise = batch.normal(RandomStream.NOISE, shape)
         sigma = self.noise_levels(batch.uniform(RandomStream.TIME)[:, 0])
         cond = self.model.conditioner.captions(self._captions(batch))
-        return {"loss": self.model.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
+        return {"loss": self.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
 
     @property
     def captions(self) -> tuple[str, ...]:
