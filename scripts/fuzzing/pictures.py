@@ -15,6 +15,7 @@ from fuzzing.changes import bytes_changed, json_changed, text_changed
 from undust.formats.a1111 import parse_a1111
 from undust.formats.metadata.containers import SIGNATURE
 from undust.formats.recipe_png import read_recipe, read_texts, write_picture
+from undust.latent.references import resolved_image
 from undust.pictures import read_image
 from undust.recipe.files import ImageRef
 from undust.recipe.recipe import Recipe
@@ -134,7 +135,7 @@ def pictures(room: Path) -> Make:
         def picture() -> None:
             image = read_image(path)
             case.unpacked = 4 * image.width * image.height
-            ImageRef.of(path)
+            resolved_image(ImageRef.of(path))
 
         def parameters() -> None:
             parse_a1111(read_texts(path).get("parameters", ""))

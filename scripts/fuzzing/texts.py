@@ -27,6 +27,7 @@ from undust.formats import model_folder, safetensors_file
 from undust.formats import tokenizer_files as tokenizer_folder
 from undust.formats.components import load_component
 from undust.formats.scheduler import read_scheduler, scheduler_config
+from undust.latent.references import resolved_image, resolved_weights
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
@@ -148,10 +149,16 @@ def prompts(_: Path) -> Make:
         (inputs.Upscale.read, ["2@0.5", "1.5"]),
         (inputs.Refiner.read, ["a/b.safetensors@0.8", "x"]),
         (inputs.SizeConditioning.read, ["original=512x512,crop=0x64", "target=9x9"]),
-        (lambda given: inputs.LoRA.read(given).resolve(), ["style.safetensors:0.8", "C:/a:b"]),
-        (lambda given: inputs.Embedding.read(given).resolve(), ["a/cat.safetensors=<cat>", "cat"]),
+        (
+            lambda given: resolved_weights(inputs.LoRA.read(given)),
+            ["style.safetensors:0.8", "C:/a:b"],
+        ),
+        (
+            lambda given: resolved_weights(inputs.Embedding.read(given)),
+            ["a/cat.safetensors=<cat>", "cat"],
+        ),
         (inputs.Control.read, ["canny.safetensors=canny:house.png@0.8:0-0.5", "a=b"]),
-        (ImageRef.of, ["a/house.png"]),
+        (lambda given: resolved_image(ImageRef.of(given)), ["a/house.png"]),
         (lambda given: safetensors_file.load(Path(given)), ["a/some.safetensors"]),
         (inputs.read_extend, ["64,0,64,0"]),
         (read_guidance, [f"{name}:{settings_of(GUIDANCES[name]).summary()}" for name in GUIDANCES]),

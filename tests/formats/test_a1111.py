@@ -19,6 +19,7 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.formats.a1111 import a1111_parameters, parse_a1111
+from undust.latent.references import resolved_weights
 from undust.recipe.inputs import LoRA
 
 SIZE = (512, 768)
@@ -107,7 +108,7 @@ def test_a_lora_is_told_with_the_hash_that_picture_sites_know_it_by(tmp_path: Pa
     for name in ("a", "b"):
         save_file({"x": tensor}, tmp_path / f"{name}.safetensors", {"name": name})
     paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
-    loras = [LoRA.read(path).resolve().model_dump() for path in paths]
+    loras = [resolved_weights(LoRA.read(path)).model_dump() for path in paths]
     loras.insert(1, {"path": "c", "weight": 1.0})  # a folder has none
     digits = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:12]
     assert f'Lora hashes: "a: {digits}, b: {digits}"' in settings({"loras": loras})

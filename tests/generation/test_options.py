@@ -326,7 +326,7 @@ def test_a_picture_in_memory_is_not_in_the_file(model: LatentDiffusion, here: Pa
     (made,) = model.generate("a cat", init=picture(), **QUICK)
     assert model.rerun(made.recipe).image.tobytes() == made.image.tobytes()
     kept = Recipe.read(read_recipe(made.save("b.png")))
-    with pytest.raises(UndustError, match="painted from one in memory"):
+    with pytest.raises(UndustError, match="made from one in memory"):
         model.rerun(kept)
 
 

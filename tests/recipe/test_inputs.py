@@ -15,6 +15,7 @@ from PIL import Image
 
 from undust.errors import UndustError
 from undust.formats.safetensors_file import save
+from undust.latent.references import image_of, resolved_image, resolved_weights
 from undust.recipe.files import ImageRef
 from undust.recipe.inputs import (
     Control,
@@ -186,12 +187,13 @@ def test_the_picture_of_a_control_may_be_in_memory_or_a_path(tmp_path: Path):
     for same in (path, str(path), {"path": path}, {"path": str(path)}, told):
         picture = Control.read({"path": "net", "picture": same}).picture
         assert picture.path == str(path)
-        assert picture.image().tobytes() == image.convert("RGBA").tobytes()
+        assert image_of(picture).tobytes() == image.convert("RGBA").tobytes()
     picture = Control.read({"path": "net", "picture": image}).picture
-    assert (picture.path, picture.hash) == ("", ImageRef.of(path).hash)
-    for other, said in [(3, "int is neither"), ("none.png", "none.png cannot be read")]:
-        with pytest.raises(UndustError, match=said):
-            Control.read({"path": "net", "picture": other})
+    assert resolved_image(picture).hash == resolved_image(ImageRef.of(path)).hash
+    with pytest.raises(UndustError, match="int is neither"):
+        Control.read({"path": "net", "picture": 3})
+    with pytest.raises(UndustError, match=r"none\.png cannot be read"):
+        resolved_image(Control.read({"path": "net", "picture": "none.png"}).picture)
 
 
 @pytest.mark.parametrize("given", [None, 3, ("a.safetensors", 0.8), ["a"], b"a", object()])
@@ -207,7 +209,7 @@ def test_how_it_is_written_is_said_of_what_is_none(kind: type[TextInput], given:
 def test_a_weight_that_cannot_be_read_is_not_taken_for_a_name(tmp_path: Path, text: str):
     (tmp_path / "a").touch()
     with pytest.raises(UndustError, match=r"does not exist; it is written PATH or PATH:WEIGHT"):
-        LoRA.read(f"{tmp_path}/{text}").resolve()
+        resolved_weights(LoRA.read(f"{tmp_path}/{text}"))
 
 
 @pytest.mark.parametrize(
@@ -288,9 +290,9 @@ def test_both_files_of_a_control_are_told_by_their_hashes(tmp_path: Path):
     save(tmp_path / "net.safetensors", {"a": torch.ones(1)})
     Image.new("RGB", (4, 4)).save(tmp_path / "map.png")
     written = f"{tmp_path / 'net.safetensors'}=canny:{tmp_path / 'map.png'}@0.5"
-    settled = Control.read(written).resolve()
+    settled = resolved_weights(Control.read(written))
     assert settled.hash and settled.picture.hash
-    assert settled.resolve() == settled
+    assert resolved_weights(settled) == settled
     Image.new("RGB", (4, 4), "red").save(tmp_path / "map.png")
     with pytest.raises(UndustError, match=r"map\.png is not the picture any more"):
-        Control.read(settled.model_dump()).resolve()
+        resolved_weights(Control.read(settled.model_dump()))

@@ -16,6 +16,7 @@ from PIL import Image
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
+from undust.latent.references import image_of, resolved_image
 from undust.recipe.files import ImageRef
 from undust.recipe.recipe import FIRST_VERSION, OWN, Recipe
 
@@ -194,14 +195,14 @@ def test_a_recipe_says_how_strongly_a_picture_is_painted_over():
 def test_the_picture_that_is_begun_from_is_one_of_the_settings(tmp_path: Path):
     """By what is in it, whether it has been read yet or not."""
     Image.new("RGB", (64, 32)).save(tmp_path / "a.png")
-    read = Recipe.read({**LEAST, "init": ImageRef.of(tmp_path / "a.png")})
+    read = Recipe.read({**LEAST, "init": resolved_image(ImageRef.of(tmp_path / "a.png"))})
     unread = Recipe.read(read.model_dump())
     assert read == unread
     assert read.settings == unread.settings
-    assert unread.init is not None and unread.init.image().size == (64, 32)
+    assert unread.init is not None and image_of(unread.init).size == (64, 32)
     assert read == unread
     Image.new("RGB", (64, 32), "red").save(tmp_path / "a.png")
-    changed = Recipe.read({**LEAST, "init": ImageRef.of(tmp_path / "a.png")})
+    changed = Recipe.read({**LEAST, "init": resolved_image(ImageRef.of(tmp_path / "a.png"))})
     assert changed.settings != read.settings
 
 

@@ -28,6 +28,7 @@ from undust.errors import UndustError
 from undust.formats.files import expanded
 from undust.generation.start import StartState, prepared
 from undust.latent.model import LatentModel
+from undust.latent.references import image_of
 from undust.networks.attention import Perturbation
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.pictures import DATA, from_data, from_image, grey, levels, read_image, to_data
@@ -177,7 +178,7 @@ def controls(model: LatentModel, recipe: Recipe, sigmas: Tensor) -> Iterator[App
                 "steps"
             )
         size = recipe.width, recipe.height
-        hint = from_image(control.picture.image(), size).float() / 255
+        hint = from_image(image_of(control.picture), size).float() / 255
         hint = canny_edges(hint) if control.edges else hint
         # A little more on either side: samplers evaluate at levels rounded to float32.
         high = math.inf if during[0] == 0 else float(sigmas[during[0]]) * (1 + CLOSE)

@@ -7,7 +7,7 @@ import operator
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from typing import Any, SupportsIndex, cast
 
 from pydantic import BaseModel
 
@@ -16,6 +16,8 @@ from undust.errors import UndustError, quoted, unknown
 from undust.generation.guided import refiner_model, resolve_guidance
 from undust.generation.other_names import OTHER_NAMES
 from undust.generation.start import size_for
+from undust.latent.model import LatentModel
+from undust.latent.references import image_of, resolved_image, resolved_weights
 from undust.pictures import grey, has_hole, is_drawn_mask
 from undust.recipe.files import ImageRef
 from undust.recipe.guidance import read_guidance
@@ -31,9 +33,6 @@ from undust.recipe.inputs import (
 from undust.recipe.recipe import Recipe
 from undust.recipe.request import OPTIONS, SEEDS, Request, read_size
 from undust.version import __version__
-
-if TYPE_CHECKING:
-    from undust.latent.model import LatentModel
 
 BYTE_ORDER_MARK = "\ufeff"  # at the beginning of many text files
 FAR = 6  # times as many pixels as a model was trained on: no longer what somebody means
@@ -125,10 +124,10 @@ def _mask(
     given = options.get("mask")
     if given is None:
         enlarged = model.low_res_process is not None or options.get("upscale") is not None
-        hole = begun is not None and not enlarged and has_hole(begun.image())
+        hole = begun is not None and not enlarged and has_hole(image_of(begun))
         return (begun, True) if hole else (None, False)
-    mask = ImageRef.of(given)
-    image = mask.image()
+    mask = resolved_image(ImageRef.of(given))
+    image = image_of(mask)
     if has_hole(image) and not is_drawn_mask(image):
         return mask, True
     if options.get("extend") is None and grey(image).getextrema()[1] == 0:
@@ -159,7 +158,7 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     """The fields that the recipes share, with what is in the files that are named."""
     given = cast("Mapping[str, object]", options)
     init, extend = (options.get(name) for name in ("init", "extend"))
-    begun = None if init is None else ImageRef.of(init)
+    begun = None if init is None else resolved_image(ImageRef.of(init))
     mask, hole = _mask(model, options, begun)
     sides = None if extend is None else read_extend(extend)
     size = _size(model, options, begun, sides)
@@ -195,9 +194,11 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
         "upscale": None if upscale is None else Upscale.read(upscale),
         "refiner": None if refiner is None else _refiner(model, Refiner.read(refiner)),
         "framing": framing,
-        "loras": [LoRA.read(each).resolve() for each in _each(given.get("loras"))],
-        "embeddings": [Embedding.read(each).resolve() for each in _each(given.get("embeddings"))],
-        "controls": [Control.read(each).resolve() for each in _each(given.get("controls"))],
+        "loras": [resolved_weights(LoRA.read(each)) for each in _each(given.get("loras"))],
+        "embeddings": [
+            resolved_weights(Embedding.read(each)) for each in _each(given.get("embeddings"))
+        ],
+        "controls": [resolved_weights(Control.read(each)) for each in _each(given.get("controls"))],
     }
     if model.low_res_process is not None and begun is not None and fields["noise_level"] is None:
         fields["noise_level"] = NOISE_LEVEL
@@ -220,7 +221,7 @@ def _size(
         return read_size(size)
     if begun is None:
         return model.size
-    image = begun.image()
+    image = image_of(begun)
     if model.low_res_process is not None:
         return image.width * model.downsampling_factor, image.height * model.downsampling_factor
     return size_for(image, extend, model.downsampling_factor)

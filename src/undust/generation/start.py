@@ -19,6 +19,7 @@ from undust.diffusion.noise import BESIDE, normal
 from undust.diffusion.process import Process
 from undust.errors import UndustError
 from undust.latent.model import LatentModel
+from undust.latent.references import image_of
 from undust.pictures import from_image, grey, levels, transparency
 from undust.recipe.recipe import Recipe
 
@@ -65,13 +66,13 @@ def init_image(recipe: Recipe, factor: int) -> InitImage | None:
     factor: the first stage's downsampling factor. A picture, with its extension, that is smaller
     than the recipe's size by less than that is padded with its own edge; any other is resized to
     cover the size, and cropped. Raises UndustError for a mask of another size than the picture's,
-    and as `ImageRef.image` does.
+    and as `image_of` does.
     """
     if recipe.init is None:
         return None
-    image = recipe.init.image()
+    image = image_of(recipe.init)
     seen = transparency if recipe.mask_is_hole else grey
-    mask = None if recipe.mask is None else seen(recipe.mask.image())
+    mask = None if recipe.mask is None else seen(image_of(recipe.mask))
     if mask is not None and mask.size != image.size:
         raise UndustError(
             f"mask: it has {mask.width}x{mask.height} pixels; the picture, "
@@ -209,7 +210,7 @@ def _upscaling(model: LatentModel, process: Process, batch: Sequence[Recipe]) ->
             "(init)"
         )
     _, height, width = model.latent_shape(recipe.width, recipe.height)
-    small = from_image(recipe.init.image(), (width, height)).float() / 127.5 - 1
+    small = from_image(image_of(recipe.init), (width, height)).float() / 127.5 - 1
     time = torch.tensor(recipe.noise_level)
     if not process.time_range[0] <= recipe.noise_level <= process.time_range[1]:
         raise UndustError(f"noise level: {recipe.noise_level} is outside {process.time_range}")

@@ -30,6 +30,7 @@ from undust.latent import finite
 from undust.latent.conditioner import Conditioner
 from undust.latent.denoiser import PlacedNetwork
 from undust.latent.first_stage import FirstStage
+from undust.latent.references import resolved_weights
 from undust.networks import dtype_and_device
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
@@ -96,7 +97,7 @@ class LatentModel(Components):
         parts, found = read_whole(folder, opened)  # a run may be publishing it
         instead = None
         if vae is not None:
-            instead = WeightsRef(path=str(standalone_vae.locate(Path(vae)))).resolve()
+            instead = resolved_weights(WeightsRef(path=str(standalone_vae.locate(Path(vae)))))
             parts.autoencoder = standalone_vae.replacement(Path(instead.path), parts)
         for network in parts.networks.values():
             network.eval().requires_grad_(False)
@@ -206,7 +207,7 @@ class LatentModel(Components):
         loaded = [(base._lora(each), each.weight) for each in loras]
         networks = base._lora_set.applied(loaded)
         learnt = [
-            (each.word, textual_inversion.load(Path(each.resolve().path), each.word))
+            (each.word, textual_inversion.load(Path(resolved_weights(each).path), each.word))
             for each in embeddings
         ]
         other = copy.copy(base)
@@ -231,7 +232,7 @@ class LatentModel(Components):
         known = WeightsRef(path=given.path, hash=given.hash)
         with self._lock:
             if known not in self._controls:
-                network = load_controlnet(Path(known.resolve().path), self.dtype)
+                network = load_controlnet(Path(resolved_weights(known).path), self.dtype)
                 check_fits(network, self.unet)
                 self._controls[known] = network.eval().requires_grad_(False)
             return self._controls[known]
@@ -247,12 +248,12 @@ class LatentModel(Components):
             return self._others[name_or_path]
 
     def _lora(self, given: WeightsRef) -> Lora:
-        resolved = given.resolve()
+        ref = resolved_weights(given)
         with self._lock:
-            if resolved.hash not in self._loras:
+            if ref.hash not in self._loras:
                 networks = {name: net for name, net in self.networks.items() if name != "vae"}
-                self._loras[resolved.hash] = load_lora(Path(resolved.path), networks)
-            return self._loras[resolved.hash]
+                self._loras[ref.hash] = load_lora(Path(ref.path), networks)
+            return self._loras[ref.hash]
 
 
 def _vectors(word: str, found: Mapping[str, Tensor], name: str) -> Tensor:

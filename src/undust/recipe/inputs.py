@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Self, cast
 from pydantic import Field, ValidationError, field_validator
 
 from undust.errors import UndustError, printable, quoted
-from undust.formats.safetensors_file import tensors_hash
 from undust.recipe.files import DIGITS, ImageRef, PathText, WeightsRef, is_there
 from undust.recipe.plain import Frozen, reason
 
@@ -137,13 +136,6 @@ class LoRA(TextInput, WeightsRef):
     weight: float = Field(1.0, ge=-100, le=100)
     tensors_hash: str = Field("", max_length=DIGITS, exclude_if=lambda digits: not digits)
 
-    def resolve(self) -> Self:
-        """With the hash of the file, and that of its tensors, which picture sites know."""
-        settled, path = super().resolve(), Path(self.path)
-        if self.tensors_hash or path.is_dir():
-            return settled
-        return settled.model_copy(update={"tensors_hash": tensors_hash(path)[:12]})
-
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
         """Of "style.safetensors:0.8"."""
@@ -197,11 +189,6 @@ class Control(TextInput, WeightsRef):
     @classmethod
     def _any_picture(cls, given: object) -> object:
         return given if isinstance(given, Mapping | ImageRef) else ImageRef.of(given)
-
-    def resolve(self) -> Self:
-        """With the hashes of both files."""
-        own = super().resolve()
-        return own.model_copy(update={"picture": ImageRef.of(self.picture)})
 
 
 def read_extend(given: object) -> tuple[int, ...]:
