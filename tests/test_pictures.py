@@ -104,7 +104,7 @@ def test_pixels_of_a_mask_are_averaged():
 
 @pytest.mark.parametrize("text", ["", DATA, DATA + "AAAA", "mask.png", DATA + "é"])
 def test_a_text_that_is_no_picture(text: str):
-    with pytest.raises(UndustError, match="the text is no picture"):
+    with pytest.raises(UndustError, match="the text is not a picture"):
         from_data(text)
 
 
@@ -154,7 +154,7 @@ def test_kinds_that_are_not_read(tmp_path: Path, kind: str):
     """PostScript among them, which Pillow would give to a program that runs it."""
     NOISE.save(tmp_path / "a", kind)
     with pytest.raises(
-        UndustError, match=f"of the kind {kind}; those that are read are PNG|cannot"
+        UndustError, match=f"has the format {kind}; supported formats are PNG|cannot"
     ):
         read_image(tmp_path / "a")
 

@@ -45,7 +45,7 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path):
     os.mkfifo(tmp_path / "a")
     (tmp_path / "b").symlink_to("a")
     for name in "ab":
-        with pytest.raises(UndustError, match=rf"/{name} is a pipe, not a file; save what"):
+        with pytest.raises(UndustError, match=rf"/{name} is a pipe, not a file; save its output"):
             open_regular(tmp_path / name)
 
 

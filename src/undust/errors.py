@@ -1,4 +1,4 @@
-"""Errors for people: one line that says what was wrong, where, and what would be right."""
+"""Errors for users: one line with the problem, its place and a valid alternative."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 LONGEST = 1000  # characters of a message
 NAME = 120  # characters of a name in it
-MOST = 1000  # entries of a configuration, and of a list in it
+MAX_ENTRIES = 1000  # of a configuration, and of a list in it
 
 
 class UndustError(Exception):
-    """Something the user can put right; the message is one line and needs no traceback.
+    """An error that the user can fix; the message is one line and needs no traceback.
 
-    Paths and names in it may be anybody's: what cannot be printed is escaped, and what is too long
-    is cut.
+    It may contain paths and names from untrusted files: unprintable characters are escaped, and
+    long messages are cut.
     """
 
     def __init__(self, message: str) -> None:
@@ -27,9 +27,9 @@ class UndustError(Exception):
 def unknown(
     kind: str, name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
 ) -> UndustError:
-    """Says that `name` is none of the known ones, which they are, and which was perhaps meant.
+    """An error for an unknown name: lists the valid names and suggests the closest.
 
-    elsewhere: what other programs call some of them -> what is known for it.
+    elsewhere: names in other programs -> names here.
     """
     names = sorted(known)
     meant = {_bare(other): own for other, own in (elsewhere or {}).items()}
@@ -40,32 +40,32 @@ def unknown(
 
 
 def _bare(name: str) -> str:
-    """A name's letters and digits alone, for "DPM++ 2M", dpmpp_2m and dpmpp-2m are one name."""
+    """A name's letters and digits: "DPM++ 2M", dpmpp_2m and dpmpp-2m are the same name."""
     return re.sub(r"[\W_]+", "", name.lower().replace("++", "pp"))
 
 
 def printable(name: object) -> str:
-    """A name found in a file, fit for an error's one line: short, what is unprintable escaped."""
+    """A name from a file for an error message: shortened, unprintable characters escaped."""
     text = str(name)
     return _cut(text if text.isprintable() else repr(text), NAME)
 
 
 def quoted(value: object) -> str:
-    """A value, as Python writes it, but of what is long or deep only some: fit for an error."""
+    """The repr of a value for an error message, shortened where it is long or deeply nested."""
     return _QUOTING.repr(value)
 
 
 def limit_entries(what: str, values: Sized) -> None:
     """Raises UndustError for more values than any configuration has.
 
-    Those who check values complain of each, and take a thousand times its bytes for that.
+    Validation makes an error for each, which takes a thousand times its memory.
     """
-    if len(values) > MOST:
-        raise UndustError(f"{what} has {len(values):,} entries, more than can be meant")
+    if len(values) > MAX_ENTRIES:
+        raise UndustError(f"{what} has {len(values):,} entries; at most {MAX_ENTRIES:,} are read")
 
 
 def demand(details: Mapping[str, Any]) -> str:
-    """A finding of pydantic's as a predicate of the field: "has to be less than or equal to 8"."""
+    """An error of pydantic as a predicate: "has to be less than or equal to 8"."""
     message, context = details["msg"], details.get("ctx", {})
     match details["type"]:
         case "missing":
@@ -94,7 +94,7 @@ _QUOTING.maxlevel, _QUOTING.maxstring, _QUOTING.maxlong, _QUOTING.maxother = 3, 
 
 
 def _escaped(text: str) -> str:
-    """The text, what cannot be printed as Python would write it."""
+    """The text with unprintable characters escaped as in Python."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -14,10 +14,10 @@ STOPPED = 130  # exit code
 
 @contextmanager
 def stopping_in_imports() -> Generator[None]:
-    """Within it Ctrl-C in an import ends the process at once, with one line on stderr.
+    """A context in which Ctrl-C during an import ends the process with one line on stderr.
 
-    A KeyboardInterrupt there is not safe: torch's import aborts on it, or swallows it. Elsewhere it
-    is raised as ever. A process that ignores Ctrl-C, or has a handler of its own, keeps that.
+    There a KeyboardInterrupt is unsafe: torch's import aborts on it or swallows it. Elsewhere it is
+    raised as usual. A process that ignores Ctrl-C or has its own handler keeps that.
     """
     main_thread = threading.current_thread() is threading.main_thread()  # others have no handlers
     if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

@@ -1,4 +1,4 @@
-"""Pictures to tensors and back, and many pictures to one."""
+"""Pictures: reading, conversion to and from tensors, masks, grids."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from torch import Tensor
 from undust.errors import UndustError
 from undust.regular import open_regular
 
-LARGEST = 4096 * 4096  # pixels of a picture that is made
-MOST_PIXELS = 89_478_485  # width × height of a file that is read; above it Pillow warns
-# Kinds of files that Pillow decodes by itself. It runs a program for PostScript; the others are
-# pages, films or measurements.
+LARGEST = 4096 * 4096  # pixels of a generated picture
+MAX_PIXELS = 89_478_485  # width × height of a file that is read; above it Pillow warns
+# Formats that Pillow decodes itself. It runs a program for PostScript; the others are documents,
+# videos or measurements.
 KINDS = (
     *("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM"),
     *("TGA", "PCX", "DDS", "PSD", "QOI", "ICO", "ICNS", "SGI", "SUN", "XBM", "XPM"),
 )
-DATA = "data:image/png;base64,"  # what a small picture inside a text begins with (RFC 2397)
+DATA = "data:image/png;base64,"  # prefix of a picture in a text (RFC 2397)
 
 
 def from_image(image: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -47,13 +47,13 @@ def to_images(x: Tensor) -> list[Image.Image]:
 
 
 def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures [B, 3, H, W] in [-1, 1] at another (width, height), as Pillow's Lanczos does it."""
+    """Pictures [B, 3, H, W] in [-1, 1] resized to (width, height) by Pillow's Lanczos filter."""
     bigger = [image.resize(size, Image.Resampling.LANCZOS) for image in to_images(x)]
     return torch.stack([from_image(image, size) for image in bigger]).float() / 127.5 - 1
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
-    """The images side by side on white, row by row; as square as can be unless told."""
+    """The images in a grid on white, row by row; columns: None for a nearly square grid."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     width = max(image.width for image in images) + gap
     height = max(image.height for image in images) + gap
@@ -66,16 +66,16 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
 
 
 def read_image(path: Path) -> Image.Image:
-    """A picture file, as `upright` gives it; the first frame of an animation.
+    """A picture file converted by `upright`; the first frame of an animation.
 
-    Raises UndustError if it is no picture, is too large or damaged, or of a kind that is not read.
+    Raises UndustError for a file that is not a picture, too large, damaged or of another format.
     """
     with _opened(path) as image:
         return upright(image, path)
 
 
 def check_header(path: Path) -> None:
-    """Raises UndustError, as `read_image` does, as far as the beginning of a file shows it."""
+    """Raises the errors of `read_image` that are found in a file's header."""
     with _opened(path):
         pass
 
@@ -119,7 +119,7 @@ def _measured(path: Path) -> Generator[Image.Image]:
 
 
 def conversions(path: Path) -> list[str]:
-    """What `read_image` converts of a file's colours, as far as its header shows it."""
+    """The colour conversions of `read_image` for a file, by its header."""
     with _opened(path) as image:
         deep, profile = _is_deep(image.mode, image.format), image.info.get("icc_profile")
         found = _to_srgb(profile) if isinstance(profile, bytes) else None
@@ -133,15 +133,15 @@ def conversions(path: Path) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Generator[Image.Image]:
-    """A picture file of which the header was read."""
+    """An opened picture file, with its header read."""
     try:
         with open_regular(path) as file, Image.open(file) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f": {image.width}x{image.height}")
             if image.format not in KINDS:
                 raise UndustError(
-                    f"{path} is a picture of the kind {image.format}; "
-                    f"those that are read are {', '.join(KINDS)}"
+                    f"{path} has the format {image.format}; "
+                    f"supported formats are {', '.join(KINDS)}"
                 )
             yield image
     except UndustError:
@@ -154,23 +154,23 @@ def _opened(path: Path) -> Generator[Image.Image]:
     except OSError as error:
         reason = error.strerror or error
         raise UndustError(f"{path} cannot be read as a picture: {reason}") from error
-    except Exception as error:  # IndexError, struct.error, …: each reader trips in its own way
+    except Exception as error:  # IndexError, struct.error, …: any, depending on the decoder
         raise UndustError(f"{path} is a damaged picture: {error}") from error
 
 
 def _too_large(path: Path, size: str = "") -> UndustError:
-    return UndustError(f"{path} is too large{size}; {MOST_PIXELS:,} pixels at most")
+    return UndustError(f"{path} is too large{size}; {MAX_PIXELS:,} pixels at most")
 
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The endings of names of picture files that are read, in lower case, with the point."""
+    """The file name extensions of the formats that are read, in lower case, with the dot."""
     known = Image.registered_extensions()
     return frozenset(ending for ending, kind in known.items() if kind in KINDS)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the content of a file whose name does not tell begins as that of a picture."""
+    """Whether a file's content begins like a picture, for a name without extension."""
     Image.init()
     kinds = [kind for kind in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF") if kind in Image.OPEN]
     try:
@@ -181,10 +181,10 @@ def is_picture(path: Path) -> bool:
 
 
 def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
-    """An image as RGBA of 8 bits in sRGB, turned as its camera noted.
+    """An image as 8-bit RGBA in sRGB, with its EXIF orientation applied.
 
-    Colours of an embedded ICC profile are converted; of 16 bits the upper ones are kept. Raises
-    UndustError for pixels that are no colours but numbers of any size.
+    Colours of an embedded ICC profile are converted; 16-bit values lose their lower 8 bits. Raises
+    UndustError for modes without a range of values (I, F).
     """
     kind, image = image.format, ImageOps.exif_transpose(image)
     if _is_deep(image.mode, kind):
@@ -194,7 +194,7 @@ def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     profile = image.info.pop("icc_profile", None)
-    # Through RGB, for in one step from the likes of LAB the alpha would be anything.
+    # Via RGB: a direct conversion from modes such as LAB would give an arbitrary alpha.
     plain = (image if image.has_transparency_data else image.convert("RGB")).convert("RGBA")
     if isinstance(profile, bytes) and (found := _to_srgb(profile)):
         space, transform = found
@@ -209,19 +209,19 @@ def upright(image: Image.Image, name: object = "the picture") -> Image.Image:
 
 
 def _is_for(space: str, mode: str) -> bool:
-    """Whether a profile of a space, "RGB", "L" or "CMYK", is for images of this mode."""
+    """Whether a profile of a colour space, "RGB", "L" or "CMYK", applies to images of this mode."""
     if space == "CMYK":
         return mode == "CMYK"
     return mode in ("1", "L", "LA") if space == "L" else mode not in ("CMYK", "LAB")
 
 
 def _is_deep(mode: str, kind: str | None) -> bool:
-    """Whether an image has grey of 16 bits."""
+    """Whether an image is 16-bit grey."""
     return mode.startswith("I;16") or (mode == "I" and kind == "PPM")
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as grey of 8, of which Pillow would make white above 255."""
+    """16-bit grey as 8-bit grey; Pillow would clip it at 255."""
     values, info = np.asarray(image), dict(image.info)
     upper = Image.fromarray((values >> 8).astype(np.uint8))
     clear = info.pop("transparency", None)  # the one value that is transparent
@@ -233,24 +233,24 @@ def _upper_bits(image: Image.Image) -> Image.Image:
 
 
 def grey(picture: Image.Image) -> Image.Image:
-    """A picture in shades of grey, on black."""
+    """A picture in grey, on black."""
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("L")
 
 
 def transparency(picture: Image.Image) -> Image.Image:
-    """How transparent a picture is, in shades of grey: white where nothing of it is seen."""
+    """The transparency of a picture as a grey image: white where it is fully transparent."""
     return ImageOps.invert(picture.convert("RGBA").getchannel("A"))
 
 
 def has_hole(picture: Image.Image) -> bool:
-    """Whether a part of a picture, and not all of it, is fully transparent."""
+    """Whether a part of a picture, but not all of it, is fully transparent."""
     least, most = transparency(picture).getextrema()
     return most == 255 and cast("int", least) < 255
 
 
 def is_drawn_mask(picture: Image.Image) -> bool:
-    """Whether it is white, or white and black, on transparent ground that reaches all corners."""
+    """Whether it is only white (and black), with transparent corners: a mask from an editor."""
     pixels = np.array(picture.convert("RGBA"))
     seen = pixels[pixels[..., 3] > 0][:, :3]
     corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1], 3]
@@ -259,28 +259,28 @@ def is_drawn_mask(picture: Image.Image) -> bool:
 
 
 def to_data(image: Image.Image, size: tuple[int, int]) -> str:
-    """A grey image resized to (width, height), as text: a data URL."""
+    """A grey image resized to (width, height) as a data URL."""
     file = io.BytesIO()
     (image if image.size == size else image.resize(size, Image.Resampling.BOX)).save(file, "PNG")
     return DATA + base64.b64encode(file.getvalue()).decode()
 
 
 def from_data(text: str) -> Image.Image:
-    """The grey image in a text that `to_data` made. Raises UndustError for another text."""
+    """The grey image of a data URL made by `to_data`. Raises UndustError for other texts."""
     try:
         content = base64.b64decode(text.removeprefix(DATA), validate=True)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             return image.convert("L")
     except (OSError, ValueError) as error:
-        raise UndustError("the text is no picture as undust writes them into recipes") from error
+        raise UndustError("the text is not a picture as written into recipes by undust") from error
 
 
 @lru_cache(maxsize=64)
 def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
-    """The mode of the images that an ICC profile is for, and the transform of them to sRGB.
+    """The image mode of an ICC profile and the transform to sRGB.
 
-    None for a profile that is damaged or of other images, and for one of sRGB itself, of which
-    each colour comes back as it is but for rounding: 1 of 255.
+    None for a profile that is damaged or of another colour space, and for sRGB itself, recognised
+    by a change of all colours of at most 1 of 255.
     """
     try:
         source = ImageCms.core.profile_frombytes(profile)
@@ -299,5 +299,5 @@ def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
 
 
 def levels(image: Image.Image) -> Tensor:
-    """A grey image as [H, W] between 0, black, and 1."""
+    """A grey image as [H, W] from 0 (black) to 1."""
     return torch.from_numpy(np.array(image)).float() / 255

@@ -1,7 +1,7 @@
-"""Reading regular files alone: a pipe or a device in the place of one would be waited for forever.
+"""Reading of regular files only: reading a pipe or a device could block forever.
 
-A file's name may come from a recipe or from the command line, and a file in a model's folder from
-anybody. Everything that is read by name is opened here.
+File names come from recipes and the command line, and files in model folders from anywhere. All
+files that are read by name are opened here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def open_regular(path: Path) -> BufferedReader:
 
     Other failures are the OSError or ValueError of `open`.
     """
-    # Before opening, for that alone may change a device; after it, for the name may have changed
-    # its meaning in between.
+    # Before opening, which may change the state of a device, and after it, as the file may have
+    # been replaced in between.
     _check(path, path.stat())
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAITING))  # noqa: SIM115
     try:
@@ -57,7 +57,7 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
 
 
 def locale_lacks(text: str) -> str:
-    """Why there can be no file of this name: letters that the locale's encoding lacks; else ""."""
+    """The error for a file name with characters outside the locale's encoding; else ""."""
     encoding = sys.getfilesystemencoding()
     try:
         text.encode(encoding, "surrogateescape")
@@ -70,5 +70,5 @@ def _check(path: Path, found: os.stat_result) -> None:
     if stat.S_ISREG(found.st_mode):
         return
     kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-    instead = "; save what comes out of it to a file first" if kind == "a pipe" else ""
+    instead = "; save its output to a file first" if kind == "a pipe" else ""
     raise UndustError(f"{path} is {kind}, not a file{instead}")

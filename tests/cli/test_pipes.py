@@ -144,4 +144,4 @@ def test_a_command_that_is_given_a_pipe_ends(tmp_path: Path):
         os.close(reading)
         os.close(writing)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "is a pipe, not a file; save what comes out of it to a file first\n" in done.stderr
+    assert "is a pipe, not a file; save its output to a file first\n" in done.stderr

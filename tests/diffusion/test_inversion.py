@@ -71,5 +71,5 @@ def test_steps_climb_the_list():
 def test_what_cannot_be_is_refused():
     with pytest.raises(UndustError, match="iterations: 0 is too few"):
         last(START, falling(3), iterations=0)
-    with pytest.raises(UndustError, match="sigmas: every one has to be finite, lower"):
+    with pytest.raises(UndustError, match="sigmas: all have to be finite"):
         last(START, falling(3).flip(0))

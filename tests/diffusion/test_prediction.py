@@ -86,7 +86,7 @@ def test_a_network_is_told_what_its_process_lets_it_mean(name: str, process: str
     """Refused where the test above fails; F and v = −F are of EDM's own sigma_data."""
     forward = {**BUILT, "svd": EDM(highest=700.0, sigma_data=1.0)}[process]
     if forward.ends_in_noise and name in ("epsilon", "score"):
-        with pytest.raises(UndustError, match=f"prediction: {name} cannot tell a picture"):
+        with pytest.raises(UndustError, match=f"prediction: {name} does not work for a process"):
             prediction_on(forward, name)
     elif not isinstance(forward, EDM):
         assert prediction_on(forward, name) is PREDICTIONS[name]

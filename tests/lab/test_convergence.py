@@ -125,5 +125,5 @@ def test_steps_along_a_path_add_up():
 
 
 def test_no_noise_for_a_sampler_that_asks_for_some():
-    with pytest.raises(UndustError, match="one that draws no noise is wanted"):
+    with pytest.raises(UndustError, match="only samplers without noise"):
         no_noise(doubles(1.0), doubles(0.5))

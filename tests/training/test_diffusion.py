@@ -339,7 +339,7 @@ def test_a_preview_shows_the_recipes_prompts(diffusion_recipe: Read, tmp_path: P
         ("data.crop=8", r"data\.crop: latents are made of whole pictures"),
         (
             "diffusion.zero_terminal_snr=true",
-            "prediction: epsilon cannot tell a picture from noise",
+            "prediction: epsilon does not work for a process that ends",
         ),
         ("diffusion.beta_end=2", r"diffusion\.beta_end: has to be less than 1"),
         ("diffusion.weighting=min-snrr", "unknown weighting 'min-snrr'; did you mean 'min-snr'"),

@@ -1,14 +1,13 @@
-"""The names in AUTOMATIC1111's web UI of samplers and schedules that are the same there as here.
+"""Names of samplers and schedules in AUTOMATIC1111's web UI and other programs.
 
-Of samplers that is the rule of a step: along the same σ and noise both give the same numbers
-(tests/diffusion/test_aliases.py, against k-diffusion). The σ need not be the same: the web UI
-leaves out the last but one for DPM2 and DPM2 a; DDIM, PLMS and UniPC have time steps of their own.
+A sampler is the same if its steps are: with the same σ and noise both give the same numbers
+(tests/diffusion/test_aliases.py, against k-diffusion). The σ may differ: the web UI omits the last
+but one for DPM2 and DPM2 a; DDIM, PLMS and UniPC have time steps of their own.
 
-Some have the names of ours and are others. Samplers: see NEAREST_SAMPLERS. Schedules: its KL
-Optimal ends at the smallest σ and not at 0, its Align Your Steps visits the last level of the table
-too, its Beta places σ instead of times. Its Restart takes what it repeats out of the number of
-steps, so that fewer than 20 repeat nothing. Simple, Normal and DDIM may differ by the rounding to
-whole time steps.
+Some have the same name as ours and differ. Samplers: see NEAREST_SAMPLERS. Schedules: the web UI's
+KL Optimal ends at the smallest σ and not at 0, its Align Your Steps includes the last level of the
+table, its Beta places σ instead of times. Its Restart counts repeated steps, so that fewer than 20
+steps repeat none. Simple, Normal and DDIM may differ by the rounding to integer time steps.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ NEAREST_SAMPLERS = {
 FROM_SAMPLERS = {theirs: ours for ours, theirs in SAMPLERS.items()}
 FROM_SCHEDULES = {theirs: ours for ours, theirs in SCHEDULES.items()} | {"Uniform": "linspace"}
 
-# What else people may say, and what of ours is nearest: samplers and schedules used to be one name.
+# Other names and the nearest of ours; names used to combine sampler and schedule.
 ALSO_SAMPLERS = NEAREST_SAMPLERS | {
     f"{theirs} {schedule}": ours
     for theirs, ours in (FROM_SAMPLERS | NEAREST_SAMPLERS).items()
@@ -61,8 +60,8 @@ ALSO_SAMPLERS = NEAREST_SAMPLERS | {
 }
 ALSO_SCHEDULES = {"DDIM Uniform": "leading"}
 
-# Names as functions and configuration files have them, in lower case: ComfyUI, InvokeAI, NovelAI.
-# UniPC is left out: its order and variant there are others.
+# Names of functions and in configuration files, in lower case: ComfyUI, InvokeAI, NovelAI.
+# Without UniPC, which has another order and variant there.
 _FUNCTIONS = {ours.replace("-", "_"): ours for ours in SAMPLERS if ours != "unipc"}
 _NEAREST = {ours.replace("-", "_"): ours for ours in NEAREST_SAMPLERS.values()}
 _FUNCTION_SCHEDULES = {
@@ -83,7 +82,7 @@ def elsewhere(name: str) -> tuple[str, str]:
 
 
 def nearest(name: str) -> str:
-    """Our sampler of the same name as another program's, with other numbers; "" for none."""
+    """Our sampler of the same name as another program's that differs from it; "" for none."""
     return _NEAREST.get(_parts(name)[0], "")
 
 
@@ -91,12 +90,12 @@ def no_counterpart(field: str, name: str, program: str = "") -> str:
     """The note on another program's sampler or schedule that is not known here."""
     near = nearest(name) if field == "sampler" else ""
     whose = f"{program}'s " if program else ""
-    hint = f"; {near} is near it, with other numbers" if near else ""
+    hint = f"; {near} is similar, with different results" if near else ""
     return f"{field}: {whose}'{name}' has no known counterpart here{hint}"
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """A sampler's name as a function's, without the schedule in it, and our schedule or ""."""
+    """A sampler's name in function form without its schedule, and our schedule or ""."""
     text, schedule = _function(name).removeprefix("k_").removesuffix("_gpu"), ""
     for tail, ours in _TAILS.items():
         if text.endswith(f"_{tail}"):
@@ -112,5 +111,5 @@ def schedule_elsewhere(name: str) -> str:
 
 
 def _function(name: str) -> str:
-    """A name in lower case with underscores, as functions are called."""
+    """A name in lower case with underscores."""
     return re.sub(r"[\s_-]+", "_", name.strip().lower().replace("++", "pp"))

@@ -1,4 +1,4 @@
-"""Distributions whose denoiser has a closed form: what every sampler can be measured against."""
+"""Distributions with a closed-form denoiser, as references for samplers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Mixture:
     deviations: Tensor
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """E[x0 | x] for x [B, D] and σ [B]: each part's posterior mean, as likely as the part."""
+        """E[x0 | x] for x [B, D] and σ [B]: the components' posterior means, by their posterior."""
         spread, away = self._spread(sigma), x[:, None] - self.means
         centres = self.means + (self.deviations**2 / spread)[..., None] * away
         return (self._terms(x, sigma).softmax(1)[..., None] * centres).sum(1)
 
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Log q(x) [B] in nats, with noise of level σ [B] added; its gradient is the score."""
+        """Log q(x) [B] in nats of the distribution with noise σ [B]; its gradient is the score."""
         constant = x.shape[1] / 2 * math.log(2 * math.pi)
         return self._terms(x, sigma).logsumexp(1) - constant
 
@@ -41,7 +41,7 @@ class Mixture:
         return self.deviations**2 + sigma[:, None] ** 2  # [B, K]
 
     def _terms(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Log of weight and density of each part [B, K], but for the constant (2π)^(-D/2)."""
+        """Log of weight times density of each component [B, K], without the factor (2π)^(-D/2)."""
         spread = self._spread(sigma)
         distance = (x[:, None] - self.means).square().sum(-1)
         return self.weights.log() - distance / (2 * spread) - x.shape[1] / 2 * spread.log()
@@ -50,7 +50,7 @@ class Mixture:
 def flow(denoise: Denoise, x: Tensor, top: float, bottom: float, steps: int) -> Tensor:
     """The probability flow from x [B, …] at σ = top to bottom, by classical Runge-Kutta steps.
 
-    In u = log σ it is dx/du = x − E[x0 | x]; its error falls with the fourth power of the step.
+    In u = log σ it is dx/du = x − E[x0 | x]; the method is of fourth order.
     """
 
     def slope(x: Tensor, u: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one question everything hangs on: what is under the dust?"""
+"""Denoisers: the estimate of the clean picture x0 in x = x0 + σ·n."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from undust.diffusion.weighting import Weighting, uniform_weight
 
 
 class Condition(Protocol):
-    """What a batch of pictures is asked to show; one entry for each picture."""
+    """The condition of a batch of pictures; one entry for each picture."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +24,7 @@ class Condition(Protocol):
 
 
 class Options(Protocol):
-    """Changes of one call of a network that are no data; the same for all pictures or for each."""
+    """Options of a network call that are not data, for all pictures or for each."""
 
     def at(self, sigma: Tensor) -> Self:
         """Those that apply at the noise levels σ [B]."""
@@ -40,12 +40,12 @@ C_contra = TypeVar("C_contra", bound=Condition, contravariant=True)
 
 
 class Denoiser(Protocol[C_contra]):
-    """What stands for a model everywhere else: x = x0 + σ·n goes in, x0 comes out."""
+    """The interface of models: x = x0 + σ·n to an estimate of x0."""
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: C_contra, options: Any = None, /) -> Tensor:
-        """The clean pictures [B, …] under x [B, …], given σ [B] and a condition of length B.
+        """The estimate of x0 [B, …] for x [B, …] at σ [B] and a condition of length B.
 
-        options: `Options`, for a network that takes some.
+        options: `Options`, or None.
         """
         ...
 
@@ -63,7 +63,7 @@ class NetworkDenoiser(Generic[C]):
     prediction: Prediction
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: C, options: Any = None, /) -> Tensor:
-        """The clean pictures [B, …] under x [B, …], in x's precision or that of sigma [B]."""
+        """The estimate of x0 [B, …] for x [B, …], in the wider dtype of x and sigma [B]."""
         level = sigma.reshape(-1, *[1] * (x.ndim - 1))
         timestep = self.process.timestep(sigma).float()
         given = () if options is None else (options.at(sigma),)

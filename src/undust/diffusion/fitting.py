@@ -1,10 +1,10 @@
-"""A schedule for one denoiser: where its own flow bends, there the steps are short.
+"""Fitting of a schedule to a denoiser: shorter steps where its flow is curved.
 
-Published schedules place the noise levels by a formula, whatever the model. Here they are chosen. A
-fine grid of levels is walked once, exactly; the error of a single step between any of its levels
-then costs no more network calls, and dynamic programming (Watson et al. 2021) finds
-the few steps whose errors add up to the least. What adding up leaves out, how one step's error
-changes those after it, a search around that answer with the sampler itself takes in.
+Published schedules place the noise levels by a formula for all models; here they are optimised. The
+flow is solved once on a fine grid of levels; the error of a single step between any two of them
+then needs no network calls, and dynamic programming (Watson et al. 2021) finds the steps with the
+smallest sum of errors. The sum ignores the propagation of errors from step to step, so a local
+search with the sampler itself follows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.samplers.registry import Denoise, checked_sigmas
 from undust.errors import UndustError
 
-WIDEST, NARROWEST = 0.3, 0.01  # moves that the search tries, in parts of the mean step of log σ
-GAIN = 1e-3  # share of the error that a move has to gain: far more than processors' rounding
-DIGITS = 4  # significant, of every σ that is tried: what is printed is what was measured
+WIDEST, NARROWEST = 0.3, 0.01  # moves of the search, in units of the mean step of log σ
+GAIN = 1e-3  # relative gain that a move needs, well above differences between processors
+DIGITS = 4  # significant digits of every σ, so that the printed schedule is the measured one
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A schedule, σ falling to 0, and how far from the true end it leads: see `distance`.
+    """A schedule, σ falling to 0, and its error, the `distance` to the end of the flow.
 
-    calls: how often the denoiser has been called so far, each time for all the pictures.
+    calls: number of calls of the denoiser so far, each for all pictures.
     """
 
     sigmas: Tensor
@@ -48,15 +48,14 @@ def fit(
     sampler: str,
     others: Sequence[Tensor] = (),
 ) -> Iterator[Fit]:
-    """Ever better schedules of so many steps, for starts x [B, …] at level grid[0].
+    """Improving schedules of `steps` steps, for starts x [B, …] at level grid[0].
 
-    grid: falling levels above 0, some sixty, between whose ends the schedule's lie; others:
-    schedules of as many steps that the search may begin from instead, if one of them is better
-    than the result of dynamic programming. Yields the best schedule so far after every run of the
-    sampler; the last is the answer. The same arguments give the same schedules, however long that
-    takes: no clock and no random number is used, and differences below GAIN decide nothing.
-    Raises UndustError for a grid with fewer levels than steps, one that falls to 0, and a sampler
-    that draws noise.
+    grid: some sixty falling levels above 0 that bound the schedule's; others: schedules of as many
+    steps to start the search from, if better than the result of dynamic programming. Yields the
+    best schedule so far after every run of the sampler; the last is the result. It is
+    deterministic: no clock and no random numbers, and differences below GAIN are ignored. Raises
+    UndustError for a grid with fewer levels than steps, one that ends at 0, and a sampler that
+    draws noise.
     """
     grid = checked_sigmas(grid)
     if not 1 <= steps <= len(grid) or grid[-1] == 0:
@@ -95,7 +94,7 @@ def fit(
             if bool((levels.diff() < 0).all() and levels[-1] >= grid[-1]):
                 best = _better(best, tried(levels))
                 yield best
-        if best.sigmas is before:  # nothing near is better: look nearer
+        if best.sigmas is before:
             width /= 2
 
 
@@ -105,31 +104,31 @@ def rounded(sigma: float) -> float:
 
 
 def _better(best: Fit, other: Fit) -> Fit:
-    """The other if it gains enough, else the best; either with the calls made until now."""
+    """The other if it gains enough, else the best, with the current number of calls."""
     gained = other.error < (1 - GAIN) * best.error
     return other if gained else replace(best, calls=other.calls)
 
 
 def distance(x: Tensor, end: Tensor) -> float:
-    """The mean over the pictures of `distances`."""
+    """The mean of `distances` over the pictures."""
     return float(distances(x, end).mean())
 
 
 def distances(x: Tensor, end: Tensor) -> Tensor:
-    """Root mean square difference [B] of each picture of x from its end [B, …]."""
+    """Root mean square difference [B] of each picture of x to its end [B, …]."""
     return (x - end).double().square().flatten(1).mean(1).sqrt()
 
 
 def _fits(sigmas: Tensor, grid: Tensor, steps: int) -> bool:
-    """Whether a schedule is one of so many steps from one end of the grid to 0."""
+    """Whether a schedule has that many steps, starts at grid[0] and stays on the grid's range."""
     same_start = len(sigmas) == steps + 1 and torch.isclose(sigmas[0].to(grid), grid[0])
     return bool(same_start and sigmas[-2] >= grid[-1])
 
 
 def _directions(steps: int) -> Iterator[Tensor]:
-    """What a move adds to log σ of each level: one of them alone, or all along a sine.
+    """Changes of log σ of each level to try: of one level alone, or of all by a sine.
 
-    A sine shifts steps from one part of the way to another; the first level never moves.
+    A sine moves steps from one range to another; the first level is fixed.
     """
     places = torch.arange(steps, dtype=torch.float64)
     for k in range(1, steps):
@@ -139,12 +138,12 @@ def _directions(steps: int) -> Iterator[Tensor]:
 
 
 def step_errors(states: Sequence[Tensor], estimates: Sequence[Tensor], grid: Tensor) -> Tensor:
-    """[M, M, M + 1]: the error at level j of a step from level i that came from level h.
+    """[M, M, M + 1]: the error at level j of a step from level i after one from level h.
 
-    The step is that of DPM-Solver++(2M), whose estimate is extrapolated from h and i; where h is i
-    it is the first one, Euler's; j = M is σ = 0, where the last estimate is the end. Root mean
-    square over the pictures and their numbers, times 1/√(1 + σ_j²): the flow shrinks an error made
-    at σ_j about as it shrinks x itself. Infinite where the levels do not fall.
+    The step is that of DPM-Solver++(2M), which extrapolates from h and i; for h = i it is the first
+    step, Euler's; j = M is σ = 0, with the last estimate as the end. Root mean square over pictures
+    and their elements, times 1/√(1 + σ_j²), by which the flow roughly shrinks an error at σ_j.
+    Infinite where the levels do not fall.
     """
     count = len(grid)
     goals = torch.stack([*states, estimates[-1]]).double().flatten(1)
@@ -167,12 +166,12 @@ def step_errors(states: Sequence[Tensor], estimates: Sequence[Tensor], grid: Ten
 
 
 def shortest(errors: Tensor, steps: int) -> list[int]:
-    """The levels, 0 first, of the path of so many steps to the end with the least sum of errors.
+    """Indices of the levels, 0 first, of the path of `steps` steps with the least sum of errors.
 
-    errors [M, M, M + 1] as `step_errors` gives them.
+    errors: [M, M, M + 1] from `step_errors`.
     """
     count = len(errors)
-    # total[i, j]: the least sum of a path whose last step went from i to j.
+    # total[i, j]: the least sum over paths whose last step is from i to j.
     total = torch.full_like(errors[0], torch.inf)
     total[0] = errors[0, 0]
     came: list[Tensor] = []
@@ -190,7 +189,7 @@ def shortest(errors: Tensor, steps: int) -> list[int]:
 
 
 def _walk(denoise: Denoise, x: Tensor, grid: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The flow at every level of the grid, by Heun's method: x, and the clean estimate there."""
+    """The flow at every level of the grid by Heun's method: x and the estimates of x0."""
 
     def estimate(x: Tensor, sigma: Tensor) -> Tensor:
         return denoise(x, sigma.to(x).expand(len(x)))
@@ -206,5 +205,5 @@ def _walk(denoise: Denoise, x: Tensor, grid: Tensor) -> tuple[list[Tensor], list
 
 
 def no_noise(_sigma: Tensor, _sigma_next: Tensor) -> Tensor:
-    """Stands for the noise of a sampler that draws none. Raises UndustError if it does."""
-    raise UndustError("sampler: one that draws no noise is wanted here, and this one does")
+    """The noise of a sampler that must not draw any: raises UndustError."""
+    raise UndustError("sampler: only samplers without noise can be used here")

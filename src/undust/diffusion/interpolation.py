@@ -1,4 +1,4 @@
-"""Between two pictures' noise."""
+"""Spherical interpolation of noise."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from undust.diffusion.noise import PictureNoise
 
-PARALLEL = 1e-6  # sine of the angle below which the arc is a straight line
+PARALLEL = 1e-6  # sine of the angle below which the interpolation is linear
 
 
 def slerp(a: Tensor, b: Tensor, part: float | Tensor) -> Tensor:
-    """Along the great arc from a to b [B, …], for each picture by itself; part [B] or one number.
+    """Spherical interpolation from a to b [B, …], for each picture; part: [B] or one number.
 
-    Shoemake 1985. A straight line between two draws of unit noise would pass through numbers of
-    half their variance, which no denoiser was trained on.
+    Shoemake 1985. Linear interpolation of unit noise would halve the variance in the middle, which
+    no denoiser was trained on.
     """
     flat = (a.double().flatten(1), b.double().flatten(1))
     lengths = [one.norm(dim=1) for one in flat]
@@ -31,15 +31,15 @@ def slerp(a: Tensor, b: Tensor, part: float | Tensor) -> Tensor:
 
 
 class NoiseBetween:
-    """The noise of pictures that lie `part` [B] of the way from one batch's noise to another's."""
+    """Noise interpolated by `part` [B] between that of two batches."""
 
     def __init__(self, first: PictureNoise, last: PictureNoise, part: Tensor) -> None:
         self.first, self.last, self.part = first, last, part
 
     def start(self, which: int = 0) -> Tensor:
-        """What a pass over the pictures begins from, unit normal [B, *shape]; which: 0 or above."""
+        """The start of a sampling pass, unit normal [B, *shape]; which: the pass, from 0."""
         return slerp(self.first.start(which), self.last.start(which), self.part)
 
     def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """The next draw for a stochastic step, unit normal [B, *shape]."""
+        """The noise of the next stochastic step, unit normal [B, *shape]."""
         return slerp(self.first(sigma, sigma_next), self.last(sigma, sigma_next), self.part)

@@ -1,4 +1,4 @@
-"""How likely a picture is to a denoiser: the probability flow as a continuous normalising flow."""
+"""The likelihood of a picture: the probability flow as a continuous normalising flow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from undust.diffusion.samplers.registry import Denoise, checked_sigmas
 from undust.errors import UndustError
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x [B, …], log σ) -> the flow's slope there [B, …] and its divergence [B]."""
+"""(x [B, …], log σ) -> the flow's slope [B, …] and its divergence [B]."""
 
 
 def log_likelihood(
@@ -29,17 +29,17 @@ def log_likelihood(
     """Log q(x) [B] in nats of x [B, …] at level sigmas[-1], by the flow to sigmas[0] and its prior.
 
     With u = log σ the flow of seed 001, eq. 6 is dx/du = x − μ, so that along it d log q/du =
-    −∇·(x − μ) = tr ∂μ/∂x − D (Song et al. 2021b, eq. 39), which the classical Runge-Kutta method
-    adds up together with x.
+    −∇·(x − μ) = tr ∂μ/∂x − D (Song et al. 2021b, eq. 39), integrated together with x by the
+    classical Runge-Kutta method.
 
-    sigmas: falling, the last one above 0; prior: x at sigmas[0] -> its log density [B]; probes: how
-    many ±1 vectors estimate the trace (Hutchinson 1989), the same ones all along the way, drawn
-    from `key`; None computes it exactly, with one gradient a dimension.
-    Raises UndustError for other sigmas and fewer than one probe.
+    sigmas: falling, the last one above 0; prior: x at sigmas[0] -> its log density [B]; probes:
+    number of ±1 vectors, drawn from `key` and the same for all steps, that estimate the trace
+    (Hutchinson 1989); None for the exact trace, with one gradient for each dimension. Raises
+    UndustError for other sigmas and fewer than one probe.
     """
     levels = checked_sigmas(sigmas).flip(0)
     if levels[0] == 0:
-        raise UndustError("sigmas: the last one has to be above 0; a density at 0 need not exist")
+        raise UndustError("sigmas: the last one has to be above 0, where a density exists")
     if probes is not None and probes < 1:
         raise UndustError(f"probes: {probes} is too few; at least 1 is needed, or None for all")
     field = _field(denoise, *_directions(x, probes, key))
@@ -56,7 +56,7 @@ def log_likelihood(
 
 
 def isotropic(deviation: float) -> Callable[[Tensor], Tensor]:
-    """The log density [B] of a centred Gaussian with one deviation in every direction."""
+    """The log density [B] of a centred isotropic Gaussian."""
 
     def log_density(x: Tensor) -> Tensor:
         scaled = x.double().flatten(1) / deviation
@@ -68,7 +68,7 @@ def isotropic(deviation: float) -> Callable[[Tensor], Tensor]:
 
 
 def bits_per_dimension(log_likelihood: Tensor, dimensions: int) -> Tensor:
-    """Nats of a whole picture [B] as bits for each of its numbers, the fewer the likelier."""
+    """Log-likelihood [B] in nats to bits per dimension, lower for likelier pictures."""
     return -log_likelihood / (dimensions * math.log(2))
 
 
@@ -88,9 +88,9 @@ def _field(denoise: Denoise, directions: Tensor, weight: float) -> Field:
 
 
 def _directions(x: Tensor, count: int | None, key: int) -> tuple[Tensor, float]:
-    """Vectors v [N, B or 1, …] and the weight w with which w·Σ vᵀJv is the trace of J, or its mean.
+    """Vectors v [N, B or 1, …] and a weight w, such that w·Σ vᵀJv is or estimates the trace of J.
 
-    Over a basis it is the trace; over vectors of independent signs its expectation is.
+    For a basis it is exact; for vectors of random signs it is so in expectation.
     """
     shape = x.shape[1:]
     if count is None:

@@ -1,8 +1,8 @@
-"""Random numbers as pure functions of (key, counter), the same on every machine and in every batch.
+"""Random numbers as pure functions of (key, counter), equal on all machines and in all batches.
 
 The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
-a counter of four 32-bit words is scrambled by ten rounds under a key of two. Nothing is remembered
-between calls: a picture's noise depends on its own seed alone, and training resumes at any place.
+a counter of four 32-bit words is encrypted in ten rounds with a key of two. There is no state
+between calls: a picture's noise depends on its seed only, and training can resume at any step.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key from round to round
 
 Counter = tuple[int, int, int] | Tensor
 
-START, STEP, PATH, BESIDE = 0, 1, 2, 3  # first counter word of a picture: what its noise is for
-DEPTH = 12  # a Brownian path's cells are 2⁻¹² of the way from one σ to half of it
-OCTAVES = 2**31  # the octave from 1 to ½ in the second counter word; those before it are below
+START, STEP, PATH, BESIDE = 0, 1, 2, 3  # first counter word: the use of a picture's noise
+DEPTH = 12  # a Brownian path's cells are 2⁻¹² of an octave of σ
+OCTAVES = 2**31  # offset of the octave's number in the second counter word, for σ from 1 to ½
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Scrambles counters [N, 4] under a key of two words; all words are int64 in [0, 2³²)."""
+    """Philox of counters [N, 4] with a key of two words; all words are int64 in [0, 2³²)."""
     a, b, c, d = counter.unbind(1)
     k0, k1 = key
     for _ in range(ROUNDS):
-        # The 64-bit product wraps into the sign; masking puts its high word right again.
+        # The 64-bit product may overflow into the sign; masking corrects its high word.
         left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
         a, b, c, d = (
             ((right >> 32) & WORD) ^ b ^ k0,
@@ -47,15 +47,15 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 def uniform(key: int, counter: Counter, shape: Sequence[int]) -> Tensor:
     """Numbers in (0, 1) on a grid of 2⁻³², float64 of the given shape.
 
-    key: 0 … 2⁶⁴−1; counter: three words, each 0 … 2³²−1, or several such counters [B, 3], which
-    give [B, *shape]. Numbers come in order: a longer shape begins with those of a shorter one.
-    Raises UndustError for a key or a counter outside these.
+    key: 0 … 2⁶⁴−1; counter: three words, each 0 … 2³²−1, or several such counters [B, 3] for
+    [B, *shape]. More numbers of the same counter begin with the fewer. Raises UndustError for a key
+    or a counter outside these ranges.
     """
     if not 0 <= key < 2**64:
         raise UndustError(f"seed: {key} is outside 0 … 2^64 − 1")
     counters = torch.as_tensor(counter, dtype=torch.int64)
     if bool(((counters < 0) | (counters > WORD)).any()):
-        raise UndustError("counter: every word has to lie in 0 … 2^32 − 1")
+        raise UndustError("counter: every word has to be in 0 … 2^32 − 1")
     count = math.prod(shape)
     batch = counters.shape[:-1]
     blocks = torch.arange(-(-count // 4))
@@ -76,7 +76,7 @@ def normal(key: int, counter: Counter, shape: Sequence[int]) -> Tensor:
 
 
 class PictureNoise:
-    """The noise of a batch, one seed a picture: picture k of a batch gets what it gets alone.
+    """The noise of a batch, with a seed for each picture, independent of the rest of the batch.
 
     seeds: one for each of the B pictures; shape: of one picture, such as (C, H, W).
     """
@@ -87,11 +87,11 @@ class PictureNoise:
         self._draws = 0
 
     def start(self, which: int = 0) -> Tensor:
-        """What a pass over the pictures begins from, unit normal [B, *shape]; which: 0 or above."""
+        """The start of a sampling pass, unit normal [B, *shape]; which: the pass, from 0."""
         return self._draw(START, which)
 
     def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """The next draw for a stochastic step, unit normal [B, *shape]; no two steps share one."""
+        """The noise of the next stochastic step, unit normal [B, *shape]."""
         del sigma, sigma_next
         self._draws += 1
         return self._draw(STEP, self._draws)
@@ -101,14 +101,14 @@ class PictureNoise:
 
 
 class BrownianPath(PictureNoise):
-    """The noise of a batch along one Brownian path W a picture, whatever the steps taken along it.
+    """The noise of a batch along a Brownian path W for each picture, whatever the steps.
 
-    W runs in the clock 1/σ², where the reverse equation dx = 2(x − x0)/σ dσ + √(2σ) dw adds noise
-    evenly: steps over (a, b) and (b, c) add what one step over (a, c) adds. It is cut into octaves,
-    σ = 2⁻ᵏ … 2⁻ᵏ⁻¹, of one independent increment each, and an octave is halved in log σ by Brownian
-    bridges (Lévy's construction; as a tree never stored: Li et al. 2020) down to
-    cells of 2⁻¹² of it. At any one place, and between places in different cells, the path has
-    exactly the law of W; two places in one cell (σ closer than 2 in 10⁴) share its last number.
+    W is in the time 1/σ², in which the reverse equation dx = 2(x − x0)/σ dσ + √(2σ) dw adds noise
+    uniformly: steps over (a, b) and (b, c) add the same as one step over (a, c). It is divided into
+    octaves, σ = 2⁻ᵏ … 2⁻ᵏ⁻¹, each with an independent increment; an octave is bisected in log σ by
+    Brownian bridges (Lévy's construction, as a tree that is not stored: Li et al. 2020) to cells of
+    2⁻¹². At any point, and between points in different cells, the path has exactly the law of W;
+    two points in one cell (σ closer than 2 in 10⁴) share its last number.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:
@@ -116,9 +116,9 @@ class BrownianPath(PictureNoise):
         self._known: dict[float, Tensor] = {}
 
     def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """The path's increment from σ to σ_next, unit normal [B, *shape]; the same when repeated.
+        """The path's increment from σ to σ_next, scaled to unit normal [B, *shape].
 
-        Raises UndustError for levels that are not above 0 or are one and the same.
+        Raises UndustError for levels that are not above 0 or are equal.
         """
         begin, end = float(sigma), float(sigma_next)
         if not (0 < end < math.inf and 0 < begin < math.inf and begin != end):
@@ -130,18 +130,18 @@ class BrownianPath(PictureNoise):
         if begin < end:
             return -self.increment(end, begin)
         first, last = math.floor(-math.log2(begin)), math.floor(-math.log2(end))
-        # The ends of the last two queries are kept: a step begins where one before it ended.
+        # The ends of the last query are cached: a step begins where the previous one ended.
         known = {place: self._known.get(place) for place in (begin, end)}
         start, stop = (self._within(p) if w is None else w for p, w in known.items())
         self._known = {begin: start, end: stop}
         return sum((self._octave(k) for k in range(first, last)), stop) - start
 
     def _octave(self, octave: int) -> Tensor:
-        """The increment from σ = 2⁻ᵏ to 2⁻ᵏ⁻¹, over which the clock 4ᵏ … 4ᵏ⁺¹ runs."""
+        """The increment from σ = 2⁻ᵏ to 2⁻ᵏ⁻¹, for the time 4ᵏ … 4ᵏ⁺¹."""
         return math.sqrt(_elapsed(0, 1)) * 2.0**octave * self._draws_at(octave, [0])[0]
 
     def _within(self, sigma: float) -> Tensor:
-        """W at σ less W where its octave begins, by halving down to its cell and a last bridge."""
+        """W at σ minus W at the start of its octave, by bisection to its cell and a last bridge."""
         octave = math.floor(-math.log2(sigma))
         place = -math.log2(sigma) - octave
         cell = int(place * 2**DEPTH)
@@ -170,5 +170,5 @@ class BrownianPath(PictureNoise):
 
 
 def _elapsed(begin: float, end: float) -> float:
-    """How long the clock 4ᵖ runs between two places p of the octave from σ = 1 to ½."""
+    """The time 4ᵖ between two places p of the octave from σ = 1 to ½."""
     return 4.0**begin * math.expm1((end - begin) * math.log(4))

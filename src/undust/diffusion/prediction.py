@@ -1,7 +1,7 @@
-"""What a network's output means, and how to read the clean picture from it.
+"""Predictions: the meaning of a network's output.
 
 Each is x0 = skip(σ)·x + scale(σ)·output (c_skip and c_out in Karras et al. 2022, eq. 7), so they
-differ in two coefficients and in what training compares the output with.
+differ in two coefficients and in the training target.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from undust.errors import UndustError
 
 @dataclass(frozen=True)
 class Prediction:
-    """One meaning of the output; σ broadcasts against x: [B,1,1,1] with [B,C,H,W]."""
+    """One kind of prediction; σ broadcasts against x: [B,1,1,1] with [B,C,H,W]."""
 
     skip: Callable[[Tensor], Tensor]
     scale: Callable[[Tensor], Tensor]
     target: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """target(x0, noise, σ): the output that a perfect network would give for x = x0 + σ·noise."""
+    """target(x0, noise, σ): the training target for x = x0 + σ·noise."""
 
     def to_x0(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """The clean picture that `output` stands for, given x = x0 + σ·n [B, …]."""
+        """The clean picture x0 [B, …] from the output for x = x0 + σ·n [B, …]."""
         return self.skip(sigma) * x + self.scale(sigma) * output
 
 
@@ -56,7 +56,7 @@ PREDICTIONS["flow"] = Prediction(
     scale=lambda sigma: -sigma / (1 + sigma),
     target=lambda x0, noise, _sigma: noise - x0,
 )
-# The score of x = x0 + σ·n (seed 001, eq. 5): α times that of x_t = α·x. Its target is the score
+# The score of x = x0 + σ·n (seed 001, eq. 5): α times that of x_t = α·x. The target is the score
 # given x0, whose mean is the score (Vincent 2011).
 PREDICTIONS["score"] = Prediction(
     skip=torch.ones_like,
@@ -92,17 +92,17 @@ def _negative(prediction: Prediction) -> Prediction:
 
 
 def prediction_on(process: Process, name: str) -> Prediction:
-    """The prediction of that name, as a network for this process means it.
+    """The prediction of that name for networks of this process.
 
-    F and v, which is −F, are of pictures of some deviation: 1, but EDM's process has its own.
-    Raises UndustError for an unknown name, and for one that cannot tell the picture where the
-    process ends in noise alone (Lin et al. 2024, §3.2).
+    F and v = −F depend on the deviation of the pictures: 1, or sigma_data of EDM's process. Raises
+    UndustError for an unknown name, and for ε and the score of a process that ends in pure noise,
+    where they do not determine x0 (Lin et al. 2024, §3.2).
     """
     prediction = PREDICTIONS[name]
     if process.ends_in_noise and name in ("epsilon", "score"):
         raise UndustError(
-            f"prediction: {name} cannot tell a picture from noise alone, in which the process ends "
-            "(zero terminal SNR); v_prediction, sample and flow can"
+            f"prediction: {name} does not work for a process that ends in pure noise (zero "
+            "terminal SNR); v_prediction, sample and flow do"
         )
     if isinstance(process, EDM):
         whole = edm(process.sigma_data)

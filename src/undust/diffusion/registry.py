@@ -1,4 +1,4 @@
-"""A dictionary of named parts that answers a wrong name with the nearest right one."""
+"""Dictionaries by name, whose error for an unknown name suggests the closest one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, T]):
-    """name -> part; `registry[name]` raises UndustError with a suggestion for a name it lacks.
+    """name -> entry; `registry[name]` raises UndustError with a suggestion for an unknown name.
 
-    elsewhere: what other programs call some of the parts -> their names here.
+    elsewhere: names in other programs -> names here.
     """
 
     def __init__(self, kind: str, elsewhere: Mapping[str, str] | None = None) -> None:

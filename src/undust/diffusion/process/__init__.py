@@ -1,4 +1,4 @@
-"""The forward processes: discrete ones, told by a table of β, and continuous ones, by a formula."""
+"""The forward processes: discrete ones, from a table of β, and continuous ones, from a formula."""
 
 from undust.diffusion.process.base import PROCESSES, Process
 from undust.diffusion.process.continuous import EDM, VE, ContinuousVP, Flow, SubVP

@@ -1,8 +1,8 @@
-"""How noise level, time and input scale belong together: the forward process of a model.
+"""The forward process of a model: noise level σ, time and input scale.
 
-Seed 001, eq. 1 writes it as dx = f(t)·x dt + g(t) dw, solved by x_t = α(t)·x0 + s(t)·n. Dividing by
-α gives x = x0 + σ·n with σ = s/α; all else in this package works in that coordinate, and two
-processes differ in no more than which σ belongs to which time and what their networks are fed.
+Seed 001, eq. 1 is dx = f(t)·x dt + g(t) dw, solved by x_t = α(t)·x0 + s(t)·n. Dividing by α gives
+x = x0 + σ·n with σ = s/α; everything else in this package uses that coordinate, in which processes
+differ only in the σ of each time and in the input of their networks.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch import Tensor
 from undust.diffusion.registry import Registry
 
 SIGMA_INF = 2.0**24
-"""σ that stands for ∞, where a process ends in noise alone (zero terminal SNR, rectified flow).
+"""The σ used for ∞, where a process ends in pure noise (zero terminal SNR, rectified flow).
 
-x = x0 + σ·n cannot hold σ = ∞. At 2²⁴ the share 1/σ of x0 is float32's rounding error: nothing of
-the picture is left in x, and a step of Euler's method down from there differs from the exact one by
-1/σ = 6e-8 of the noise. Its square is far from float32's largest number. A network that predicts ε
-cannot say x0 there (x − σ·ε loses all digits); v, the flow's velocity and x0 itself can.
+x = x0 + σ·n has no σ = ∞. At 2²⁴ the share 1/σ of x0 is float32's rounding error: x contains
+nothing of the picture, and an Euler step from there differs from the exact one by 1/σ = 6e-8 of the
+noise. Its square is far below float32's maximum. There x0 cannot be computed from ε (x − σ·ε loses
+all digits), but from v, the flow's velocity and x0 itself.
 """
 
-SNAP = 1e-4  # a time step this near to a whole one is that one: float32 σ cannot say it better
+SNAP = 1e-4  # time steps this close to an integer are rounded: the precision of σ in float32
 
 
 def as_float64(time: Tensor | float) -> Tensor:
-    """Times in float64; a Python number keeps all its digits."""
+    """Times as a float64 tensor, without rounding Python numbers."""
     return torch.as_tensor(time, dtype=torch.float64)
 
 
 def snap(timestep: Tensor) -> Tensor:
-    """Time steps, whole ones cleared of rounding."""
+    """Time steps, rounded where they are nearly integers."""
     whole = timestep.round()
     return torch.where((timestep - whole).abs() < SNAP, whole, timestep)
 
 
 class Process(Protocol):
-    """x_t = α(t)·x0 + s(t)·n. Times and what depends on them are float64 of any one shape."""
+    """x_t = α(t)·x0 + s(t)·n. Times and functions of them are float64 of any shape."""
 
     @property
     def time_range(self) -> tuple[float, float]:
@@ -47,7 +47,7 @@ class Process(Protocol):
         ...
 
     def alpha(self, time: Tensor | float) -> Tensor:
-        """α(t): what is left of the picture."""
+        """α(t): the scale of the picture in x_t."""
         ...
 
     def std(self, time: Tensor | float) -> Tensor:
@@ -67,11 +67,11 @@ class Process(Protocol):
         ...
 
     def input_scale(self, sigma: Tensor) -> Tensor:
-        """What x = x0 + σ·n is multiplied with before the network sees it."""
+        """The factor of x = x0 + σ·n in the network's input."""
         ...
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """What the network is told of σ, float64."""
+        """The network's time step for σ, float64."""
         ...
 
     def sigma(self, time: Tensor | float) -> Tensor:
@@ -90,25 +90,25 @@ class Process(Protocol):
 
     @property
     def ends_in_noise(self) -> bool:
-        """Whether nothing of the picture is left at the last time: its σ stands for ∞."""
+        """Whether the last time is pure noise, with σ = SIGMA_INF."""
         return self.sigma_max > SIGMA_INF / 2
 
     @property
     def default_schedule(self) -> str:
-        """The schedule to sample with, unless told otherwise: karras, or trailing.
+        """The default schedule for sampling: karras, or trailing if it ends in pure noise.
 
-        From an infinite σ down, a spacing of σ spends its steps where nothing can be seen; even
-        times from the very last one are what Lin et al. 2024 ask for (§3.3), and rectified flow's.
+        From an infinite σ, a spacing in σ would spend its steps on levels of pure noise; even times
+        from the last one are the choice of Lin et al. 2024 (§3.3) and of rectified flow.
         """
         return "trailing" if self.ends_in_noise else "karras"
 
     def start(self, noise: Tensor, sigma: Tensor | float) -> Tensor:
-        """Noise of variance 1 [B, …] as an x at level σ: as strong as σ·n + x0 of variance 1."""
+        """Unit noise [B, …] scaled to x at level σ, with the variance of σ·n + x0, 1 for x0."""
         return noise * (1 + torch.as_tensor(sigma).double() ** 2).sqrt().to(noise)
 
 
 PROCESSES: Registry[Callable[..., Process]] = Registry("process")
-"""name -> how to build it; every argument has a default."""
+"""name -> function that builds it; every argument has a default."""
 
 P = TypeVar("P", bound=Callable[..., Process])
 

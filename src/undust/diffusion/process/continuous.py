@@ -1,4 +1,4 @@
-"""The processes that a formula tells: continuous VP, sub-VP, VE, EDM and rectified flow."""
+"""Continuous processes: VP, sub-VP, VE, EDM and rectified flow."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _rising(low_name: str, low: float, high_name: str, high: float) -> None:
 
 @dataclass(frozen=True)
 class _LinearBeta:
-    """β(t) = β_min + (β_max − β_min)·t, t in (0, 1], summed up to B(t) = ∫β."""
+    """β(t) = β_min + (β_max − β_min)·t, t in (0, 1], with the integral B(t) = ∫β."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
     steps: int = 1000
-    """T: the network is told (T − 1)·t, as if it were a discrete one of that many steps."""
+    """T: the network's time step is (T − 1)·t, as for a discrete process of T steps."""
 
     def __post_init__(self) -> None:
         _rising("beta_min", self.beta_min, "beta_max", self.beta_max)
@@ -90,7 +90,7 @@ class ContinuousVP(_LinearBeta, Process):
 @process("sub-vp")
 @dataclass(frozen=True)
 class SubVP(_LinearBeta, Process):
-    """As VP, with less noise on the way: s = 1 − α² (Song et al. 2021b, eq. 12)."""
+    """As VP, with less noise in between: s = 1 − α² (Song et al. 2021b, eq. 12)."""
 
     def std(self, time: Tensor | float) -> Tensor:
         """1 − e^(−B)."""
@@ -109,14 +109,14 @@ class SubVP(_LinearBeta, Process):
         return (self.steps - 1) * self.time(sigma)
 
     def input_scale(self, sigma: Tensor) -> Tensor:
-        """e^(−B/2): the network sees x_t itself, whose variance is at most 1."""
+        """e^(−B/2): the network's input is x_t, whose variance is at most 1."""
         return (-(sigma / 2).asinh()).exp()
 
 
 @process("ve")
 @dataclass(frozen=True)
 class VE(Process):
-    """Variance exploding: α = 1, and log σ grows evenly (Song et al. 2021b, eq. 9 and C)."""
+    """Variance exploding: α = 1, log σ linear in time (Song et al. 2021b, eq. 9 and C)."""
 
     lowest: float = 0.01
     highest: float = 50.0
@@ -158,7 +158,7 @@ class VE(Process):
         return sigma.double()
 
     def input_scale(self, sigma: Tensor) -> Tensor:
-        """1: the network sees x itself."""
+        """1: the network's input is x."""
         return torch.ones_like(sigma)
 
 
@@ -167,7 +167,7 @@ class VE(Process):
 class EDM(Process):
     """Time is σ, and inputs are scaled to variance 1 (Karras et al. 2022, table 1, last column).
 
-    sigma_data: the standard deviation of the pictures; it goes with the prediction of the same one.
+    sigma_data: the standard deviation of the pictures, also used by the prediction.
     """
 
     lowest: float = 0.002
@@ -211,7 +211,7 @@ class EDM(Process):
         return (sigma**2 + self.sigma_data**2).rsqrt()
 
     def start(self, noise: Tensor, sigma: Tensor | float) -> Tensor:
-        """As strong as x0 of deviation σ_data + σ·n, so that the network sees `noise`."""
+        """With the variance of x0 + σ·n for σ_data, so that the network's input is `noise`."""
         return noise * (torch.as_tensor(sigma).double() ** 2 + self.sigma_data**2).sqrt().to(noise)
 
 
@@ -222,7 +222,7 @@ class Flow(Process):
 
     τ = shift·t/(1 + (shift − 1)·t) (Esser et al. 2024, eq. 23), so σ = τ/(1 − τ) = shift·t/(1 − t):
     a shift is a factor of σ, and moves even times towards the noise. It changes nothing at a given
-    σ; the network is told T·τ. The last σ, infinite at t = 1, is SIGMA_INF.
+    σ; the network's time step is T·τ. The last σ, infinite at t = 1, is SIGMA_INF.
     """
 
     LEAST: ClassVar = 1e-3  # with a shift much smaller the last time is 1 in float64
@@ -240,7 +240,7 @@ class Flow(Process):
 
     @property
     def time_range(self) -> tuple[float, float]:
-        """1/T and, but for SIGMA_INF, 1."""
+        """1/T and the time of SIGMA_INF, just below 1."""
         return 1 / self.steps, SIGMA_INF / (SIGMA_INF + self.shift)
 
     def _spread(self, time: Tensor | float) -> Tensor:
@@ -273,5 +273,5 @@ class Flow(Process):
         return snap(self.steps * sigma / (1 + sigma))
 
     def input_scale(self, sigma: Tensor) -> Tensor:
-        """1/(1 + σ): the network sees x_t itself."""
+        """1/(1 + σ): the network's input is x_t."""
         return 1 / (1 + sigma)

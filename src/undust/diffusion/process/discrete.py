@@ -1,4 +1,4 @@
-"""The variance-preserving process in T steps, told by how much variance β each of them adds."""
+"""The discrete variance-preserving process, given by the variance β of each of T steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VP(Process):
     """The discrete variance-preserving process (Ho et al. 2020, eq. 2 and 4).
 
     betas: [T] float64 on the CPU, each in (0, 1); the variance added by each of the T steps.
-    Time is the time step, 0 … T−1, and between whole ones log σ is linear in it.
+    Time is the time step, 0 … T−1; log σ is interpolated linearly between them.
     Raises UndustError for other betas.
     """
 
@@ -30,7 +30,7 @@ class VP(Process):
         if self.betas.ndim != 1 or len(self.betas) < 2 or self.betas.dtype != torch.float64:
             raise UndustError("betas: a float64 vector of at least two steps is needed")
         if not bool(((self.betas > 0) & (self.betas < 1)).all()):
-            raise UndustError("betas: every one has to lie between 0 and 1, both excluded")
+            raise UndustError("betas: all have to be above 0 and below 1")
 
     @property
     def steps(self) -> int:
@@ -72,7 +72,7 @@ class VP(Process):
         low = self._piece(time)
         table = self._log_sigmas.to(time.device)
         level = torch.lerp(table[low], table[low + 1], (time - low).clamp(0, 1))
-        # A whole step is read from the table, so that log and exp do not blur it.
+        # At integer steps σ is read from the table, without the rounding of log and exp.
         exact = self.sigmas.to(time.device)[time.round().long().clamp(0, self.steps - 1)]
         return torch.where(time == time.round(), exact, level.exp())
 
@@ -86,7 +86,7 @@ class VP(Process):
         return sigma * self.input_scale(sigma)
 
     def beta(self, time: Tensor | float) -> Tensor:
-        """β(t) = 2s²·d log σ/dt; over one time step it adds up to −log(1 − β) of that step."""
+        """β(t) = 2s²·d log σ/dt; its integral over a time step is −log(1 − β) of that step."""
         time = as_float64(time)
         low = self._piece(time)
         slope = self._log_sigmas.diff().to(time.device)[low]
@@ -101,31 +101,31 @@ class VP(Process):
         return self.beta(time).sqrt()
 
     def input_scale(self, sigma: Tensor) -> Tensor:
-        """What x = x0 + σ·n is multiplied with before the network sees it: α, variance 1 again."""
+        """α = 1/√(1 + σ²), which scales x = x0 + σ·n to variance 1."""
         return (1 + sigma**2).rsqrt()
 
     def _piece(self, time: Tensor) -> Tensor:
-        """The whole step at which the piece of the table that holds `time` begins."""
+        """The index of the table's interval that contains `time`."""
         return time.floor().long().clamp(0, self.steps - 2)
 
 
 def zero_terminal_snr(process: VP) -> VP:
-    """The process, stretched to end in noise alone (Lin et al. 2024, algorithm 1).
+    """The process rescaled to end in pure noise (Lin et al. 2024, algorithm 1).
 
-    √ᾱ is shifted and scaled to fall from where it began to 0. Its last σ would be infinite, and is
-    SIGMA_INF instead. Only v, the flow's velocity and x0 tell a picture from there. Raises
-    UndustError for a process whose last step but one has as little of the picture left.
+    √ᾱ is shifted and scaled to go from its first value to 0. The last σ is SIGMA_INF in place of ∞;
+    predictions of v, the flow's velocity and x0 work from there. Raises UndustError for a process
+    that is nearly pure noise one step before the last.
     """
     root = process.alphas_cumprod.sqrt()
     left = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     left[-1] = 1 / (1 + SIGMA_INF**2)
     if not bool(left[-2] > left[-1]):
-        raise UndustError("zero terminal SNR: the process has nearly ended before its last step")
+        raise UndustError("zero terminal SNR: the process is pure noise before its last step")
     return VP(1 - left / torch.cat([left.new_ones(1), left[:-1]]))
 
 
 DISCRETE: Registry[Callable[..., VP]] = Registry("process")
-"""Those of PROCESSES that a table of β can tell; all are built by (steps, beta_start, beta_end)."""
+"""The PROCESSES with a table of β; all are built with (steps, beta_start, beta_end)."""
 
 
 def _discrete(name: str) -> Callable[[Callable[..., VP]], Callable[..., VP]]:
@@ -138,13 +138,13 @@ def _discrete(name: str) -> Callable[[Callable[..., VP]], Callable[..., VP]]:
 
 @_discrete("linear")
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VP:
-    """β grows evenly (Ho et al. 2020, §4)."""
+    """β is linear in the step (Ho et al. 2020, §4)."""
     return VP(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64))
 
 
 @_discrete("scaled-linear")
 def scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> VP:
-    """√β grows evenly: latent diffusion's and Stable Diffusion's "linear" (Rombach et al. 2022)."""
+    """√β is linear: "linear" in latent diffusion and Stable Diffusion (Rombach et al. 2022)."""
     roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps, dtype=torch.float64)
     return VP(roots**2)
 
@@ -153,7 +153,7 @@ def scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: floa
 def cosine(steps: int = 1000, beta_start: float | None = None, beta_end: float | None = None) -> VP:
     """ᾱ falls as a squared cosine, β at most 0.999 (Nichol & Dhariwal 2021, eq. 17).
 
-    The curve has no ends to set; the two arguments let every process be built by the same call.
+    beta_start and beta_end are ignored; they are there so that all processes are built alike.
     """
     del beta_start, beta_end
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)

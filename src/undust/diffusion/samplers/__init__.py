@@ -1,4 +1,4 @@
-"""The samplers: from pure noise to a picture along a falling list of σ, one family a file."""
+"""The samplers: from noise to a picture along a falling list of σ, a file for each family."""
 
 from undust.diffusion.samplers import (
     adams,

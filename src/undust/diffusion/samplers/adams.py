@@ -1,8 +1,8 @@
-"""Adams' methods: a polynomial through past answers, integrated over the step to come.
+"""Adams' methods: a polynomial through past estimates, integrated over the next step.
 
-In λ = −log σ seed 001, eq. 6 reads dx/dλ = x0 − x, or dx = n dσ with the noise n = (x − x0)/σ. Over
-a step of length h both have the solution "x moves as if the answer stood still at its mean", the
-mean taken under the weight e^{rλ}: r = 1 for x0, r = −1 for n. A polynomial in λ has an exact one.
+In λ = −log σ seed 001, eq. 6 is dx/dλ = x0 − x, or dx = n dσ with the noise n = (x − x0)/σ. In both
+cases a step equals one with a constant estimate, its mean over the step with the weight e^{rλ}:
+r = 1 for x0, r = −1 for n. For a polynomial in λ this mean is exact.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, samp
 from undust.errors import UndustError
 
 Answer = tuple[float, Tensor]
-"""(λ, what was found there): the clean estimate or the noise [B, …]."""
+"""(λ, the estimate of x0 or of the noise there [B, …])."""
 
-UNEVEN = 24.0  # a step, in the shortest of the steps before it that count; all named ones are below
-STABLE = 4.0  # Σ|factors| up to which errors in the answers stay small; even steps have 2 to 3.7
+UNEVEN = 24.0  # ratio of a step to an earlier one; named schedules stay below
+STABLE = 4.0  # bound on Σ|factors| that limits amplified errors; even steps have 2 to 3.7
 
 
 def in_range(option: str, value: int, low: int, high: int) -> int:
-    """The value itself; raises UndustError for one outside low … high."""
+    """The value; UndustError if it is outside low … high."""
     if not low <= value <= high:
         raise UndustError(f"{option}: {value} is outside {low} … {high}")
     return value
 
 
 def moments(rate: float, count: int) -> list[float]:
-    """The means of 1, s, s², … over 0 ≤ s ≤ 1 under the weight e^{rate·s}; `count` of them.
+    """The means of 1, s, s², … over 0 ≤ s ≤ 1 with the weight e^{rate·s}; `count` of them.
 
-    With I_j = ∫ s^j e^{rate·(s−1)} ds, integration by parts gives rate·I_j = 1 − j·I_{j−1}. Read
-    upwards it loses digits where the rate is small, read downwards where it is large.
+    With I_j = ∫ s^j e^{rate·(s−1)} ds, integration by parts gives rate·I_j = 1 − j·I_{j−1}. Upward
+    recursion loses digits for small rates, downward recursion for large ones.
     """
     if abs(rate) < 1:
-        integrals = [0.0]  # I_j for a j so high that rate^j/j! has buried what it really is
+        integrals = [0.0]  # I_j for j so large that its error is negligible, by rate^j/j!
         for j in range(24, 0, -1):
             integrals.insert(0, (1 - rate * integrals[0]) / j)
     else:
@@ -50,31 +50,30 @@ def moments(rate: float, count: int) -> list[float]:
 
 
 def weights(places: Sequence[float], wanted: Sequence[float]) -> list[float]:
-    """How much the answer at each place counts, so that polynomials get the wanted moments.
+    """The weights of values at some places such that polynomials have the wanted moments.
 
-    places: different ones, in steps from the start of the step; wanted: as many moments.
+    places: distinct, in units of the step from its start; wanted: as many moments.
     """
     powers = torch.tensor(places, dtype=torch.float64) ** torch.arange(len(places))[:, None]
     return torch.linalg.solve(powers, powers.new_tensor(wanted)).tolist()
 
 
 def weighed(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """Σ factor·tensor; of one tensor with factor 1, that tensor to the last bit."""
+    """Σ factor·tensor; for one tensor with factor 1 exactly that tensor."""
     return torch.stack([f * t for f, t in zip(factors, tensors, strict=True)]).sum(0)
 
 
 def uneven(newer: float, older: float, step: float) -> bool:
-    """Whether a step of that length is too long for two past answers, which lie at these λ.
+    """Whether a step of that length is too long to extrapolate from two estimates at these λ.
 
-    Two answers that are h apart say how the next h goes on. Over a step of 24·h their difference,
-    with all noise that is in it, counts 24 times, and more in the third order: what they are off by
-    is multiplied from step to step.
+    Two estimates at a distance h extrapolate over a similar length. Over a step of 24·h their
+    difference, including its error, is multiplied by 24, and by more in third order.
     """
     return step > UNEVEN * (newer - older)
 
 
 def usable(past: list[Answer], end: float) -> list[Answer]:
-    """The answers, newest first, that a step to λ = end may lay a polynomial through."""
+    """The estimates, newest first, that a step to λ = end may extrapolate from."""
     for count, ((newer, _), (older, _)) in enumerate(pairwise(past), 1):
         if uneven(newer, older, end - past[0][0]):
             return past[:count]
@@ -82,10 +81,10 @@ def usable(past: list[Answer], end: float) -> list[Answer]:
 
 
 def largest(levels: Sequence[float]) -> float:
-    """Σ|factors| that a step along this list of λ may have: without bound, unless it is uneven.
+    """The bound on Σ|factors| for this list of λ: infinite unless its steps are uneven.
 
-    Answers along a path with noise hold noise of their own, which every step multiplies by its
-    factors. Named schedules have few steps that are too long for that, listed σ may have any.
+    With fresh noise the estimates contain noise too, which every step multiplies by its factors.
+    Named schedules have few steps too long for that; listed σ may have any.
     """
     lengths = [newer - older for older, newer in pairwise(levels) if newer < math.inf]
     pairs = [*pairwise(lengths), *zip(lengths, lengths[2:], strict=False)]
@@ -102,10 +101,10 @@ def mean(
     first: float | None = None,
     bound: float = math.inf,
 ) -> Tensor:
-    """The mean from λ = start to end, under e^{rate·λ}, of the polynomial through the answers.
+    """The mean from λ = start to end, weighted by e^{rate·λ}, of a polynomial through the answers.
 
-    first: the first moment to use in place of the exact one where there are two answers; bound:
-    Σ|factors| beyond which the last answer is left out.
+    first: the first moment in place of the exact one for two answers; bound: on Σ|factors|, beyond
+    which the last answer is dropped.
     """
     length = end - start
     wanted = moments(rate * length, len(answers))
@@ -122,11 +121,11 @@ def mean(
 def deis(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 2
 ) -> Iterator[SamplerStep]:
-    """DEIS: the noise extrapolated through the last 1, 2 or 3 calls (Zhang & Chen 2023).
+    """DEIS: the noise extrapolated from the last 1, 2 or 3 calls (Zhang & Chen 2023).
 
-    The polynomial runs in λ, not in a process's own time as in their tAB: a list of σ has none. The
-    steps that have too little past use what there is, so that the first one is Euler's and the
-    order stays 2 with order 3 as well (its error is smaller); so is the last one, as λ has no end.
+    The polynomial is in λ, not in a process's own time as in their tAB, which a list of σ does not
+    have. Early steps use fewer estimates, so the first one is Euler's and the order is 2 also with
+    order=3 (with a smaller error); the last step, to λ = ∞, is Euler's too.
     """
     del noise
     in_range("order", order, 1, 3)
@@ -147,9 +146,9 @@ def deis(
 def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
     """DPM-Solver++(3M), third order at one network call a step (after Lu et al. 2022b).
 
-    The first step calls twice and averages, as one of Euler's would leave an error of second order.
-    Their code, which diffusers carries on, halves the third-order term and so is of second order;
-    here the integral is the exact one.
+    The first step makes two calls, as an Euler step would leave an error of second order. The
+    published code, also in diffusers, halves the third-order term and so is of second order; here
+    the integral is exact.
     """
     del noise
     levels = (-sigmas.log()).tolist()

@@ -1,4 +1,4 @@
-"""Adaptive steps: as long as a bound on the error allows, judged by two orders of one method."""
+"""Samplers with adaptive steps, controlled by an error estimate from two orders of a method."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, reac
 from undust.errors import UndustError
 
 FIRST = 0.05  # length of the first step in λ = −log σ
-SAFETY = 0.81  # a step is taken if the next one need not be shorter than this share of it
+SAFETY = 0.81  # a step is accepted if the controller's factor for the next one is at least this
 
 Pair = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
-"""(denoise, x, x0, σ, σ_next) -> the x that the lower order leads to, the estimate of the higher
-one, and the answer to be had where that one leads, if the method asked for it.
+"""(denoise, x, x0, σ, σ_next) -> x of the lower order, the estimate of the higher order, and the
+denoiser's estimate at its result if the method computes it, else None.
 
-σ and σ_next are [B]: each picture has its own."""
+σ and σ_next are [B], for each picture."""
 
 
 def _control(errors: Tensor, order: int, pid: tuple[float, float, float]) -> Tensor:
-    """How much longer the next step may be: a PID controller (Söderlind 2003) and a soft limit.
+    """The factor of the next step's length: a PID controller (Söderlind 2003), softly limited.
 
-    The limit is that of Söderlind & Wang 2006.
-    errors: [3, B], of this attempt and of the last two steps taken, in units of the bound.
+    The limit is that of Söderlind & Wang 2006. errors: [3, B], of this attempt and of the last two
+    accepted steps, in units of the bound.
     """
     p, i, d = pid
     exponents = errors.new_tensor([p + i + d, -p - 2 * d, d]) / order
@@ -46,10 +46,10 @@ def _walk(
     atol: float,
     pid: tuple[float, float, float] = (0.0, 1.0, 0.0),
 ) -> Iterator[SamplerStep]:
-    """Every picture in steps of its own, so that those beside it in the batch change nothing.
+    """Steps for each picture separately, independent of the rest of the batch.
 
-    A picture that has arrived waits for the others. The bound is atol + rtol·|x|'s larger summand,
-    on the root mean square over the picture.
+    Finished pictures wait for the others. The bound is max(atol, rtol·|x|), on the root mean square
+    over the picture.
     """
     if not (rtol > 0 and atol > 0):
         raise UndustError(f"rtol and atol: both have to be above 0, not {rtol} and {atol}")
@@ -86,7 +86,7 @@ def _walk(
 def dpm_solver_23(
     denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor, None]:
-    """DPM-Solver of order 2 with the call that the one of order 3 makes anyway."""
+    """DPM-Solver of orders 2 and 3 from the same calls."""
     second, third = second_and_third(denoise, x, x0, sigma, down)
     return euler_step(x, second, sigma, down), third, None
 
@@ -104,15 +104,15 @@ def dpm_adaptive(
 ) -> Iterator[SamplerStep]:
     """DPM-Solver-23: steps in log σ chosen by an error bound (Lu et al. 2022a, appendix C).
 
-    Takes the list of σ for its ends alone. rtol, atol: the bound on a step's error, relative to x
-    and absolute (the paper's); pid: the controller's three coefficients, the paper's by default.
+    It uses only the ends of the list of σ. rtol, atol: relative and absolute bound on a step's
+    error (the paper's); pid: the controller's three coefficients, the paper's by default.
     """
     del noise
     return _walk(denoise, x, sigmas, dpm_solver_23, 3, rtol, atol, pid)
 
 
-# Dormand & Prince 1980, RK5(4)7M: places, slopes' weights up to each place, and the
-# weights of fifth order (the last row of the former) less those of fourth.
+# Dormand & Prince 1980, RK5(4)7M: nodes, weights of the stages, and the weights of fifth order (the
+# last row of the stages) minus those of fourth.
 PLACES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 STAGES = (
     (1 / 5,),
@@ -128,7 +128,7 @@ DIFFERENCE = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525
 def dormand_prince(
     denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The slopes as the estimates that they head for: dx/dσ = (x − x0)/σ is linear in x0."""
+    """Slopes as the estimates that they point to, as dx/dσ = (x − x0)/σ is linear in x0."""
     aims, seen, estimate = [x0], x0, x0
     for place, stage in zip(PLACES, STAGES, strict=True):
         estimate = weighed([weight / place for weight in stage], aims)
@@ -148,12 +148,12 @@ def rk45(
     rtol: float = 1e-3,
     atol: float = 1e-3,
 ) -> Iterator[SamplerStep]:
-    """Dormand and Prince's pair through the flow in σ, steps chosen by an error bound (1980).
+    """Dormand and Prince's method (1980) on the flow in σ: steps chosen by an error bound.
 
-    Takes the list of σ for its ends alone. rtol, atol: the bound on a step's error, relative to x
-    and absolute.
+    It uses only the ends of the list of σ. rtol, atol: relative and absolute bound on a step's
+    error.
     """
     del noise
-    # Aims as far below the bound as it takes for what SAFETY lets pass to be within it.
+    # A margin such that steps accepted by SAFETY are within the bound.
     margin = (1 + math.tan(SAFETY - 1)) ** 5
     return _walk(denoise, x, sigmas, dormand_prince, 5, margin * rtol, margin * atol)

@@ -1,4 +1,4 @@
-"""Noise put on and taken off again: what the probability flow got wrong, fresh noise forgets."""
+"""Samplers that add fresh noise and remove it again, which contracts earlier errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from undust.errors import UndustError
 
 
 def _rise(x: Tensor, noise: Noise, low: Tensor, high: Tensor, strength: float = 1.0) -> Tensor:
-    """Puts so much noise on x at level `low` that it is at `high`."""
+    """Adds noise to x from level `low` to `high`."""
     return x + strength * (high**2 - low**2).sqrt() * noise(low, high)
 
 
 def _fall(denoise: Denoise, x: Tensor, sigma: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """A step of Heun's method, Euler's to 0: x there and the estimate that it was made with."""
+    """A step of Heun's method, or Euler's to 0: x and the estimate used."""
     x0 = denoise(x, sigma)
     if down > 0:
         x0 = both(denoise, x, x0, sigma, down)
@@ -41,10 +41,10 @@ def edm(
 ) -> Iterator[SamplerStep]:
     """Heun's method with the stochastic churn of EDM (Karras et al. 2022, algorithm 2).
 
-    Before a step, noise is put on until σ is (1 + s_churn/steps)·σ, √2·σ at most, where σ lies in
-    s_tmin … s_tmax; the defaults are theirs for ImageNet (table 5). s_noise: its strength, which
-    they raise to 1.003 against a network that takes off too much; other than 1 it is not exact for
-    a perfect denoiser. The step to 0 is left as it is: on x0 itself, noise could only blur.
+    Before a step from σ in s_tmin … s_tmax, noise is added up to (1 + s_churn/steps)·σ, at most
+    √2·σ; the defaults are theirs for ImageNet (table 5). s_noise: scale of that noise, which they
+    raise to 1.003 for networks that remove too much; values other than 1 are not exact for a
+    perfect denoiser. No noise is added before the step to 0.
     """
     if not (s_churn >= 0 and s_noise >= 0):
         raise UndustError(f"s_churn and s_noise: {s_churn} and {s_noise}, but none is below 0")
@@ -69,11 +69,11 @@ def restart(
     high: float = 2.0,
     times: int = 1,
 ) -> Iterator[SamplerStep]:
-    """Heun's method that goes back up to some noise and down again (Xu et al. 2023, algorithm 2).
+    """Heun's method with repetitions of a range of levels (Xu et al. 2023, algorithm 2).
 
-    Of the levels in the list, those in low … high are walked `times` times more, each time with
-    fresh noise from the lowest to the highest; all of that is part of the step that reaches the
-    lowest first. A list with fewer than two levels in there is walked once, as heun does.
+    The levels of the list in low … high are repeated `times` times, each time after fresh noise
+    from the lowest to the highest, as part of the step that first reaches the lowest. With fewer
+    than two levels in the range it equals heun.
     """
     if times < 0 or not 0 < low < high:
         raise UndustError(f"restart: {times} times between {low} and {high} is not possible")

@@ -1,8 +1,8 @@
-"""Samplers for distilled models, whose answer is the end of the flow and not the mean picture.
+"""Samplers for distilled models, which predict the end of the flow and not the mean picture.
 
-With the exact answer f(x, σ) = "where the flow from x ends" (Song et al. 2023), noise of any level
-put on it is again a sample of that level. An ordinary denoiser answers with the mean of all
-pictures that x may be: its errors do not fall with more steps, so these have the order 0.
+For an exact consistency function f(x, σ), the end of the flow from x (Song et al. 2023), adding
+noise of any level gives a sample of that level. With an ordinary denoiser, which predicts the mean,
+the error does not fall with more steps, so the order is 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from undust.errors import UndustError
 
 @sampler("lcm", order=0, stochastic=True)
 def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
-    """All the way to x0 and back up with fresh noise, for LCM models (Luo et al. 2023, alg. 3)."""
+    """Steps to x0 and back up with fresh noise, for LCM models (Luo et al. 2023, alg. 3)."""
     return one_step_solver(
         denoise, x, sigmas, noise, lambda _, sigma_next: (0 * sigma_next, sigma_next)
     )
@@ -28,13 +28,13 @@ def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[S
 def tcd(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, gamma: float = 0.3
 ) -> Iterator[SamplerStep]:
-    """Past the next level and back up with fresh noise, for TCD models (Zheng et al. 2024, alg. 4).
+    """Steps below the next level and back up with fresh noise, for TCD models (Zheng et al. 2024).
 
-    gamma: how far past, of the way from σ_next to 0; 0 is Euler's method, 1 is lcm. Their γ counts
-    time steps, which a list of σ does not have; to an exact answer any measure of the way will do.
+    Their algorithm 4. gamma: how far below, as a share of σ_next; 0 is Euler's method, 1 is lcm.
+    Their γ counts time steps, which a list of σ does not have.
     """
     if not 0 <= gamma <= 1:
-        raise UndustError(f"gamma: {gamma} is outside 0 (no fresh noise) … 1 (all of it fresh)")
+        raise UndustError(f"gamma: {gamma} is outside 0 (no fresh noise) … 1 (only fresh noise)")
 
     def split(_: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
         down = (1 - gamma) * sigma_next

@@ -1,7 +1,7 @@
-"""DPM-Solver: the probability flow to second and third order, one step at a time.
+"""DPM-Solver: single-step methods of second and third order for the probability flow.
 
-In x = x0 + σ·n the methods of Lu et al. 2022a, written there for the noise, blend estimates: the
-slope found at some point is carried back to x as the estimate that it would head for from there.
+The methods of Lu et al. 2022a, stated there for the noise, combine estimates in x = x0 + σ·n: the
+slope at an intermediate point is used as the estimate that it points to from x.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, reac
 def aim(
     denoise: Denoise, x: Tensor, estimate: Tensor, sigma: Tensor, there: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Looks where an estimate leads: the answer at level `there`, and the estimate it is from x.
+    """The estimate after a step to level `there`, and the x0 that its slope points to from x.
 
-    The second is that x0 for which the slope (x − x0)/σ is the slope found there.
+    The second is the x0 for which (x − x0)/σ equals the slope at `there`.
     """
     seen = denoise(euler_step(x, estimate, sigma, there), there)
     return seen, euler_step(seen, estimate, there, sigma)
 
 
 def halfway(sigma: Tensor, down: Tensor) -> Tensor:
-    """The level in the middle of a step in λ = −log σ."""
+    """The midpoint of a step in λ = −log σ."""
     return (sigma * down).sqrt()
 
 
 def centre(length: Tensor) -> Tensor:
-    """Where in a step of that length in λ its way in σ has its mean: 1/h − 1/(eʰ − 1), below ½."""
+    """The mean position in λ of a step of that length h, weighted by dσ: 1/h − 1/(eʰ − 1)."""
     means = [moments(-h, 2)[1] for h in length.flatten().tolist()]
     return length.new_tensor(means).reshape(length.shape)
 
@@ -66,7 +66,7 @@ def _third(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor)
 
 
 def _middle(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
-    """DPM-Solver++(2S) with r = ½: the answer found halfway (Lu et al. 2022b, algorithm 1)."""
+    """DPM-Solver++(2S) with r = ½: the estimate at the midpoint (Lu et al. 2022b, algorithm 1)."""
     return aim(denoise, x, x0, sigma, halfway(sigma, down))[0]
 
 
@@ -96,7 +96,7 @@ def dpm_solver_3(
 
 @sampler("dpm2", order=2)
 def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
-    """The midpoint method in log σ, as k-diffusion names it: in x = x0 + σ·n it is dpm-solver-2."""
+    """The midpoint method in log σ (k-diffusion); in x = x0 + σ·n equal to dpm-solver-2."""
     return one_step_solver(denoise, x, sigmas, noise, deterministic_split, _second)
 
 
@@ -106,8 +106,8 @@ def dpm2_ancestral(
 ) -> Iterator[SamplerStep]:
     """The midpoint method in log σ with fresh noise, two network calls a step (k-diffusion).
 
-    The flow to a lower level and the noise back up both keep the distribution, so its order is the
-    flow's; the path that the noise describes is followed no better than by euler-ancestral.
+    The flow to a lower level and the noise back up both preserve the distribution, so the order is
+    the flow's; the path of the noise is followed no better than by euler-ancestral.
     """
     return one_step_solver(denoise, x, sigmas, noise, ancestral(eta), _second)
 
@@ -125,14 +125,14 @@ def dpmpp_2s_ancestral(
 
 @sampler("dpm-fast", order=2, finite=True)
 def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
-    """DPM-Solver-fast: as many network calls as steps are asked for (Lu et al. 2022a, §3.3).
+    """DPM-Solver-fast: as many network calls as steps (Lu et al. 2022a, §3.3).
 
-    Takes the list of σ for its ends and its length; its own steps are even in log σ. They are of
-    third order but for the last one or two, whose first order at the end makes the whole of second;
-    where the calls leave 2 when divided by 3 the whole is of third.
+    It uses only the ends and the length of the list; its own steps are even in log σ and of third
+    order, except for the last one or two. The order is 3 if the number of calls modulo 3 is 2, else
+    a last step of first order reduces it to 2.
     """
     del noise
-    clean = sigmas[-1] == 0  # one call is kept for the step to 0, which has no place in log σ
+    clean = sigmas[-1] == 0  # the step to 0, at log σ = −∞, takes one call
     end = sigmas[-2] if clean else sigmas[-1]
     thirds, left = divmod(len(sigmas) - 1 - int(clean), 3)
     methods: list[Refine | None] = [_third] * thirds

@@ -1,4 +1,4 @@
-"""DPM-Solver++: the linear part of the equation solved exactly, the estimate extrapolated."""
+"""DPM-Solver++(2M): an exact linear part and an extrapolated estimate."""
 
 from __future__ import annotations
 

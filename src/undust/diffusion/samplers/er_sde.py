@@ -1,7 +1,7 @@
-"""Extended reverse-time equations: how much noise is renewed on the way is a function to choose.
+"""Extended reverse-time SDEs, with a choice of the amount of fresh noise.
 
-With a noise scale φ(σ) the linear part of the equation takes x to σ_next by φ(σ_next)/φ(σ) instead
-of σ_next/σ, and fresh noise fills up the rest; φ(σ) = σ is the probability flow.
+With a noise scale φ(σ) the linear part of the equation scales x by φ(σ_next)/φ(σ) instead of
+σ_next/σ, and fresh noise is added up to σ_next; φ(σ) = σ is the probability flow.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SCALES["er-sde"] = lambda sigma: sigma * ((sigma**0.3).exp() + 10)
 
 @cache
 def _gauss(count: int = 16) -> tuple[Tensor, Tensor]:
-    """Places in (0, 1) and weights of Gauss' quadrature (Golub & Welsch 1969)."""
+    """Nodes in (0, 1) and weights of Gauss quadrature (Golub & Welsch 1969)."""
     k = torch.arange(1, count, dtype=torch.float64)
-    beside = k / (4 * k**2 - 1).sqrt()
-    places, vectors = torch.linalg.eigh(beside.diag(1) + beside.diag(-1))
-    return (1 + places) / 2, vectors[0] ** 2
+    off_diagonal = k / (4 * k**2 - 1).sqrt()
+    nodes, vectors = torch.linalg.eigh(off_diagonal.diag(1) + off_diagonal.diag(-1))
+    return (1 + nodes) / 2, vectors[0] ** 2
 
 
 def reach(scale: Scale, sigma: Tensor, sigma_next: Tensor) -> tuple[float, float]:
-    """What the first and the second derivative of x0 by σ add to x (Cui et al. 2023).
+    """The coefficients in x of the first and the second derivative of x0 by σ (Cui et al. 2023).
 
     For x0 = (s − σ)^k/k! it is φ(σ_next)·∫ x0 d(1/φ) over the step, here integrated by parts.
     """
@@ -61,9 +61,9 @@ def er_sde(
 ) -> Iterator[SamplerStep]:
     """ER-SDE-Solver 1, 2 or 3: x0 as a Taylor series in σ (Cui et al. 2023).
 
-    The equation gathers noise in the clock (σ/φ)², a Brownian path runs in 1/σ²: its increments are
-    asked for at the levels φ/σ, so that steps of any length add up to one path. With the scale
-    "er-sde" these lie so close that from some 500 steps on a path has no numbers in between.
+    The equation adds noise in the time (σ/φ)², a Brownian path is in 1/σ²: its increments are taken
+    at the levels φ/σ, so that steps of any length add up to one path. With the scale "er-sde" these
+    are so close that from about 500 steps on they exceed the path's resolution.
     """
     in_range("order", order, 1, 3)
     phi = SCALES[scale]

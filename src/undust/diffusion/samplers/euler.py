@@ -1,8 +1,8 @@
-"""Euler's method, plain and with fresh noise: four published samplers that are one step.
+"""Euler's method, plain and with fresh noise: four published samplers with one kind of step.
 
-In the coordinate x = x0 + σ·n the clean estimate pulls x along a straight line, so a step from σ
-to a lower level is exact for as long as the estimate holds. A stochastic step goes lower than it is
-asked to and fills up with new noise: σ_next² = down² + up².
+In the coordinate x = x0 + σ·n, x moves along a straight line towards the estimate of x0, so a step
+is exact for a constant estimate. A stochastic step goes below its target and adds new noise:
+σ_next² = down² + up².
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, samp
 from undust.errors import UndustError
 
 Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(σ, σ_next) -> (down, up): the level stepped to, and the strength of the noise added there."""
+"""(σ, σ_next) -> (down, up): the level after the step, and the scale of the noise added then."""
 Refine = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(denoise, x, x0, σ, down) -> a better estimate for the step from σ down than x0, that at x."""
+"""(denoise, x, x0, σ, down) -> a refined estimate for the step from σ to down; x0 is that at x."""
 
 
 def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -28,17 +28,17 @@ def euler_step(x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tens
 
 
 def expand_like(number: Tensor, x: Tensor) -> Tensor:
-    """A single number as it is; numbers [B], one a picture, so that they multiply x [B, …]."""
+    """A scalar, or numbers [B] reshaped to broadcast with x [B, …]."""
     return number if number.ndim == 0 else number.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def deterministic_split(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
-    """The split of a deterministic step: all the way, and no noise."""
+    """The split of a step without noise."""
     return sigma_next, 0 * sigma
 
 
 def _posterior(sigma: Tensor, sigma_next: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The split of Song et al. 2021a, eq. 16; with η = 1 that of q(x_next | x, x0) itself."""
+    """The split of Song et al. 2021a, eq. 16; with η = 1 that of q(x_next | x, x0)."""
     up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
     return (sigma_next**2 - up**2).sqrt(), up
 
@@ -46,7 +46,7 @@ def _posterior(sigma: Tensor, sigma_next: Tensor, eta: float = 1.0) -> tuple[Ten
 def _forward(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
     """The posterior's mean with the forward step's own variance β (Ho et al. 2020, §3.2).
 
-    β = 1 − ᾱ/ᾱ_next, divided by ᾱ_next = 1/(1 + σ_next²) to come into this coordinate.
+    β = 1 − ᾱ/ᾱ_next, divided by ᾱ_next = 1/(1 + σ_next²) for this coordinate.
     """
     down, _ = _posterior(sigma, sigma_next)
     beta = (sigma**2 - sigma_next**2) / (1 + sigma**2)
@@ -61,9 +61,9 @@ def one_step_solver(
     split: Split,
     refine: Refine | None = None,
 ) -> Iterator[SamplerStep]:
-    """Steps to where `split` says, each followed by its noise.
+    """Steps to the levels of `split`, each followed by its noise.
 
-    Where x0 itself is reached there is nothing left to refine: that step is always Euler's.
+    A step to x0 needs no refinement: it is always Euler's.
     """
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -77,9 +77,9 @@ def one_step_solver(
 
 
 def ancestral(eta: float) -> Split:
-    """The posterior's split with a share of its noise; UndustError for an eta outside 0 … 1."""
+    """The posterior's split with its noise scaled by eta; UndustError for an eta outside 0 … 1."""
     if not 0 <= eta <= 1:
-        raise UndustError(f"eta: {eta} is outside 0 (no fresh noise) … 1 (as much as there can be)")
+        raise UndustError(f"eta: {eta} is outside 0 (no fresh noise) … 1 (maximal)")
     return partial(_posterior, eta=eta)
 
 
@@ -93,7 +93,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator
 def ddim(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 0.0
 ) -> Iterator[SamplerStep]:
-    """Euler's method under its first name, with as much noise as eta says (Song et al. 2021a)."""
+    """Euler's method with noise of the given eta, by its first name (Song et al. 2021a)."""
     return one_step_solver(denoise, x, sigmas, noise, ancestral(eta))
 
 
@@ -101,7 +101,7 @@ def ddim(
 def euler_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[SamplerStep]:
-    """Euler's method with fresh noise, as k-diffusion names it: ddim with eta 1."""
+    """Euler's method with fresh noise (k-diffusion); equal to ddim with eta 1."""
     return one_step_solver(denoise, x, sigmas, noise, ancestral(eta))
 
 
@@ -109,7 +109,7 @@ def euler_ancestral(
 def ddpm(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, variance: str = "small"
 ) -> Iterator[SamplerStep]:
-    """What diffusion began with (Ho et al. 2020, algorithm 2); variance "small" or "large"."""
+    """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2); variance "small" or "large"."""
     splits: dict[str, Split] = {"small": _posterior, "large": _forward}
     if variance not in splits:
         raise UndustError(f"variance: '{variance}' is neither 'small' nor 'large'")

@@ -1,4 +1,4 @@
-"""Gradient estimation: Euler's method with its slope corrected by the last one."""
+"""Gradient estimation: Euler's method with a slope corrected by the previous one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, samp
 def gradient_estimation(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, gamma: float = 2.0
 ) -> Iterator[SamplerStep]:
-    """Noise γ·n − (γ−1)·n_before instead of n (Permenter & Yuan 2024, γ = 2).
+    """The noise γ·n − (γ−1)·n_before instead of n (Permenter & Yuan 2024, γ = 2).
 
-    It makes an estimate of the distance to the pictures better, not the order: γ = 1 is Euler's
-    method, γ = 1.5 that of Adams and Bashforth for even σ and of order 2, γ = 2 as far beyond it as
-    Euler's is short of it.
+    It improves an estimate of the distance to the data, not the order: γ = 1 is Euler's method,
+    γ = 1.5 that of Adams and Bashforth for even σ, of order 2; the error of γ = 2 is that of
+    Euler's with the opposite sign.
     """
     del noise
     before: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Heun's method: look where Euler's step leads, then go the mean of both slopes."""
+"""Heun's method: the mean of the slopes at both ends of Euler's step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, samp
 
 
 def both(denoise: Denoise, x: Tensor, x0: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
-    """The estimate between those here and where x0 leads, at the mean of the two slopes.
+    """The estimate that the mean of the slopes at x and after Euler's step points to.
 
-    The slopes (x − x0)/σ themselves would lose digits of x0 where σ is large.
+    The slopes (x − x0)/σ themselves would lose digits of x0 at large σ.
     """
     ahead = denoise(euler_step(x, x0, sigma, down), down)
     return x0 + sigma / (2 * down) * (ahead - x0)

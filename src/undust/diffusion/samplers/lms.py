@@ -1,4 +1,4 @@
-"""The linear multistep method in σ, the first of k-diffusion's samplers."""
+"""The linear multistep method in σ (k-diffusion)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ def lms(
 ) -> Iterator[SamplerStep]:
     """Adams and Bashforth's method in σ at uneven steps: the slopes of the last 1 to 4 calls.
 
-    The polynomial through the slopes is integrated exactly. The first step is Euler's, and its
-    error alone makes the whole of order 2, however many slopes the later ones have. So is the step
-    to 0, which is so much longer than those before it that no polynomial reaches that far.
+    The polynomial through the slopes is integrated exactly. The first step is Euler's, whose error
+    limits the order to 2. So is the step to 0, which is too long to extrapolate over.
     """
     del noise
     in_range("order", order, 1, 4)
@@ -33,7 +32,7 @@ def lms(
             places = ((sigma - levels) / (sigma - sigma_next)).tolist()
             x0 = weighed(weights(places, moments(0, len(past))), past)
         x = euler_step(x, x0, sigma, sigma_next)
-        # A slope is kept as the estimate it heads for from where x is: on the straight line of this
-        # step that estimate moves as x does. Slopes themselves lose digits of x0 where σ is large.
+        # Slopes are stored as the estimates that they point to from x, which move along with x.
+        # Slopes themselves would lose digits of x0 at large σ.
         past = [euler_step(estimate, x0, sigma, sigma_next) for estimate in past]
         yield SamplerStep(index, sigma_next, x, x0)

@@ -1,8 +1,8 @@
-"""Pseudo numerical methods: textbook slopes, carried along the denoiser's straight lines.
+"""Pseudo numerical methods: mean slopes of classical methods, applied as in Euler's method.
 
-The slopes are averaged as if the list of σ were even in some time; the mean then goes the way of
-Euler's step, so that a constant slope is followed exactly whatever the list (Liu et al. 2022,
-eq. 9). The weights fit the time but not σ, which curves in it: all of these are of second order.
+The slopes are averaged as if the list of σ were even in some time; the mean is used in an Euler
+step, which is exact for constant slopes (Liu et al. 2022, eq. 9). The weights are for that time and
+not for σ, so all of these are of second order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, samp
 Slope = Callable[[Tensor, Tensor], Tensor]
 """(x, σ) -> the noise in it, (x − x0)/σ."""
 Start = Callable[[Slope, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(slope, x, its own slope, σ, σ_next) -> the slope of a step that has no past."""
+"""(slope, x, the slope at x, σ, σ_next) -> the slope of a step without earlier slopes."""
 
 # Adams and Bashforth's, of 1 to 4 slopes: …, (55, −59, 37, −9)/24.
 WEIGHTS = [weights([-i for i in range(count)], moments(0, count)) for count in range(1, 5)]
@@ -32,7 +32,7 @@ def _heun(slope: Slope, x: Tensor, here: Tensor, sigma: Tensor, sigma_next: Tens
 def _runge_kutta(
     slope: Slope, x: Tensor, here: Tensor, sigma: Tensor, sigma_next: Tensor
 ) -> Tensor:
-    """The classical fourth-order mean; half-way means half-way in log σ."""
+    """The classical fourth-order mean, with the midpoint in log σ."""
     middle = (sigma * sigma_next).sqrt()
     second = slope(x + (middle - sigma) * here, middle)
     third = slope(x + (middle - sigma) * second, middle)
@@ -43,7 +43,7 @@ def _runge_kutta(
 def _walk(
     denoise: Denoise, x: Tensor, sigmas: Tensor, start: Start, starts: int
 ) -> Iterator[SamplerStep]:
-    """Begins with so many steps of `start`; its slopes are past to those that follow."""
+    """The first `starts` steps by `start`, then from the last four slopes."""
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         return (x - denoise(x, sigma)) / sigma
@@ -65,7 +65,7 @@ def _walk(
 
 @sampler("pndm", order=2, finite=True)
 def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
-    """Four past slopes, after three steps of Runge-Kutta's (Liu et al. 2022, algorithm 2, F-PNDM).
+    """F-PNDM: four past slopes, after three Runge-Kutta steps (Liu et al. 2022, algorithm 2).
 
     Each of the first three steps calls the network four times.
     """
@@ -75,7 +75,7 @@ def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
 
 @sampler("plms", order=2, finite=True)
 def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
-    """Four past slopes, after one step of Heun's (as in Rombach et al. 2022, after Liu et al.).
+    """PLMS: four past slopes, after one step of Heun's (Rombach et al. 2022, after Liu et al.).
 
     The first step calls the network twice.
     """
@@ -85,9 +85,9 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
 
 @sampler("ipndm", order=2)
 def ipndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[SamplerStep]:
-    """Four past slopes, at first as many as there are (Zhang & Chen 2023, iPNDM).
+    """iPNDM: up to four past slopes (Zhang & Chen 2023).
 
-    With the weights of the real steps in σ, its variant iPNDM-v, it is `lms`.
+    Its variant iPNDM-v, with weights for the steps in σ, is `lms`.
     """
     del noise
     return _walk(denoise, x, sigmas, _heun, 0)

@@ -1,7 +1,7 @@
-"""Predictor and corrector: step on past answers, ask where that led, step again with the answer.
+"""Predictor-corrector methods: a step from past estimates, repeated with the estimate at its end.
 
-The answer ahead is the next step's first one, so the correction costs no network call. UniPC and
-SA-Solver are one method: Adams' mean of x0 over the step, with or without fresh noise.
+The estimate at the end is also the next step's first one, so the correction costs no network call.
+UniPC and SA-Solver are one method: Adams' mean of x0 over the step, without and with fresh noise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from undust.diffusion.samplers.registry import Denoise, Noise, SamplerStep, samp
 from undust.errors import UndustError
 
 First = Callable[[float], float]
-"""Length of a step, under its weight -> the first moment used with two answers, ½ + O(length)."""
+"""Length of a step times its rate -> the first moment for two estimates, ½ + O(length)."""
 
 
 def _bh1(length: float) -> float:
@@ -40,10 +40,10 @@ def _walk(
     first: First,
     tau: float,
 ) -> Iterator[SamplerStep]:
-    """Steps whose predictor and corrector lay a polynomial through so many answers at most.
+    """Steps with polynomials through at most `predictor` and `corrector` estimates.
 
     The equation is dx = (1 + τ²)·(x0 − x) dλ + √2·τσ dw (Xue et al. 2023): its linear part takes
-    x down to σ_next·(σ_next/σ)^{τ²}, and noise fills up what is missing to σ_next.
+    x down to σ_next·(σ_next/σ)^{τ²}, and noise is added up to σ_next.
     """
     levels = (-sigmas.log()).tolist()
     rate = 1 + tau**2
@@ -60,7 +60,7 @@ def _walk(
         if sigma_next > 0:
             step = start, end, rate, first(rate * (end - start)), bound
             estimate = mean(past[:predictor], *step)
-            if index + 2 < len(sigmas):  # after the last one the answer would serve nothing else
+            if index + 2 < len(sigmas):  # the last step is not corrected
                 ahead = denoise(euler_step(x, estimate, sigma, down) + fresh, sigma_next)
                 estimate = mean([(end, ahead), *past[: corrector - 1]], *step)
         x = euler_step(x, estimate, sigma, down) + fresh
@@ -77,12 +77,12 @@ def unipc(
     order: int = 2,
     variant: str = "bh2",
 ) -> Iterator[SamplerStep]:
-    """UniPC: order 1, 2 or 3, corrected to one more at no further call (Zhao et al. 2023, §3).
+    """UniPC of order 1, 2 or 3, corrected by one order without further calls (Zhao et al. 2023).
 
-    variant: their B(h), "bh1" = h or "bh2" = e^h − 1; of all their coefficients only those with two
-    answers depend on it. The first step is of second order whatever the option, so that order 3 is
-    measured as 3 instead of 4; as 4 where that step is at pure noise and makes next to no error.
-    The last step has nothing to be corrected with.
+    Their section 3. variant: their B(h), "bh1" = h or "bh2" = e^h − 1, which only affects
+    coefficients for two estimates. The first step is of second order for every option, so order=3
+    measures as 3 instead of 4; as 4 from pure noise, where that step makes almost no error. The
+    last step is not corrected.
     """
     in_range("order", order, 1, 3)
     variants: dict[str, First] = {"bh1": _bh1, "bh2": _bh2}
@@ -115,10 +115,10 @@ def sa_solver(
 
     Adams' predictor and corrector with fresh noise. On a Gaussian the variance at 7 steps of
     "karras" is 5 to 14 times the true one: the published first moment, h/2 of a step of length h,
-    leads beyond the answer ahead where steps are long.
-    tau: strength of the noise, 0 none, 1 that of the reversed forward process; predictor and
-    corrector: how many answers each looks at, the corrector's counting the one ahead. The weak
-    order is 2; a path of the noise is followed with the error of one mean per step, O(τ·h).
+    extrapolates beyond the end of long steps.
+    tau: scale of the noise, 0 none, 1 that of the reversed forward process; predictor, corrector:
+    number of estimates of each, the corrector's including the one at the end. The weak order is 2;
+    a path of the noise is followed with the error of one mean per step, O(τ·h).
     """
     if not (tau >= 0 and math.isfinite(tau)):
         raise UndustError(f"tau: {tau} has to be 0 (no fresh noise) or more, and finite")

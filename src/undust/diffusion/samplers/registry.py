@@ -70,7 +70,7 @@ class Sampler:
 
     @cached_property
     def summary(self) -> str:
-        """What it is, in one line."""
+        """The first line of its docstring."""
         return (inspect.getdoc(self.steps) or "").partition("\n")[0]
 
     @cached_property
@@ -105,7 +105,7 @@ class Sampler:
     def _after_euler(
         self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
     ) -> Iterator[SamplerStep]:
-        """Euler's step out of the endless noise, and then this sampler."""
+        """An Euler step from σ = SIGMA_INF, then this sampler."""
         x0 = denoise(x, sigmas[0])
         x = x0 + (sigmas[1] / sigmas[0]).to(x) * (x - x0)
         yield SamplerStep(0, sigmas[1], x, x0)
@@ -114,18 +114,18 @@ class Sampler:
 
 
 def reached(sigmas: Tensor, sigma: Tensor) -> int:
-    """The index of a step to σ, which need not be in the list: of the last level it has passed."""
+    """The index of a step to any σ: that of the last level reached or passed."""
     return int((sigmas >= sigma).sum()) - 2
 
 
 def checked_sigmas(sigmas: Tensor) -> Tensor:
-    """The levels as float64 on the CPU, where their arithmetic costs no waiting for a device."""
+    """The levels as float64 on the CPU, to avoid synchronisation with a device."""
     sigmas = sigmas.detach().to("cpu", torch.float64)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise UndustError(f"sigmas: a list of two or more is needed, not shape {[*sigmas.shape]}")
     if not bool(sigmas.isfinite().all() and (sigmas.diff() < 0).all() and sigmas[-1] >= 0):
         raise UndustError(
-            "sigmas: every one has to be finite, lower than the one before and not below 0"
+            "sigmas: all have to be finite, 0 or above, and each lower than the one before"
         )
     return sigmas
 

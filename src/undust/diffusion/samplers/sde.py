@@ -1,9 +1,8 @@
 """Solvers of the reverse equation with noise, dx = −(1 + η)(x − x0) dλ + √(2η)·σ dw in λ = −log σ.
 
-Its linear part takes x to σ_next·(σ_next/σ)^η exactly; noise fills up what is missing to σ_next.
-The distribution is right to second order. The path of a Brownian noise is followed to first order
-alone, as by Euler's method: within a step the estimate moves with the noise, which no polynomial
-through earlier ones foresees.
+Its linear part takes x to σ_next·(σ_next/σ)^η exactly; noise is added up to σ_next. The weak order
+is 2. A path of Brownian noise is followed to first order only, as by Euler's method: within a step
+the estimate changes with the noise, which no extrapolation predicts.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def _multistep(
     count: int,
     first: float | None = None,
 ) -> Iterator[SamplerStep]:
-    """Steps towards the mean of the polynomial through the last `count` estimates."""
+    """Steps with the mean of the polynomial through the last `count` estimates."""
     if eta < 0:
         raise UndustError(f"eta: {eta} is below 0 (no fresh noise)")
     levels = (-sigmas.log()).tolist()
@@ -60,8 +59,8 @@ def dpmpp_2m_sde(
 ) -> Iterator[SamplerStep]:
     """SDE-DPM-Solver++(2M), one network call a step (Lu et al. 2022b, §5).
 
-    solver: "midpoint", the paper's, puts the estimate's change halfway through the step, "heun"
-    where the integral has it. eta: how much noise, 1 as in the paper, 0 none (dpmpp-2m).
+    solver: "midpoint", the paper's, applies the estimate's change at half the step, "heun" by the
+    integral; eta: scale of the noise, 1 as in the paper, 0 for none (dpmpp-2m).
     """
     middle = {"midpoint": 0.5, "heun": None}
     if solver not in middle:
@@ -73,11 +72,11 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 1.0
 ) -> Iterator[SamplerStep]:
-    """Through three estimates, after k-diffusion; 3 times the variance at 7 steps, right from 15.
+    """DPM-Solver++(3M) with noise (k-diffusion); 3 times the variance at 7 steps, right from 15.
 
-    One network call a step. k-diffusion takes half of the third-order term; here the integral is
-    the exact one. In few steps either amplifies the noise in the estimates: on a Gaussian the
-    variance at 7 steps of "karras" is 3.0 to 3.9 times the true one, k-diffusion's 2.4 to 3.1.
+    One network call a step. k-diffusion halves the third-order term; here the integral is exact. In
+    few steps both amplify the noise in the estimates: on a Gaussian the variance at 7 steps of
+    "karras" is 3.0 to 3.9 times the true one, k-diffusion's 2.4 to 3.1.
     """
     return _multistep(denoise, x, sigmas, noise, eta, 3)
 
@@ -88,9 +87,8 @@ def dpmpp_sde(
 ) -> Iterator[SamplerStep]:
     """DPM-Solver++ with noise, two network calls a step (k-diffusion, after Lu et al. 2022b).
 
-    The estimate of a step is the one halfway along the path itself, for which noise is drawn twice,
-    over half of the step and over all of it. Of second order if the two are of one Brownian path;
-    of first if they are drawn independently.
+    A step uses the estimate at its midpoint, with noise drawn over half of the step and over all of
+    it. Of second order if both are from one Brownian path, of first if they are independent.
     """
     split = ancestral(eta)
 

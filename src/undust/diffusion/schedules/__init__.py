@@ -1,8 +1,7 @@
-"""Which noise levels a sampler visits: a schedule is a strictly falling list of σ that ends with 0.
+"""Schedules: strictly falling lists of noise levels σ that end with 0.
 
-Some place times, evenly or not (times.py), the others σ itself (levels.py, published.py). What
-other tools call "simple", "normal" and "ddim-uniform" are trailing, linspace and leading but for
-how they round to whole time steps.
+Some place times (times.py), the others σ (levels.py, published.py). Other tools' "simple", "normal"
+and "ddim-uniform" are trailing, linspace and leading up to rounding to integer time steps.
 """
 
 from undust.diffusion.schedules import levels, published, times

@@ -1,7 +1,7 @@
-"""Align Your Steps: levels that were optimised for one model each (Sabour et al. 2024).
+"""Align Your Steps: levels optimised for specific models (Sabour et al. 2024).
 
-The tables are those that the authors publish for ten steps (research.nvidia.com/labs/toronto-ai/
-AlignYourSteps); for other numbers of steps they interpolate log σ evenly, as is done here.
+The tables are the authors' for ten steps (research.nvidia.com/labs/toronto-ai/AlignYourSteps); for
+other numbers of steps log σ is interpolated evenly, as the authors do.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SVD = (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.
 
 
 def _aligned(table: tuple[float, ...], process: Process, steps: int) -> Tensor:
-    """Even places on the table, whose last level is left to the 0 that follows.
+    """Even places on the table, without its last level, for which 0 follows.
 
-    A process with less noise than the table starts where the table comes down to it.
+    A process with less noise than the table starts where the table reaches its largest σ.
     """
     level = torch.tensor(table, dtype=torch.float64).log()
     last = len(table) - 1

@@ -1,4 +1,4 @@
-"""What a schedule is, and the chores that all of them share."""
+"""The interface of schedules and their registry."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from undust.diffusion.registry import Registry
 from undust.errors import UndustError
 
 Schedule = Callable[..., Tensor]
-LISTED = 1e-5  # as much may a listed σ be off, by having been written with few digits
+LISTED = 1e-5  # relative tolerance of listed σ, which are written with few digits
 
 SCHEDULES: Registry[Schedule] = Registry("schedule", FROM_SCHEDULES | ALSO_SCHEDULES)
 """name -> (process, steps) -> σ, float64 [steps + 1], strictly falling, the last one 0."""
 
 
 def schedule(name: str) -> Callable[[Schedule], Schedule]:
-    """Registers a function (process, steps) -> σ [steps]; checks the steps and appends the 0.
+    """Registers a function (process, steps) -> σ [steps]; checks the result and appends 0.
 
-    The schedule raises UndustError for less than one step, and if the process has no room for it.
+    The schedule raises UndustError for less than one step and for levels that do not fall.
     """
 
     def register(levels: Schedule) -> Schedule:
@@ -49,9 +49,9 @@ def schedule(name: str) -> Callable[[Schedule], Schedule]:
 
 
 def listed(schedule: str) -> Tensor | None:
-    """The σ that a text such as "14.6,3.2,0.8" lists, and a 0 after them; None for a name.
+    """The σ in a list such as "14.6,3.2,0.8", and 0 after them; None for a name.
 
-    Raises UndustError for what begins like a list and is not one of falling numbers above 0.
+    Raises UndustError for a list that is not of falling numbers above 0.
     """
     if not schedule[:1].isdigit():
         return None
@@ -61,15 +61,15 @@ def listed(schedule: str) -> Tensor | None:
         raise UndustError(f"schedule: {error}; σ are listed as in 14.6,3.2,0.8") from error
     sigmas = torch.tensor([*levels, 0.0] if levels[-1] else levels, dtype=torch.float64)
     if len(sigmas) < 2 or not bool((sigmas.diff() < 0).all() and sigmas.isfinite().all()):
-        raise UndustError("schedule: the listed σ have to fall, each below the one before")
+        raise UndustError("schedule: the listed σ have to fall")
     return sigmas
 
 
 def sigmas(schedule: str, process: Process, steps: int) -> Tensor:
-    """σ [steps + 1] of a schedule by its name, or as they are listed.
+    """σ [steps + 1] of a schedule by name, or as listed.
 
-    Raises UndustError as the schedule does, for a list of another length, and for listed σ that the
-    process does not reach.
+    Raises UndustError as the schedule does, for a list of another length, and for listed σ above
+    the process's largest.
     """
     levels = listed(schedule)
     if levels is None:

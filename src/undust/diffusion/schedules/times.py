@@ -1,7 +1,7 @@
-"""Schedules that place times, of whichever process.
+"""Schedules that place times, for any process.
 
-The first three are the spacings of Lin et al. 2024 (table 2). A discrete process is asked at whole
-time steps by them, those that its network was trained on; by the others at fractional ones too.
+The first three are the spacings of Lin et al. 2024 (table 2), with integer time steps of a discrete
+process, on which its network was trained; the others have fractional ones too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from undust.diffusion.schedules.quantile import beta_quantile
 from undust.diffusion.schedules.registry import ramp, schedule
 from undust.errors import UndustError
 
-STEPS_OFFSET = 1  # leading: Stable Diffusion counts its time steps from 1
+STEPS_OFFSET = 1  # leading: Stable Diffusion counts time steps from 1
 
 
 def _places(process: Process, steps: int) -> Tensor:
-    """0 … steps − 1 in float64, if there are that many time steps to choose from."""
+    """0 … steps − 1 in float64; UndustError if there are fewer time steps."""
     if isinstance(process, VP) and steps > process.steps:
         raise UndustError(
             f"steps: {steps} is more than the {process.steps} time steps the model was trained on; "
@@ -28,26 +28,26 @@ def _places(process: Process, steps: int) -> Tensor:
 
 
 def _between(process: Process, share: Tensor) -> Tensor:
-    """Times: the last one for a share of 0, the first one for 1."""
+    """Times from the last (share 0) to the first (share 1)."""
     first, last = process.time_range
     return torch.lerp(share.new_tensor(last), share.new_tensor(first), share)
 
 
 @schedule("leading")
 def leading(process: Process, steps: int) -> Tensor:
-    """Every ⌊T/steps⌋-th time step from 1 up; starts below the strongest noise."""
+    """Every ⌊T/steps⌋-th time step from 1; starts below the largest σ."""
     places = _places(process, steps).flip(0)
     if not isinstance(process, VP):
         return process.sigma(_between(process, 1 - places / steps))
     times = places * (process.steps // steps)
-    # With as many steps as there are, counting from 1 would run past the end.
+    # With as many steps as time steps, counting from 1 would exceed the last.
     times += min(STEPS_OFFSET, process.steps - 1 - int(times[0]))
     return process.sigma(times)
 
 
 @schedule("trailing")
 def trailing(process: Process, steps: int) -> Tensor:
-    """Even time steps from the last one down; starts at the strongest noise."""
+    """Even time steps from the last one down; starts at the largest σ."""
     places = _places(process, steps)
     if not isinstance(process, VP):
         return process.sigma(process.time_range[1] * (1 - places / steps))
@@ -57,7 +57,7 @@ def trailing(process: Process, steps: int) -> Tensor:
 
 @schedule("linspace")
 def linspace(process: Process, steps: int) -> Tensor:
-    """Even time steps from the last one to the first one, both visited."""
+    """Even time steps from the last one to the first one, inclusive."""
     share = _places(process, steps) / max(steps - 1, 1)
     if not isinstance(process, VP):
         return process.sigma(_between(process, share))
@@ -67,10 +67,10 @@ def linspace(process: Process, steps: int) -> Tensor:
 
 @schedule("sgm-uniform")
 def sgm_uniform(process: Process, steps: int) -> Tensor:
-    """Even times from the last one down, one more than asked for, without the last of them.
+    """Even times, of `steps` + 1 from the last one to the first all but the first.
 
-    As ComfyUI's sgm_uniform: fractional time steps. The code that SDXL was published with rounds
-    them down to whole ones; `trailing` has the same where the steps divide the time steps.
+    As ComfyUI's sgm_uniform, with fractional time steps. SDXL's published code rounds them down;
+    `trailing` is the same if the number of steps divides that of time steps.
     """
     return process.sigma(_between(process, ramp(steps + 1)[:-1]))
 
@@ -79,7 +79,7 @@ def sgm_uniform(process: Process, steps: int) -> Tensor:
 def beta(process: Process, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
     """Even quantiles of a beta distribution of times: more at both ends (Lee et al. 2024).
 
-    alpha, beta: below 1 draws steps to the first and the last times; 1 and 1 is sgm-uniform.
+    alpha, beta: below 1 for more steps at the first and the last times; 1 and 1 is sgm-uniform.
     """
     return process.sigma(
         _between(process, 1 - beta_quantile(1 - ramp(steps + 1)[:-1], alpha, beta))
