@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from undust.latent.conditioner import ConditionInputs
 from undust.networks.conditioning import Conditioning
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0), "": (-1.0, -1.0, -1.0)}
@@ -34,12 +35,12 @@ class ColourPainter:
     def conditioner(self) -> Self:
         return self
 
-    def size_ids(self, *_: object, negative: bool = False) -> list[float]:
-        return []
+    inputs = ()
 
-    def condition(
-        self, prompts: Sequence[str | None], size_ids: Sequence[float] = (), clip_skip: int = 0
-    ) -> Conditioning:
+    def __call__(self, inputs: ConditionInputs) -> Conditioning:
+        return self.condition(inputs.prompts)
+
+    def condition(self, prompts: Sequence[str | None]) -> Conditioning:
         text = torch.tensor([[COLOURS[prompt or ""]] for prompt in prompts])
         return Conditioning(len(text), text)
 

@@ -217,6 +217,14 @@ class Components:
         return self.unet.config.in_channels - self.autoencoder.latent_channels
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures that the model was trained on, pixels."""
+        sample = self.unet.config.sample_size or 64
+        factor = self.autoencoder.downsampling_factor
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        return width * factor, height * factor
+
+    @property
     def latents(self) -> tuple[float, ...]:
         """Numbers that tell the latents of its first stage from others: channels, factor, scale."""
         return self.autoencoder.latent_space

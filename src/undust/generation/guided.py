@@ -27,6 +27,7 @@ from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
 from undust.formats.files import expanded
 from undust.generation.start import StartState, prepared
+from undust.latent.conditioner import ConditionInputs
 from undust.latent.model import LatentModel
 from undust.latent.references import image_of
 from undust.networks.attention import Perturbation
@@ -128,12 +129,13 @@ class BatchContext:
         toward: the prompts that the pictures are interpolated to, if they are; negative: whether
         they are negative prompts.
         """
-        network, recipe = self._network, self.batch[0]
-        ids = network.size_ids((recipe.width, recipe.height), recipe.framing, negative=negative)
-        skip = recipe.clip_skip or 0
-        cond = network.condition(prompts, ids, clip_skip=skip)
+        network = self._network
+        names = network.conditioner.inputs
+        fields = {name: [getattr(recipe, name) for recipe in self.batch] for name in names}
+        cond = network.conditioner(ConditionInputs(prompts, fields, negative))
         if toward:
-            cond = cond.toward(network.condition(toward, ids, clip_skip=skip), parts(self.batch))
+            other = network.conditioner(ConditionInputs(toward, fields, negative))
+            cond = cond.toward(other, parts(self.batch))
         cond = self._with_start(cond)
         # Another model's U-Net has skips of other widths.
         controls = self.controls if network is self.model else ()

@@ -1,78 +1,151 @@
-"""The conditioner: prompts and size ids to the conditioning of a network."""
+"""The conditioner: prompts and the other inputs of a picture to the conditioning of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
 
 from undust.adapters.offload import Offload
 from undust.conditioning.text import TextConditioner
-from undust.errors import UndustError
+from undust.formats.components import Components
 from undust.networks.conditioning import Conditioning
+from undust.recipe.inputs import SizeConditioning
 
 
-class Conditioner:
-    """Text encoders whose states are concatenated, and Stable Diffusion XL's size conditioning.
+@dataclass(frozen=True)
+class ConditionInputs:
+    """The inputs of a batch of pictures.
 
-    texts: by their names in a model folder; num_size_ids: number of size ids the network takes;
-    force_zeros_for_empty_prompt: whether no prompt is encoded as zeros and not as the empty prompt;
-    offload: moves each encoder to its device.
+    prompts: None for no prompt; fields: the other inputs, by the names of a recipe's fields, one
+    entry for each picture; negative: whether this is the condition that guidance leads away from;
+    captions: whether the prompts are captions, without prompt syntax.
     """
 
+    prompts: Sequence[str | None]
+    fields: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    negative: bool = False
+    captions: bool = False
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def shared(self, name: str) -> Any:
+        """A field that all pictures of a batch share; None if it is not given."""
+        return self.fields[name][0] if self.fields.get(name) else None
+
+
+class Embedder(ABC):
+    """One kind of condition.
+
+    inputs: the fields of a recipe that it reads beside the prompt.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    @abstractmethod
+    def of(cls, model: Components, offload: Offload) -> Self | None:
+        """The embedder of a model, or None if its denoiser takes no such condition."""
+
+    @abstractmethod
+    def __call__(self, inputs: ConditionInputs) -> Conditioning:
+        """Its fields of the conditioning."""
+
+
+class TextEmbedder(Embedder):
+    """Text encoders whose states are concatenated."""
+
+    inputs = ("clip_skip",)
+
     def __init__(
-        self,
-        texts: Mapping[str, TextConditioner],
-        num_size_ids: int = 0,
-        *,
-        force_zeros_for_empty_prompt: bool = False,
-        offload: Offload | None = None,
+        self, texts: Sequence[TextConditioner], offload: Offload, *, force_zeros: bool = False
     ) -> None:
-        self.texts, self.num_size_ids = dict(texts), num_size_ids
-        self._force_zeros, self._offload = force_zeros_for_empty_prompt, offload or Offload(None)
+        """force_zeros: whether no prompt is encoded as zeros and not as the empty prompt."""
+        self.texts, self._offload, self._force_zeros = tuple(texts), offload, force_zeros
 
-    def token_count(self, prompt: str | None) -> int:
-        """The number of tokens of a prompt, a multiple of the tokenizer's length."""
-        first = next(iter(self.texts.values()))
-        return first.token_count(prompt or "")
+    @classmethod
+    def of(cls, model: Components, offload: Offload) -> Self | None:
+        """With all text encoders of a model."""
+        zeros = model.force_zeros_for_empty_prompt
+        return cls(model.texts, offload, force_zeros=zeros) if model.texts else None
 
-    def __call__(
-        self, prompts: Sequence[str | None], size_ids: Sequence[float] = (), *, clip_skip: int = 0
-    ) -> Conditioning:
-        """The conditioning of B prompts, text [B, T, D]; None is no prompt.
-
-        size_ids: the same for all; clip_skip: last layers of the text encoders to leave out. Raises
-        UndustError for another number of size_ids than `num_size_ids`; as `TextConditioner`.
-        """
-        return self._conditioning(prompts, lambda own, texts: own(texts, clip_skip), size_ids)
-
-    def captions(
-        self, captions: Sequence[str | None], size_ids: Sequence[float] = ()
-    ) -> Conditioning:
-        """The conditioning of captions, without prompt syntax; None is a dropped caption."""
-        return self._conditioning(captions, TextConditioner.captions, size_ids)
-
-    def _conditioning(
-        self,
-        texts: Sequence[str | None],
-        encode: Callable[[TextConditioner, Sequence[str]], tuple[Tensor, Tensor | None]],
-        size_ids: Sequence[float],
-    ) -> Conditioning:
-        if len(size_ids) != self.num_size_ids:
-            raise UndustError(
-                f"the U-Net takes {self.num_size_ids} size ids; {len(size_ids)} were given"
-            )
-        strings = [text or "" for text in texts]
+    def __call__(self, inputs: ConditionInputs) -> Conditioning:
+        """Text [B, T, D] and pooled [B, P]; errors as `TextConditioner`."""
+        strings = [prompt or "" for prompt in inputs.prompts]
+        skip = inputs.shared("clip_skip") or 0
         encoded = [
-            self._offload.run(own.encoder, partial(encode, own, strings))
-            for own in self.texts.values()
+            self._offload.run(
+                own.encoder,
+                partial(own.captions, strings) if inputs.captions else partial(own, strings, skip),
+            )
+            for own in self.texts
         ]
         text, pooled = torch.cat([states for states, _ in encoded], -1), encoded[-1][1]
         if self._force_zeros:
-            given = torch.tensor([each is not None for each in texts], device=text.device)
+            given = torch.tensor([each is not None for each in inputs.prompts], device=text.device)
             text = torch.where(given[:, None, None], text, 0)
             pooled = None if pooled is None else torch.where(given[:, None], pooled, 0)
-        ids = torch.tensor([[*size_ids]] * len(texts), device=text.device) if size_ids else None
-        return Conditioning(len(texts), text, pooled, ids)
+        return Conditioning(len(inputs), text, pooled)
+
+
+class SizeEmbedder(Embedder):
+    """The size conditioning of Stable Diffusion XL (Podell et al. 2023, section 2.2)."""
+
+    inputs = ("width", "height", "framing")
+
+    def __init__(self, count: int, size: tuple[int, int]) -> None:
+        """count: of the numbers that the network takes, 6, or 5 for the refiner; size: default."""
+        self.count, self.size = count, size
+
+    @classmethod
+    def of(cls, model: Components, offload: Offload) -> Self | None:  # noqa: ARG003
+        """For a network that takes size ids, with the training size of the model."""
+        return cls(model.num_size_ids, model.size) if model.num_size_ids else None
+
+    def __call__(self, inputs: ConditionInputs) -> Conditioning:
+        """size_ids [B, N], heights before widths.
+
+        In place of the target size the refiner takes an aesthetic score: 6, or 2.5 for a negative
+        prompt, as in diffusers.
+        """
+        size = inputs.shared("width") or self.size[0], inputs.shared("height") or self.size[1]
+        framing = inputs.shared("framing") or SizeConditioning()
+        original, target = framing.original or size, framing.target or size
+        last = [2.5 if inputs.negative else 6.0] if self.count == 5 else target[::-1]
+        ids = torch.tensor([[*original[::-1], *framing.crop[::-1], *last]] * len(inputs))
+        return Conditioning(len(inputs), size_ids=ids)
+
+
+EMBEDDERS: tuple[type[Embedder], ...] = (TextEmbedder, SizeEmbedder)
+"""All kinds, in the order in which they are evaluated."""
+
+
+class Conditioner:
+    """The embedders of a model."""
+
+    def __init__(self, model: Components, offload: Offload | None = None) -> None:
+        """offload: moves each encoder to its device; None to leave them in place."""
+        own = (kind.of(model, offload or Offload(None)) for kind in EMBEDDERS)
+        self.embedders = tuple(embedder for embedder in own if embedder is not None)
+        self._texts = model.texts
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The fields of a recipe that it reads beside the prompt."""
+        return tuple(name for embedder in self.embedders for name in embedder.inputs)
+
+    def token_count(self, prompt: str | None) -> int:
+        """The number of tokens of a prompt, a multiple of the tokenizer's length."""
+        return self._texts[0].token_count(prompt or "") if self._texts else 0
+
+    def __call__(self, inputs: ConditionInputs) -> Conditioning:
+        """The conditioning of B pictures, with the fields of all embedders; their errors too."""
+        cond = Conditioning(len(inputs))
+        for embedder in self.embedders:
+            cond = cond.merged(embedder(inputs))
+        return cond

@@ -27,7 +27,7 @@ from undust.formats.lora.file import load as load_lora
 from undust.formats.original.model import load as load_single_file
 from undust.formats.safetensors_file import content_hash
 from undust.latent import finite
-from undust.latent.conditioner import Conditioner
+from undust.latent.conditioner import Conditioner, ConditionInputs
 from undust.latent.denoiser import PlacedNetwork
 from undust.latent.first_stage import FirstStage
 from undust.latent.references import resolved_weights
@@ -37,7 +37,7 @@ from undust.networks.conditioning import Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
 from undust.networks.text_encoder import TextEncoder
 from undust.recipe.files import WeightsRef
-from undust.recipe.inputs import Embedding, LoRA, SizeConditioning
+from undust.recipe.inputs import Embedding, LoRA
 
 
 @dataclass(eq=False)
@@ -122,12 +122,7 @@ class LatentModel(Components):
         """Builds first stage, conditioner and denoiser from the networks."""
         offload = self._offload
         self.first_stage = FirstStage(self.autoencoder, offload)
-        self.conditioner = Conditioner(
-            {words.name: words for words in self.texts},
-            self.num_size_ids,
-            force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
-            offload=offload,
-        )
+        self.conditioner = Conditioner(self, offload)
         prediction = prediction_on(self.process, self.prediction)
         explain = partial(finite.explain, self.networks, self._lora_names)
         self.denoise: NetworkDenoiser[Conditioning] = NetworkDenoiser(
@@ -144,13 +139,6 @@ class LatentModel(Components):
         """The precision of its weights by name, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the pictures that the model was trained on, pixels."""
-        sample = self.unet.config.sample_size or 64
-        height, width = (sample, sample) if isinstance(sample, int) else sample
-        return width * self.downsampling_factor, height * self.downsampling_factor
-
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a picture; UndustError if the size is not divisible."""
         return self.first_stage.latent_shape(width, height)
@@ -163,35 +151,10 @@ class LatentModel(Components):
         """Pictures [B, 3, H, W] in [-1, 1] → the means of their latents [B, C, h, w]."""
         return self.first_stage.encode(pictures).mean
 
-    def size_ids(
-        self,
-        size: tuple[int, int] | None = None,
-        framing: SizeConditioning | None = None,
-        *,
-        negative: bool = False,
-    ) -> list[float]:
-        """The size ids of Stable Diffusion XL, heights before widths; [] for other models.
-
-        size: width and height; None for the training size. In place of the target size the refiner
-        takes an aesthetic score: 6, or 2.5 for a negative prompt, as in diffusers.
-        """
-        if not self.num_size_ids:
-            return []
-        size, framing = size or self.size, framing or SizeConditioning()
-        original, target = framing.original or size, framing.target or size
-        last = [2.5 if negative else 6.0] if self.num_size_ids == 5 else target[::-1]
-        return [*original[::-1], *framing.crop[::-1], *last]
-
-    def condition(
-        self,
-        prompts: Sequence[str | None],
-        size_ids: Sequence[float] | None = None,
-        *,
-        clip_skip: int = 0,
-    ) -> Conditioning:
-        """The conditioning of prompts, as `Conditioner`; size_ids: None for `size_ids()`."""
-        ids = self.size_ids() if size_ids is None else size_ids
-        return self.conditioner(prompts, ids, clip_skip=clip_skip)
+    def condition(self, prompts: Sequence[str | None], *, clip_skip: int = 0) -> Conditioning:
+        """The conditioning of prompts, the other inputs at their defaults; None is no prompt."""
+        fields = {"clip_skip": [clip_skip] * len(prompts)}
+        return self.conditioner(ConditionInputs(prompts, fields))
 
     def with_adapters(
         self, loras: Sequence[LoRA] = (), embeddings: Sequence[Embedding] = ()

@@ -60,6 +60,10 @@ class Conditioning:
         }
         return replace(self, **moved)
 
+    def merged(self, other: Self) -> Self:
+        """With the fields of another conditioning of the same pictures."""
+        return replace(self, **other.tensors())
+
     def toward(self, other: Self, part: Tensor) -> Self:
         """Spherical interpolation of each token of the text, by `part` [B], towards `other`."""
         if self.text is None or other.text is None:

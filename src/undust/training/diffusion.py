@@ -20,6 +20,7 @@ from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import standalone_vae, tokenizer_files
 from undust.generation import loop
+from undust.latent.conditioner import ConditionInputs
 from undust.model import LatentDiffusion
 from undust.networks.config import TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
@@ -156,7 +157,7 @@ class DiffusionTask:
         z = self.latents.sample(batch.sample, batch.normal(RandomStream.POSTERIOR, shape))
         noise = batch.normal(RandomStream.NOISE, shape)
         sigma = self.noise_levels(batch.uniform(RandomStream.TIME)[:, 0])
-        cond = self.model.conditioner.captions(self._captions(batch))
+        cond = self.model.conditioner(ConditionInputs(self._captions(batch), captions=True))
         return {"loss": self.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
 
     @property
