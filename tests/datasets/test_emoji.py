@@ -12,22 +12,29 @@ import pytest
 from PIL import features
 
 from undust.datasets import image_folder
-from undust.datasets.emoji import Artist, Names, build, code_points, find_font, is_held_out
+from undust.datasets.emoji import (
+    EmojiNames,
+    EmojiRenderer,
+    build,
+    code_points,
+    find_font,
+    is_held_out,
+)
 from undust.errors import UndustError
 
 
 @pytest.fixture(scope="module")
-def names() -> Names:
-    return Names()
+def names() -> EmojiNames:
+    return EmojiNames()
 
 
 @pytest.fixture(scope="module")
-def artist() -> Artist:
+def renderer() -> EmojiRenderer:
     try:
         find_font()
     except UndustError as error:
         pytest.skip(str(error))
-    return Artist()
+    return EmojiRenderer()
 
 
 # The names in Unicode's emoji-test.txt, version 15.1.
@@ -66,7 +73,7 @@ UNICODE_NAMES = {
 
 
 @pytest.mark.parametrize(("text", "name"), UNICODE_NAMES.items(), ids=UNICODE_NAMES.values())
-def test_english_names_are_unicodes(names: Names, text: str, name: str) -> None:
+def test_english_names_are_unicodes(names: EmojiNames, text: str, name: str) -> None:
     assert names.caption(text, "en") == name
 
 
@@ -82,11 +89,11 @@ KOREAN_NAMES = {
 
 
 @pytest.mark.parametrize(("text", "name"), KOREAN_NAMES.items(), ids=KOREAN_NAMES.values())
-def test_korean_names_are_cldrs(names: Names, text: str, name: str) -> None:
+def test_korean_names_are_cldrs(names: EmojiNames, text: str, name: str) -> None:
     assert names.caption(text, "ko") == name
 
 
-def test_every_caption_is_clean(names: Names) -> None:
+def test_every_caption_is_clean(names: EmojiNames) -> None:
     """No empty, padded or half-joined caption in any language, and tones after a colon."""
     for text in names:
         row = names.row(text)
@@ -101,7 +108,7 @@ def test_every_caption_is_clean(names: Names) -> None:
             assert row["text"].index(": ") < row["text"].index("skin tone")
 
 
-def test_a_row(names: Names) -> None:
+def test_a_row(names: EmojiNames) -> None:
     row = names.row("🕵🏽‍♂️")
     assert row["file_name"] == "1f575-1f3fd-200d-2642-fe0f.png"
     assert row["code_points"] == "U+1F575 U+1F3FD U+200D U+2642 U+FE0F"
@@ -109,14 +116,14 @@ def test_a_row(names: Names) -> None:
     assert row["concept"] == "🕵️‍♂️"  # with the variation selector that the tone replaces
 
 
-def test_variants_share_a_concept(names: Names) -> None:
+def test_variants_share_a_concept(names: EmojiNames) -> None:
     assert {names.concept(t) for t in ("👋", "👋🏻", "👋🏼", "👋🏽", "👋🏾", "👋🏿")} == {"👋"}
     assert names.concept("☝🏿") == "☝️"
     assert names.concept("🧑🏻‍❤️‍🧑🏿") == names.concept("🧑🏿‍❤️‍🧑🏻")
     assert names.concept("😻") == "😻"
 
 
-def test_the_held_out_tenth(names: Names) -> None:
+def test_the_held_out_tenth(names: EmojiNames) -> None:
     def rule(text: str) -> bool:
         points = " ".join(f"U+{ord(c):04X}" for c in text).encode()
         toned = any(0x1F3FB <= ord(c) <= 0x1F3FF for c in text)
@@ -141,7 +148,7 @@ def test_code_points_have_at_least_four_digits() -> None:
     assert code_points("#️⃣") == "U+0023 U+FE0F U+20E3"
 
 
-def test_the_font_has_it_or_not(artist: Artist) -> None:
+def test_the_font_has_it_or_not(renderer: EmojiRenderer) -> None:
     drawn = ["😻", "🇰🇷", "🏴󠁧󠁢󠁷󠁬󠁳󠁿", "#️⃣", "👨‍👩‍👧‍👦", "🧑🏾‍🚀", "❤️", "🫱🏻‍🫲🏿"]
     absent = {
         "an unassigned character": "\U0010ffff",
@@ -152,14 +159,14 @@ def test_the_font_has_it_or_not(artist: Artist) -> None:
         "half a flag and more": "🇰🇷🇰",
         "nothing": "",
     }
-    assert [text for text in drawn if not artist.can_draw(text)] == []
-    assert [why for why, text in absent.items() if artist.can_draw(text)] == []
+    assert [text for text in drawn if not renderer.can_draw(text)] == []
+    assert [why for why, text in absent.items() if renderer.can_draw(text)] == []
 
 
 @pytest.mark.parametrize("size", [16, 64, 128])
-def test_pictures_are_centred_on_white(artist: Artist, size: int) -> None:
+def test_pictures_are_centred_on_white(renderer: EmojiRenderer, size: int) -> None:
     for text in ("😀", "🇰🇷", "🐍", "📏", "👨‍👩‍👧‍👦", "🗽", "🕳️"):
-        picture = artist.draw(text, size)
+        picture = renderer.draw(text, size)
         assert (picture.mode, picture.size) == ("RGB", (size, size))
         ink = (np.asarray(picture).min(axis=2) < 250).nonzero()
         for places in ink:
@@ -168,23 +175,23 @@ def test_pictures_are_centred_on_white(artist: Artist, size: int) -> None:
             assert abs(int(before) - int(after)) <= max(1, size // 32)
 
 
-def test_tones_and_sequences_are_drawn(artist: Artist) -> None:
-    tones = [np.asarray(artist.draw(f"👋{tone}", 64)).mean() for tone in "🏻🏼🏽🏾🏿"]
+def test_tones_and_sequences_are_drawn(renderer: EmojiRenderer) -> None:
+    tones = [np.asarray(renderer.draw(f"👋{tone}", 64)).mean() for tone in "🏻🏼🏽🏾🏿"]
     assert tones == sorted(tones, reverse=True)
-    assert artist.draw("🧑‍🚀", 64).tobytes() != artist.draw("🧑", 64).tobytes()
+    assert renderer.draw("🧑‍🚀", 64).tobytes() != renderer.draw("🧑", 64).tobytes()
 
 
-def test_a_larger_picture_shows_the_same(artist: Artist) -> None:
+def test_a_larger_picture_shows_the_same(renderer: EmojiRenderer) -> None:
     """128 pixels box-averaged to 64 are the 64-pixel picture, but for the filter's sharpness."""
-    small = np.asarray(artist.draw("😻", 64), dtype=float)
-    large = np.asarray(artist.draw("😻", 128).reduce(2), dtype=float)
+    small = np.asarray(renderer.draw("😻", 64), dtype=float)
+    large = np.asarray(renderer.draw("😻", 128).reduce(2), dtype=float)
     assert np.abs(small - large).mean() < 4
 
 
 SOME = ["😀", "🧑🏾‍🚀", "👋🏻", "👋", "🇰🇷", "#️⃣"]
 
 
-def test_build(artist: Artist, tmp_path: Path) -> None:
+def test_build(renderer: EmojiRenderer, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     folder = tmp_path / "new/emoji"
     assert build(folder, 32, lambda done, total: seen.append((done, total)), only=SOME) == 6
@@ -201,7 +208,7 @@ def test_build(artist: Artist, tmp_path: Path) -> None:
     )
 
 
-def test_build_again_makes_the_same_bytes(artist: Artist, tmp_path: Path) -> None:
+def test_build_again_makes_the_same_bytes(renderer: EmojiRenderer, tmp_path: Path) -> None:
     def contents() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -217,18 +224,20 @@ def test_build_again_makes_the_same_bytes(artist: Artist, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("stranger", ["holiday.png", "notes.txt", "1f600.jpg", "metadata.jsonl"])
-def test_build_leaves_what_is_not_its_own(artist: Artist, tmp_path: Path, stranger: str) -> None:
+def test_build_leaves_what_is_not_its_own(
+    renderer: EmojiRenderer, tmp_path: Path, stranger: str
+) -> None:
     (tmp_path / stranger).write_text('{"file_name": "holiday.png"}\n')
     with pytest.raises(UndustError, match=f"holds {stranger}"):
         build(tmp_path, 32, only=SOME)
     assert [path.name for path in tmp_path.iterdir()] == [stranger]
 
 
-def test_build_refuses(artist: Artist, tmp_path: Path) -> None:
+def test_build_refuses(renderer: EmojiRenderer, tmp_path: Path) -> None:
     build(tmp_path / "small", 16, only=["😀"])
     with pytest.raises(UndustError, match="holds emoji of 16 pixels"):
         build(tmp_path / "small", 32, only=["😀"])
-    with pytest.raises(UndustError, match=r"'🕵' \(U\+1F575\) is no fully qualified emoji"):
+    with pytest.raises(UndustError, match=r"'🕵' \(U\+1F575\) is not a fully qualified emoji"):
         build(tmp_path / "unknown", only=["🕵"])
     for size in (0, -1, 7, 5000):
         with pytest.raises(UndustError, match=f"of {size} pixels"):
@@ -251,28 +260,28 @@ def test_a_missing_font_says_what_to_install(
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "emoji", None)
     with pytest.raises(UndustError, match=r"pip install undust\[data\]"):
-        Names()
+        EmojiNames()
 
 
 def test_a_missing_raqm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "check", lambda feature: feature != "raqm")
     with pytest.raises(UndustError, match="lacks Raqm"):
-        Artist()
+        EmojiRenderer()
 
 
 def test_another_font_of_that_name_is_refused(
-    artist: Artist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    renderer: EmojiRenderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     (tmp_path / "fonts").mkdir()
     (tmp_path / "fonts/NotoColorEmoji.ttf").write_bytes(b"no font")
     with pytest.raises(UndustError, match="no colour bitmaps"):
-        Artist()
+        EmojiRenderer()
 
 
-def test_a_face_is_yellow(artist: Artist) -> None:
+def test_a_face_is_yellow(renderer: EmojiRenderer) -> None:
     """Colours come out as red, green and blue, in the font of any year."""
-    red, green, blue = np.asarray(artist.draw("😀", 64))[28, 32]
+    red, green, blue = np.asarray(renderer.draw("😀", 64))[28, 32]
     assert red > 200
     assert green > 150
     assert blue < 120

@@ -57,7 +57,7 @@ def test_captions_are_in_text_files_beside_the_pictures(tmp_path: Path):
     }
     found = scan(tmp_path)
     assert (found.sidecars, found.unread_sidecars) == (5, 0)
-    assert found.passed_over == ["readme.txt"]
+    assert found.skipped == ["readme.txt"]
 
 
 def test_metadata_wins_over_text_files_and_those_over_nothing(tmp_path: Path):
@@ -168,7 +168,7 @@ def test_one_of_several_files_of_metadata_is_read(tmp_path: Path):
     (tmp_path / "sub/metadata.jsonl").write_text('{"file_name": "b.png"}')
     assert captions(tmp_path) == {"a.png": "json"}
     found = scan(tmp_path)
-    assert found.passed_over == ["metadata.csv", "sub/metadata.jsonl"]
+    assert found.skipped == ["metadata.csv", "sub/metadata.jsonl"]
     assert found.unlisted == ["sub/b.png"]
 
 
@@ -242,7 +242,7 @@ def test_a_folder_called_test_without_one_called_train_is_no_split(tmp_path: Pat
 # Files that are not pictures, or not meant
 
 
-def test_hidden_files_and_those_of_systems_are_passed_over(tmp_path: Path):
+def test_hidden_files_and_those_of_systems_are_skipped(tmp_path: Path):
     pictures(tmp_path, "a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "__MACOSX/a.jpg")
     pictures(tmp_path, "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", ".git/x.png", ".hidden.png")
     for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"):
@@ -254,7 +254,7 @@ def test_hidden_files_and_those_of_systems_are_passed_over(tmp_path: Path):
         *(".ipynb_checkpoints/ (1 file)", "@eaDir/ (1 file)", "Thumbs.db"),
         *("__MACOSX/ (1 file)", "desktop.ini"),
     ]
-    assert found.passed_over == []
+    assert found.skipped == []
 
 
 def test_a_data_set_in_a_hidden_folder_is_read(tmp_path: Path):
@@ -283,7 +283,7 @@ def test_other_files_are_named(tmp_path: Path):
         (tmp_path / name).write_bytes(content)
     shutil.copy(tmp_path / "a.png", tmp_path / "raw.dng")  # a preview in a camera's raw file
     assert names(tmp_path) == ["a.png"]
-    assert scan(tmp_path).passed_over == sorted(["raw.dng", *others])
+    assert scan(tmp_path).skipped == sorted(["raw.dng", *others])
 
 
 def test_links_are_followed_without_loops(tmp_path: Path):
@@ -302,12 +302,12 @@ def test_links_are_followed_without_loops(tmp_path: Path):
     assert {Path(name).name for name in found.links} >= {"back", "up", "gone.png", "nowhere"}
 
 
-def test_a_pipe_in_the_folder_is_passed_over(tmp_path: Path):
+def test_a_pipe_in_the_folder_is_skipped(tmp_path: Path):
     pictures(tmp_path, "a.png")
     os.mkfifo(tmp_path / "b.png")
     os.mkfifo(tmp_path / "other")
     assert names(tmp_path) == ["a.png"]
-    assert scan(tmp_path).passed_over == ["b.png", "other"]
+    assert scan(tmp_path).skipped == ["b.png", "other"]
 
 
 def test_a_folder_with_nothing_that_can_be_read_says_what_is_there(tmp_path: Path):

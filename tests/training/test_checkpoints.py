@@ -10,15 +10,15 @@ import torch
 
 from undust.errors import UndustError
 from undust.training import checkpoints
-from undust.training.checkpoints import Checkpoint
+from undust.training.checkpoints import TrainingCheckpoint
 
 FILES = ["weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json"]
 
 
-def checkpoint(step: int) -> Checkpoint:
+def checkpoint(step: int) -> TrainingCheckpoint:
     chance = torch.Generator().manual_seed(step)
     tensors = [{"w": torch.randn(3, 5, generator=chance)} for _ in range(3)]
-    return Checkpoint(step, {"seed": 7, "name": "고양이"}, *tensors)
+    return TrainingCheckpoint(step, {"seed": 7, "name": "고양이"}, *tensors)
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_without_a_checkpoint_none_is_mentioned(first_stage_recipe: FirstStage, 
     assert "no checkpoint was made" in str(error.value)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_made_again(
+def test_a_damaged_checkpoint_is_skipped_and_made_again(
     first_stage_recipe: FirstStage, tmp_path: Path, contents: Contents
 ):
     recipe = first_stage_recipe()

@@ -16,7 +16,7 @@ from PIL import Image
 from undust.errors import UndustError
 from undust.formats.components import load_first_stage, save_component
 from undust.networks.autoencoder import Autoencoder
-from undust.training.checkpoints import Checkpoint
+from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.diffusion import DiffusionConfig
 from undust.training.first_stage import FirstStageConfig
 from undust.training.loop import TrainingProgress
@@ -73,7 +73,9 @@ def test_a_change_that_would_spoil_the_weights_is_refused(
 ):
     """Before the data is read: with no more than the checkpoint."""
     out = tmp_path / "out"
-    checkpoint = Checkpoint(2, diffusion_recipe(*SHORT).model_dump(mode="json"), {}, {}, {}, {})
+    checkpoint = TrainingCheckpoint(
+        2, diffusion_recipe(*SHORT).model_dump(mode="json"), {}, {}, {}, {}
+    )
     with pytest.raises(UndustError) as error:
         compare_configs(checkpoint, diffusion_recipe(*SHORT, *changes), out)
     assert said in str(error.value)
@@ -90,7 +92,7 @@ def test_keys_that_an_earlier_version_did_not_have_are_no_change(
         del before["captions"]["drop"], before["optimizer"]["betas"], before["data"]["source"]
         before["run"]["steps"] = steps
         before["dust"] = before.pop("diffusion")  # its former name
-        checkpoint = Checkpoint(2, before, {}, {}, {})
+        checkpoint = TrainingCheckpoint(2, before, {}, {}, {})
         assert compare_configs(checkpoint, now, tmp_path) == told
 
 

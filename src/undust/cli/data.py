@@ -14,20 +14,22 @@ from undust.cli.output import try_writing
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from undust.datasets.image_folder import Report
+    from undust.datasets.image_folder import FolderReport
 
-SHOWN = 20  # lines of each list
-FOUND_BROKEN = 1  # exit code of a check that found something
+MAX_LISTED = 20  # lines of each list
+FOUND_BROKEN = 1  # exit code
 
-app = typer.Typer(help="Build a data set, or check one.")
+app = typer.Typer(help="Build the example data set, or check any.")
 
 
 @app.command()
 def emoji(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to build the data set in.")],
-    size: Annotated[int, typer.Option(metavar="N", help="Side of the pictures, pixels.")] = 64,
+    size: Annotated[
+        int, typer.Option(metavar="N", help="Width and height of the pictures, pixels.")
+    ] = 64,
 ) -> None:
-    """Draw every emoji of the system's font, with its names in many languages."""
+    """Build the example data set: all emoji, with names in many languages."""
     from undust.datasets import emoji, image_folder
 
     try_writing(out)
@@ -41,14 +43,14 @@ def emoji(
     if keywords:
         console.summary(f"{keywords} have keywords beside their names")
     else:
-        console.note("names alone: CLDR's keywords come with `apt install unicode-cldr-core`")
+        console.note("names only: `apt install unicode-cldr-core` adds CLDR's keywords")
 
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures.")],
 ) -> None:
-    """Report a data set's counts, sizes, captions, files that are not used, and broken ones."""
+    """Report the numbers, sizes and captions of pictures, and unused and broken files."""
     from undust.datasets import image_folder
 
     with console.counted("pictures", "reading pictures") as observe:
@@ -82,18 +84,18 @@ def check(
         console.line(f"captions from text files beside the pictures: {found.sidecars}")
     if found.unread_sidecars:
         count = found.unread_sidecars
-        console.line(f"caption files not read, for the metadata has the captions: {count}")
-    _list(found.unlisted, "not named in the metadata, and so not used")
-    _list(found.hidden, "hidden or of the system, and so not used")
-    _list(found.links, "links to nothing, or to a folder that is read already")
-    _list(found.passed_over, "not read as pictures, and so not used")
+        console.line(f"caption files not read, because the metadata has the captions: {count}")
+    _list(found.unlisted, "not named in the metadata, not used")
+    _list(found.hidden, "hidden or system files, not used")
+    _list(found.links, "broken links, or links to a folder that is read already")
+    _list(found.skipped, "not read as pictures, not used")
     _list(report.broken, "broken")
     if report.broken:
         raise typer.Exit(FOUND_BROKEN)
 
 
-def _on_captions(report: Report) -> Iterator[str]:
-    """What a recipe for text would say of the captions."""
+def _on_captions(report: FolderReport) -> Iterator[str]:
+    """The notes and errors of training on these captions with a recipe's defaults."""
     from undust.conditioning import tokenizer as tokenizers
     from undust.training.captions import (
         CaptionSampler,
@@ -104,7 +106,7 @@ def _on_captions(report: Report) -> Iterator[str]:
 
     samples = [sample for sample in report.samples if sample.split == "train"]
     if not samples:
-        yield "no picture is for training: all are held out, or none can be read"
+        yield "no picture to train on: all are held out, or none can be read"
         return
     config = CaptionsConfig()
     try:
@@ -116,21 +118,21 @@ def _on_captions(report: Report) -> Iterator[str]:
     yield from too_long(config, samples, tokenizers.train(texts, config.vocabulary, config.length))
 
 
-def _splits(report: Report) -> str:
+def _splits(report: FolderReport) -> str:
     parts = ", ".join(f"{count} {split}" for split, count in sorted(report.splits.items()))
     return f" ({parts})" if set(report.splits) - {"train"} else ""
 
 
 def _largest(counts: Counter[str]) -> str:
-    most = ", ".join(f"{name} ({count})" for name, count in counts.most_common(SHOWN))
-    return f"{most}, …" if len(counts) > SHOWN else most
+    most = ", ".join(f"{name} ({count})" for name, count in counts.most_common(MAX_LISTED))
+    return f"{most}, …" if len(counts) > MAX_LISTED else most
 
 
 def _list(names: list[str], what: str) -> None:
     if not names:
         return
     console.line(f"{len(names)} {what}:")
-    for name in names[:SHOWN]:
+    for name in names[:MAX_LISTED]:
         typer.echo(f"  {console.clean(name)}")
-    if len(names) > SHOWN:
-        typer.echo(f"  and {len(names) - SHOWN} more")
+    if len(names) > MAX_LISTED:
+        typer.echo(f"  and {len(names) - MAX_LISTED} more")

@@ -1,1 +1,1 @@
-"""Data sets on the disk: the folder convention that training reads, and builders that write it."""
+"""Data sets on disk: folders of pictures with captions, and the builder of an example."""

@@ -1,7 +1,7 @@
-"""The example data set: every emoji drawn from the system's font, with its names in many languages.
+"""The example data set: all emoji, drawn with the system's font, with names in many languages.
 
-The pictures come from Noto Color Emoji (SIL Open Font License 1.1), the names from the Unicode
-CLDR as the package `emoji` carries them, its keywords from CLDR's own files where they are.
+The pictures are from Noto Color Emoji (SIL Open Font License 1.1), the names from the Unicode CLDR
+by the package `emoji`, the keywords from CLDR's own files where they are installed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from PIL import Image, ImageDraw, ImageFont, features
 from undust.datasets import image_folder
 from undust.datasets.keywords import Keywords
 from undust.errors import UndustError
+from undust.formats.files import workspace
 from undust.regular import open_regular
 
 _FONT = "NotoColorEmoji.ttf"
-_FONT_SIZE = 109  # the one size of the font's bitmaps, 136 by 128 pixels
+_FONT_SIZE = 109  # the only size of the font's bitmaps, 136 by 128 pixels
 _CANVAS = 144  # the bitmap and a margin of 4 pixels, before it is resized
 _TONES = ("🏻", "🏼", "🏽", "🏾", "🏿")
 _HAIR = ("🦰", "🦱", "🦳", "🦲")
@@ -33,7 +34,6 @@ _MORE_LOOKS: _Words = {"en": ("blond hair", "beard")}  # no emoji of their own
 _MORE_PEOPLE: _Words = {"en": ("adult", "child"), "ko": ("성인", "아이", "남자 아이", "여자 아이")}
 _FLAG = {"en": "flag", "zh": "旗"}  # the others write the word before each region
 _VARIATION, _JOINER = "\ufe0f", "\u200d"
-_LEFT = "metadata.tmp"  # by an earlier version that was killed
 
 
 def build(
@@ -42,35 +42,36 @@ def build(
     progress: Callable[[int, int], object] | None = None,
     only: Iterable[str] | None = None,
 ) -> int:
-    """Draw every emoji the font has as a `size` by `size` PNG, write the metadata, and count them.
+    """Draws every emoji of the font as a `size` by `size` PNG, with the metadata; their number.
 
-    Each call makes the same bytes, so one that was stopped is simply called again.
-    `progress(done, total)` is called after each picture; `only` names the emoji of a smaller set.
-    A folder that holds anything but an earlier build of this size, an unknown emoji in `only`, and
-    a missing font, package or Raqm raise `UndustError`.
+    Each call makes the same bytes, so that a stopped build is continued by calling it again.
+    progress: called with (done, total) after each picture; only: the emoji of a smaller set. Raises
+    UndustError for a folder with anything but an earlier build of this size, an unknown emoji in
+    `only`, and a missing font, package or Raqm.
     """
     if not 8 <= size <= 1024:
         raise UndustError(f"emoji of {size} pixels cannot be drawn; 8 to 1024 can")
-    folder, artist, names = Path(folder), Artist(), Names()
+    folder, renderer, names = Path(folder), EmojiRenderer(), EmojiNames()
     wanted = set(names) if only is None else set(only)
     for text in sorted(wanted.difference(names)):
-        raise UndustError(f"{text!r} ({code_points(text)}) is no fully qualified emoji")
-    rows = {text: names.row(text) for text in sorted(wanted) if artist.can_draw(text)}
+        raise UndustError(f"{text!r} ({code_points(text)}) is not a fully qualified emoji")
+    rows = {text: names.row(text) for text in sorted(wanted) if renderer.can_draw(text)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_strangers(folder, size, {row["file_name"] for row in rows.values()})
-        (folder / _LEFT).unlink(missing_ok=True)
-        for done, (text, row) in enumerate(rows.items(), 1):
-            _save(artist.draw(text, size), folder / row["file_name"])
-            if progress:
-                progress(done, len(rows))
+        _refuse_other_files(folder, size, {row["file_name"] for row in rows.values()})
+        with workspace(folder, folder) as place:  # `atomic` would sync each of thousands
+            for done, (text, row) in enumerate(rows.items(), 1):
+                renderer.draw(text, size).save(place / "new", "PNG")
+                (place / "new").replace(folder / row["file_name"])
+                if progress:
+                    progress(done, len(rows))
     except OSError as error:
         raise UndustError(f"cannot build the data set in {folder}: {error}") from error
     image_folder.write(folder, rows.values())
     return len(rows)
 
 
-class Artist:
+class EmojiRenderer:
     """Draws emoji from the bitmaps of Noto Color Emoji."""
 
     def __init__(self) -> None:
@@ -93,10 +94,10 @@ class Artist:
             raise UndustError(f"{path} has no colour bitmaps; Debian's fonts-noto-color-emoji has")
 
     def can_draw(self, text: str) -> bool:
-        """Whether the font has `text` as one glyph with something in it.
+        """Whether the font has `text` as one glyph that is not empty.
 
-        A sequence that the font does not know falls apart into several glyphs, side by side; a
-        character that it does not know is an empty one, a region a flag with a question mark.
+        An unknown sequence is drawn as several glyphs side by side; an unknown character is an
+        empty glyph, an unknown region a flag with a question mark.
         """
         if self._font.getlength(text) != self._advance:
             return False
@@ -104,7 +105,7 @@ class Artist:
         return bitmap.getbbox() is not None and bitmap.tobytes() != self._unknown_flag
 
     def draw(self, text: str, size: int) -> Image.Image:
-        """One emoji in the middle of a white RGB square, `size` pixels a side."""
+        """One emoji in the middle of a white RGB square of `size` by `size` pixels."""
         bitmap = self._bitmap(text)
         ink = bitmap.crop(bitmap.getbbox())
         corner = ((_CANVAS - ink.width) // 2, (_CANVAS - ink.height) // 2)
@@ -119,7 +120,7 @@ class Artist:
 
 
 def find_font() -> Path:
-    """The path of Noto Color Emoji in the folders where systems keep fonts, else `UndustError`."""
+    """The path of Noto Color Emoji in the usual font folders. Raises UndustError if absent."""
     home = Path.home()
     data = [os.environ.get("XDG_DATA_HOME") or home / ".local/share"]
     data += (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":")
@@ -134,8 +135,8 @@ def find_font() -> Path:
     )
 
 
-class Names:
-    """The fully qualified emoji and what people call them in each language."""
+class EmojiNames:
+    """The fully qualified emoji and their names in each language."""
 
     def __init__(self) -> None:
         try:
@@ -160,7 +161,7 @@ class Names:
         return iter(self._emoji)
 
     def row(self, text: str) -> dict[str, str]:
-        """The line of metadata.jsonl for one emoji: its names, and keywords if there are any."""
+        """The row of metadata.jsonl for one emoji: its names, and keywords if there are any."""
         captions: dict[str, str] = {}
         for language in self.languages:
             field = "text" if language == "en" else f"text_{language}"
@@ -176,15 +177,15 @@ class Names:
         }
 
     def concept(self, text: str) -> str:
-        """The emoji without skin tones: what its variants have in common."""
+        """The emoji without skin tones, shared by its variants."""
         plain = "".join(c for c in text if c not in _TONES)
         return self._qualified.get(plain.replace(_VARIATION, ""), plain)
 
     def caption(self, text: str, language: str) -> str:
         """The name as CLDR writes it, such as "person: medium-dark skin tone, red hair".
 
-        The package flattens it to ":person_medium-dark_skin_tone_red_hair:"; what follows the
-        colon is found again by the language's names for skin tones, hair and people.
+        The package flattens it to ":person_medium-dark_skin_tone_red_hair:"; the part after the
+        colon is recovered by the language's names for skin tones, hair and people.
         """
         name = self._name(text, language)
         if _is_flag(text):
@@ -229,22 +230,22 @@ def code_points(text: str) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether an emoji is kept from training: a tenth of those with a skin tone.
+    """Whether an emoji is held out from training: a tenth of those with a skin tone.
 
-    A model that knows the emoji and knows the tones has to put the two together by itself.
+    To draw it, a model has to combine an emoji and a tone that it knows from other pictures.
     """
     digest = hashlib.sha256(code_points(text).encode()).hexdigest()
     return any(tone in text for tone in _TONES) and int(digest, 16) % 10 == 0
 
 
 def _is_flag(text: str) -> bool:
-    """Of a region (two regional indicators) or a part of one (a black flag with tags)."""
+    """The flag of a region (two regional indicators) or a part of one (a black flag with tags)."""
     return "🇦" <= text[0] <= "🇿" or (text[0] == "🏴" and text[-1] == "\U000e007f")
 
 
-def _refuse_strangers(folder: Path, size: int, expected: set[str]) -> None:
-    """Refuse a folder with anything in it but an earlier build of the same size."""
-    left_by_a_stop = {str(Path(name).with_suffix(".tmp")) for name in expected} | {_LEFT}
+def _refuse_other_files(folder: Path, size: int, expected: set[str]) -> None:
+    """Refuses a folder with anything but an earlier build of the same size; removes leftovers."""
+    leftovers = {str(Path(name).with_suffix(".tmp")) for name in expected} | {"metadata.tmp"}
     for path in sorted(folder.iterdir()):
         if path.name == image_folder.METADATA:
             with open_regular(path) as file:
@@ -252,12 +253,14 @@ def _refuse_strangers(folder: Path, size: int, expected: set[str]) -> None:
             listed = re.findall(r'"file_name": "([^"]*)"', text)
             ours = bool(listed) and expected.issuperset(listed)
         else:
-            ours = path.name in expected or path.name in left_by_a_stop
+            ours = path.name in expected or path.name in leftovers
             ours = ours or path.name.startswith(".undust-")  # of a write that was killed
         if not ours:
             raise UndustError(
                 f"{folder} holds {path.name}, which is not of this data set; name an empty folder"
             )
+        if path.name in leftovers:  # of an earlier version that was killed
+            path.unlink()
         if path.suffix == ".png" and _width(path) not in (None, size):
             raise UndustError(
                 f"{folder} holds emoji of {_width(path)} pixels; name another folder for {size}"
@@ -270,12 +273,3 @@ def _width(path: Path) -> int | None:
             return picture.width
     except OSError:  # broken, to be drawn again
         return None
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        picture.save(temporary, "PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The files of a folder of pictures: pictures, captions beside them, metadata, and all others."""
+"""The files of a folder of pictures: pictures, caption files, metadata, and all others."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 
 from undust.pictures import is_picture, suffixes
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first that is there is read
-SIDECARS = (".txt", ".caption")  # captions beside pictures; the first with text is read
-SYSTEM = frozenset(  # what operating systems and network disks leave, in lower case
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first that exists is read
+SIDECARS = (".txt", ".caption")  # caption files beside pictures; the first with text is read
+SYSTEM = frozenset(  # files of operating systems and network disks, in lower case
     {
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
         *("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found"),
         *("system volume information", "found.000", "__pycache__"),
     }
 )
-RAW = frozenset(  # of cameras: TIFF by their content, of which Pillow reads the small preview
+RAW = frozenset(  # of cameras: TIFF by content, but Pillow reads only the small preview
     {".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf", ".3fr"}
 )
 
 
 @dataclass
 class Files:
-    """What `find` found, each list in the order of paths.
+    """The result of `find`, each list sorted by path.
 
-    sidecars: picture → files of its caption, the first ones first. hidden: hidden files and
-    folders, and those of the system. links: those that lead nowhere, or to a folder that is read
-    already. passed_over: files that are no pictures, or of a kind that is not read.
+    sidecars: picture → files of its caption, by precedence. hidden: hidden files and folders, and
+    those of the system. links: broken ones, and those to a folder that is read already.
+    skipped: files that are not pictures, or of a kind that is not read.
     """
 
     pictures: list[Path] = field(default_factory=list[Path])
@@ -38,13 +38,13 @@ class Files:
     sidecars: dict[Path, list[Path]] = field(default_factory=dict[Path, list[Path]])
     hidden: list[Path] = field(default_factory=list[Path])
     links: list[Path] = field(default_factory=list[Path])
-    passed_over: list[Path] = field(default_factory=list[Path])
+    skipped: list[Path] = field(default_factory=list[Path])
 
 
 def find(folder: Path) -> Files:
-    """All files in a folder and below, links to folders followed, each folder once.
+    """All files in a folder and below; links to folders are followed, each folder is read once.
 
-    A file is a picture by the ending of its name, or else by how its content begins.
+    A file is a picture by its extension, or else by its first bytes.
     """
     found = Files()
     visited: set[tuple[int, int]] = set()
@@ -59,7 +59,7 @@ def find(folder: Path) -> Files:
             if is_hidden(name):
                 found.hidden.append(path)
             elif not _is_file(path):
-                (found.links if path.is_symlink() else found.passed_over).append(path)
+                (found.links if path.is_symlink() else found.skipped).append(path)
             elif name.lower() in METADATA:
                 found.metadata.append(path)
             elif ending in suffixes():
@@ -70,7 +70,7 @@ def find(folder: Path) -> Files:
                 others.append(path)
     for path in others:
         raw = path.suffix.lower() in RAW
-        (found.pictures if not raw and is_picture(path) else found.passed_over).append(path)
+        (found.pictures if not raw and is_picture(path) else found.skipped).append(path)
     found.pictures.sort()
     for path in found.pictures:
         names = (f"{stem}{ending}" for ending in SIDECARS for stem in (path.with_suffix(""), path))
@@ -78,20 +78,20 @@ def find(folder: Path) -> Files:
             if sidecar := texts.get(_key(Path(name))):
                 found.sidecars.setdefault(path, []).append(sidecar)
     used = {path for several in found.sidecars.values() for path in several}
-    found.passed_over = sorted([*found.passed_over, *(set(texts.values()) - used)])
+    found.skipped = sorted([*found.skipped, *(set(texts.values()) - used)])
     return found
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one of the system's."""
+    """Whether a file or folder of this name is hidden, or made by the operating system."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
-class Names:
-    """Finds files by names that metadata gives, as other systems write them.
+class FileFinder:
+    """Finds files by the names in metadata that was written on another system.
 
-    Names with accents or Hangul have two forms in Unicode that look the same, of which macOS and
-    some archives make the one that nobody types. Windows writes backslashes.
+    Names with accents or Hangul have two forms in Unicode that look the same: macOS and some
+    archives use the decomposed one, keyboards the composed one. Windows writes backslashes.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Names:
         return None
 
     def _composed(self, folder: Path, name: str) -> Path | None:
-        """The path in the form of Unicode that the folders have it in."""
+        """The path in the Unicode form of the files on disk, or None."""
         path = folder
         for part in Path(name).parts:
             if path not in self._listed:
@@ -125,7 +125,7 @@ class Names:
 def _entered(
     here: Path, names: list[str], visited: set[tuple[int, int]], found: Files
 ) -> list[str]:
-    """Folders to go into: those that are not hidden and not visited already, through a link."""
+    """The folders to read: those not hidden, and not visited already through a link."""
     entered: list[str] = []
     if not visited:
         visited.add(_identity(here))
@@ -159,5 +159,5 @@ def _is_file(path: Path) -> bool:
 
 
 def _key(path: Path) -> str:
-    """A path of which the two forms of Unicode, and endings in capitals, are the same."""
+    """A path as a key that ignores the Unicode form, and capitals in the extension."""
     return unicodedata.normalize("NFC", f"{path.with_suffix('')}{path.suffix.lower()}")

@@ -1,9 +1,9 @@
-"""Pictures with captions in a folder, as people have them.
+"""Folders of pictures with captions.
 
 Three layouts are read. With a `metadata.jsonl` or `metadata.csv` (the convention of Hugging Face's
 `imagefolder`) the pictures are those that its rows name: `file_name` (relative to its folder), the
-columns of captions (`text`, or any other), and if wanted `concept` (pictures of one concept share
-their turn in training) and `split`. The file may also lie in each of the sub folders. Without one,
+columns of captions (`text`, or any other), and optionally `concept` (pictures of one concept share
+their turn in training) and `split`. There may also be such a file in each subfolder. Without one,
 all pictures in the folder and below are read, each with the caption in a file beside it:
 `cat.txt` or `cat.caption` for `cat.png`. Beside a folder `train`, folders such as `test` and
 `validation` are splits.
@@ -22,7 +22,7 @@ from typing import Literal
 from PIL import Image
 
 from undust.datasets import files
-from undust.datasets.metadata import LineError, Row, columns_of, rows, text_of, texts_of
+from undust.datasets.metadata import LineError, Row, captions_of, columns_of, rows, text_of
 from undust.errors import UndustError, printable
 from undust.formats.files import atomic_write
 from undust.pictures import check_header, conversions, read_image
@@ -35,7 +35,7 @@ SPLITS: Mapping[str, Split] = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-NO_CAPTIONS = ("file_name", "concept", "split")  # columns with a meaning of their own
+NO_CAPTIONS = ("file_name", "concept", "split")  # columns with another meaning
 FEW = 5  # names in a note
 
 
@@ -49,18 +49,19 @@ class Sample:
     split: Split = "train"
 
     def image(self) -> Image.Image:
-        """The picture, as `read_image` gives it, which raises UndustError."""
+        """Reads the picture; raises UndustError as `read_image`."""
         return read_image(self.path)
 
 
 @dataclass
-class Folder:
+class FolderContents:
     """The content of a folder of pictures.
 
-    samples: in the order of the metadata's lines, or of names without one. broken: an error for
-    each line or caption file that cannot be used. unlisted: pictures that the metadata beside or
-    above them does not name. sidecars: how many captions are from files beside the pictures;
-    unread_sidecars: how many such files are not read since the metadata has the caption.
+    samples: in the order of the metadata's rows, without metadata in the order of names. broken: an
+    error for each row or caption file that cannot be used. unlisted: pictures that the metadata
+    beside or above them does not name. sidecars: the number of captions from files beside the
+    pictures; unread_sidecars: of such files that are not read because the metadata has the caption.
+    hidden, links, skipped: as `Files` has them.
     """
 
     samples: list[Sample] = field(default_factory=list[Sample])
@@ -68,22 +69,25 @@ class Folder:
     unlisted: list[str] = field(default_factory=list[str])
     hidden: list[str] = field(default_factory=list[str])
     links: list[str] = field(default_factory=list[str])
-    passed_over: list[str] = field(default_factory=list[str])
+    skipped: list[str] = field(default_factory=list[str])
     sidecars: int = 0
     unread_sidecars: int = 0
 
     def notes(self) -> list[str]:
-        """A line for each kind of file that is not used, and for captions from files."""
+        """A line for each kind of unused file, and for captions from files."""
         used, unread = self.sidecars, self.unread_sidecars
         return [
             note
             for count, note in (
                 (used, f"captions of {_pictures(used)} are from files beside them"),
-                (unread, f"caption files not read, for the metadata has the captions: {unread}"),
+                (
+                    unread,
+                    f"caption files not read, because the metadata has the captions: {unread}",
+                ),
                 (len(self.unlisted), f"not named in the metadata, not used: {_few(self.unlisted)}"),
-                (len(self.hidden), f"hidden or of the system, not used: {_few(self.hidden)}"),
-                (len(self.links), f"links to nothing or to what is read: {_few(self.links)}"),
-                (len(self.passed_over), f"not read as pictures: {_few(self.passed_over)}"),
+                (len(self.hidden), f"hidden or system files, not used: {_few(self.hidden)}"),
+                (len(self.links), f"broken or repeated links, not used: {_few(self.links)}"),
+                (len(self.skipped), f"not read as pictures: {_few(self.skipped)}"),
             )
             if count
         ]
@@ -97,20 +101,20 @@ def read(
 ) -> list[Sample]:
     """The samples of a folder, of one `split` or all; see `scan`.
 
-    With "refuse" a bad line is an `UndustError` that names it, and so is a file that by its header
-    is no picture that can be read. With "skip" both are left out, and pictures that cannot be
-    decoded, which costs decoding each of them once.
+    on_error: with "refuse" a wrong row raises an UndustError that names it, and so does a file
+    whose header is not of a readable picture. With "skip" both are left out, and pictures that
+    cannot be decoded, for which each is decoded once.
     """
     return usable(scan(folder), split=split, on_error=on_error)
 
 
 def usable(
-    found: Folder,
+    found: FolderContents,
     *,
     split: Split | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
 ) -> list[Sample]:
-    """The samples that can be used, as `read` gives them."""
+    """The samples that can be used; the options are those of `read`."""
     if on_error == "refuse" and found.broken:
         raise found.broken[0]
     check = check_header if on_error == "refuse" else read_image
@@ -128,8 +132,8 @@ def usable(
     return samples
 
 
-def scan(folder: Path | str) -> Folder:
-    """What is in a folder; no picture is opened. Raises UndustError for one without pictures."""
+def scan(folder: Path | str) -> FolderContents:
+    """Lists a folder without opening pictures. Raises UndustError for one without pictures."""
     folder = Path(folder)
     if not folder.is_dir():
         wrong = "is not a folder of pictures" if folder.exists() else "does not exist"
@@ -138,21 +142,21 @@ def scan(folder: Path | str) -> Folder:
 
 
 def write(folder: Path | str, rows: Iterable[Mapping[str, str]]) -> None:
-    """Write metadata.jsonl, one row a line, whole or not at all."""
+    """Writes metadata.jsonl, one row a line, whole or not at all."""
     lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
     atomic_write(Path(folder) / METADATA, "".join(lines).encode())
 
 
 @dataclass
-class Report:
-    """What `check` found.
+class FolderReport:
+    """The result of `check`.
 
-    Counts of pictures by split and by size (width, height); of captions by column, and of their
-    lengths in characters; the number of groups; a sentence for each thing that is wrong; counts of
-    conversions of colours; and the folder's content.
+    Numbers of pictures by split and by size (width, height); of captions by column, and of their
+    lengths in characters; of groups; an error for each broken file or row; numbers of colour
+    conversions; and the folder's contents.
     """
 
-    folder: Folder
+    folder: FolderContents
     samples: list[Sample] = field(default_factory=list[Sample])
     splits: Counter[str] = field(default_factory=Counter[str])
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
@@ -164,18 +168,18 @@ class Report:
 
     @property
     def pictures(self) -> int:
-        """How many pictures can be used."""
+        """The number of pictures that can be used."""
         return self.splits.total()
 
 
 def check(
     folder: Path | str, observe: Callable[[int, int], None] = lambda _done, _all: None
-) -> Report:
-    """Read all of a data set, decode every picture, and report what is there and what is wrong.
+) -> FolderReport:
+    """Reads all of a data set, decodes every picture, and reports contents and errors.
 
-    observe: told the number of pictures that are decoded, and of all.
+    observe: called with the number of pictures decoded, and of all.
     """
-    report = Report(scan(folder))
+    report = FolderReport(scan(folder))
     report.broken = [str(error) for error in report.folder.broken]
     for done, sample in enumerate(report.folder.samples):
         observe(done, len(report.folder.samples))
@@ -195,23 +199,23 @@ def check(
 
 
 class _Scan:
-    """One look at a folder."""
+    """The scan of one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.files, self.names = folder, files.find(folder), files.Names()
-        self.found = Folder()
-        # In each folder the best kind of metadata; below one that has some, none other is read.
+        self.folder, self.files, self.names = folder, files.find(folder), files.FileFinder()
+        self.found = FolderContents()
+        # In each folder the best kind of metadata; below a folder with metadata no other is read.
         self.sources: dict[Path, Path] = {}
         for path in sorted(self.files.metadata, key=lambda path: (len(path.parts), *_rank(path))):
             if path.parent in self.sources or self._source(path.parent.parent):
-                self.files.passed_over.append(path)
+                self.files.skipped.append(path)
             else:
                 self.sources[path.parent] = path
         below = {path.name.lower() for path in folder.iterdir() if path.is_dir()}
         self.split_folders = any(SPLITS.get(name) == "train" for name in below)
 
-    def result(self) -> Folder:
-        """The samples, and everything else that is in the folder."""
+    def result(self) -> FolderContents:
+        """The samples, and all other files of the folder."""
         found, listed = self.found, set[Path]()
         if not self.sources and not self.files.pictures:
             raise UndustError(
@@ -227,11 +231,11 @@ class _Scan:
                 found.unlisted.append(name)
         found.hidden = [self._name(path) + _inside(path) for path in self.files.hidden]
         found.links = [self._name(path) for path in self.files.links]
-        found.passed_over = sorted(self._name(path) for path in self.files.passed_over)
+        found.skipped = sorted(self._name(path) for path in self.files.skipped)
         return found
 
     def _listed(self, source: Path) -> set[Path]:
-        """Reads the rows of one file of metadata; the pictures that they name."""
+        """Reads the rows of one metadata file; the pictures that they name."""
         lines: dict[Path, int] = {}
         faults: dict[str, list[int]] = {}
         for number, row in rows(source):
@@ -260,7 +264,7 @@ class _Scan:
         for column in row:
             if column == "text" or column.startswith("text_"):
                 text_of(row, column)
-        captions = {k: text for k, text in texts_of(row).items() if k not in NO_CAPTIONS}
+        captions = {k: text for k, text in captions_of(row).items() if k not in NO_CAPTIONS}
         if "text" not in captions:
             captions |= self._caption(path)
         elif path in self.files.sidecars:
@@ -289,7 +293,7 @@ class _Scan:
         return path
 
     def _caption(self, picture: Path) -> dict[str, str]:
-        """The text of the file beside a picture, its lines joined; none if there is none."""
+        """The text of the file beside a picture, its lines joined; empty if there is none."""
         for path in self.files.sidecars.get(picture, ()):
             try:
                 text = " ".join(read_text(path).split())
@@ -308,7 +312,7 @@ class _Scan:
         return SPLITS.get(first, "train") if self.split_folders else "train"
 
     def _source(self, folder: Path) -> Path | None:
-        """The metadata in a folder or above it, up to the data set's own."""
+        """The metadata of a folder, or of the nearest one above it in the data set."""
         for each in (folder, *folder.parents):
             if each in self.sources:
                 return self.sources[each]
@@ -321,7 +325,7 @@ class _Scan:
 
     def _nothing(self) -> str:
         of = self.files
-        others = [self._name(path) for path in (*of.passed_over, *of.links, *of.hidden)]
+        others = [self._name(path) for path in (*of.skipped, *of.links, *of.hidden)]
         return f" that can be read; files and links there: {_few(others)}" if others else ""
 
 
@@ -330,7 +334,7 @@ def _rank(path: Path) -> tuple[int, str]:
 
 
 def _inside(path: Path) -> str:
-    """The number of files in a folder, to stand behind its name; "" for a file."""
+    """The number of files in a folder, to show after its name; "" for a file."""
     if not path.is_dir():
         return ""
     count = sum(len(names) for _, _, names in os.walk(path))
@@ -342,7 +346,7 @@ def _pictures(count: int) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    """The number of names, and some of them."""
+    """The number of names, and the first of them."""
     kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
     more = f", … ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common(FEW))})"
     listed = ", ".join(printable(name) for name in names[:FEW])

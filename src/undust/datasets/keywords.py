@@ -1,6 +1,6 @@
-"""What emoji are also called: the keywords of the Unicode CLDR, where its files are installed.
+"""Keywords of emoji from the Unicode CLDR, where its files are installed.
 
-Names are few ("automobile"); keywords are the words that people look for ("car").
+An emoji has one name ("automobile"); keywords are the words that people search for ("car").
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _VARIATION = "\ufe0f"  # left out in CLDR's files
 
 
 class Keywords:
-    """The keywords of one language; there are none where CLDR's files do not lie in `folder`."""
+    """The keywords of one language; empty if CLDR's files are not in `folder`."""
 
     def __init__(self, language: str, folder: Path = FOLDER) -> None:
         self.language = language
         self.folder = folder
 
     def __call__(self, text: str) -> list[str]:
-        """The words for one emoji, without its name; empty if CLDR has none."""
+        """The keywords of one emoji, without its name; empty if CLDR has none."""
         return self._words.get(text.replace(_VARIATION, ""), [])
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Rows of a data set's metadata, from JSON lines or a table of values between commas."""
+"""Rows of a data set's metadata, from JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Row = Mapping[str, Any]
 
 
 class LineError(ValueError):
-    """The fault of a line, without its file and number."""
+    """The error of a line, without its file and number."""
 
 
 def rows(path: Path) -> Iterator[tuple[int, Row | LineError]]:
-    """The number of each line that has something in it, and its values or its fault.
+    """The number of each line that is not empty, with its values or its error.
 
-    path: metadata.jsonl, with one JSON object a line, or metadata.csv, with names of columns in
+    path: metadata.jsonl, with one JSON object a line, or metadata.csv, with the names of columns in
     the first line. Raises UndustError for a file that cannot be read, and for Parquet.
     """
     if path.suffix.lower() == ".parquet":
@@ -37,7 +37,7 @@ def rows(path: Path) -> Iterator[tuple[int, Row | LineError]]:
 
 
 def text_of(row: Row, name: str) -> str:
-    """The text in a column; empty if it is absent or null, as tables exported with gaps have it.
+    """The text in a column; "" if it is absent or null, as in tables exported with gaps.
 
     Raises LineError for another kind of value.
     """
@@ -51,8 +51,8 @@ def text_of(row: Row, name: str) -> str:
     return value
 
 
-def texts_of(row: Row) -> dict[str, str]:
-    """All columns that hold text, by name, but for empty ones and text of spaces alone."""
+def captions_of(row: Row) -> dict[str, str]:
+    """All columns with text, by name, except for empty text and text of spaces."""
     texts = {name: value for name, value in row.items() if isinstance(value, str) and value.strip()}
     return {name: value for name, value in texts.items() if _is_whole(value) and _is_whole(name)}
 

@@ -33,7 +33,7 @@ TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainingCheckpoint:
     """The whole state of a run, to resume it as if it had never stopped.
 
     config: `model_dump` of its configuration; inputs: digests of the run's inputs, by name; none in
@@ -49,7 +49,7 @@ class Checkpoint:
     tokenizer: Tokenizer | None = None
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
     """Publishes a checkpoint under `folder` and removes all but the newest `keep`.
 
     Newer ones than this are damaged, since the run was resumed without them: they stay, uncounted.
@@ -79,7 +79,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return target
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path) -> TrainingCheckpoint:
     """Reads one checkpoint. Raises UndustError, naming the file, if it is cut or damaged."""
     try:
         state = json.loads(read_text(path / "state.json"))
@@ -99,10 +99,12 @@ def load(path: Path) -> Checkpoint:
             raise UndustError(f"{file} is damaged or absent: its SHA-256 is not the one written")
     tensors = {name: safetensors_file.load(path / f"{name}.safetensors") for name in TENSOR_FILES}
     tokenizer = tokenizer_files.load(path / TOKENIZER) if others else None
-    return Checkpoint(step=step, config=config, **tensors, inputs=inputs, tokenizer=tokenizer)
+    return TrainingCheckpoint(
+        step=step, config=config, **tensors, inputs=inputs, tokenizer=tokenizer
+    )
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest(folder: Path) -> tuple[TrainingCheckpoint | None, list[str]]:
     """The newest whole checkpoint, or None, and a line for each newer one that was refused."""
     refused: list[str] = []
     for path in _newest_first(folder):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from undust.formats.files import expanded
-from undust.training.checkpoints import Checkpoint
+from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.data import Observe
 from undust.training.task import Task
 
@@ -134,7 +134,7 @@ class TrainingConfig(Config, ABC):
         return self
 
     @abstractmethod
-    def task(self, out: Path, resumed: Checkpoint | None, observe: Observe) -> Task:
+    def task(self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe) -> Task:
         """The task that this configures, in the run's folder `out`.
 
         resumed: the checkpoint to continue from; observe: called with the numbers of images

@@ -28,7 +28,7 @@ from undust.networks.unet import UNet
 from undust.pictures import grid
 from undust.training.caches import ImageCache, LatentCache
 from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
-from undust.training.checkpoints import Checkpoint
+from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import Place, TrainingConfig
 from undust.training.data import Batch, Observe, RandomStream, SampleOrder
 from undust.training.derived import check_text_encoder, derived_unet, first_stage_at
@@ -62,7 +62,9 @@ class DiffusionConfig(TrainingConfig):
         unet = derived_unet(self.unet, place, self.data.size, self.text_encoder.hidden_size)
         return self.model_copy(update={"first_stage": place, "unet": unet})
 
-    def task(self, out: Path, resumed: Checkpoint | None, observe: Observe) -> DiffusionTask:
+    def task(
+        self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe
+    ) -> DiffusionTask:
         """The training of U-Net and text encoder."""
         return DiffusionTask(self, out, resumed, observe)
 
@@ -87,7 +89,7 @@ class DiffusionTask:
         self,
         config: DiffusionConfig,
         out: Path,
-        resumed: Checkpoint | None = None,
+        resumed: TrainingCheckpoint | None = None,
         observe: Observe = lambda _done, _all: None,
     ) -> None:
         """As `TrainingConfig.task`. observe: called while images are encoded as latents."""
@@ -204,7 +206,7 @@ class DiffusionTask:
         ]
 
 
-def _tokenizer(resumed: Checkpoint, out: Path) -> Tokenizer:
+def _tokenizer(resumed: TrainingCheckpoint, out: Path) -> Tokenizer:
     """The tokenizer of the run that is resumed."""
     if resumed.tokenizer:
         return resumed.tokenizer

@@ -19,7 +19,7 @@ from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.pictures import grid, to_images
 from undust.training.caches import ImageCache, in_batches
-from undust.training.checkpoints import Checkpoint
+from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import Config, TrainingConfig
 from undust.training.data import Batch, Observe, RandomStream, SampleOrder, crop
 from undust.training.losses import gradient_difference
@@ -50,7 +50,9 @@ class FirstStageConfig(TrainingConfig):
     autoencoder: AutoencoderConfig
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
 
-    def task(self, out: Path, resumed: Checkpoint | None, observe: Observe) -> FirstStageTask:
+    def task(
+        self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe
+    ) -> FirstStageTask:
         """The training of the autoencoder."""
         return FirstStageTask(self, out, resumed, observe)
 
@@ -80,7 +82,7 @@ class FirstStageTask:
         self,
         config: FirstStageConfig,
         out: Path,
-        resumed: Checkpoint | None = None,
+        resumed: TrainingCheckpoint | None = None,
         observe: Observe = lambda _done, _all: None,
     ) -> None:
         """As `TrainingConfig.task`. observe: called while images are decoded into memory."""

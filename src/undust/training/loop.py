@@ -23,7 +23,7 @@ from undust.errors import UndustError
 from undust.formats.files import workspace
 from undust.formats.locks import FileLock
 from undust.training import checkpoints
-from undust.training.checkpoints import Checkpoint
+from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import TrainingConfig
 from undust.training.data import Batch
 from undust.training.ema import Ema
@@ -65,7 +65,7 @@ class Trainer:
             self.parameters, config.optimizer, half=self.run.muon_precision != "fp32"
         )
 
-    def resume(self, checkpoint: Checkpoint) -> None:
+    def resume(self, checkpoint: TrainingCheckpoint) -> None:
         """Continues from a checkpoint. Raises UndustError for one of other tensors."""
         if set(checkpoint.weights) != set(self.parameters) or any(
             checkpoint.weights[name].shape != value.shape for name, value in self.parameters.items()
@@ -151,7 +151,7 @@ class Trainer:
         with self._averaged():
             self.task.publish(self.out / "model")
         weights = {name: value.detach() for name, value in self.parameters.items()}
-        state = Checkpoint(
+        state = TrainingCheckpoint(
             self.step,
             self.config.model_dump(mode="json"),
             weights,

@@ -13,7 +13,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from undust.errors import UndustError, quoted
-from undust.training.checkpoints import Checkpoint
+from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.config_keys import renamed
 from undust.training.configs import TrainingConfig
 
@@ -45,7 +45,7 @@ INPUTS = {"data": "the data", "first_stage": "the first stage's weights"}
 HOW = {"data": " (a picture or a caption was added, removed, edited or moved)"}
 
 
-def compare_configs(checkpoint: Checkpoint, config: TrainingConfig, out: Path) -> list[str]:
+def compare_configs(checkpoint: TrainingCheckpoint, config: TrainingConfig, out: Path) -> list[str]:
     """A line for the changes of the configuration since the checkpoint, or none.
 
     Raises UndustError, with both values, for a change that the run cannot be resumed with.
@@ -66,7 +66,9 @@ def compare_configs(checkpoint: Checkpoint, config: TrainingConfig, out: Path) -
     return [f"changed since step {checkpoint.step}: {', '.join(lines)}"]
 
 
-def compare_inputs(checkpoint: Checkpoint, inputs: Mapping[str, str], out: Path) -> list[str]:
+def compare_inputs(
+    checkpoint: TrainingCheckpoint, inputs: Mapping[str, str], out: Path
+) -> list[str]:
     """A note on inputs whose digest an older checkpoint does not have, or none.
 
     inputs: digests by name, those of `INPUTS`. Raises UndustError if one differs.
