@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from undust.formats import convert, safetensors_file
 from undust.formats.networks import empty_network
-from undust.formats.original.checkpoint import original
+from undust.formats.original.checkpoint import to_original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -57,7 +57,7 @@ def write(folder: Path) -> None:
         "vae": (VAE, weights(empty_network(Autoencoder, VAE))),
         "text_encoder": (TEXT, weights(empty_network(TextEncoder, TEXT))),
     }
-    safetensors_file.save(folder / FILE, original(VARIANTS["sd1"], parts))
+    safetensors_file.save(folder / FILE, to_original(VARIANTS["sd1"], parts))
     with convert.opened(folder / FILE, folder) as found:
         convert.write(found.model, folder / FOLDER, "folder")
 

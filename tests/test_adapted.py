@@ -202,8 +202,8 @@ def test_pictures_of_different_loras_do_not_disturb_each_other(model: LatentDiff
 def test_a_learnt_word(folder: Path, model: LatentDiffusion, tmp_path: Path):
     torch.manual_seed(4)
     vectors = {
-        "clip_l": torch.randn(2, WIDTHS["clip"]),
-        "clip_g": torch.randn(2, WIDTHS["open_clip"]),
+        "clip_l": torch.randn(2, WIDTHS["CLIP"]),
+        "clip_g": torch.randn(2, WIDTHS["OpenCLIP"]),
     }
     if len(model.texts) == 1:
         vectors = {"emb_params": vectors["clip_l" if folder.name == "sd1" else "clip_g"]}
@@ -299,7 +299,7 @@ def test_what_is_saved_is_the_model_with_what_it_wears(
 
 def test_a_refiner_wears_what_fits_it(folder: Path, model: LatentDiffusion, lora: Path, tmp_path):
     """A model that refines itself changes nothing, whatever it wears and is shown."""
-    vectors = {"clip_l": torch.randn(2, WIDTHS["clip"]), "clip_g": torch.randn(2, 64)}
+    vectors = {"clip_l": torch.randn(2, WIDTHS["CLIP"]), "clip_g": torch.randn(2, 64)}
     if len(model.texts) == 1:
         vectors = {"emb_params": vectors["clip_l" if folder.name == "sd1" else "clip_g"]}
     save_file(vectors, tmp_path / "toy.safetensors")

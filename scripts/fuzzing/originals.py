@@ -14,7 +14,7 @@ from undust.diffusion.process import PROCESSES
 from undust.formats import model_folder
 from undust.formats.components import Components
 from undust.formats.networks import empty_network
-from undust.formats.original.checkpoint import original
+from undust.formats.original.checkpoint import to_original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import (
@@ -86,7 +86,7 @@ def checkpoint(variant: str, vocabulary: int = 99, length: int = 7) -> Entries:
         projects = ["CLIPTextModelWithProjection" if each.pooled else "CLIPTextModel"]
         words = TextEncoderConfig.read({**told, "architectures": projects})
         parts[each.folder] = (words, empty_network(TextEncoder, words).state_dict())
-    tensors = original(known, parts)
+    tensors = to_original(known, parts)
     return {name: ("F16", tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 

@@ -141,7 +141,7 @@ def controlnets(_: Path) -> Make:
     )
     network = empty_network(ControlNet, config)
     ours = entries_of(network)
-    theirs = {name: ("F16", tuple(t.shape)) for name, t in controlnet.original(network).items()}
+    theirs = {name: ("F16", tuple(t.shape)) for name, t in controlnet.to_original(network).items()}
     told = {"_class_name": controlnet.KIND, **config.model_dump(mode="json")}
 
     def make(chance: Random, folder: Path) -> Asks:

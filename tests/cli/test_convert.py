@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from undust import load
-from undust.formats.original.checkpoint import original
+from undust.formats.original.checkpoint import to_original
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from variants import build
@@ -29,7 +29,7 @@ CONFIG = AutoencoderConfig(block_out_channels=(32, 64))
 def first_stage(here: Path) -> dict[str, torch.Tensor]:
     """vae.safetensors, in half precision: its tensors."""
     own = {name: t.half() for name, t in Autoencoder(CONFIG).state_dict().items()}
-    tensors = {key: t.contiguous() for key, t in original(None, {"vae": (CONFIG, own)}).items()}
+    tensors = {key: t.contiguous() for key, t in to_original(None, {"vae": (CONFIG, own)}).items()}
     save_file(tensors, here / "vae.safetensors")
     return tensors
 
@@ -38,7 +38,7 @@ def test_there_and_back(undust: Run, here: Path, first_stage: dict[str, torch.Te
     there = undust("convert", "vae.safetensors", "vae", "--to", "folder")
     assert (there.code, there.out) == (0, "vae\n")
     assert "MB: writing vae" in there.err
-    assert "does not tell its latents' scale" in there.err
+    assert "does not store the scale of its latents" in there.err
     back = undust("convert", "vae", "back.safetensors", "--to", "single-file", "--dtype", "fp32")
     assert back.code == 0
     found = load_file(here / "back.safetensors")
@@ -139,12 +139,12 @@ def test_a_pickle_that_would_run_something(undust: Run, here: Path):
         (("vae.safetensors", "b"), "--to"),
         (("vae.safetensors", "b", "--to", "zip"), "zip"),
         (("vae.safetensors", "b", "--to", "folder", "--dtype", "fp8"), "fp8"),
-        (("vae.safetensors", "b.ckpt", "--to", "single-file"), "ends in .safetensors"),
-        (("vae.safetensors", "mine", "--to", "folder"), "it is left as it is"),
+        (("vae.safetensors", "b.ckpt", "--to", "single-file"), "has to end in .safetensors"),
+        (("vae.safetensors", "mine", "--to", "folder"), "it is not replaced"),
         (("vae.safetensors", "b", "--to", "folder", "--ema"), "no moving averages"),
         (("mine", "b", "--to", "folder"), "is not a model folder"),
         (("vae.safetensors", "mine/a.txt/b", "--to", "folder"), "a.txt is not a folder"),
-        (("word.safetensors", "b", "--to", "folder"), "one file and never a folder"),
+        (("word.safetensors", "b", "--to", "folder"), "is always a single file"),
         (("word.safetensors", "vae.safetensors", "--to", "single-file"), "is a first stage, not"),
         (
             ("word.safetensors", "b.safetensors", "--to", "single-file", "--lora", "a"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from undust.formats import controlnet, safetensors_file
-from undust.formats.original.checkpoint import original
+from undust.formats.original.checkpoint import to_original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -41,7 +41,7 @@ def write(path: Path, **extra: torch.Tensor) -> None:
         "text_encoder": TextEncoder(text),
     }
     parts = {name: (network.config, network.state_dict()) for name, network in networks.items()}
-    safetensors_file.save(path, {**original(VARIANTS["sd2"], parts), **extra})
+    safetensors_file.save(path, {**to_original(VARIANTS["sd2"], parts), **extra})
 
 
 def test_a_checkpoint_is_known_and_says_by_what(undust: Run, here: Path):
@@ -80,7 +80,7 @@ def test_what_lies_beside_a_model_is_counted(undust: Run, here: Path):
     write(here / "whole.safetensors", stranger=torch.zeros(3))
     facts = json.loads(undust("inspect", "whole.safetensors", "--json").out)
     assert facts["kind"] == "checkpoint"
-    assert facts["beside"]["of nothing known"] == 1
+    assert facts["beside"]["unknown tensors"] == 1
 
 
 def test_painting_with_what_cannot_be_is_one_line(undust: Run, here: Path):
@@ -126,7 +126,7 @@ def test_what_goes_into_a_model_is_told(undust: Run, here: Path):
         }
     )
     safetensors_file.save(
-        here / "control.safetensors", controlnet.original(from_unet(UNet(config)))
+        here / "control.safetensors", controlnet.to_original(from_unet(UNet(config)))
     )
     facts = json.loads(undust("inspect", "control.safetensors", "--json").out)
     told = {key: facts[key] for key in ("kind", "text width", "channels")}

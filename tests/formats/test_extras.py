@@ -19,7 +19,7 @@ from torch import Tensor
 from adapters.families import IN, OUT, draw, lora, net, prefixed
 from undust.errors import UndustError
 from undust.formats import controlnet, safetensors_file, textual_inversion
-from undust.formats.convert import check, opened, size, write
+from undust.formats.convert import check_target, open_model, size_in_bytes, write_model
 from undust.formats.folder import load_weights
 from undust.formats.lora.file import load as load_lora
 from undust.networks.autoencoder import Autoencoder
@@ -39,9 +39,9 @@ LINEAR = prefixed("lora_unet_linear", lora((OUT, IN), draw(0)))
 
 
 def convert(source: Path, target: Path, layout: str = "single-file", **options) -> list[str]:
-    check(source, target, layout)
-    with opened(source, target.parent) as found:
-        return [*found.notes, *write(found.model, target, layout, **options)]
+    check_target(source, target, layout)
+    with open_model(source, target.parent) as found:
+        return [*found.notes, *write_model(found.model, target, layout, **options)]
 
 
 def same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
@@ -176,23 +176,25 @@ def test_a_pickled_folder_of_a_controlnet(control, tmp_path):
 
 def test_a_controlnet_and_the_model_that_it_was_trained_with(control, tmp_path):
     control.save_pretrained(tmp_path / "a")
-    tensors = controlnet.original(controlnet.load(tmp_path / "a"))
+    tensors = controlnet.to_original(controlnet.load(tmp_path / "a"))
     torch.save({**tensors, **OTHERS}, tmp_path / "control.pth")
     notes = convert(tmp_path / "control.pth", tmp_path / "b.safetensors")
-    assert notes == ["left out: the model beside it (3 tensors)"]
+    assert notes == ["left out: the model it was trained with (3 tensors)"]
     assert same(load_file(tmp_path / "b.safetensors"), tensors)
-    with opened(tmp_path / "control.pth", tmp_path) as found:
-        assert size(found.model, torch.float16) == sum(t.numel() * 2 for t in tensors.values())
+    with open_model(tmp_path / "control.pth", tmp_path) as found:
+        assert size_in_bytes(found.model, torch.float16) == sum(
+            t.numel() * 2 for t in tensors.values()
+        )
 
 
 def test_a_configuration_beside_a_pickle_counts(control, tmp_path):
     network = diffusers.ControlNetModel(**{**CONTROLNET, "attention_head_dim": 4})
     network.save_pretrained(tmp_path / "a", safe_serialization=False)
     pickle = tmp_path / "a" / "diffusion_pytorch_model.bin"
-    with opened(pickle, tmp_path) as found:
+    with open_model(pickle, tmp_path) as found:
         assert found.model.config.attention_head_dim == 4
-        with pytest.raises(UndustError, match=r"to say that the ControlNet's .*heads is 4"):
-            write(found.model, tmp_path / "b.safetensors", "single-file")
+        with pytest.raises(UndustError, match=r"store that the ControlNet's .*heads is 4"):
+            write_model(found.model, tmp_path / "b.safetensors", "single-file")
     (tmp_path / "a" / "config.json").write_text("{")
     with pytest.raises(UndustError, match=r"a/config\.json is not JSON"):
         convert(pickle, tmp_path / "c", "folder")
@@ -202,7 +204,7 @@ def test_a_configuration_beside_a_pickle_counts(control, tmp_path):
 def test_what_only_a_configuration_says_needs_it_beside(control, tmp_path):
     config = {**CONTROLNET, "global_pool_conditions": True}
     diffusers.ControlNetModel(**config).save_pretrained(tmp_path / "shuffle")
-    with pytest.raises(UndustError, match="say that the ControlNet's pools is True: it would be"):
+    with pytest.raises(UndustError, match="store that the ControlNet's pools is True: it would be"):
         convert(tmp_path / "shuffle", tmp_path / "a.safetensors")
     shutil.copy(tmp_path / "shuffle" / "config.json", tmp_path)
     convert(tmp_path / "shuffle", tmp_path / "a.safetensors")
@@ -216,8 +218,8 @@ def test_only_its_own_kind_is_replaced(control, tmp_path):
     save_file(LINEAR, tmp_path / "lora.safetensors")
     save_file({"emb_params": torch.ones(1, 8)}, tmp_path / "word.safetensors")
     stage = Autoencoder(AutoencoderConfig(block_out_channels=(32, 64)))
-    write(stage, tmp_path / "stage.safetensors", "single-file")
-    write(stage, tmp_path / "stage", "folder")
+    write_model(stage, tmp_path / "stage.safetensors", "single-file")
+    write_model(stage, tmp_path / "stage", "folder")
     control.save_pretrained(tmp_path / "net")
     convert(tmp_path / "net", tmp_path / "net.safetensors")
     kinds = {
@@ -231,11 +233,11 @@ def test_only_its_own_kind_is_replaced(control, tmp_path):
         for other, another in kinds.items():
             if name != other:
                 source, target = (tmp_path / f"{which}.safetensors" for which in (name, other))
-                with pytest.raises(UndustError, match=f"is there already and is {another}, not"):
+                with pytest.raises(UndustError, match=f"exists and is {another}, not"):
                     convert(source, target)
-        with opened(tmp_path / f"{name}.safetensors", tmp_path) as found:
+        with open_model(tmp_path / f"{name}.safetensors", tmp_path) as found:
             assert found.kind == kind
-    with pytest.raises(UndustError, match="there already and is a first stage, not a ControlNet"):
+    with pytest.raises(UndustError, match="exists and is a first stage, not a ControlNet"):
         convert(tmp_path / "net.safetensors", tmp_path / "stage", "folder")
     assert {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
 
@@ -246,13 +248,13 @@ def test_only_its_own_kind_is_replaced(control, tmp_path):
 )
 def test_what_is_one_file_is_no_folder(tensors, kind, tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
-    with pytest.raises(UndustError, match=f"{kind} is one file and never a folder: single-file is"):
+    with pytest.raises(UndustError, match=f"{kind} is always a single file: its layout"):
         convert(tmp_path / "a.safetensors", tmp_path / "b" / "c", "folder")
     with (
         pytest.raises(
             UndustError, match=rf"a\.safetensors is {kind}, which has no moving averages"
         ),
-        opened(tmp_path / "a.safetensors", tmp_path, ema=True),
+        open_model(tmp_path / "a.safetensors", tmp_path, ema=True),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

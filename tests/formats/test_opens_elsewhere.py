@@ -60,7 +60,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     @cache
     def write(variant: str, precision: str) -> Path:
         folder = root / f"{variant}-{precision}"
-        convert.write(model(variant), folder, "folder", PRECISIONS[precision])
+        convert.write_model(model(variant), folder, "folder", PRECISIONS[precision])
         return folder
 
     return write
@@ -179,7 +179,7 @@ def test_networks_alone_open_by_the_plain_call(written: Written, tmp_path: Path,
         diffusers.AutoencoderKL: (model.autoencoder, tmp_path / "first stage"),
     }
     for network, folder in alone.values():
-        convert.write(network, folder, "folder", PRECISIONS[stored])  # pyright: ignore
+        convert.write_model(network, folder, "folder", PRECISIONS[stored])  # pyright: ignore
     folder = written("sdxl", stored)
     alone[transformers.CLIPTextModel] = (model.texts[0].encoder, folder / "text_encoder")
     alone[transformers.CLIPTextModelWithProjection] = (
@@ -208,7 +208,7 @@ def test_a_controlnet_paints_the_same(written: Written, tmp_path: Path, stored: 
         network = ControlNet(config.model_copy(update=channels))
         for parameter in network.parameters():  # a fresh one adds nothing
             parameter.data += 0.05 * torch.randn_like(parameter)
-    convert.write(network, tmp_path / "control", "folder", PRECISIONS[stored])
+    convert.write_model(network, tmp_path / "control", "folder", PRECISIONS[stored])
     pixels = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     shown = Image.fromarray(pixels)
     shown.save(tmp_path / "shown.png")

@@ -143,7 +143,7 @@ def test_a_file_that_does_not_tell_the_scale_has_a_command_that_makes_a_folder_o
     """SD 1's first stage and SDXL's have the same tensors, and other scales."""
     monkeypatch.chdir(tmp_path)
     file, own = tmp_path / "my vae.safetensors", published_form(0.13025)
-    convert.write(own, file, "single-file")
+    convert.write_model(own, file, "single-file")
     with pytest.raises(UndustError, match="does not tell its latents' scale") as error:
         diffusion_recipe(f"first_stage={file}").complete()
     command = shlex.split(str(error.value).partition("in its config.json: ")[2])

@@ -53,7 +53,7 @@ def convert(
     are read in a process of their own that can do no harm, and nowhere else in undust.
     """
     from undust.formats import pickles
-    from undust.formats.convert import check, opened, size, write
+    from undust.formats.convert import check_target, open_model, size_in_bytes, write_model
     from undust.formats.original.detect import PREDICTIONS
     from undust.networks.dtype_and_device import precision
 
@@ -63,15 +63,15 @@ def convert(
         if str(source) not in built_in():
             raise UndustError(f"{source} does not exist")
         source = BUILT_IN / source
-    replaced = check(source, target, to)
+    replaced = check_target(source, target, to)
     if not source.is_dir() and pickles.is_pickle(source):
         console.summary(f"reading {source} in a process of its own")
     kept = precision(dtype) if dtype else None
-    with opened(source, target.resolve().parent, ema=ema) as found:
+    with open_model(source, target.resolve().parent, ema=ema) as found:
         _merge(found, lora or ())
         if prediction is not None:
             _model(found, "--prediction").prediction = PREDICTIONS[prediction]
-        done, total = 0, size(found.model, kept) // MEGABYTE
+        done, total = 0, size_in_bytes(found.model, kept) // MEGABYTE
         with console.counted("MB", f"writing {target}") as observe:
 
             def wrote(number: int) -> None:
@@ -80,7 +80,7 @@ def convert(
                 if done // MEGABYTE > before:
                     observe(done // MEGABYTE, total)
 
-            unsaid = write(found.model, target, to, kept, wrote)
+            unsaid = write_model(found.model, target, to, kept, wrote)
     for note in (*found.notes, *unsaid):
         console.summary(note)
     if replaced:

@@ -181,7 +181,7 @@ def _single_file(checkpoint: Checkpoint) -> Facts:
             for name, part in checkpoint.parts.items()
         ],
         "texts": texts,
-        "beside": checkpoint.spare,
+        "beside": checkpoint.ignored,
     }
 
 

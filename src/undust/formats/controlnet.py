@@ -58,10 +58,11 @@ def load(
     return network.eval().requires_grad_(False)
 
 
-def original(network: ControlNet) -> dict[str, Tensor]:
-    """Its tensors as the original code names them: what is written so, `load` loads to the bit."""
+def to_original(network: ControlNet) -> dict[str, Tensor]:
+    """Its tensors under the original code's keys; `load` of the written file is exact."""
     tensors = network.state_dict()
-    return key_map.write(tensors, key_map.under(PREFIX, keys.controlnet(tensors.keys())))
+    found = keys.controlnet(tensors.keys())
+    return key_map.to_original(tensors, key_map.with_prefix(PREFIX, found))
 
 
 def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNet:
@@ -75,13 +76,13 @@ def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNe
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         wanted = {place.key for place in where.values()}
         found = {key: shapes[key] for key in shapes if key in wanted or not _spare(key)}
-        key_map.check(found, own, where, "the ControlNet")
+        key_map.check_shapes(found, own, where, "the ControlNet")
         for key in sorted(wanted):
             if not entries[key].dtype.is_floating_point:
                 raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
-    load_into(network, key_map.read(safetensors_file.load(path, dtype), where), path)
+    load_into(network, key_map.from_original(safetensors_file.load(path, dtype), where), path)
     return network
 
 
@@ -101,7 +102,7 @@ def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, KeyMap]:
     network = empty_network(ControlNet, _config_beside(beside) or see(inside))
     names = network.state_dict().keys()
     where = {name: KeySpec(name) for name in names} if OURS in inside else keys.controlnet(names)
-    return network, key_map.under(prefix, where)
+    return network, key_map.with_prefix(prefix, where)
 
 
 def _config(shapes: Shapes) -> ControlNetConfig:

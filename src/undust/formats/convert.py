@@ -1,7 +1,7 @@
-"""A model from a folder, a single file or a pickle, and into a folder or a single file.
+"""Conversion of models between a diffusers folder and a single file, also from pickles.
 
-So too a first stage alone, a ControlNet, a LoRA or a learnt word. Between `opened` and `write` it
-lies in memory: mapped, as long as nothing changes a weight.
+A first stage alone, a ControlNet, a LoRA and a textual inversion are converted too. Between
+`open_model` and `write_model` the weights are memory-mapped, unless something changes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from undust.formats import (
 )
 from undust.formats.components import Components, load_first_stage, save_component, types_of
 from undust.formats.extras import CONTROLNET, ExtraFile
-from undust.formats.files import atomic, atomic_folder
+from undust.formats.files import atomic, atomic_folder, make_folder
 from undust.formats.folder import INDEX, STEMS, read_json, read_model_index
 from undust.formats.original import model as original_model
 from undust.formats.original.checkpoint import scan_checkpoint
@@ -39,9 +39,9 @@ LAYOUTS = ("folder", "single-file")
 CONFIG = "config.json"
 SUFFIX = ".safetensors"
 MODEL, FIRST_STAGE = "a model", "a first stage"
-# The networks that are a folder of their own.
+# Networks with a folder of their own.
 ALONE = {FirstStageNetwork: FIRST_STAGE, ControlNet: CONTROLNET}
-# What pickled weights of a component are called, and what they become.
+# File names of a component's pickled weights → those of the converted ones.
 PICKLED = {
     f"{name}{variant}.bin": f"{stem}{SUFFIX}"
     for variant in ("", ".fp16")
@@ -53,101 +53,101 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory, or what belongs into one; notes: what was there and is not in it."""
+    """A model in memory, or an extra file for one; notes: the parts of its source left out."""
 
     model: Model
     notes: list[str] = field(default_factory=list[str])
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """What it is, such as "a model" or "a LoRA"."""
         return _kind(self.model)
 
 
-def check(source: Path, target: Path, layout: str) -> str:
-    """Of what kind that is which `target`, a copy of `source`, would replace; "" if nothing.
+def check_target(source: Path, target: Path, layout: str) -> str:
+    """The kind of model already at `target` that would be overwritten; "" if none.
 
-    Raises UndustError if it cannot be written in one of `LAYOUTS`, such as when it is there already
-    and is nothing that `write` writes, or if the two lie in each other: what is replaced would be
-    lost with what is only in it.
+    Raises UndustError for an unknown layout, for a target that cannot be written or exists and is
+    not a model, and if one of the two paths contains the other.
     """
     if layout not in LAYOUTS:
-        raise UndustError(f"{layout!r:.40} is no layout; possible are {' and '.join(LAYOUTS)}")
+        raise UndustError(f"{layout!r:.40} is not a layout; expected {' or '.join(LAYOUTS)}")
     old, new = source.resolve(), target.resolve()
     if old == new or old in new.parents or new in old.parents:
-        raise UndustError(f"{target} and {source} are the same or lie in each other")
+        raise UndustError(f"{target} and {source} are the same, or one contains the other")
     place = next(place for place in new.parents if place.exists())
     if not place.is_dir():
         raise UndustError(f"cannot write {target}: {place} is not a folder")
     if layout != "folder" and new.suffix != SUFFIX:
-        raise UndustError(f"{target}: the name of a single file ends in {SUFFIX}")
-    return _there(target, layout)
+        raise UndustError(f"{target}: the name of a single file has to end in {SUFFIX}")
+    return _existing_kind(target, layout)
 
 
 @contextmanager
-def opened(path: Path, scratch: Path, *, ema: bool = False) -> Generator[LoadedModel]:
-    """The model at a path, each of its weights in the precision that it is stored in.
+def open_model(path: Path, scratch: Path, *, ema: bool = False) -> Generator[LoadedModel]:
+    """The model at a path, each weight in the dtype that it is stored in.
 
-    A diffusers folder of a model, a first stage or a ControlNet, one file of these, of a LoRA or of
-    a learnt word, or any of them pickled; `scratch` is a folder, perhaps yet to be made, on a disk
-    with room for what is unpacked. ema: as `scan_checkpoint`. Raises UndustError for anything else.
+    path: a diffusers folder of a model, a first stage or a ControlNet; a single file of these, of a
+    LoRA or of a textual inversion; or any of them pickled. scratch: a folder, which need not exist
+    yet, on a disk with room for unpacked pickles; ema: as `scan_checkpoint`. Raises UndustError for
+    anything else.
     """
     there = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix=".undust-", dir=there) as name:
         if path.is_dir():
             if ema:
-                raise UndustError(f"{path} is a folder, which holds no moving averages")
+                raise UndustError(f"{path} is a folder, which has no moving averages of weights")
             yield _from_folder(path, Path(name))
         else:
             yield _from_file(path, Path(name), ema=ema)
 
 
-def write(
+def write_model(
     model: Model,
     path: Path,
     layout: str,
     dtype: torch.dtype | None = None,
     wrote: Callable[[int], object] = int,
 ) -> list[str]:
-    """Writes the model in one of `LAYOUTS`, whole or not at all; what it cannot tell its reader.
+    """Writes a model in one of `LAYOUTS`, atomically; returns notes on what the file cannot store.
 
-    dtype, wrote: as `safetensors_file.save`. Folders above it are made. What is there is replaced
-    if it is of the same kind: `check` comes first. Raises UndustError for a model that the layout
-    cannot hold without becoming another one.
+    dtype, wrote: as `safetensors_file.save`. Missing parent folders are made. An existing model of
+    the same kind is replaced; call `check_target` first. Raises UndustError for a model that the
+    layout cannot store completely.
     """
-    there, kind = _there(path, layout), _kind(model)
-    if there not in ("", kind):
-        raise UndustError(f"{path} is there already and is {there}, not {kind}; it stays")
+    existing, kind = _existing_kind(path, layout), _kind(model)
+    if existing not in ("", kind):
+        raise UndustError(f"{path} exists and is {existing}, not {kind}; it is not replaced")
     if isinstance(model, ExtraFile):
         if layout == "folder":
-            raise UndustError(f"{kind} is one file and never a folder: {LAYOUTS[1]} is its layout")
-        _make(path.parent)
+            raise UndustError(f"{kind} is always a single file: its layout is {LAYOUTS[1]}")
+        make_folder(path.parent)
         safetensors_file.save(path, model.tensors, model.metadata, dtype=dtype, wrote=wrote)
         return []
     if layout == "folder":
-        _make(path.parent)
+        make_folder(path.parent)
         _write_folder(model, path, dtype, wrote)
         return []
-    tensors, unsaid = single_file.tensors(model)
-    _make(path.parent)
+    tensors, notes = single_file.tensors(model)
+    make_folder(path.parent)
     with atomic(path) as temporary:
         safetensors_file.save(temporary, tensors, {"format": "pt"}, dtype=dtype, wrote=wrote)
-        single_file.check(temporary, model, path)
-    return unsaid
+        single_file.check_read_back(temporary, model, path)
+    return notes
 
 
-def size(model: Model, dtype: torch.dtype | None = None) -> int:
-    """How many bytes its weights come to."""
+def size_in_bytes(model: Model, dtype: torch.dtype | None = None) -> int:
+    """The size of its weights, in bytes."""
     match model:
         case ExtraFile():
-            held = [model.tensors]
+            groups = [model.tensors]
         case Components():
-            held = [network.state_dict() for network in model.networks.values()]
+            groups = [network.state_dict() for network in model.networks.values()]
         case _:
-            held = [model.state_dict()]
+            groups = [model.state_dict()]
     return sum(
         tensor.numel() * (dtype or tensor.dtype).itemsize
-        for tensors in held
+        for tensors in groups
         for tensor in tensors.values()
     )
 
@@ -156,12 +156,12 @@ def _from_folder(folder: Path, scratch: Path) -> LoadedModel:
     kind = _kind_of_folder(folder)
     if kind not in ("", MODEL):
         load = controlnet.load if kind == CONTROLNET else load_first_stage
-        safe = _safe(folder.absolute(), scratch)
-        return LoadedModel(_blamed(folder, safe, lambda: load(safe, None)))
+        safe = _unpickled(folder.absolute(), scratch)
+        return LoadedModel(_naming(folder, safe, lambda: load(safe, None)))
     index = read_model_index(folder)
     parts = {name: folder / name for name in index if (folder / name).is_dir()}
     safe = {
-        name: _safe(part, scratch / "parts") if name in model_folder.NETWORKS else part
+        name: _unpickled(part, scratch / "parts") if name in model_folder.NETWORKS else part
         for name, part in parts.items()
     }
     source = folder
@@ -171,7 +171,7 @@ def _from_folder(folder: Path, scratch: Path) -> LoadedModel:
         (source / INDEX).write_bytes(read_bytes(folder / INDEX))
         for name, part in safe.items():
             (source / name).symlink_to(part.resolve())
-    model = _blamed(folder, source, lambda: model_folder.read(source, None))
+    model = _naming(folder, source, lambda: model_folder.read(source, None))
     left_out = [name for name in model_folder.IGNORED if name in index]
     return LoadedModel(model, [f"left out: {name}" for name in left_out])
 
@@ -185,46 +185,46 @@ def _from_file(path: Path, scratch: Path, *, ema: bool) -> LoadedModel:
             (scratch / CONFIG).write_bytes(read_bytes(config))
         if left := safetensors_file.header(source).metadata.get(pickles.LEFT_OUT):
             notes.append(f"left out: {left}")
-    found = _blamed(path, source, lambda: _from_safetensors(source, path, ema=ema))
+    found = _naming(path, source, lambda: _from_safetensors(source, path, ema=ema))
     return LoadedModel(found.model, [*notes, *found.notes])
 
 
 def _from_safetensors(path: Path, given: Path, *, ema: bool) -> LoadedModel:
-    """What is in a file; given: what it is a safe copy of, or itself."""
+    """The model in a file; given: the file that it was unpacked from, or itself."""
     kind = extras.kind_of(path)
     found = None if kind else scan_checkpoint(path, ema=ema)
     if ema and (found is None or found.variant is None):
         raise UndustError(f"{path} is {kind or FIRST_STAGE}, which has no moving averages")
     if kind == CONTROLNET:
         beside = path.with_name(CONFIG)
-        network = _blamed(given.with_name(CONFIG), beside, lambda: controlnet.load(path, None))
+        network = _naming(given.with_name(CONFIG), beside, lambda: controlnet.load(path, None))
         spare = len(safetensors_file.header(path).tensors) - len(network.state_dict())
-        notes = [f"left out: the model beside it ({spare} tensors)"] if spare else []
+        notes = [f"left out: the model it was trained with ({spare} tensors)"] if spare else []
         return LoadedModel(network, notes)
     if found is None:
         return LoadedModel(extras.read(path, kind, given))
-    notes = [f"left out: {what} ({number} tensors)" for what, number in found.spare.items()]
+    notes = [f"left out: {what} ({number} tensors)" for what, number in found.ignored.items()]
     if found.variant is not None:
         return LoadedModel(original_model.load(path, None, ema=ema), notes)
     first_stage = cast(Autoencoder, found.load(None)["vae"])
     scale = first_stage.config.scaling_factor
     notes.append(
-        f"a first stage alone does not tell its latents' scale: {scale:g} is taken, Stable "
-        "Diffusion 1 and 2's"
+        f"the file of a first stage alone does not store the scale of its latents: {scale:g} is "
+        "assumed, as in Stable Diffusion 1 and 2"
     )
     return LoadedModel(first_stage, notes)
 
 
-def _blamed(path: Path, copy: Path, read: Callable[[], T]) -> T:
-    """What `read` gives; its errors name the path that was given, not its safe copy."""
+def _naming(path: Path, copy: Path, read: Callable[[], T]) -> T:
+    """The result of `read`; its errors name `path`, not the unpacked copy of it."""
     try:
         return read()
     except UndustError as error:
         raise UndustError(str(error).replace(str(copy), str(path))) from error
 
 
-def _safe(component: Path, scratch: Path) -> Path:
-    """The component's folder, or a copy of one that has its weights as a pickle only."""
+def _unpickled(component: Path, scratch: Path) -> Path:
+    """The component's folder, or a copy with safe weights if it has only pickled ones."""
     found = [name for name in PICKLED if (component / name).exists()]
     if not found or any(component.glob(f"*{SUFFIX}")):
         return component
@@ -233,13 +233,6 @@ def _safe(component: Path, scratch: Path) -> Path:
     (copy / CONFIG).write_bytes(read_bytes(component / CONFIG))
     pickles.unpack(component / found[0], copy / PICKLED[found[0]])
     return copy
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UndustError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _write_folder(
@@ -267,18 +260,18 @@ def _kind(model: Model) -> str:
             return MODEL
 
 
-def _there(path: Path, layout: str) -> str:
-    """Of what kind that is which lies at a path; "" if nothing. UndustError if of none."""
+def _existing_kind(path: Path, layout: str) -> str:
+    """The kind of model at a path; "" for nothing. Raises UndustError for anything else."""
     if not path.exists() or (layout == "folder" and path.is_dir() and not any(path.iterdir())):
         return ""
     kind = _kind_of_folder(path) if layout == "folder" else _kind_of_file(path)
     if not kind:
-        raise UndustError(f"{path} is there already and is not a model; it is left as it is")
+        raise UndustError(f"{path} exists and is not a model; it is not replaced")
     return kind
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """Of what kind a folder is; "" for another one, and for a file."""
+    """The kind of model in a folder; "" for other folders and for files."""
     if (folder / INDEX).is_file():
         return MODEL
     config = folder / CONFIG
@@ -287,7 +280,7 @@ def _kind_of_folder(folder: Path) -> str:
 
 
 def _kind_of_file(path: Path) -> str:
-    """Of what kind a file is; "" for another one, and for a folder."""
+    """The kind of model in a file; "" for other files and for folders."""
     try:
         return extras.kind_of(path) or (MODEL if scan_checkpoint(path).variant else FIRST_STAGE)
     except UndustError:

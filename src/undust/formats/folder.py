@@ -112,9 +112,9 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | st
         if name in own or not name.endswith("position_ids")
     }
     faults = [
-        *named("missing", own.keys() - given.keys()),
-        *named("unknown", given.keys() - own.keys()),
-        *named(
+        *summarize_names("missing", own.keys() - given.keys()),
+        *summarize_names("unknown", given.keys() - own.keys()),
+        *summarize_names(
             "of another shape",
             (
                 f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
@@ -122,7 +122,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | st
                 if own[name].shape != given[name].shape
             ),
         ),
-        *named(
+        *summarize_names(
             "no weights",
             (
                 f"{name} of {given[name].dtype}"
@@ -150,8 +150,8 @@ def _load_parts(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
         part = safetensors_file.load(index.with_name(file), dtype)
         promised = {name for name, place in places.items() if place == file}
         faults = [
-            *named("missing", promised - part.keys()),
-            *named("unknown", part.keys() - promised),
+            *summarize_names("missing", promised - part.keys()),
+            *summarize_names("unknown", part.keys() - promised),
         ]
         if faults:
             raise UndustError(f"{index.with_name(file)} is not as {index.name}: {faults[0]}")
@@ -172,7 +172,7 @@ def _published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def named(what: str, names: Iterable[str], first: int = 3) -> list[str]:
+def summarize_names(what: str, names: Iterable[str], first: int = 3) -> list[str]:
     """Such as ["2 missing: a, b"], the first few by name; [] if there are none."""
     found = [printable(name) for name in sorted(names)]
     more = f" and {len(found) - first} more" if len(found) > first else ""

@@ -1,4 +1,4 @@
-"""What a single file of the original layout holds of a model, and whether that is all of it."""
+"""Writing a model as a single file of the original layout, and checking that nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from undust.diffusion.process import VP, Process
 from undust.errors import UndustError, printable
 from undust.formats import controlnet, model_folder
 from undust.formats.components import Components, type_of
-from undust.formats.original.checkpoint import original, scan_checkpoint
+from undust.formats.original.checkpoint import scan_checkpoint, to_original
 from undust.formats.original.detect import V_MARK, ZERO_SNR_MARK, detect
 from undust.formats.original.variants import CLASSES, SIZES, V_PREDICTION, VARIANTS, Variant
 from undust.networks.autoencoder import Autoencoder
@@ -23,8 +23,8 @@ from undust.networks.base import FirstStageNetwork
 from undust.networks.config import DenoiserConfig, NetworkConfig, UNetConfig
 from undust.networks.controlnet import ControlNet
 
-# What of a configuration plays a part in what a network computes and is in none of its modules.
-FIELDS = (
+# Fields of a configuration that change the network's output and are in none of its modules.
+CONFIG_FIELDS = (
     *("flip_sin_to_cos", "freq_shift", "scaling_factor", "shift_factor"),
     *("latents_mean", "latents_std"),
 )
@@ -32,7 +32,7 @@ Model = Components | FirstStageNetwork | ControlNet
 
 
 def variant_of(parts: Components) -> Variant:
-    """The variant of which a single file with such parts would be; UndustError if of none."""
+    """The variant that a single file of the model would have; UndustError if none."""
     config = parts.unet.config
     kinds = type_of(parts.unet).class_name, type_of(parts.autoencoder).class_name
     seen = [(w.penultimate, w.pooled, w.encoder.config.hidden_act) for w in parts.texts]
@@ -45,9 +45,9 @@ def variant_of(parts: Components) -> Variant:
     ]
     if not fits:
         raise UndustError(
-            f"no single file holds such a model: {kinds[0]} of {config.in_channels} channels with "
-            f"{len(seen)} text encoders ({', '.join(kind for *_, kind in seen)}); "
-            f"known are {', '.join(VARIANTS)}"
+            f"this model cannot be a single file: no variant has a {kinds[0]} with "
+            f"{config.in_channels} input channels and {len(seen)} text encoders "
+            f"({', '.join(kind for *_, kind in seen)}); known: {', '.join(VARIANTS)}"
         )
     named = next((one for one in fits if one.prediction == parts.prediction), fits[0])
     for zero_snr in (False, True):
@@ -55,34 +55,36 @@ def variant_of(parts: Components) -> Variant:
         if _same(variant.process(), parts.process):
             return variant
     raise UndustError(
-        f"the noise that the model was trained on is not {named.title}'s, and a single file has no "
-        "place to say so"
+        f"the model's noise process is not that of {named.title}, and a single file cannot store "
+        "another"
     )
 
 
 def tensors(model: Model) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a single file, and what they cannot tell its reader.
+    """The tensors of a single file, and notes on settings that the file cannot store.
 
-    Raises UndustError for a model that a single file cannot hold without becoming another one.
+    Raises UndustError for a model that a single file cannot store completely.
     """
     match model:
         case ControlNet():
-            return controlnet.original(model), []
+            return controlnet.to_original(model), []
         case Autoencoder():
             scale = f"{model.config.scaling_factor:g}"
-            unsaid = f"the file of a first stage alone does not tell its latents' scale, {scale}"
-            return original(None, {"vae": (model.config, model.state_dict())}), [unsaid]
+            note = (
+                f"the file of a first stage alone does not store the scale of its latents, {scale}"
+            )
+            return to_original(None, {"vae": (model.config, model.state_dict())}), [note]
         case FirstStageNetwork():
-            raise UndustError(f"no single file holds a first stage {type_of(model).class_name}")
+            raise UndustError(f"a first stage {type_of(model).class_name} cannot be a single file")
         case Components():
             variant = variant_of(model)
-            return _named(variant, model), list(_unsaid(variant, model))
+            return _tensors(variant, model), list(_not_stored(variant, model))
 
 
-def check(path: Path, model: Model, target: Path) -> None:
-    """Raises UndustError if what is read from a file computes something else than was written.
+def check_read_back(path: Path, model: Model, target: Path) -> None:
+    """Raises UndustError if a model read from the file would differ from the one written.
 
-    target: where the file will lie; a configuration beside that counts.
+    target: the final place of the file; a config.json beside it counts.
     """
     if isinstance(model, ControlNet):
         read = controlnet.load(path, None, beside=target)
@@ -90,15 +92,15 @@ def check(path: Path, model: Model, target: Path) -> None:
         return
     found = {name: part.network for name, part in scan_checkpoint(path).parts.items()}
     if isinstance(model, FirstStageNetwork):
-        # Alone, it has no variant that would know this.
+        # A first stage alone has no variant that decides these.
         _compare({"vae": model}, found, but=("scaling_factor", "shift_factor"))
     else:
         _compare(_networks(model, variant_of(model)), found)
 
 
-def _named(variant: Variant, parts: Components) -> dict[str, Tensor]:
-    """The tensors of a single file, from which the model is told again."""
-    tensors = original(
+def _tensors(variant: Variant, parts: Components) -> dict[str, Tensor]:
+    """The tensors of a single file, with marks where detection would be wrong without them."""
+    tensors = to_original(
         variant,
         {
             name: (cast(NetworkConfig, network.config), network.state_dict())
@@ -110,8 +112,8 @@ def _named(variant: Variant, parts: Components) -> dict[str, Tensor]:
     if found.prediction != variant.prediction:
         if variant.prediction != V_PREDICTION:
             raise UndustError(
-                f"a model that predicts {printable(variant.prediction)} would be taken for one of "
-                f"{found.prediction} from a single file"
+                f"a single file cannot store that the model predicts "
+                f"{printable(variant.prediction)}: it would be read as {found.prediction}"
             )
         tensors[V_MARK] = torch.empty(0)
     if variant.zero_snr:
@@ -120,7 +122,7 @@ def _named(variant: Variant, parts: Components) -> dict[str, Tensor]:
 
 
 def _networks(parts: Components, variant: Variant) -> dict[str, nn.Module]:
-    """The networks under the names of their places in the original's parts."""
+    """The networks by the names of the variant's parts."""
     texts = zip(variant.texts, parts.texts, strict=True)
     return {
         **{text.folder: words.encoder for text, words in texts},
@@ -129,38 +131,37 @@ def _networks(parts: Components, variant: Variant) -> dict[str, nn.Module]:
     }
 
 
-def _unsaid(variant: Variant, parts: Components) -> Generator[str]:
-    """What a reader of the single file will take otherwise than the folder says."""
+def _not_stored(variant: Variant, parts: Components) -> Generator[str]:
+    """Notes on settings that a reader of the file will assume to be the variant's."""
     for text, words in zip(variant.texts, parts.texts, strict=True):
         usual, own = clip(text.padding), words.tokenizer
         if (own.vocabulary, own.merges) != (usual.vocabulary, usual.merges):
-            raise UndustError("the tokenizer is not CLIP's, and a single file has no place for it")
+            raise UndustError("the tokenizer is not CLIP's, and a single file cannot store another")
         if own.added:
             words = ", ".join(printable(word.content) for word in [*own.added.values()][:3])
             raise UndustError(
-                f"words were learnt, and a single file has no place for them: {words}"
+                f"the tokenizer has added words, which a single file cannot store: {words}"
             )
         if own.padding != usual.padding:
             yield (
-                f"the file does not tell that prompts are padded with {printable(own.padding)}: "
-                f"a {variant.title}'s are with {usual.padding}"
+                f"not stored: prompts are padded with {printable(own.padding)}; a reader assumes "
+                f"{usual.padding}, as for {variant.title}"
             )
     latent, usual = parts.unet.config.sample_size or 64, variant.size // parts.downsampling_factor
     if latent not in (usual, (usual, usual)):
         yield (
-            f"the file does not tell the size of the pictures, {variant.size}x{variant.size} if "
-            f"none is asked for: the folder's latents are {latent}, not {usual}"
+            f"not stored: the size of latents trained on, {latent}; a reader assumes {usual}, for "
+            f"pictures of {variant.size}x{variant.size}"
         )
     if parts.force_zeros_for_empty_prompt != variant.force_zeros_for_empty_prompt:
         yield (
-            "the file does not tell that "
-            f"{model_folder.ZEROS} is {parts.force_zeros_for_empty_prompt}: "
-            f"a {variant.title}'s is not"
+            f"not stored: {model_folder.ZEROS} is {parts.force_zeros_for_empty_prompt}; a reader "
+            f"assumes {variant.force_zeros_for_empty_prompt}, as for {variant.title}"
         )
 
 
 def _added(config: DenoiserConfig) -> str:
-    """The tensor of what a network adds to the time embedding, "" for nothing."""
+    """The key of what a network adds to the time embedding, "" for nothing."""
     if config.takes_pooled_text:
         return SIZES
     if not isinstance(config, UNetConfig):
@@ -176,15 +177,15 @@ def _compare(
         for trait in sorted(own.keys() | other.keys()):
             if own.get(trait) != other.get(trait) and trait not in but:
                 raise UndustError(
-                    f"a single file has no place to say that the {name}'s {trait} is "
-                    f"{own.get(trait)}: it would be read as {other.get(trait)}"
+                    f"a single file cannot store that the {name}'s {trait} is {own.get(trait)}: "
+                    f"it would be read as {other.get(trait)}"
                 )
 
 
 def _traits(network: nn.Module) -> dict[str, Any]:
-    """All of a network that decides what it computes and is not a tensor."""
+    """All settings of a network that change its output and are not tensors."""
     config = cast(NetworkConfig, network.config)
-    traits: dict[str, Any] = {name: getattr(config, name, None) for name in FIELDS}
+    traits: dict[str, Any] = {name: getattr(config, name, None) for name in CONFIG_FIELDS}
     if isinstance(config, UNetConfig):
         traits["addition_time_embed_dim"] = config.addition_time_embed_dim
     for name, module in network.named_modules():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
-from undust.formats.folder import named
+from undust.formats.folder import summarize_names
 from undust.formats.lora.names import split
 
 MOST = 75  # vectors: as many tokens as CLIP reads of a prompt
@@ -50,7 +50,7 @@ def load(path: Path, word: str = "") -> dict[str, Tensor]:
     """
     known = _places(path)
     if word not in known and len(known) > 1:
-        [several] = named("words", known)
+        [several] = summarize_names("words", known)
         raise UndustError(
             f"{path} holds {several}, and not '{printable(word)}'; name one of them, "
             f"such as {printable(path.name)}={printable(min(known))}"
@@ -117,7 +117,7 @@ def _words(path: Path, keys: Collection[str]) -> dict[str, dict[str, str]]:
         return {key: {"": key} for key in strange}
     left = [key for key in strange if not NOTES.fullmatch(key)]
     if not known or (left and not bundled):
-        [held] = named("tensors", left) or ["no tensors"]
+        [held] = summarize_names("tensors", left) or ["no tensors"]
         beside = " beside a word's vectors" if known else ""
         raise UndustError(f"{path} is no textual inversion: it holds {held}{beside}")
     return known

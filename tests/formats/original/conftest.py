@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from undust.formats import safetensors_file
-from undust.formats.original.checkpoint import original
+from undust.formats.original.checkpoint import to_original
 from undust.formats.original.variants import VARIANTS
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import (
@@ -41,7 +41,7 @@ class Tiny:
     parts: dict[str, tuple[NetworkConfig, dict[str, Tensor]]] = field(default_factory=dict)
 
     def original(self) -> dict[str, Tensor]:
-        return original(VARIANTS[self.variant], self.parts)
+        return to_original(VARIANTS[self.variant], self.parts)
 
 
 def unet_config(variant: str) -> UNetConfig:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from undust.errors import UndustError
 from undust.formats.original import checkpoint as checkpoints
 from undust.formats.original import keys
-from undust.formats.original.checkpoint import original, scan_checkpoint
+from undust.formats.original.checkpoint import scan_checkpoint, to_original
 from undust.formats.original.detect import UNSUPPORTED
 from undust.formats.original.variants import FIRST_STAGE, UNET, VARIANTS
 
@@ -47,12 +47,12 @@ def test_a_published_file_is_known_whole(variant, published, hollow):
     found = scan_checkpoint(path)
     assert found.variant == VARIANTS[variant]
     assert path.stat().st_size / 1e9 == pytest.approx(GIGABYTES[variant], abs=0.01)
-    used = sum(len({place.key for place in part.places.values()}) for part in found.parts.values())
-    assert used + sum(found.spare.values()) == len(published(variant))
-    unused = found.spare.pop("unused parts of the text encoder", 0)
+    used = sum(len({place.key for place in part.key_map.values()}) for part in found.parts.values())
+    assert used + sum(found.ignored.values()) == len(published(variant))
+    unused = found.ignored.pop("unused parts of the text encoder", 0)
     # The last of OpenCLIP-H's layers, of twelve tensors, and its projection.
     assert unused == (13 if variant in ("sd2", "x4-upscaler") else 0)
-    assert found.spare.keys() <= {"constants", "training of CLIP"}
+    assert found.ignored.keys() <= {"constants", "training of CLIP"}
     unet, vae = found.parts["unet"].network.config, found.parts["vae"].network.config
     assert unet.sample_size == {"sd1": 64, "sd2": 64}.get(variant, 128)
     assert vae.scaling_factor == VARIANTS[variant].scaling_factor
@@ -64,17 +64,17 @@ def test_there_and_back_is_the_same_to_the_bit(variant, tiny, save):
     file = model.original()
     found = scan_checkpoint(save(file))
     assert found.variant == VARIANTS[variant]
-    assert found.spare == {}
+    assert found.ignored == {}
     assert found.parts.keys() == model.parts.keys()
     for name, (config, own) in model.parts.items():
         part = found.parts[name]
         told = config.model_dump(exclude={"vocab_size"})
         assert part.network.config.model_dump(exclude={"vocab_size"}) == told
         assert part.shapes == shapes(own)
-        back = checkpoints.key_map.read(file, part.places)
+        back = checkpoints.key_map.from_original(file, part.key_map)
         assert back.keys() == own.keys()
         assert all(torch.equal(back[key], own[key]) for key in own)
-    again = original(found.variant, {name: (c, t) for name, (c, t) in model.parts.items()})
+    again = to_original(found.variant, {name: (c, t) for name, (c, t) in model.parts.items()})
     assert again.keys() == file.keys()
     assert all(torch.equal(again[key], file[key]) for key in file)
 
@@ -98,8 +98,8 @@ def test_averages_are_taken_when_asked_for(tiny, save):
     path = save({**file, **averages, **counts})
     _, own = tiny("sd1").parts["unet"]
     last, mean = scan_checkpoint(path), scan_checkpoint(path, ema=True)
-    assert last.spare == {"moving averages of the weights": len(averages) + 2}
-    assert mean.spare == {
+    assert last.ignored == {"moving averages of the weights": len(averages) + 2}
+    assert mean.ignored == {
         "last weights of the U-Net": len(averages),
         "moving averages of the weights": 2,
     }
@@ -116,11 +116,11 @@ def test_averages_are_taken_when_asked_for(tiny, save):
 @pytest.mark.parametrize("prefix", [FIRST_STAGE, "vae.", ""])
 def test_a_first_stage_alone(prefix, tiny, save):
     config, own = tiny("sd1").parts["vae"]
-    bare = original(None, {"vae": (config, own)})
+    bare = to_original(None, {"vae": (config, own)})
     file = {prefix + key: tensor for key, tensor in bare.items()}
     found = scan_checkpoint(save({**file, "loss.logvar": torch.zeros(())}))
     assert found.variant is None
-    assert found.spare == {"training of the first stage": 1}
+    assert found.ignored == {"training of the first stage": 1}
     state = found.load()["vae"].state_dict()
     assert all(torch.equal(state[key], tensor) for key, tensor in own.items())
 
@@ -138,12 +138,12 @@ def test_what_files_hold_beside_is_told_apart(tiny, save):
     }
     file = {key: torch.zeros(3) for key in beside}
     found = scan_checkpoint(save({**tiny("sd1").original(), **file}))
-    assert found.spare == {
+    assert found.ignored == {
         "constants": 1,
         "noise schedule": 8,
         "training of CLIP": 1,
         "training of the first stage": 1,
-        "training of words": 1,
+        "training of embeddings": 1,
         "unused parts of the text encoder": 1,
     }
 
@@ -154,7 +154,7 @@ def test_marks_are_read_and_need_no_network(tiny, hollow):
     )
     assert found.variant.prediction == "v_prediction"
     assert found.variant.process().ends_in_noise
-    assert found.spare == {"marks": 2}
+    assert found.ignored == {"marks": 2}
 
 
 def test_a_text_encoder_without_its_prefix(tiny, save):
@@ -227,7 +227,7 @@ def test_whatever_is_unknown_is_named(name, tiny, hollow):
     # Outside of the networks it is named and left out, or tells what else the file is.
     try:
         beside = scan_checkpoint(hollow({**found, name: (1,)}))
-        assert beside.strays == (name,) or (beside.spare and not beside.strays)
+        assert beside.unknown == (name,) or (beside.ignored and not beside.unknown)
     except UndustError as refused:
         assert "1 unknown: " in str(refused)
         assert any(re.search(pattern, name) for pattern in UNSUPPORTED)
@@ -243,8 +243,8 @@ def test_a_number_that_no_integer_can_be_is_a_name(tiny, hollow):
 @pytest.mark.parametrize("name", ["text_projection", "text.transformer.resblocks.30.ln_1.bias"])
 def test_only_the_text_encoder_has_unused_layers(name, tiny, hollow):
     found = scan_checkpoint(hollow({**shapes(tiny("sd2").original()), name: (1,)}))
-    assert found.strays == (name,)
-    assert found.spare == {"of nothing known": 1}
+    assert found.unknown == (name,)
+    assert found.ignored == {"unknown tensors": 1}
 
 
 def test_many_are_counted_and_the_first_are_named(tiny, hollow):
@@ -263,12 +263,12 @@ def test_many_are_counted_and_the_first_are_named(tiny, hollow):
 def test_what_lies_beside_the_networks_is_told(tiny, save):
     zero = torch.zeros(1)
     whole = tiny("sd1").original()
-    assert scan_checkpoint(save({**whole, "state_dict.foo": zero, "__step__": zero})).strays == (
+    assert scan_checkpoint(save({**whole, "state_dict.foo": zero, "__step__": zero})).unknown == (
         "__step__",
         "state_dict.foo",
     )
     eyes = {"cond_stage_model.transformer.vision_model.a": zero, "safety_checker.b": zero}
-    assert scan_checkpoint(save({**whole, **eyes})).strays == ()
+    assert scan_checkpoint(save({**whole, **eyes})).unknown == ()
 
 
 @pytest.mark.parametrize("name", ["edm_mean", "control_model.a", "double_blocks.0.b", "lora_te_c"])

@@ -49,7 +49,7 @@ def test_a_published_file_is_known_whole(kind, published, hollow):
     shapes = published(kind)
     network = controlnets.load(hollow(shapes), None)
     assert network.config == PUBLISHED[kind]
-    written = controlnets.original(network)
+    written = controlnets.to_original(network)
     assert {key: tuple(tensor.shape) for key, tensor in written.items()} == shapes
 
 
@@ -60,7 +60,7 @@ def test_diffusers_converts_ours_to_its_own(half):
     where = keys.controlnet(own.keys())
     assert where.keys() == own.keys()
     assert len(set(where.values())) == len(own)
-    file = key_map.write(own, where)
+    file = key_map.to_original(own, where)
     converted = convert_controlnet_checkpoint(
         {f"control_model.{key}": tensor for key, tensor in file.items()}, dict(theirs.config)
     )
@@ -68,7 +68,7 @@ def test_diffusers_converts_ours_to_its_own(half):
         converted |= {name: own[name] for name in own if name.startswith("add_embedding.")}
     assert converted.keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
-    back = key_map.read(file, where)
+    back = key_map.from_original(file, where)
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
 
 

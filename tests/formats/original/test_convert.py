@@ -15,10 +15,10 @@ from torch import Tensor
 
 from undust.errors import UndustError
 from undust.formats import safetensors_file
-from undust.formats.convert import check, opened, size, write
+from undust.formats.convert import check_target, open_model, size_in_bytes, write_model
 from undust.formats.folder import load_weights
 from undust.formats.original import keys
-from undust.formats.original.checkpoint import original, scan_checkpoint
+from undust.formats.original.checkpoint import scan_checkpoint, to_original
 from undust.formats.original.variants import UNET, VARIANTS
 from undust.formats.single_file import variant_of
 from undust.networks.text_encoder import TextEncoder
@@ -60,7 +60,7 @@ def checkpoint(tiny) -> Callable[[str], Tensors]:
                 for name, t in shapes.items()
             }
             parts[text.folder] = (config, own)
-        tensors = original(VARIANTS[variant], parts)
+        tensors = to_original(VARIANTS[variant], parts)
         return {key: tensor.half() for key, tensor in tensors.items()}
 
     return of
@@ -69,9 +69,9 @@ def checkpoint(tiny) -> Callable[[str], Tensors]:
 @pytest.fixture
 def convert(tmp_path: Path) -> Convert:
     def run(source: Path, target: Path, layout: str, dtype=None, **options) -> list[str]:
-        check(source, target, layout)
-        with opened(source, tmp_path, **options) as found:
-            notes = [*found.notes, *write(found.model, target, layout, dtype)]
+        check_target(source, target, layout)
+        with open_model(source, tmp_path, **options) as found:
+            notes = [*found.notes, *write_model(found.model, target, layout, dtype)]
         assert not list(tmp_path.glob(".undust*"))
         return notes
 
@@ -95,8 +95,8 @@ def both(checkpoint, tmp_path_factory) -> Path:
     """Stable Diffusion 1 in both layouts, side by side."""
     folder = tmp_path_factory.mktemp("sd1")
     safetensors_file.save(folder / "sd1.safetensors", checkpoint("sd1"))
-    with opened(folder / "sd1.safetensors", folder) as found:
-        write(found.model, folder / "sd1", "folder")
+    with open_model(folder / "sd1.safetensors", folder) as found:
+        write_model(found.model, folder / "sd1", "folder")
     return folder
 
 
@@ -165,8 +165,8 @@ def test_every_weight_keeps_its_own_precision(checkpoint, convert, tmp_path):
     convert(tmp_path / "a.safetensors", tmp_path / "f", "folder")
     convert(tmp_path / "f", tmp_path / "b.safetensors", "single-file")
     assert same(safetensors_file.load(tmp_path / "b.safetensors"), tensors)
-    with opened(tmp_path / "f", tmp_path) as found:
-        assert size(found.model) == sum(tensor.nbytes for tensor in tensors.values())
+    with open_model(tmp_path / "f", tmp_path) as found:
+        assert size_in_bytes(found.model) == sum(tensor.nbytes for tensor in tensors.values())
 
 
 def test_numbers_too_large_for_half_precision_are_refused(checkpoint, convert, tmp_path):
@@ -190,7 +190,7 @@ def test_averages_are_taken_and_what_is_left_out_is_said(checkpoint, convert, tm
     name = "conv_in.bias"
     mean, last = (load_weights(tmp_path / at / "unet")[name] for at in "fg")
     assert torch.equal(mean, last + 1)
-    with pytest.raises(UndustError, match="holds no moving averages"):
+    with pytest.raises(UndustError, match="has no moving averages"):
         convert(tmp_path / "f", tmp_path / "b.safetensors", "single-file", ema=True)
 
 
@@ -200,7 +200,7 @@ def test_marks_say_what_the_weights_do_not(checkpoint, convert, tmp_path):
     assert convert(tmp_path / "a.safetensors", tmp_path / "f", "folder") == [
         "left out: marks (2 tensors)"
     ]
-    with opened(tmp_path / "f", tmp_path) as found:
+    with open_model(tmp_path / "f", tmp_path) as found:
         assert found.model.prediction == "v_prediction"
         assert found.model.process.ends_in_noise
         assert variant_of(found.model).zero_snr
@@ -213,15 +213,17 @@ def test_marks_say_what_the_weights_do_not(checkpoint, convert, tmp_path):
 
 def test_a_first_stage_alone(checkpoint, convert, tiny, tmp_path):
     config, own = tiny("sdxl").parts["vae"]
-    tensors = original(None, {"vae": (config, own)})
+    tensors = to_original(None, {"vae": (config, own)})
     safetensors_file.save(tmp_path / "vae.safetensors", tensors)
     (note,) = convert(tmp_path / "vae.safetensors", tmp_path / "vae", "folder")
-    assert note.startswith("a first stage alone does not tell its latents' scale: 0.18215")
+    assert note.startswith(
+        "the file of a first stage alone does not store the scale of its latents: 0.18215"
+    )
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
     assert same(theirs.state_dict(), own)
     edit(tmp_path / "vae" / "config.json", scaling_factor=0.13025)
     (note,) = convert(tmp_path / "vae", tmp_path / "back.safetensors", "single-file")
-    assert note.endswith("does not tell its latents' scale, 0.13025")
+    assert note.endswith("the scale of its latents, 0.13025")
     assert same(safetensors_file.load(tmp_path / "back.safetensors"), tensors)
     convert(tmp_path / "vae.safetensors", tmp_path / "vae", "folder", torch.bfloat16)
     assert load_weights(tmp_path / "vae")["quant_conv.bias"].dtype == torch.bfloat16
@@ -266,10 +268,10 @@ def test_a_folder_with_a_pickled_part(sd1, convert, tmp_path):
         ("vae", {"scaling_factor": 0.3}, r"scaling_factor is 0\.3: it would be read as 0\.18215"),
         ("text_encoder", {"hidden_act": "gelu"}, "heads is 8: it would be read as 1"),
         ("text_encoder", {"layer_norm_eps": 1e-6}, "eps is 1e-06: it would be read as 1e-05"),
-        ("scheduler", {"beta_end": 0.02}, "noise that the model was trained on is not Stable"),
-        ("scheduler", {"beta_schedule": "linear"}, "noise that the model was trained on"),
-        ("scheduler", {"num_train_timesteps": 500}, "noise that the model was trained on"),
-        ("scheduler", {"prediction_type": "sample"}, "predicts sample would be taken for one of"),
+        ("scheduler", {"beta_end": 0.02}, "noise process is not that of Stable"),
+        ("scheduler", {"beta_schedule": "linear"}, "noise process is not that of"),
+        ("scheduler", {"num_train_timesteps": 500}, "noise process is not that of"),
+        ("scheduler", {"prediction_type": "sample"}, "cannot store that the model predicts sample"),
     ],
 )
 def test_a_folder_that_a_file_could_not_tell(sd1, convert, tmp_path, part, changes, reason):
@@ -292,7 +294,7 @@ def test_another_padding_and_another_tokenizer(sd1, convert, tmp_path):
     settings = sd1 / "tokenizer" / "special_tokens_map.json"
     edit(settings, pad_token="!")
     (note,) = convert(sd1, tmp_path / "b.safetensors", "single-file")
-    assert note.startswith("the file does not tell that prompts are padded with !")
+    assert note.startswith("not stored: prompts are padded with !")
     vocabulary = json.loads((sd1 / "tokenizer" / "vocab.json").read_text())
     vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
     (sd1 / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
@@ -307,9 +309,9 @@ def test_a_model_with_words_of_its_own_has_no_file(tiny_model, convert, tmp_path
 
 
 def test_a_model_of_no_known_family_has_no_file(sd1, tmp_path):
-    with opened(sd1, tmp_path) as found:
+    with open_model(sd1, tmp_path) as found:
         words = tuple(replace(own, penultimate=True) for own in found.model.texts)
-        with pytest.raises(UndustError, match=r"no single file holds .* 4 channels with 1 text en"):
+        with pytest.raises(UndustError, match=r"single file: .* 4 input channels and 1 text en"):
             variant_of(replace(found.model, texts=words))
 
 
@@ -319,10 +321,10 @@ def test_a_model_of_no_known_family_has_no_file(sd1, tmp_path):
 def test_only_a_model_is_replaced(sd1, convert, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
-    with pytest.raises(UndustError, match="is not a model; it is left as it is"):
+    with pytest.raises(UndustError, match="is not a model; it is not replaced"):
         convert(sd1, tmp_path / "notes", "folder")
     (tmp_path / "lora.safetensors").write_bytes(b"mine")
-    with pytest.raises(UndustError, match="is not a model; it is left as it is"):
+    with pytest.raises(UndustError, match="is not a model; it is not replaced"):
         convert(sd1, tmp_path / "lora.safetensors", "single-file")
     with pytest.raises(UndustError, match="is not a model"):
         convert(sd1, tmp_path / "sd1.safetensors", "folder")
@@ -342,15 +344,15 @@ def test_what_lies_in_each_other_is_refused(sd1, tmp_path):
         (sd1, sd1 / "unet.safetensors", "single-file"),
         (tmp_path / "sd1.safetensors", tmp_path / "sd1.safetensors", "single-file"),
     ):
-        with pytest.raises(UndustError, match="are the same or lie in each other"):
-            check(source, target, layout)
+        with pytest.raises(UndustError, match="are the same, or one contains the other"):
+            check_target(source, target, layout)
 
 
 def test_names_that_cannot_be_written(sd1, tmp_path):
     for target, layout, reason in (
-        (tmp_path / "b.ckpt", "single-file", r"ends in \.safetensors"),
+        (tmp_path / "b.ckpt", "single-file", r"has to end in \.safetensors"),
         (tmp_path / "sd1.safetensors" / "b", "folder", r"sd1\.safetensors is not a folder"),
-        (tmp_path / "b", "zip", "is no layout; possible are folder and single-file"),
+        (tmp_path / "b", "zip", "is not a layout; expected folder or single-file"),
     ):
         with pytest.raises(UndustError, match=reason):
-            check(sd1, target, layout)
+            check_target(sd1, target, layout)

@@ -57,13 +57,13 @@ def test_diffusers_converts_our_unet_to_its_own(variant, tiny):
     config, _ = tiny(variant).parts["unet"]
     theirs = UNet2DConditionModel.from_config(config.model_dump(mode="json"))
     own = theirs.state_dict()
-    file = key_map.write(own, keys.unet(own, config))
+    file = key_map.to_original(own, keys.unet(own, config))
     converted = convert_ldm_unet_checkpoint(
         {UNET + key: tensor for key, tensor in file.items()}, dict(theirs.config)
     )
     assert converted.keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
-    back = key_map.read(file, keys.unet(own, config))
+    back = key_map.from_original(file, keys.unet(own, config))
     assert back.keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
 
@@ -82,14 +82,14 @@ def test_diffusers_converts_our_first_stage_to_its_own(fields):
     theirs = AutoencoderKL.from_config(config.model_dump(mode="json"))
     own = theirs.state_dict()
     where = keys.first_stage(own, config)
-    file = key_map.write(own, where)
+    file = key_map.to_original(own, where)
     assert file["encoder.mid.attn_1.q.weight"].ndim == 4
     assert file["encoder.mid.attn_1.norm.weight"].ndim == 1
     prefixed = {FIRST_STAGE + key: tensor for key, tensor in file.items()}
     converted = convert_ldm_vae_checkpoint(prefixed, dict(theirs.config))
     assert converted.keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
-    back = key_map.read(file, where)
+    back = key_map.from_original(file, where)
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
 
 
@@ -100,7 +100,7 @@ def test_diffusers_converts_our_open_clip_to_its_own():
     )  # fmt: skip
     theirs = CLIPTextModelWithProjection(CLIPTextConfig(**config.model_dump(mode="json")))
     own = theirs.state_dict()
-    file = key_map.write(own, keys.open_clip(own, config))
+    file = key_map.to_original(own, keys.open_clip(own, config))
     assert file["transformer.resblocks.2.attn.in_proj_weight"].shape == (72, 24)
     assert torch.equal(file["text_projection"].T, own["text_projection.weight"])
     prefix = "conditioner.embedders.1.model."
@@ -109,7 +109,7 @@ def test_diffusers_converts_our_open_clip_to_its_own():
     )
     assert converted.keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
-    back = key_map.read(file, keys.open_clip(own, config))
+    back = key_map.from_original(file, keys.open_clip(own, config))
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
 
 
@@ -117,8 +117,8 @@ def test_diffusers_converts_our_open_clip_to_its_own():
 def test_diffusers_converts_our_clip_to_its_own(short, tiny):
     _, own = tiny("sd1").parts["text_encoder"]
     prefix = VARIANTS["sd1"].texts[0].prefix
-    where = key_map.under(prefix, keys.clip(own), "text_model." if short else "")
-    file = key_map.write(own, where)
+    where = key_map.with_prefix(prefix, keys.clip(own), "text_model." if short else "")
+    file = key_map.to_original(own, where)
     converted = convert_ldm_clip_checkpoint(file)
     expected = {name.removeprefix("text_model.") if short else name for name in own}
     assert converted.keys() == expected
@@ -145,7 +145,7 @@ def test_what_the_original_has_no_name_for_is_named():
 def test_queries_keys_and_values_belong_together():
     where = {"q": KeySpec("S", TensorLayout.QUERY), "k": KeySpec("S", TensorLayout.KEY)}
     with pytest.raises(UndustError, match="S cannot be written without value"):
-        key_map.write({"q": torch.zeros(2, 3), "k": torch.zeros(2, 3)}, where)
+        key_map.to_original({"q": torch.zeros(2, 3), "k": torch.zeros(2, 3)}, where)
 
 
 def test_shapes_are_those_that_are_written():
@@ -158,12 +158,14 @@ def test_shapes_are_those_that_are_written():
         "same": KeySpec("same"),
     }
     own = {name: torch.randn(2, 3) for name in where}
-    written = key_map.write(own, where)
+    written = key_map.to_original(own, where)
     ours = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    assert key_map.shapes(ours, where) == {key: tuple(t.shape) for key, t in written.items()}
-    back = key_map.read(written, where)
+    assert key_map.original_shapes(ours, where) == {
+        key: tuple(t.shape) for key, t in written.items()
+    }
+    back = key_map.from_original(written, where)
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
-    assert key_map.faults(key_map.shapes(ours, where), ours, where) == []
+    assert key_map.mismatches(key_map.original_shapes(ours, where), ours, where) == []
 
 
 @pytest.mark.parametrize(
@@ -184,14 +186,14 @@ def test_shapes_are_those_that_are_written():
 )
 def test_only_forms_that_can_be_read_fit(form, shape, fits):
     where = {"ours": KeySpec("theirs", form)}
-    found = key_map.faults({"theirs": shape}, {"ours": (2, 3)}, where)
+    found = key_map.mismatches({"theirs": shape}, {"ours": (2, 3)}, where)
     assert found == (
         []
         if fits
         else [
             f"1 of another shape: theirs {list(shape)} instead of "
-            f"{list(key_map.shapes({'ours': (2, 3)}, where)['theirs'])}"
+            f"{list(key_map.original_shapes({'ours': (2, 3)}, where)['theirs'])}"
         ]
     )
     if fits and form is not TensorLayout.QUERY:
-        assert key_map.read({"theirs": torch.zeros(shape)}, where)["ours"].shape == (2, 3)
+        assert key_map.from_original({"theirs": torch.zeros(shape)}, where)["ours"].shape == (2, 3)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from undust.errors import UndustError, printable
 from undust.formats import safetensors_file, textual_inversion
-from undust.formats.folder import named
+from undust.formats.folder import summarize_names
 from undust.formats.lora import kinds, peft_config
 from undust.formats.lora.factors import Factors, Kronecker, factors, magnitude, same
 from undust.formats.lora.names import Target, lookup, only_encoder_is_first, split
@@ -114,11 +114,12 @@ class _Faults:
 
     def text(self, tensors: Mapping[str, Tensor]) -> str:
         """All of it in one line, the first few of a kind by name."""
+        unusable = (f"{printable(name)} {why}" for name, why in self.unusable.items())
         found = [
-            *named("unmatched", self.unmatched),
-            *named("ambiguous", self.ambiguous),
-            *named("given twice", self.twice),
-            *named("unusable", (f"{printable(name)} {why}" for name, why in self.unusable.items())),
+            *summarize_names("unmatched", self.unmatched),
+            *summarize_names("ambiguous", self.ambiguous),
+            *summarize_names("given twice", self.twice),
+            *summarize_names("unusable", unusable),
         ]
         guess = _looks(tensors, (*self.wrong, *self.unmatched))
         looks = f"; it looks like {guess}" if guess else ""
@@ -126,7 +127,7 @@ class _Faults:
 
     def note(self, path: Path) -> str:
         """What is left out of a file, and what else would use it."""
-        [left_out] = named("unmatched", self.unmatched)
+        [left_out] = summarize_names("unmatched", self.unmatched)
         name = printable(path.name)
         learnt = any(textual_inversion.PLACE.fullmatch(key) for key in self.unmatched)
         other = f"; the word in it is taken by --embedding {name}=WORD" if learnt else ""

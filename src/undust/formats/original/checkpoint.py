@@ -1,4 +1,4 @@
-"""A checkpoint in one file: what is in it, its networks, and the way back."""
+"""A checkpoint in a single file of the original layout: scanned, loaded and written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from undust.formats.original.variants import (
 from undust.networks.config import NetworkConfig
 
 AVERAGES = "moving averages of the weights"
-# What files hold beside the networks: what it is, and its names.
+# Tensors of files beside the networks: a description → its keys.
 IGNORED = {
     AVERAGES: r"(first_stage_model\.)?model_ema\..+",
     "noise schedule": (
@@ -47,73 +47,71 @@ IGNORED = {
     "training of the first stage": r"(first_stage_model\.)?loss\..+",
     "constants": r"(\S+\.)?(position_ids|attn_mask)",
     "training of CLIP": r"(\S+\.)?logit_scale",
-    "CLIP's eyes": r"\S+\.(vision_model\..+|visual_projection\.weight)",
+    "CLIP's image encoder": r"\S+\.(vision_model\..+|visual_projection\.weight)",
     "safety checker": r"safety_checker\..+",
-    "training of words": r"embedding_manager\..+",
+    "training of embeddings": r"embedding_manager\..+",
     "marks": f"{V_MARK}|{ZERO_SNR_MARK}",
 }
 UNUSED = "unused parts of the text encoder"
-STRAY = "of nothing known"
+UNKNOWN = "unknown tensors"
 BLOCK = re.compile(rf"(?:{re.escape(FIRST_STAGE)})?decoder\.up\.(\d{{1,3}})\.")
 
 
 @dataclass(frozen=True)
 class Component:
-    """A network, as yet without weights, and where in the file they are."""
+    """A network without weights yet, and their keys in the file."""
 
     network: nn.Module
-    places: KeyMap
+    key_map: KeyMap
 
     @property
     def parameters(self) -> int:
-        """How many numbers there are in all of its weights."""
+        """The number of its parameters."""
         return sum(map(math.prod, self.shapes.values()))
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """The shape of each of the places' tensors, in our form."""
+        """The shape of each tensor of the key map, in our layout."""
         return {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is in a file: known from its header, and held against what has to be there.
+    """The contents of a file by its header, checked for completeness.
 
-    variant: None for a first stage alone; parts: under the names that they have in a model folder,
-    without a first stage if there is none; spare: what else there is → how many tensors;
-    downsampling_factor: pixels along a side for one latent pixel; strays: tensors that belong to
-    nothing known, and lie outside of the networks.
+    variant: None for a first stage alone; parts: by their names in a model folder, without a first
+    stage if there is none; ignored: a description of other tensors → how many there are;
+    downsampling_factor: pixels along a side for one latent pixel; unknown: keys outside of the
+    networks that belong to nothing known.
     """
 
     path: Path
     variant: Variant | None
     evidence: list[Evidence]
     parts: dict[str, Component]
-    spare: dict[str, int]
+    ignored: dict[str, int]
     downsampling_factor: int
-    strays: tuple[str, ...]
+    unknown: tuple[str, ...]
 
     def load(self, dtype: torch.dtype | None = torch.float32) -> dict[str, nn.Module]:
-        """The networks, with their weights from the file, by the parts' names.
+        """The networks with their weights, by the names of the parts.
 
-        dtype: of the weights, None for what each is in the file; nothing else than they is read,
-        in the way of `safetensors_file.load`. Raises UndustError for a file that cannot be read any
-        more.
+        dtype: of the weights, None for that of each in the file, as `safetensors_file.load`.
+        Nothing else is read. Raises UndustError if the file cannot be read any more.
         """
         for part in self.parts.values():
-            wanted = {place.key for place in part.places.values()}
+            wanted = {spec.key for spec in part.key_map.values()}
             tensors = safetensors_file.load(self.path, dtype, wanted)
-            load_into(part.network, key_map.read(tensors, part.places), self.path)
+            load_into(part.network, key_map.from_original(tensors, part.key_map), self.path)
         return {name: part.network for name, part in self.parts.items()}
 
 
 def scan_checkpoint(path: Path, *, ema: bool = False, first_stage: bool = True) -> Checkpoint:
-    """What a checkpoint in one file is.
+    """The contents of a checkpoint in a single file, by its header.
 
     ema: take the moving averages of the U-Net's weights, not the last ones; first_stage: whether
-    its first stage is wanted, or another one used. Raises UndustError for a file that is damaged,
-    of no known model, or whose tensors are not those of such a model: what is missing, what is
-    unknown, what is of another shape.
+    its first stage is needed. Raises UndustError for a file that is damaged or not of a known
+    variant, and for tensors that are missing, unknown or of another shape.
     """
     header = safetensors_file.header(path)
     entries = header.tensors
@@ -123,32 +121,32 @@ def scan_checkpoint(path: Path, *, ema: bool = False, first_stage: bool = True) 
         if ema and "unet" in parts:
             parts["unet"] = _averaged(parts["unet"], shapes)
         ours = {f"{at}/{name}": shape for at in parts for name, shape in parts[at].shapes.items()}
-        where = {f"{at}/{name}": place for at in parts for name, place in parts[at].places.items()}
-        wanted = {place.key for place in where.values()}
-        beside = {key: _spare(key, variant, ema=ema) for key in shapes.keys() - wanted}
-        # Of a file that lacks something all is shown that is left over.
+        where = {f"{at}/{name}": spec for at in parts for name, spec in parts[at].key_map.items()}
+        wanted = {spec.key for spec in where.values()}
+        beside = {key: _ignored(key, variant, ema=ema) for key in shapes.keys() - wanted}
+        # If tensors are missing, the error lists all that are left over.
         whole = wanted <= shapes.keys()
-        strays = [key for key in beside if whole and not beside[key] and _apart(key, variant)]
-        beside |= dict.fromkeys(strays, STRAY)
+        unknown = [key for key in beside if whole and not beside[key] and _is_outside(key, variant)]
+        beside |= dict.fromkeys(unknown, UNKNOWN)
         if not first_stage:
             others = [key for key in beside if key.startswith(FIRST_STAGE)]
             beside |= dict.fromkeys(others, "its own first stage")
         found = {key: shape for key, shape in shapes.items() if not beside.get(key)}
-        key_map.check(found, ours, where, variant.title if variant else "a first stage")
+        key_map.check_shapes(found, ours, where, variant.title if variant else "a first stage")
         for key in sorted(wanted):
             if not entries[key].dtype.is_floating_point:
                 raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
-    spare = dict(Counter(sorted(beside.values())))
+    ignored = dict(Counter(sorted(beside.values())))
     factor = _factor(variant, shapes)
-    return Checkpoint(path, variant, facts, parts, spare, factor, tuple(sorted(strays)))
+    return Checkpoint(path, variant, facts, parts, ignored, factor, tuple(sorted(unknown)))
 
 
-def original(
+def to_original(
     variant: Variant | None, parts: Mapping[str, tuple[NetworkConfig, Mapping[str, Tensor]]]
 ) -> dict[str, Tensor]:
-    """The tensors of a model's parts as the original code names and forms them.
+    """The tensors of a model's parts under the original code's keys and in its layouts.
 
     variant: None for a first stage alone; parts: by the names of a model folder's, each with our
     names and forms. `scan_checkpoint` and `load` of the written file give it back to the bit.
@@ -161,16 +159,18 @@ def original(
     tensors: dict[str, Tensor] = {}
     for name, (config, own) in parts.items():
         if name not in specs:
-            raise UndustError(f"the original layout has no place for {name}")
+            raise UndustError(f"the original layout has no {name}")
         spec = specs[name]
-        tensors |= key_map.write(own, key_map.under(spec.prefix, spec.keys(own.keys(), config)))
+        tensors |= key_map.to_original(
+            own, key_map.with_prefix(spec.prefix, spec.keys(own.keys(), config))
+        )
     return tensors
 
 
 def _known(
     path: Path, shapes: Shapes, metadata: Mapping[str, str], *, first_stage: bool
 ) -> tuple[Variant | None, list[Evidence], dict[str, Component]]:
-    """Which variant a file is of, why, and its parts."""
+    """The variant of a file, the evidence for it, and its parts."""
     prefix = first_stage_alone(shapes)
     if prefix is not None:
         shown_by = Evidence("first stage alone", f"{prefix}decoder.mid.block_1.norm1.weight")
@@ -187,7 +187,7 @@ def _known(
 
 
 def _component(shapes: Shapes, spec: NetworkSpec, **known: object) -> Component:
-    """A network of a file, as yet without weights; known: what its tensors do not tell."""
+    """A network of a file, without weights yet; known: fields that its tensors do not show."""
     prefix, omitted = spec.prefix, spec.omitted
     below = {omitted + key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}
     try:
@@ -196,21 +196,19 @@ def _component(shapes: Shapes, spec: NetworkSpec, **known: object) -> Component:
         raise UndustError(f"{prefix}…: {error}") from error
     network = COMPONENTS[spec.class_name].empty(config)
     found = spec.keys(network.state_dict(), config)
-    return Component(network, key_map.under(prefix, found, omitted))
+    return Component(network, key_map.with_prefix(prefix, found, omitted))
 
 
 def _averaged(part: Component, shapes: Shapes) -> Component:
-    """The same network, its weights from their moving averages."""
-    averages = {
-        name: place._replace(key=keys.ema(place.key)) for name, place in part.places.items()
-    }
-    if not any(place.key in shapes for place in averages.values()):
-        raise UndustError("it holds no moving averages of the U-Net's weights")
+    """The same network with the moving averages of its weights."""
+    averages = {name: spec._replace(key=keys.ema(spec.key)) for name, spec in part.key_map.items()}
+    if not any(spec.key in shapes for spec in averages.values()):
+        raise UndustError("it has no moving averages of the U-Net's weights")
     return Component(part.network, averages)
 
 
-def _spare(key: str, variant: Variant | None, *, ema: bool) -> str:
-    """What a tensor is that no network needs; "" if that is not known."""
+def _ignored(key: str, variant: Variant | None, *, ema: bool) -> str:
+    """A description of a tensor that no network needs; "" for an unknown one."""
     if ema and key.startswith(UNET):
         return "last weights of the U-Net"
     texts = variant.texts if variant else ()
@@ -226,13 +224,13 @@ def _spare(key: str, variant: Variant | None, *, ema: bool) -> str:
 
 
 def _factor(variant: Variant | None, shapes: Shapes) -> int:
-    """How many pixels, along a side, one of the latent stands for."""
+    """Pixels along a side for one latent pixel."""
     blocks = {match[1] for key in shapes if (match := BLOCK.match(key))}
     return 2 ** (len(blocks) - 1) if blocks else variant.downsampling_factor if variant else 8
 
 
-def _apart(key: str, variant: Variant | None) -> bool:
-    """Whether a tensor lies outside of a model's networks and tells of no other kind of model."""
+def _is_outside(key: str, variant: Variant | None) -> bool:
+    """Whether a tensor is outside of the networks and not of another kind of model."""
     if variant is None or key.startswith((UNET, FIRST_STAGE, *(t.prefix for t in variant.texts))):
         return False
     return not any(re.search(pattern, key) for pattern in UNSUPPORTED)

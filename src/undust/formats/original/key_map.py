@@ -1,4 +1,4 @@
-"""Where a tensor of ours lies in a file of other names, and in which form it lies there."""
+"""Maps from our tensor names to the keys of another layout, and tensors through them."""
 
 from __future__ import annotations
 
@@ -11,77 +11,77 @@ import torch
 from torch import Tensor
 
 from undust.errors import UndustError
-from undust.formats.folder import named
+from undust.formats.folder import summarize_names
 
 Shape = tuple[int, ...]
 
 
 class TensorLayout(Enum):
-    """How the original file writes a matrix of ours."""
+    """The layout of a matrix of ours in the original file."""
 
     SAME = "same"
     PIXEL = "a convolution of one pixel"
     TRANSPOSED = "transposed"
-    # One of three that are written as a single one, below each other.
+    # One of three that are stored as one matrix, below each other.
     QUERY = "query"
     KEY = "key"
     VALUE = "value"
 
 
-STACK = (TensorLayout.QUERY, TensorLayout.KEY, TensorLayout.VALUE)
+FUSED = (TensorLayout.QUERY, TensorLayout.KEY, TensorLayout.VALUE)
 
 
 class KeySpec(NamedTuple):
-    """A key of the original file, and the form of what stands there."""
+    """A key of the original file, and the layout of its tensor."""
 
     key: str
-    form: TensorLayout = TensorLayout.SAME
+    layout: TensorLayout = TensorLayout.SAME
 
 
 KeyMap = Mapping[str, KeySpec]
-"""Our key → its place; no two of ours have the same place."""
+"""Our name → its key and layout; no two names have the same pair."""
 
 
-def under(prefix: str, found: KeyMap, omitted: str = "") -> KeyMap:
-    """The same map for a file with a prefix before every key, in the place of what it omits."""
+def with_prefix(prefix: str, found: KeyMap, omitted: str = "") -> KeyMap:
+    """The same map for a file with a prefix before every key instead of `omitted`."""
     return {
-        name: KeySpec(prefix + spec.key.removeprefix(omitted), spec.form)
+        name: KeySpec(prefix + spec.key.removeprefix(omitted), spec.layout)
         for name, spec in found.items()
     }
 
 
-def read(tensors: Mapping[str, Tensor], places: KeyMap) -> dict[str, Tensor]:
-    """The original file's tensors under our names, in our forms; views of them, not copies.
+def from_original(tensors: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
+    """The original file's tensors under our names, in our layouts: views, not copies.
 
-    All places have to be there and fit (`faults`).
+    All keys of the map have to exist and fit (`mismatches`).
     """
-    return {name: _read(tensors[place.key], place.form) for name, place in places.items()}
+    return {name: _read(tensors[spec.key], spec.layout) for name, spec in key_map.items()}
 
 
-def write(tensors: Mapping[str, Tensor], places: KeyMap) -> dict[str, Tensor]:
-    """Our tensors under the original file's names, in its forms: the inverse of `read`.
+def to_original(tensors: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
+    """Our tensors under the original file's keys, in its layouts: the inverse of `from_original`.
 
-    Raises UndustError for queries, keys and values that are not all three there.
+    Raises UndustError unless queries, keys and values are all three given.
     """
     gathered: defaultdict[str, dict[TensorLayout, Tensor]] = defaultdict(dict)
-    for name, place in places.items():
-        gathered[place.key][place.form] = tensors[name]
-    return {key: _write(key, forms) for key, forms in gathered.items()}
+    for name, spec in key_map.items():
+        gathered[spec.key][spec.layout] = tensors[name]
+    return {key: _write(key, layouts) for key, layouts in gathered.items()}
 
 
-def shapes(ours: Mapping[str, Shape], places: KeyMap) -> dict[str, Shape]:
-    """The shapes in which `write` writes tensors of the given shapes."""
-    return {place.key: _shape(ours[name], place.form) for name, place in places.items()}
+def original_shapes(ours: Mapping[str, Shape], key_map: KeyMap) -> dict[str, Shape]:
+    """The shapes of `to_original`'s tensors for tensors of the given shapes."""
+    return {spec.key: _shape(ours[name], spec.layout) for name, spec in key_map.items()}
 
 
-def faults(found: Mapping[str, Shape], ours: Mapping[str, Shape], places: KeyMap) -> list[str]:
-    """What is missing, unknown and of another shape among the original file's tensors.
+def mismatches(found: Mapping[str, Shape], ours: Mapping[str, Shape], key_map: KeyMap) -> list[str]:
+    """The missing, the unknown and the misshapen ones among the original file's tensors.
 
-    found: their shapes; ours: those of our tensors. One short text for each kind of fault, the
+    found: their shapes; ours: those of our tensors. One short text for each kind of mismatch, the
     first few of a kind by name.
     """
-    wanted = shapes(ours, places)
-    pixels = {place.key for place in places.values() if place.form is TensorLayout.PIXEL}
+    wanted = original_shapes(ours, key_map)
+    pixels = {spec.key for spec in key_map.values() if spec.layout is TensorLayout.PIXEL}
 
     def fits(key: str) -> bool:
         # A convolution of one pixel is also found as the matrix it is.
@@ -91,9 +91,9 @@ def faults(found: Mapping[str, Shape], ours: Mapping[str, Shape], places: KeyMap
         return found[key] in (wanted[key], matrix, (*matrix, 1))
 
     return [
-        *named("missing", wanted.keys() - found.keys()),
-        *named("unknown", found.keys() - wanted.keys()),
-        *named(
+        *summarize_names("missing", wanted.keys() - found.keys()),
+        *summarize_names("unknown", found.keys() - wanted.keys()),
+        *summarize_names(
             "of another shape",
             (
                 f"{key} {list(found[key])} instead of {list(wanted[key])}"
@@ -104,16 +104,16 @@ def faults(found: Mapping[str, Shape], ours: Mapping[str, Shape], places: KeyMap
     ]
 
 
-def check(
-    found: Mapping[str, Shape], ours: Mapping[str, Shape], places: KeyMap, where: str
+def check_shapes(
+    found: Mapping[str, Shape], ours: Mapping[str, Shape], key_map: KeyMap, where: str
 ) -> None:
-    """Raises UndustError, naming `where` the tensors are from, if `faults` finds any."""
-    if wrong := faults(found, ours, places):
+    """Raises UndustError for any `mismatches`; where: what the tensors are from."""
+    if wrong := mismatches(found, ours, key_map):
         raise UndustError(f"{where} does not fit: {'; '.join(wrong)}")
 
 
-def _read(tensor: Tensor, form: TensorLayout) -> Tensor:
-    match form:
+def _read(tensor: Tensor, layout: TensorLayout) -> Tensor:
+    match layout:
         case TensorLayout.SAME:
             return tensor
         case TensorLayout.PIXEL:
@@ -121,16 +121,16 @@ def _read(tensor: Tensor, form: TensorLayout) -> Tensor:
         case TensorLayout.TRANSPOSED:
             return tensor.T
         case TensorLayout.QUERY | TensorLayout.KEY | TensorLayout.VALUE:
-            return tensor.chunk(len(STACK))[STACK.index(form)]
+            return tensor.chunk(len(FUSED))[FUSED.index(layout)]
 
 
-def _write(key: str, forms: Mapping[TensorLayout, Tensor]) -> Tensor:
-    if not forms.keys().isdisjoint(STACK):
-        if absent := [form.value for form in STACK if form not in forms]:
+def _write(key: str, layouts: Mapping[TensorLayout, Tensor]) -> Tensor:
+    if not layouts.keys().isdisjoint(FUSED):
+        if absent := [layout.value for layout in FUSED if layout not in layouts]:
             raise UndustError(f"{key} cannot be written without {' and '.join(absent)}")
-        return torch.cat([forms[form] for form in STACK])
-    [(form, tensor)] = forms.items()
-    match form:
+        return torch.cat([layouts[layout] for layout in FUSED])
+    [(layout, tensor)] = layouts.items()
+    match layout:
         case TensorLayout.PIXEL:
             return tensor[:, :, None, None]
         case TensorLayout.TRANSPOSED:
@@ -139,8 +139,8 @@ def _write(key: str, forms: Mapping[TensorLayout, Tensor]) -> Tensor:
             return tensor
 
 
-def _shape(shape: Shape, form: TensorLayout) -> Shape:
-    match form:
+def _shape(shape: Shape, layout: TensorLayout) -> Shape:
+    match layout:
         case TensorLayout.SAME:
             return shape
         case TensorLayout.PIXEL:
@@ -148,4 +148,4 @@ def _shape(shape: Shape, form: TensorLayout) -> Shape:
         case TensorLayout.TRANSPOSED:
             return shape[::-1]
         case TensorLayout.QUERY | TensorLayout.KEY | TensorLayout.VALUE:
-            return (len(STACK) * shape[0], *shape[1:])
+            return (len(FUSED) * shape[0], *shape[1:])

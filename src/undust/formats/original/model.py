@@ -1,4 +1,4 @@
-"""The parts of a model that one can paint with, from a checkpoint in one file."""
+"""A whole model from a checkpoint in a single file of the original layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from undust.conditioning.clip import clip
 from undust.conditioning.text import TextConditioner
 from undust.errors import UndustError
 from undust.formats.components import Components
-from undust.formats.folder import named
+from undust.formats.folder import summarize_names
 from undust.formats.networks import empty_network
 from undust.formats.original.checkpoint import Checkpoint, scan_checkpoint
 from undust.formats.original.variants import TextEncoderSpec, Variant
@@ -27,25 +27,25 @@ def load(
 ) -> Components:
     """The model in a checkpoint of the original layout; options as for `scan_checkpoint`.
 
-    In the place of a first stage that is not wanted stands one without weights. What the tensors
-    cannot tell is the variant's. A RuntimeWarning names tensors that belong to nothing. Raises
-    UndustError as `scan_checkpoint`, and for a file that is not a whole model.
+    A first stage that is not needed is replaced by one without weights. Settings that tensors do
+    not show are those of the variant. A RuntimeWarning names unknown tensors. Raises UndustError as
+    `scan_checkpoint`, and for a file that is not a whole model.
     """
     checkpoint = scan_checkpoint(path, ema=ema, first_stage=first_stage)
     variant = checkpoint.variant
     if variant is None:
         raise UndustError(f"{path} is a first stage alone; a U-Net and a text encoder are missing")
     texts = tuple(
-        _words(path, text, cast(TextEncoder, checkpoint.parts[text.folder].network))
+        _text(path, text, cast(TextEncoder, checkpoint.parts[text.folder].network))
         for text in variant.texts
     )
     if first_stage and "vae" not in checkpoint.parts:
-        raise UndustError(f"{path} has no first stage of its own; give it one (vae)")
-    for stray in named("that belong to nothing known and are left out", checkpoint.strays):
-        warnings.warn(f"{path}: {stray}", RuntimeWarning, stacklevel=2)
+        raise UndustError(f"{path} has no first stage; give it one with vae")
+    for note in summarize_names("unknown and left out", checkpoint.unknown):
+        warnings.warn(f"{path}: {note}", RuntimeWarning, stacklevel=2)
     networks = checkpoint.load(dtype)
     return Components(
-        cast(FirstStageNetwork, networks.get("vae") or _stand_in(checkpoint, variant).to(dtype)),
+        cast(FirstStageNetwork, networks.get("vae") or _placeholder(checkpoint, variant).to(dtype)),
         cast(DenoiserNetwork, networks["unet"]),
         texts,
         variant.process(),
@@ -56,8 +56,8 @@ def load(
     )
 
 
-def _stand_in(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
-    """A first stage without weights, of the model's latents: what another one has to fit."""
+def _placeholder(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
+    """A first stage without weights, with the latents that a replacement has to have."""
     unet = cast(DenoiserNetwork, checkpoint.parts["unet"].network)
     config = {
         "block_out_channels": (32,) * checkpoint.downsampling_factor.bit_length(),
@@ -67,12 +67,12 @@ def _stand_in(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
     return empty_network(Autoencoder, AutoencoderConfig.read(config))
 
 
-def _words(path: Path, text: TextEncoderSpec, encoder: TextEncoder) -> TextConditioner:
+def _text(path: Path, text: TextEncoderSpec, encoder: TextEncoder) -> TextConditioner:
     tokenizer = clip(text.padding)
     known = encoder.config.vocab_size, encoder.config.max_position_embeddings
     if known != (len(tokenizer.vocabulary), tokenizer.length):
         raise UndustError(
-            f"{path} has a text encoder of {known[0]} words and {known[1]} places; "
+            f"{path} has a text encoder for {known[0]} tokens and {known[1]} positions; "
             f"CLIP's has {len(tokenizer.vocabulary)} and {tokenizer.length}"
         )
     return TextConditioner(tokenizer, encoder, text.penultimate, text.pooled, name=text.folder)
