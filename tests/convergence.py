@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undust.diffusion.analytic import Mixture, flow
+from analytic import Mixture, flow
 from undust.diffusion.fitting import distance, no_noise
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS

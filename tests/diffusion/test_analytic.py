@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from undust.diffusion.analytic import Mixture, flow
+from analytic import Mixture, flow
 from undust.diffusion.noise import normal
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from processes import BUILT
-from undust.diffusion.analytic import Mixture
-from undust.diffusion.equations import (
+from analytic import Mixture
+from equations import (
     denoiser_flow,
     denoiser_score,
     exploding_flow,
@@ -20,6 +19,7 @@ from undust.diffusion.equations import (
     reverse_sde,
     score_matching,
 )
+from processes import BUILT
 from undust.diffusion.process import Process
 
 EVERY = pytest.mark.parametrize("process", [pytest.param(p, id=name) for name, p in BUILT.items()])

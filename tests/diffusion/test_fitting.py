@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from analytic import Mixture, flow
 from undust.diffusion import fitting
-from undust.diffusion.analytic import Mixture, flow
 from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES
 from undust.diffusion.samplers import SAMPLERS
@@ -145,5 +145,5 @@ def test_what_cannot_be_is_refused():
     for grid in (GRID[:3], torch.cat([GRID, doubles(0.0)])):
         with pytest.raises(UndustError, match="grid: 5 steps need"):
             next(fitting.fit(MIXTURE, start(1, 2), grid, 5, sampler="euler"))
-    with pytest.raises(UndustError, match="draws no noise"):
+    with pytest.raises(UndustError, match="only samplers without noise"):
         next(fitting.fit(MIXTURE, start(1, 2), GRID, 5, sampler="ddpm"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undust.diffusion.analytic import Mixture, flow
+from analytic import Mixture, flow
 from undust.diffusion.inversion import invert
 from undust.diffusion.noise import normal
 from undust.diffusion.process import PROCESSES

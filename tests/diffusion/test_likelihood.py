@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undust.diffusion.analytic import Mixture
+from analytic import Mixture
 from undust.diffusion.likelihood import bits_per_dimension, isotropic, log_likelihood
 from undust.diffusion.noise import normal
 from undust.errors import UndustError

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from analytic import Mixture, flow
 from convergence import MIXTURE, falling
 from orders import doubles, fitted
-from undust.diffusion.analytic import Mixture, flow
 from undust.diffusion.noise import normal
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError

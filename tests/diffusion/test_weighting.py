@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from undust.diffusion.equations import denoiser_score, score_matching
+from equations import denoiser_score, score_matching
 from undust.diffusion.noise import normal
 from undust.diffusion.prediction import PREDICTIONS
 from undust.diffusion.process import PROCESSES

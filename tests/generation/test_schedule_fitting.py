@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from analytic import Mixture
 from orders import doubles
 from painter import ColourPainter
-from undust.diffusion.analytic import Mixture
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.schedules import SCHEDULES
 from undust.generation import schedule_fitting

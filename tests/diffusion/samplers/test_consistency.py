@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from analytic import Mixture
 from orders import DEVIATION, doubles, variance
-from undust.diffusion.analytic import Mixture
 from undust.diffusion.noise import normal, uniform
 from undust.diffusion.samplers import SAMPLERS
 from undust.errors import UndustError

@@ -9,8 +9,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from analytic import Mixture
 from orders import doubles
-from undust.diffusion.analytic import Mixture
 from undust.diffusion.noise import BrownianPath, PictureNoise
 from undust.diffusion.process import PROCESSES
 from undust.diffusion.samplers import SAMPLERS
