@@ -110,8 +110,8 @@ def test_metadata_from_other_tools_is_understood(folder: Path) -> None:
         ('{"file_name": "b.png", "text_ko": ["x"]}', "text_ko is a list, not a string"),
         ('{"file_name": "b.png", "text": "\\ud83d"}', "half of a surrogate pair"),
         ('{"file_name": "b.png", "concept": {}}', "concept is an object, not a string"),
-        ('{"file_name": "b.png", "split": "other"}', "split is 'other', none of train, val"),
-        ('{"file_name": "./a.png"}', "file_name 'a.png' is on line 1 already"),
+        ('{"file_name": "b.png", "split": "other"}', "split is 'other', expected train, val"),
+        ('{"file_name": "./a.png"}', "file_name 'a.png' is already on line 1"),
     ],
 )
 def test_a_bad_line_is_named(folder: Path, line: str | bytes, says: str) -> None:

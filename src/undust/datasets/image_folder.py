@@ -245,8 +245,8 @@ class _Scan:
                 name = text_of(row, "file_name")
                 path = self._path(source.parent, name, row)
                 if path in lines:
-                    said = path.relative_to(source.parent).as_posix()
-                    raise LineError(f"file_name {said!r} is on line {lines[path]} already")
+                    earlier = path.relative_to(source.parent).as_posix()
+                    raise LineError(f"file_name {earlier!r} is already on line {lines[path]}")
                 lines[path] = number
                 self.found.samples.append(self._sample(source.parent, path, name, row))
             except LineError as error:
@@ -269,10 +269,10 @@ class _Scan:
             captions |= self._caption(path)
         elif path in self.files.sidecars:
             self.found.unread_sidecars += 1
-        said = text_of(row, "split")
-        split = SPLITS.get(said.lower()) if said else self._split(path)
+        named = text_of(row, "split")
+        split = SPLITS.get(named.lower()) if named else self._split(path)
         if split is None:
-            raise LineError(f"split is '{printable(said)}', none of train, validation and test")
+            raise LineError(f"split is '{printable(named)}', expected train, validation or test")
         below = folder.relative_to(self.folder)
         return Sample(path, captions, text_of(row, "concept") or (below / name).as_posix(), split)
 

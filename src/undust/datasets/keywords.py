@@ -43,11 +43,11 @@ class Keywords:
             except (OSError, ElementTree.ParseError) as error:
                 raise UndustError(f"cannot read CLDR's keywords in {path}: {error}") from error
             for annotation in annotations:
-                emoji, said = annotation.get("cp", ""), annotation.text or ""
+                emoji, text = annotation.get("cp", ""), annotation.text or ""
                 if annotation.get("type") == "tts":
-                    names[emoji] = said
+                    names[emoji] = text
                 else:
-                    words[emoji] = [word.strip() for word in said.split("|") if word.strip()]
+                    words[emoji] = [word.strip() for word in text.split("|") if word.strip()]
         return {
             emoji: [word for word in several if word != names.get(emoji)]
             for emoji, several in words.items()

@@ -37,29 +37,29 @@ def tables(kind: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[Ba
 def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseModel]]) -> str:
     """The first error of a recipe: the dotted key, the demand, and the key probably meant."""
     first = error.errors()[0]
-    place, said = _place(first, tree), demand(first)
+    place, message = _place(first, tree), demand(first)
     table = cast("Mapping[str, Any]", tree) if isinstance(tree, Mapping) else {}
     kind, diffusion = table.get("kind"), table.get("diffusion")
     if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        said = "has to be a table"
+        message = "has to be a table"
     elif first["type"].startswith("union_tag"):
         tag = first.get("ctx", {})["discriminator"]
-        said = said.removeprefix(f"{tag}: ")
-        if said == f"has no {tag}":
-            said = f"is missing; possible are {', '.join(kinds)}"
+        message = message.removeprefix(f"{tag}: ")
+        if message == f"has no {tag}":
+            message = f"is missing; possible are {', '.join(kinds)}"
         place.append(tag.strip("'"))
     elif place[:1] == ["diffusion"] and len(place) > 1 and isinstance(diffusion, Mapping):
         process = cast("Mapping[str, Any]", diffusion).get("process", "scaled-linear")
-        said += f", with process {printable(process)}"
+        message += f", with process {printable(process)}"
     if first["type"] == "extra_forbidden" and isinstance(kind, str):
         others = [other for other, model in kinds.items() if place[0] in model.model_fields]
-        said += (
+        message += (
             f' in a recipe of kind "{kind}"; it is a key of kind "{others[0]}"'
             if others and kind not in others
             else _meant(place[-1], ".".join(place[:-1]), kinds[kind])
         )
     where = ".".join(map(printable, place))
-    return f"{where}: {said}" if where else said
+    return f"{where}: {message}" if where else message
 
 
 def _place(first: ErrorDetails, tree: object) -> list[str]:

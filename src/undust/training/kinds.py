@@ -17,7 +17,7 @@ from undust.training.diffusion import DiffusionConfig
 from undust.training.first_stage import FirstStageConfig
 
 AnyTrainingConfig = FirstStageConfig | DiffusionConfig
-"""Every kind of training; to add one, its class here. It is read by its key `kind`."""
+"""Every kind of training, chosen by the key `kind`; to add one, add its class here."""
 
 KINDS = {
     str(kind): config

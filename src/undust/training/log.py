@@ -1,4 +1,4 @@
-"""Figures and pictures of a run: log.jsonl, samples/*.png, and TensorBoard where it is there."""
+"""Log of a run: losses in log.jsonl, previews in samples/, and TensorBoard if installed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from PIL import Image, PngImagePlugin
 from undust.formats.files import atomic, atomic_write
 from undust.regular import open_regular
 
-RECENT = 10  # logged steps whose mean loss tells where a run stands
+RECENT = 10  # logged steps for the mean loss of a run
 
 
 class Log:
     """Appends to `out/log.jsonl`, writes `out/samples/` and, with the extra, `out/tensorboard/`.
 
-    What an earlier, killed run logged after `step`, where this one goes on, is taken out.
+    Lines that a killed run logged after `step`, from where this one continues, are removed.
     """
 
     def __init__(self, out: Path, step: int) -> None:
@@ -51,7 +51,7 @@ class Log:
             self._board.close()
 
     def scalars(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        """Logs the values of a step and how long the step took."""
+        """Logs the values of a step and its duration."""
         row = {"step": step, **values, "seconds": round(seconds, 4)}
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
@@ -59,10 +59,10 @@ class Log:
             self._board.scalars(step, values)
 
     def picture(self, step: int, picture: Image.Image, captions: Sequence[str] = ()) -> None:
-        """Keeps a sample picture of a step.
+        """Saves the preview of a step.
 
-        captions: of its cells, row by row. They stand in the picture's text chunk "captions" and,
-        a line each, in `samples/captions.txt`: Pillow's own font has no letters but Latin ones.
+        captions: of its cells, row by row. They are written to the picture's text chunk "captions"
+        and, one per line, to `samples/captions.txt`: Pillow's own font has only Latin letters.
         """
         text = PngImagePlugin.PngInfo()
         if captions:
@@ -76,7 +76,7 @@ class Log:
 
 
 def recent_loss(out: Path, step: int) -> tuple[float | None, int]:
-    """The mean of the last losses that a run logged until `step`, and how many they are."""
+    """The mean of the last losses that a run logged up to `step`, and their number."""
     path = out / "log.jsonl"
     rows = [json.loads(line) for line in _until(path, step)] if path.is_file() else []
     losses = [float(row["loss"]) for row in rows[-RECENT:] if "loss" in row]
@@ -84,14 +84,14 @@ def recent_loss(out: Path, step: int) -> tuple[float | None, int]:
 
 
 class _Board:
-    """A TensorBoard event file, written at once.
+    """A TensorBoard event file, written without a thread.
 
-    torch's SummaryWriter writes in a thread of its own and opens the file anew each time, so that
-    a folder that is moved meanwhile ends that thread in a traceback.
+    torch's SummaryWriter writes in its own thread and opens the file each time, so that moving the
+    folder ends that thread in a traceback.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Events of `step` and later ones that are in the folder count no more."""
+        """TensorBoard ignores earlier events of `step` and later steps in the folder."""
         self._summary = import_module("torch.utils.tensorboard.summary")
         self._event = import_module("tensorboard.compat.proto.event_pb2")
         records = import_module("tensorboard.summary.writer.record_writer")
@@ -120,7 +120,7 @@ class _Board:
 
 
 def _until(path: Path, step: int) -> Iterator[str]:
-    """The whole lines of a log up to a step."""
+    """The complete lines of a log up to a step."""
     with open_regular(path) as file:
         text = file.read().decode("utf-8", "replace")
     for line in text.splitlines(keepends=True):

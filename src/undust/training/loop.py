@@ -87,7 +87,7 @@ class Trainer:
     def rehearse(self) -> None:
         """One step, save and preview with the least work; nothing is kept.
 
-        Raises UndustError for what would end the run at its first save or preview.
+        Raises UndustError for a fault that would end the run at its first save or preview.
         """
         with workspace(self.out / "model", self.out) as folder, torch.random.fork_rng(devices=[]):
             self._losses(self.task.order.batch(self.step, 1))["loss"].backward()
@@ -116,7 +116,7 @@ class Trainer:
         requested: Callable[[], bool],
     ) -> bool:
         if self.step >= self.run.steps and not (self.out / "model").is_dir():
-            self.save()  # somebody removed it
+            self.save()  # it was removed
         with Log(self.out, self.step) as log:
             while self.step < self.run.steps:
                 began = time.monotonic()
@@ -207,15 +207,15 @@ class Trainer:
 @contextmanager
 def _folder_kept(folder: Path) -> Generator[Callable[[], None]]:
     """Yields a check that a folder was not moved or removed; OSErrors within are explained so."""
-    at_first = folder.stat()
+    original = folder.stat()
 
     def check() -> None:
         with suppress(FileNotFoundError):
-            if os.path.samestat(at_first, folder.stat()):
+            if os.path.samestat(original, folder.stat()):
                 return
         raise UndustError(
-            f"{folder} was moved or removed while a run trained in it; where it was moved to, "
-            "--resume with that --out goes on from its newest checkpoint"
+            f"{folder} was moved or removed while a run trained in it; if it was moved, --resume "
+            "with its new path as --out continues from its newest checkpoint"
         )
 
     try:
@@ -230,13 +230,13 @@ def _stop_requested() -> Generator[Callable[[], bool]]:
     """Yields whether a stop was requested: the first Ctrl-C or SIGTERM lets the step finish."""
     requested = False
 
-    def ask(number: int, _frame: FrameType | None) -> None:
+    def request(number: int, _frame: FrameType | None) -> None:
         nonlocal requested
         if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         requested = True
 
-    held = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: requested
     finally:

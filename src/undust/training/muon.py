@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrices are orthogonalised before they move the weights.
+"""Muon: an optimizer of matrices by orthogonalised momentum.
 
-Jordan et al. 2024, with the step size of Liu et al. 2025, eq. 4. torch.optim.Muon is the same in
-bfloat16 alone, which takes longer than float32 on a processor that is slow with it.
+Jordan et al. 2024, with the step size of Liu et al. 2025, eq. 4. torch.optim.Muon computes the same
+in bfloat16 only, which is slower than float32 on some processors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ITERATIONS = 5
 
 
 def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix [M, N] with its singular values brought to about 1 (0.7 to 1.2), its vectors kept.
+    """A matrix [M, N] with its singular vectors, and singular values of about 1 (0.7 to 1.2).
 
     Newton–Schulz iterations of an odd polynomial of degree 5, computed and returned in `dtype`.
     """
@@ -34,10 +34,10 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices by the orthogonalised Nesterov momentum of their gradients.
+    """Updates matrices with the orthogonalised Nesterov momentum of their gradients.
 
-    dtype: that of the orthogonalisation. A step has the root mean square of one of AdamW's:
-    0.2 · √max(M, N) times the orthogonal matrix. `momentum_buffer` is a matrix's only state.
+    dtype: of the orthogonalisation. An update is 0.2 · √max(M, N) times the orthogonal matrix, with
+    the root mean square of an update of AdamW. `momentum_buffer` is the only state of a matrix.
     """
 
     def __init__(

@@ -138,4 +138,4 @@ AnyNoiseConfig = Annotated[
     Field(discriminator="process"),
     BeforeValidator(_default_process),
 ]
-"""The noise processes that can be trained, told apart by `process`."""
+"""The noise processes that can be trained, chosen by `process`."""

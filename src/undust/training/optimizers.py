@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW, or Muon for the matrices and AdamW for what is left."""
+"""The optimizers of a run: AdamW, or Muon for hidden matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from undust.training.configs import OptimizerConfig
 from undust.training.muon import Muon
 
-# Where there is no matrix between two hidden states: tables of vectors, first and last layers.
+# Weights that are not matrices between hidden states: embeddings, first and last layers.
 _NOT_HIDDEN = re.compile(r"embedding(\.weight)?$|(^|\.)conv_(in|out)\.")
 
 
 class Optimizers:
-    """One update of every parameter at a rate that the loop names.
+    """Updates all parameters at the learning rate of a step.
 
-    With `kind = "muon"` the weights between hidden states (convolutions as matrices of [out,
-    in·h·w]) move by the orthogonalised momentum (Jordan et al. 2024), scaled to the size of AdamW's
-    updates (Liu et al. 2025, eq. 4), so that one learning rate serves both.
+    With `kind = "muon"` the weights between hidden states (convolutions as matrices [out, in·h·w])
+    are updated by orthogonalised momentum (Jordan et al. 2024), scaled to the size of AdamW's
+    updates (Liu et al. 2025, eq. 4), so that both use one learning rate.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Optimizers:
             self._optimizers.append(Muon(self._matrices.values(), decay, dtype))
 
     def step(self, rate: float) -> None:
-        """Moves every parameter by the gradient that lies at it."""
+        """Updates every parameter with its gradient."""
         for name, matrix in self._matrices.items():
             gradient = self._parameters[name].grad
             matrix.grad = None if gradient is None else gradient.flatten(1)
@@ -58,7 +58,7 @@ class Optimizers:
             optimizer.step()
 
     def moments(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep, by "parameter.moment"."""
+        """The state for a checkpoint, by "parameter.moment"."""
         return {
             f"{name}.{moment}": optimizer.state[value][moment]
             for name, value, optimizer, moments in self._owned()
@@ -66,7 +66,7 @@ class Optimizers:
         }
 
     def load(self, moments: Mapping[str, Tensor], step: int) -> None:
-        """Takes the moments of a checkpoint after `step` updates; KeyError if one is not there."""
+        """Restores the moments of a checkpoint after `step` updates; KeyError if one is absent."""
         for name, value, optimizer, wanted in self._owned():
             optimizer.state[value] = {
                 **{moment: moments[f"{name}.{moment}"].clone() for moment in wanted},
@@ -74,7 +74,7 @@ class Optimizers:
             }
 
     def _owned(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer, tuple[str, ...]]]:
-        """Each parameter: its name, itself or its matrix, what moves it, and that one's moments."""
+        """Of each parameter: name, the parameter or its matrix, optimizer, names of its moments."""
         for name, value in self._parameters.items():
             if name in self._matrices:
                 yield name, self._matrices[name], self._optimizers[1], ("momentum_buffer",)

@@ -1,4 +1,4 @@
-"""The precision of a run: some processors are slower in bfloat16 than in float32: it is timed."""
+"""The precision of a run. Some processors are slower in bfloat16 than in float32: it is timed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from undust.training.configs import TrainingConfig
 
 ROUNDS = 5
-FASTER = 1.05  # below this ratio bfloat16 is not worth its rounding
+MIN_SPEEDUP = 1.05  # below this bfloat16 is not worth its rounding
 C = TypeVar("C", bound=TrainingConfig)
 
 
@@ -43,18 +43,17 @@ def _resolved(config: C, before: str | None) -> tuple[C, str]:
     if requested == "bf16":
         slower = f"run.precision = bf16: {measured}; auto or fp32 is faster"
         return config, slower if ratio < 1 else ""
-    chosen = "bf16" if ratio >= FASTER else "fp32"
+    chosen = "bf16" if ratio >= MIN_SPEEDUP else "fp32"
     return _with(config, precision=chosen), f"run.precision auto: {chosen}, since {measured}"
 
 
 @cache
 def bfloat16_speed() -> float:
-    """float32's time over bfloat16's for a small training step, measured once in a process.
+    """The time of a small training step in float32 over that in bfloat16, measured once.
 
-    A convolution, attention and two matrix products at the sizes of a small U-Net, forwards and
-    backwards, as autocast runs them: about 0.4 s. One thread alone is timed, by the time that it
-    had on a processor: what else the machine does hardly changes the ratio, whereas threads that
-    wait for each other on a busy machine made it anything between 0.6 and 2.3.
+    A convolution, attention and two matrix products at the sizes of a small U-Net, forward and
+    backward under autocast: about 0.4 s. The processor time of one thread is measured: other load
+    hardly changes that ratio, whereas several threads on a busy machine gave 0.6 to 2.3.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, 128, 8, 8, generator=generator)
@@ -77,7 +76,7 @@ def bfloat16_speed() -> float:
     torch.set_num_threads(1)
     try:
         with torch.enable_grad():
-            _ = seconds(half=False), seconds(half=True)  # the first time costs more
+            _ = seconds(half=False), seconds(half=True)  # the first call is slower
             times = [(seconds(half=False), seconds(half=True)) for _ in range(ROUNDS)]
     finally:
         torch.set_num_threads(threads)
