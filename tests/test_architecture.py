@@ -1,4 +1,4 @@
-"""The house as it is drawn in the README: who may import whom, and what importing must not do."""
+"""The structure of the package: the order of imports, names, and what importing must not do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
-# Each floor may import those before it; rooms on one floor know nothing of each other.
+# Each set may import the sets before it, and packages of one set do not import each other.
 FLOORS = (
     {"errors", "interrupts", "version"},
     {"regular"},
@@ -34,7 +34,7 @@ FLOORS = (
     {"training", "evaluation", "lab"},
     {"cli"},
 )
-# Where less is allowed than the floor allows.
+# Packages with further restrictions.
 ONLY = {
     "diffusion": {"errors"},
     "pictures": {"errors", "regular"},
@@ -97,7 +97,7 @@ def in_a_new_process(code: str) -> str:
     return done.stdout
 
 
-def test_the_house_is_drawn_whole():
+def test_all_packages_have_a_level():
     rooms = {room(module) for module in MODULES} - {"", "__main__"}
     assert rooms <= set.union(*FLOORS)
 

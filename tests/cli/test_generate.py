@@ -214,7 +214,7 @@ def test_ctrl_c_keeps_the_finished_pictures(tiny_model: Path, here: Path):
         _, said = running.communicate()
     assert running.returncode == 130
     finished = sorted((here / "undust-out").iterdir())
-    told = re.search(r"undust: stopped; (\d+) of 5000 pictures went to undust-out\n", said)
+    told = re.search(r"undust: stopped; (\d+) of 5000 pictures are in undust-out\n", said)
     assert told
     assert len(finished) - 1 <= int(told[1]) <= len(finished)  # one may be on its way
     for path in finished:

@@ -114,7 +114,7 @@ def test_likelihood_of_pictures(undust: Run, tiny_model: Path, picture: Path):
     assert other["bits_per_dimension"] != rows[0]["bits_per_dimension"]
     table = undust("likelihood", picture, "--prompt", "a cat", *options[:-1]).out
     assert f"{rows[0]['bits_per_dimension']:.2f}" in table
-    assert "bits per latent number" in table
+    assert "bits per dimension" in table
 
 
 @pytest.mark.parametrize("command", ["invert", "likelihood"])
@@ -186,14 +186,14 @@ def test_without_a_search_a_published_schedule_is_named(
     options = ["--steps", 2, "--calls", 0, "--data", pictures]
     done = undust("schedules", "fit", tiny_model, *options)
     assert done.out.strip() in SCHEDULES
-    assert f"nothing better than the published {done.out.strip()} was found" in done.err
+    assert f"no schedule better than the published {done.out.strip()} was found" in done.err
 
 
 @pytest.mark.usefixtures("few")
 def test_what_cannot_be_fitted(undust: Run, tiny_model: Path, here: Path):
     done = undust("schedules", "fit", tiny_model, "--steps", 2, "--sampler", "ddpm")
     assert done.code == 2
-    assert "one that draws no noise" in done.err
+    assert "only samplers without noise" in done.err
     (here / "empty").mkdir()
     Image.new("RGB", (8, 8)).save(here / "empty/a.png")
     done = undust("schedules", "fit", tiny_model, "--steps", 2, "--data", "empty")

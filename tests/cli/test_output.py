@@ -89,7 +89,7 @@ def test_python_writes_the_same_kinds(tiny_model: Path, tmp_path: Path):
 
 def test_a_file_that_is_replaced_is_told(undust: Run, paint: Run):
     assert "already" not in paint("--out", "cat.png").err
-    told = "undust: cat.png is there already and will be replaced\n"
+    told = "undust: cat.png exists and will be replaced\n"
     assert told in paint("--out", "cat.png").err
     done = undust("rerun", "cat.png", "--out", "cat.png")
     assert (done.code, told in done.err) == (0, True)
@@ -111,7 +111,7 @@ def test_links_are_followed_or_refused_before_painting(paint: Run):
         done = paint("--out", out)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
         assert f"undust: cannot write {'' if out in ('bad.png', 'a.png') else 'to '}" in done.err
-        assert "which is nowhere" in done.err
+        assert "which does not exist" in done.err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
@@ -119,7 +119,7 @@ def test_a_pipe_is_refused_before_painting(paint: Run):
     os.mkfifo("pipe.png")
     done = paint("--out", "pipe.png")
     assert done.code == 2
-    assert done.err == "undust: cannot write pipe.png: it is there already and is not a file\n"
+    assert done.err == "undust: cannot write pipe.png: it exists and is not a file\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps the working folder")
@@ -137,5 +137,5 @@ def test_a_deleted_working_folder_is_told(tmp_path: Path, arguments: tuple[str, 
         text=True,
         check=False,
     )
-    told = "undust: the working folder does not exist any more; go to another\n"
+    told = "undust: the working folder no longer exists; change to another\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)

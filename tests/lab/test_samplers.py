@@ -111,7 +111,7 @@ def test_all_samplers_and_schedules_are_compared(gaussian: LatentDiffusion):
         assert all(run.calls <= 3 for run in curve.runs)
     rows = found.rows(found.samplers)
     assert len(rows) == len(SAMPLERS)
-    assert rows[-1][1:] == ["no one end", ""]
+    assert rows[-1][1:] == ["no unique end", ""]
     shown = [float(row[2]) for row in rows if row[2]]
     assert shown == sorted(shown)
     assert found.columns("sampler") == ["sampler", "error to the end of", "3 calls>"]

@@ -1,6 +1,6 @@
-"""The command line: it reads options, calls the library, and shows what comes back.
+"""The command line: reads options, calls the library and prints results.
 
-Everything heavy is imported inside the commands, so that help and a wrong option answer at once.
+Heavy modules are imported inside the commands, so that help and wrong options need no wait.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ WRONG, BUG = 2, 1  # exit codes, beside STOPPED
 OUR_LETTERS = "αβελσ"  # in messages
 
 app = typer.Typer(
-    help="Latent diffusion, whole: paint with a model, train one, measure it, look into it.",
-    epilog="`undust COMMAND --help` says more about one of them.",
+    help="Latent diffusion: generate pictures, train models, evaluate and convert them.",
+    epilog="`undust COMMAND --help` describes a command.",
     rich_markup_mode="markdown",
     add_completion=False,
 )
@@ -72,21 +72,17 @@ def _version(asked: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Say which version it is."
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show where in the code an error came from.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print a traceback for errors.")] = False,
 ) -> None:
-    """What goes before or, as `main` sees to, after any command."""
+    """Options before any command; `main` also accepts --debug after one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns the exit code; every error is one line on stderr.
+    """Runs a command line and returns the exit code; errors are one line on stderr.
 
-    A reader of the output that leaves is no error.
+    A closed pipe on stdout is not an error.
     """
     with streams.lasting() as written:
         code = _run(argv)
@@ -106,7 +102,7 @@ def _run(argv: Sequence[str] | None) -> int:
         command = typer.main.get_command(app)
         with warnings.catch_warnings(), stopping_in_imports():
             warnings.showwarning = _noted
-            # What matters of Pillow's is an error of ours, which names the file.
+            # Relevant warnings of Pillow are errors of ours, which name the file.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with command.make_context("undust", arguments or ["--help"]) as context:
                 command.invoke(context)
@@ -119,30 +115,30 @@ def _run(argv: Sequence[str] | None) -> int:
         if debug:
             traceback.print_exc()
         known = isinstance(error, UndustError | typer.TyperException | OSError)
-        told = _explained(error, ours)
-        told += _locale(told)
-        console.note(told if known else f"{told}; --debug shows where")
+        message = _explained(error, ours)
+        message += _locale(message)
+        console.note(message if known else f"{message}; --debug shows where")
         return WRONG if known else BUG
     return 0
 
 
-def _locale(told: str) -> str:
-    """An addition to an error about letters that the locale's encoding lacks; else ""."""
-    if "PYTHONUTF8" in told:
+def _locale(message: str) -> str:
+    """An addition to an error with characters outside the locale's encoding; else ""."""
+    if "PYTHONUTF8" in message:
         return ""
-    named = re.sub(r"\\udc[89a-f][0-9a-f]", "\ufffd", told)  # bytes that it could not read
+    named = re.sub(r"\\udc[89a-f][0-9a-f]", "\ufffd", message)  # bytes that it could not read
     named = "".join(c for c in named if (c.isalpha() or c == "\ufffd") and c not in OUR_LETTERS)
     return f"; {why}" if (why := locale_lacks(named)) else ""
 
 
 def _at_home(argument: str) -> str:
-    """The argument, a path in which "~" stands for a home, also after "--option="."""
+    """The argument with "~" expanded to a home folder, also after "--option="."""
     found = re.fullmatch(r"(--[\w-]+=)?(~[\w.-]*[/\\].*)", argument, re.DOTALL)
     return (found[1] or "") + str(expanded(found[2])) if found else argument
 
 
 def _noted(message: Warning | str, *_: object) -> None:
-    """A warning as a line, not as a place in the code."""
+    """Prints a warning as a line, without its place in the code."""
     console.note(str(message))
 
 
@@ -151,11 +147,11 @@ def _check_working_folder() -> None:
     try:
         Path.cwd()
     except OSError as error:
-        raise UndustError("the working folder does not exist any more; go to another") from error
+        raise UndustError("the working folder no longer exists; change to another") from error
 
 
 def _explained(error: Exception, arguments: Sequence[str]) -> str:
-    """What one line can say of an error of a command line."""
+    """The one-line message of an error."""
     match error:
         case UndustError():
             return str(error)
@@ -168,10 +164,10 @@ def _explained(error: Exception, arguments: Sequence[str]) -> str:
             nearest = f"did you mean {near[0]}?" if near else f"see {context.command_path} --help"
             return f"no such option: {name}; {nearest}"
         case typer.TyperException():
-            message = error.format_message().rstrip(".")
+            text = error.format_message().rstrip(".")
             context = getattr(error, "ctx", None)
             more = f"; see {context.command_path} --help" if context else ""
-            return f"{message[:1].lower()}{message[1:]}{more}"
+            return f"{text[:1].lower()}{text[1:]}{more}"
         case OSError(filename=str(name), strerror=str(reason)):
             return f"{name}: {reason}"
         case _:

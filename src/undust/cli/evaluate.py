@@ -1,4 +1,4 @@
-"""`undust evaluate`: a model's figures."""
+"""`undust evaluate`: measures a model on a data set."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from undust.cli.options import Model, request_options
 @request_options("steps", "guidance")
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data set to measure it on.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set.")],
     captions: Annotated[
-        int, typer.Option(metavar="N", help="Training captions to paint; held-out ones all are.")
+        int,
+        typer.Option(
+            metavar="N", help="Number of training captions; all held-out captions are used."
+        ),
     ] = 200,
     template: Annotated[
-        str, typer.Option(metavar="TEXT", help="What captions are put into: 'a picture of a {}'.")
+        str, typer.Option(metavar="TEXT", help="Text around captions, such as 'a picture of a {}'.")
     ] = "{}",
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the first picture.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Measure how often a model paints what a caption says, and how exact its first stage is.
+    """Measure a model's caption recall and the reconstruction error of its first stage.
 
-    Of the folder of a first stage alone only the latter is measured.
+    MODEL may also be the folder of a first stage, of which only the latter is measured.
     """
     from undust.evaluation import report
     from undust.formats.folder import INDEX
@@ -46,7 +49,7 @@ def evaluate(
             )
         return
     loaded = load(model)
-    with console.counted("steps", "painting captions") as observe:
+    with console.counted("steps", "generating pictures of captions") as observe:
         found = report.evaluate(
             loaded,
             data,
@@ -61,4 +64,4 @@ def evaluate(
         return
     console.table(["what", "figure>", "of"], found.rows())
     console.summary(f"{console.seconds(found.seconds)}: {console.settings(found)}")
-    console.summary(f"near means: {found.nearness}")
+    console.summary(f"nearest by {found.nearness}")

@@ -1,4 +1,4 @@
-"""Options of other programs: how the same is written here."""
+"""Suggestions for options of other programs."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ _SIDES = {"WIDTH": {"width", "w", "image_width"}, "HEIGHT": {"height", "h", "ima
 def instead(
     option: str, arguments: Sequence[str], options: Collection[str], takes: Collection[str]
 ) -> str:
-    """How an option of another program is written here; "" if nothing here is like it.
+    """The equivalent of an option of another program; "" without one.
 
-    arguments: the command line, for the values in it; options: those of the command; takes: the
-    names of its arguments.
+    arguments: the command line; options: those of the command; takes: the names of its arguments.
     """
     name, value = _name(option), _value(option, arguments)
     own = f"--{name.replace('_', '-')}"
@@ -80,13 +79,13 @@ def instead(
 
 
 def _name(option: str) -> str:
-    """An option without its dashes; of a letter alone the case counts."""
+    """An option without dashes, in lower case unless it is one letter."""
     name = option.lstrip("-").replace("-", "_")
     return name if len(name) == 1 else name.lower()
 
 
 def _value(option: str, arguments: Sequence[str]) -> str:
-    """What was given for an option; "" for nothing."""
+    """The value of an option; "" without one."""
     for place, argument in enumerate(arguments):
         if argument.startswith(f"{option}="):
             return argument[len(option) + 1 :]
@@ -97,7 +96,7 @@ def _value(option: str, arguments: Sequence[str]) -> str:
 
 
 def _size(name: str, value: str, arguments: Sequence[str]) -> str:
-    """WIDTHxHEIGHT: of one option, or of two."""
+    """WIDTHxHEIGHT from one option or two."""
     if not any(name.lower() in names for names in _SIDES.values()):
         return f"{value}x{value}" if value.isdigit() else value or "WIDTHxHEIGHT"
     told = [each.partition("=")[0] for each in arguments if each.startswith("-")]

@@ -1,4 +1,4 @@
-"""`undust invert` and `undust likelihood`: from pictures back."""
+"""`undust invert` and `undust likelihood`."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ if TYPE_CHECKING:
 
 @request_options("schedule")
 def invert(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Any picture.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What it shows.")] = "",
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Picture file.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="Description of the picture.")
+    ] = "",
     model: ModelOption = BUILT_IN,
-    steps: Annotated[
-        int, typer.Option(metavar="N", min=1, max=1000, help="Steps from picture to dust.")
-    ] = 20,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Number of steps.")] = 20,
     guidance: Annotated[
-        float, typer.Option(metavar="S", help="Above 1 the way back is seldom found.")
+        float, typer.Option(metavar="S", help="Guidance scale; inversion often fails above 1.")
     ] = 1.0,
     iterations: Annotated[
         int,
-        typer.Option(metavar="N", min=1, max=1000, help="The most a step may take; 1 is DDIM's."),
+        typer.Option(metavar="N", min=1, max=1000, help="Maximum per step; 1 is DDIM inversion."),
     ] = 30,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A .safetensors file.  [default: in undust-out]"),
+        typer.Option(metavar="FILE", help="Output file, .safetensors.  [default: in undust-out]"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a line of JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Find the noise from which a model paints a picture.
+    """Find the noise from which a model generates a picture.
 
-    `undust generate --noise` begins from it: with the same prompt it gives the picture back, with
-    another prompt another picture of the same layout. How much of the picture comes back is
-    measured against the file, at its own size, and apart for the first stage (encoded and decoded)
-    and for the inversion (latents there and back).
+    `undust generate --noise` starts from it: the same prompt reproduces the picture, another prompt
+    gives another picture of the same layout. The error of the reproduction is measured at the
+    picture's own size, in total, for the first stage alone and for the inversion alone.
     """
     out = out or FOLDER / f"{slug(picture.stem)}.safetensors"
     try_writing_file(out)
@@ -66,11 +65,11 @@ def invert(
     last = painted = None
     with console.Progress(2 * steps, "steps") as progress:
         for last in inversion.invert(loaded, batch, latents, iterations=iterations):
-            progress.update(last.index + 1, "back to noise")
+            progress.update(last.index + 1, "inversion")
         assert last is not None
         noise = inversion.noise(loaded, last)
         for painted in loop.sample_batch(loaded, batch, noise):
-            progress.update(steps + painted.index + 1, "and forth again")
+            progress.update(steps + painted.index + 1, "generation")
     assert painted is not None
     given = _given(picture, loaded.size)
     size = given.shape[-1], given.shape[-2]
@@ -91,8 +90,8 @@ def invert(
         return
     console.line(out)
     console.summary(
-        f"generated from it, the picture comes back with {measured['psnr']:.1f} dB, at most "
-        f"{measured['largest_difference']} of 255 off: the first stage alone has "
+        f"the picture generated from it has a PSNR of {measured['psnr']:.1f} dB, at most "
+        f"{measured['largest_difference']} of 255 off; the first stage alone "
         f"{measured['psnr_first_stage']:.1f} dB, the inversion alone "
         f"{measured['psnr_inversion']:.1f} dB"
     )
@@ -104,11 +103,14 @@ def invert(
 
 
 def likelihood(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="Any pictures.")],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Given that they show this.")] = "",
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="Picture files.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Description of the pictures.")] = "",
     model: ModelOption = BUILT_IN,
     steps: Annotated[
-        int, typer.Option(metavar="N", min=1, max=1000, help="Four calls of the network each.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=1000, help="Number of steps, of four network calls each."
+        ),
     ] = 30,
     probes: Annotated[
         int,
@@ -116,16 +118,18 @@ def likelihood(
             metavar="N",
             min=1,
             max=1000,
-            help="Random vectors for the trace; of one the error is about 0.02 bits.",
+            help="Number of random vectors for the trace; with 1 the error is about 0.02 bits.",
         ),
     ] = 1,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of these vectors.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random vectors.")] = 0,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each picture.")
+    ] = False,
 ) -> None:
-    """Tell how likely pictures are to a model: bits for each number of their latents.
+    """Measure the likelihood of pictures under a model, in bits per dimension of their latents.
 
-    The fewer, the likelier. Differences between pictures, prompts and models are what it is good
-    for: the first stage is not counted.
+    Lower is likelier. It is for comparisons of pictures, prompts and models, as the first stage is
+    not included.
     """
     from undust.generation import inversion
     from undust.model import load
@@ -147,7 +151,7 @@ def likelihood(
             rows.append([picture, f"{bits:.2f}"])
             progress.update(done, console.shorten(picture.name, 30))
     if not json:
-        console.table(["picture", "bits per latent number>"], rows)
+        console.table(["picture", "bits per dimension>"], rows)
 
 
 def _latents(model: LatentDiffusion, paths: Sequence[Path]) -> Tensor:
@@ -161,7 +165,7 @@ def _latents(model: LatentDiffusion, paths: Sequence[Path]) -> Tensor:
 
 
 def _given(path: Path, size: tuple[int, int]) -> Tensor:
-    """The picture [1, 3, H, W] in [-1, 1] at its own size, cut to the sides' ratio of `size`."""
+    """The picture [1, 3, H, W] in [-1, 1] at its own size, cropped to the ratio of `size`."""
     from undust.pictures import from_image, read_image
 
     image = read_image(path)

@@ -1,4 +1,4 @@
-"""`undust lab samplers`: the samplers' errors on a model, measured."""
+"""`undust lab samplers`: measures the samplers' errors on a model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from undust.formats.files import make_folder
 
 app = typer.Typer(help="Measure samplers and schedules on a model.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the tables in that folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Also write tables and a plot to this folder.")
+]
 
 
 @app.command()
@@ -24,15 +26,15 @@ def samplers(
     model: ModelOption = "emoji",
     schedule: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Schedule of all samplers, instead of the model's."),
+        typer.Option(metavar="NAME", help="Schedule of all samplers.  [default: the model's]"),
     ] = None,
     prompts: Annotated[
-        int, typer.Option(metavar="N", help="Pictures to measure on, each of another prompt.")
+        int, typer.Option(metavar="N", help="Number of pictures, with different prompts.")
     ] = 8,
     json: Json = False,
     out: Out = None,
 ) -> None:
-    """Compare samplers, and schedules, by their error after so many network calls."""
+    """Measure the error of samplers and schedules by number of network calls."""
     from undust.lab import page
     from undust.lab.samplers import compare
     from undust.model import load
@@ -65,6 +67,6 @@ def samplers(
 
 
 def _command(**options: object) -> str:
-    """The command line again, with every option that has a value."""
+    """The command line with all options that have a value."""
     given = [(f"--{option}", str(value)) for option, value in options.items() if value is not None]
     return shlex.join(["undust", "lab", "samplers", *(part for pair in given for part in pair)])

@@ -1,4 +1,4 @@
-"""Where pictures go: one file that was asked for by name, or names of ours in a folder."""
+"""Output files: one by name, or generated names in a folder."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SLUG = 40  # characters of the prompt in a file's name
 
 @dataclass(frozen=True)
 class Output:
-    """A folder, and the file in it if it was named."""
+    """A folder, and the file in it if one was named."""
 
     folder: Path
     file: str | None = None
 
     @classmethod
     def choose(cls, out: Path | None, pictures: int) -> Output:
-        """Reads `--out`, and tries whether files can be written there; nothing is left behind.
+        """The output for `--out`, after a test that files can be written there.
 
-        Raises UndustError for a file's name that cannot hold the pictures and for a folder that
+        Raises UndustError for a file name that does not fit the pictures and for a folder that
         cannot be written to.
         """
         from undust.formats.recipe_png import WRITTEN, check_name
@@ -45,7 +45,7 @@ class Output:
             check_name(out)
         if suffix in WRITTEN and pictures > 1:
             raise UndustError(
-                f"--out {out}: {pictures} pictures do not go into one file; give a folder, "
+                f"--out {out}: {pictures} pictures do not fit into one file; give a folder, "
                 f"such as {out.with_suffix('')}"
             )
         if suffix not in WRITTEN:
@@ -55,14 +55,14 @@ class Output:
         return cls(out.parent, out.name)
 
     def check(self, recipe: Recipe) -> None:
-        """Raises UndustError for a recipe that the named file cannot hold."""
+        """Raises UndustError if the recipe does not fit into the named file."""
         if self.file:
             from undust.formats.recipe_png import texts_for
 
             texts_for(self.folder / self.file, recipe.final, recipe.model_dump())
 
     def save(self, picture: Picture) -> Path:
-        """Writes a picture; in a folder it never replaces another one."""
+        """Writes a picture; in a folder it never replaces a file."""
         recipe = picture.recipe
         return picture.save(self._place(f"{slug(recipe.prompt)}-{recipe.seed}"))
 
@@ -99,24 +99,26 @@ def slug(prompt: str) -> str:
 
 
 def try_writing_file(path: Path) -> None:
-    """As `try_writing` for a file, also where a link leads; a note tells of one to be replaced."""
+    """As `try_writing`, for a file or the target of a link; notes that a file will be replaced."""
     try_writing(path.parent)
     if path.is_symlink():
-        # Of links to one another the real path is one of them.
+        # For circular links the real path is a link.
         target = Path(os.path.realpath(path))
         if not target.parent.is_dir() or target.is_symlink():
-            raise UndustError(f"cannot write {path}: it is a link to {target}, which is nowhere")
+            raise UndustError(
+                f"cannot write {path}: it is a link to {target}, which does not exist"
+            )
         try_writing(target.parent)
     if path.is_file():
-        console.note(f"{path} is there already and will be replaced")
+        console.note(f"{path} exists and will be replaced")
     elif path.exists():
-        raise UndustError(f"cannot write {path}: it is there already and is not a file")
+        raise UndustError(f"cannot write {path}: it exists and is not a file")
 
 
 def try_writing(folder: Path) -> None:
-    """Writes and removes a little file in the folder, or where the folder would be made.
+    """Writes and removes a small file in the folder or its first existing parent.
 
-    Raises UndustError if that fails: better now than after the work is done.
+    Raises UndustError if that fails, before the work is done.
     """
     there = folder.absolute()
     try:
@@ -124,7 +126,7 @@ def try_writing(folder: Path) -> None:
             if there.is_symlink():
                 target = os.path.realpath(there)
                 raise UndustError(
-                    f"cannot write to {folder}: {there} is a link to {target}, which is nowhere"
+                    f"cannot write to {folder}: {there} is a link to {target}, which does not exist"
                 )
             there = there.parent
         if not there.is_dir():

@@ -1,4 +1,4 @@
-"""Batches of recipes to files, with what people see while it goes on."""
+"""Generation of batches of recipes to files, with a progress bar."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ def paint(
     noise: Tensor | None = None,
     columns: int | None = None,
 ) -> None:
-    """Paints the batches and writes each picture when it is done.
+    """Generates the batches and writes each picture when it is done.
 
-    again: the recipe of the one picture that is to be written, as it stands in its file; noise:
-    unit-variance start [C, h, w] of every picture instead of what their seeds draw; columns: of the
-    contact sheet.
+    again: write only the picture of this recipe, with it; noise: unit-variance start [C, h, w] of
+    every picture in place of their seeds'; columns: of the contact sheet.
     """
     output.check(again or batches[0][0])
     total = sum(len(batch) for batch in batches) if again is None else 1
@@ -49,7 +48,7 @@ def paint(
                 thumbnails.append(_thumbnail(picture.image, total))
                 progress.line(_json(picture, path, seconds) if json else str(path))
         except KeyboardInterrupt:
-            made = f"; {len(thumbnails)} of {total} pictures went to {output.folder}"
+            made = f"; {len(thumbnails)} of {total} pictures are in {output.folder}"
             raise KeyboardInterrupt("stopped" + made * bool(thumbnails)) from None
     if total > 1:
         from undust.pictures import grid
@@ -69,7 +68,7 @@ def _pictures(
     again: Recipe | None,
     noise: Tensor | None,
 ) -> Iterator[tuple[Picture, float]]:
-    """Each picture and the seconds that it took; one of a batch takes its share of the batch."""
+    """Each picture with its time in seconds, that of its batch divided by its pictures."""
     from undust.generation import loop
 
     done = 0
@@ -78,7 +77,7 @@ def _pictures(
         more = f" and {len(batch) - 1} more" if len(batch) > 1 and again is None else ""
         start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
         for step in loop.sample_batch(model, batch, start):
-            # An adaptive sampler takes as many steps as it needs; its index says how far it is.
+            # An adaptive sampler yields any number of steps; their index is the progress.
             progress.update(done + step.index + 1, console.shorten(batch[0].prompt, 30) + more)
             if step.index + 1 < step.total:
                 continue
@@ -92,7 +91,7 @@ def _pictures(
 
 
 def _thumbnail(image: Image.Image, total: int) -> Image.Image:
-    """The picture, small enough for a contact sheet of that many."""
+    """The picture reduced for a contact sheet of `total` pictures."""
     side = SHEET // math.ceil(math.sqrt(total))
     small = image.copy()
     small.thumbnail((side, side))

@@ -16,7 +16,7 @@ from undust.errors import UndustError
 if TYPE_CHECKING:
     from undust.generation.schedule_fitting import Choice
 
-# Prompts where no data set is given, in turn for the search, its held-out half and the figures.
+# Prompts without a data set, in turn for the search, its validation and the test.
 WORDS = (
     *("a cat", "a red car", "a house", "a smiling face", "a tree", "a bird", "a cup of coffee"),
     *("a heart", "a dog", "a blue ball", "the sun", "a rocket", "a flower", "a fish", "an apple"),
@@ -33,21 +33,21 @@ WORDS = (
         "a pair of glasses",
     ),
 )
-PICTURES = 32  # of each of the three parts, every one with a seed of its own
-SHOWN = 3  # published schedules to compare with
+PICTURES = 32  # of each of the three parts, with different seeds
+SHOWN = 3  # published schedules compared with
 
 app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
 def schedules(context: typer.Context) -> None:
-    """List the schedules, which levels of noise the steps visit, or fit one to a model."""
+    """List the noise schedules, or fit one to a model."""
     if context.invoked_subcommand:
         return
     from undust.diffusion.schedules import SCHEDULES
 
     console.table(
-        ["name", "what it is"],
+        ["name", "description"],
         [
             [name, (inspect.getdoc(schedule) or "").partition("\n")[0]]
             for name, schedule in sorted(SCHEDULES.items())
@@ -59,27 +59,27 @@ def schedules(context: typer.Context) -> None:
 @request_options("sampler", "guidance")
 def fit(
     model: Model,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="How many steps.")],
+    steps: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Number of steps.")],
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A data set, whose captions are better than our words."),
+        typer.Option(metavar="DIR", help="Data set for prompts.  [default: common words]"),
     ] = None,
     calls: Annotated[
         int,
         typer.Option(
             metavar="N",
             min=0,
-            help="Budget of the search: network calls for each picture. Ctrl-C ends it too.",
+            help="Budget of the search: network calls per picture. Ctrl-C ends it early.",
         ),
     ] = 1000,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, with all errors.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON with all errors.")] = False,
     **options: Any,
 ) -> None:
-    """Find the noise levels at which so many steps of a model stay nearest to its flow.
+    """Find the noise levels for a number of steps that minimise the error to a model's flow.
 
     A third of the prompts are for the search, a third decide when it stops and whether a published
-    schedule is better, and a third, with seeds of their own, are for the figures. The output is
-    what `undust generate --schedule` takes: a list of levels, or the name of a published schedule.
+    schedule is better, and a third, with other seeds, are for the reported errors. The output is
+    for `undust generate --schedule`: a list of levels, or the name of a published schedule.
     """
     from undust.generation import schedule_fitting
     from undust.model import load
@@ -126,11 +126,11 @@ def fit(
             f"{nearer[name]:.0%} of the pictures"
         )
     if found.name:
-        console.summary(f"nothing better than the published {found.name} was found")
+        console.summary(f"no schedule better than the published {found.name} was found")
 
 
 def _captions(data: Path) -> list[list[str]]:
-    """The data set's captions, dealt in turn to the search, its held-out half and the figures."""
+    """The data set's captions, in turn for the search, its validation and the test."""
     from undust.conditioning.prompt import escape
     from undust.datasets import image_folder
 
@@ -138,12 +138,12 @@ def _captions(data: Path) -> list[list[str]]:
     captions = [escape(next(iter(sample.captions.values()))) for sample in samples]
     parts = [captions[k::3] for k in range(3)]
     if not all(parts):
-        raise UndustError(f"{data} has too few captions to fit a schedule to; three are needed")
+        raise UndustError(f"{data} has too few captions to fit a schedule; at least 3 are needed")
     return [part[:: max(1, len(part) // PICTURES)] for part in parts]
 
 
 def _search(choices: Iterator[Choice], calls: int) -> Choice:
-    """The last choice, or the best until Ctrl-C."""
+    """The last choice; with Ctrl-C the best so far."""
     best: Choice | None = None
     with console.Progress(calls, "calls") as progress:
         try:

@@ -1,4 +1,4 @@
-"""Standard streams on which nothing fails: closed ones, readers that leave, letters they lack."""
+"""Standard streams that tolerate closed descriptors, closed pipes and unsupported characters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TextIO
 
 
 class Lasting(io.TextIOBase):
-    """A text stream that can always be written to.
+    """A text stream whose writes never raise.
 
-    After the first write that fails the rest is dropped: a reader that leaves, as `| head -1` does,
-    is no reason to stop the work. A character that the encoding lacks is written as its escape.
+    After the first failed write all output is dropped: a closed pipe, as with `| head -1`, does not
+    stop the work. Characters outside the encoding are written as escapes.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -25,7 +25,7 @@ class Lasting(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the stream."""
+        """The encoding of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def writable(self) -> bool:
@@ -33,7 +33,7 @@ class Lasting(io.TextIOBase):
         return True
 
     def isatty(self) -> bool:
-        """Whether a person sees it."""
+        """Whether it is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
@@ -41,7 +41,7 @@ class Lasting(io.TextIOBase):
         return self._stream.fileno()
 
     def write(self, text: str, /) -> int:
-        """Writes as much of the text as can be."""
+        """Writes the text if possible."""
         if getattr(self._stream, "errors", None) in (None, "strict", "surrogateescape"):
             known = text.encode(self.encoding, "backslashreplace")
             self._try(lambda: self._stream.write(known.decode(self.encoding)))
@@ -50,7 +50,7 @@ class Lasting(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Hands on what was written."""
+        """Flushes the stream."""
         self._try(lambda: self._stream.flush())
 
     def _try(self, action: Callable[[], object]) -> None:
@@ -66,7 +66,7 @@ class Lasting(io.TextIOBase):
 
 
 def unwritten(streams: list[Lasting]) -> str:
-    """Why the output is not whole, "" if it is or nobody wanted the rest."""
+    """The reason for incomplete output; "" if it is complete or its reader closed the pipe."""
     for stream in streams:
         stream.flush()
     failures = (stream.failure for stream in streams)
@@ -75,12 +75,12 @@ def unwritten(streams: list[Lasting]) -> str:
 
 @contextmanager
 def lasting() -> Generator[list[Lasting]]:
-    """Within it stdout and stderr are such streams, which are given."""
+    """A context in which stdout and stderr are `Lasting` streams, which it yields."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # Else the next file that is opened, a picture, would be the stream.
+            # Otherwise the next file opened, such as a picture, would get this descriptor.
             os.open(os.devnull, os.O_RDWR)
     with ExitStack() as stack:
         streams: list[Lasting] = []

@@ -1,4 +1,4 @@
-"""What a picture loses on the way through the first stage."""
+"""The reconstruction error of the first stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_BATCH_PIXELS = 4 * 512 * 512  # pixels encoded in one batch
 
 
 class Reconstruction(BaseModel):
-    """Mean PSNR (dB) and mean SSIM of pictures against what the first stage makes of them."""
+    """Mean PSNR (dB) and mean SSIM of pictures and their reconstructions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +29,7 @@ class Reconstruction(BaseModel):
 
 @torch.inference_mode()
 def reconstruct(autoencoder: FirstStageNetwork, pictures: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] in [-1, 1] to their most likely latents and back, float32, clipped."""
+    """Pictures [B, 3, H, W] in [-1, 1] encoded to their mean latents and decoded, clipped."""
     stage = FirstStage(autoencoder)
     return stage.decode(stage.encode(pictures).mean).cpu().clamp(-1, 1)
 
@@ -37,7 +37,7 @@ def reconstruct(autoencoder: FirstStageNetwork, pictures: Tensor) -> Tensor:
 def measure(
     autoencoder: FirstStageNetwork, paths: Sequence[Path], size: tuple[int, int]
 ) -> Reconstruction:
-    """The figures over pictures read at `size` (width, height), each picture counting the same."""
+    """Means over picture files read at `size` (width, height)."""
     together = max(1, MAX_BATCH_PIXELS // (size[0] * size[1]))
     ratios: list[Tensor] = []
     likenesses: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""How much two pictures differ."""
+"""Metrics of the difference between pictures: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOW, SIGMA = 11, 1.5  # pixels: the window of Wang et al. 2004
 def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
     """Peak signal-to-noise ratio of each pair [B, C, H, W] in decibels [B]; infinite if equal.
 
-    data_range: largest minus smallest value a picture can have, 2 for [-1, 1], 255 for bytes.
+    data_range: the range of values, 2 for [-1, 1], 255 for bytes.
     """
     error = (x.double() - y.double()).square().mean((1, 2, 3))
     return 10 * (data_range**2 / error).log10()
@@ -23,8 +23,8 @@ def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
 def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
     """Structural similarity of each pair [B, C, H, W], a mean over channels and windows [B].
 
-    Wang et al. 2004, eq. 13 with K = (0.01, 0.03), in every 11×11 window that lies inside the
-    picture. Raises UndustError for pictures smaller than that. data_range: as for `psnr`.
+    Wang et al. 2004, eq. 13 with K = (0.01, 0.03), over all 11×11 windows inside the picture;
+    data_range: as for `psnr`. Raises UndustError for smaller pictures.
     """
     if min(x.shape[-2:]) < WINDOW:
         size = "x".join(str(side) for side in reversed(x.shape[-2:]))
@@ -45,6 +45,6 @@ def smooth(x: Tensor) -> Tensor:
     weight = (-0.5 * (place / SIGMA) ** 2).exp()
     weight = weight / weight.sum()
     batch, channels = x.shape[:2]
-    flat = x.flatten(0, 1)[:, None]  # every channel for itself
+    flat = x.flatten(0, 1)[:, None]  # each channel separately
     flat = F.conv2d(F.conv2d(flat, weight[None, None, None]), weight[None, None, :, None])
     return flat.reshape(batch, channels, *flat.shape[-2:])

@@ -1,4 +1,4 @@
-"""Caption recall: is what was painted nearest to the picture that was asked for?"""
+"""Caption recall: whether a generated picture is nearest to the one its caption belongs to."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ NEARNESS = (
 
 
 def features(pictures: Tensor) -> Tensor:
-    """What pictures [B, 3, H, W] are compared by: their smoothed miniatures, flat [B, 3·32·32].
+    """Features of pictures [B, 3, H, W]: smoothed miniatures as vectors [B, 3·32·32].
 
-    Plain pixels, so that no network, least of all the model's own, judges its own work. Smoothing
-    forgives a shape that lies beside its place: of reconstructed emoji that were blurred, shifted
-    by 3 %, scaled by 4 % and 10 % off in contrast, this finds 71 % (64×64 pixels as they are: 40 %,
-    16×16 averages: 61 %).
+    Pixels, so that the metric depends on no network. Smoothing tolerates small shifts: of
+    reconstructed emoji that were blurred, shifted by 3 %, scaled by 4 % and changed by 10 % in
+    contrast, 71 % are recognised (with plain 64×64 pixels 40 %, with 16×16 averages 61 %).
     """
     small = F.adaptive_avg_pool2d(pictures.float(), SIDE)
     return smooth(F.pad(small, (WINDOW // 2,) * 4, mode="replicate")).flatten(1)
 
 
 class ReferenceSet:
-    """The distinct pictures of a data set, among which painted ones are recognised.
+    """The distinct pictures of a data set, to which generated ones are compared.
 
-    `number` of a path says which of the distinct pictures it is; files with the same pixels at
-    `size` (width, height) have the same number.
+    number: path -> index of the distinct picture; files with the same pixels at `size` (width,
+    height) have the same index.
     """
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
@@ -55,13 +54,13 @@ class ReferenceSet:
     def __len__(self) -> int:
         return len(self._features)
 
-    def ranks(self, painted: Tensor, wanted: Sequence[Path]) -> list[int]:
-        """For each picture [B, 3, H, W] how many of the gallery are nearer to it than the wanted.
+    def ranks(self, generated: Tensor, wanted: Sequence[Path]) -> list[int]:
+        """For each picture [B, 3, H, W] the number of references nearer than the wanted one.
 
-        0 says that none is: the wanted picture is the nearest.
+        0 if the wanted picture is the nearest.
         """
         distances = torch.cdist(
-            features(painted), self._features, compute_mode="donot_use_mm_for_euclid_dist"
+            features(generated), self._features, compute_mode="donot_use_mm_for_euclid_dist"
         )
         right = torch.tensor([[self.number[path]] for path in wanted])
         return (distances < distances.gather(1, right)).sum(1).tolist()

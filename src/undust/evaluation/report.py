@@ -1,4 +1,4 @@
-"""A model's figures on a data set, as `undust evaluate` shows them."""
+"""The evaluation of a model on a data set: caption recall and first stage."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from undust.pictures import from_image
 from undust.recipe.recipe import Recipe
 
 HELD_OUT = "held-out pictures"
-LANGUAGES = ("text", "text_ko")  # caption fields that training captions are drawn from, in turn
+LANGUAGES = ("text", "text_ko")  # caption fields of training captions, used in turn
 
 
 class Recall(BaseModel):
-    """Shares of the captions whose own picture is the nearest, or among the five nearest."""
+    """Shares of captions whose own picture is the nearest, or among the five nearest."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,11 +39,11 @@ class Recall(BaseModel):
 
 
 class ModelReport(BaseModel):
-    """What was found, and everything that it depends on.
+    """The results, and all settings that they depend on.
 
-    `pictures` is the number of distinct ones to tell apart. `recall` has "training captions" and
-    "held-out captions", and each by its caption fields if there are several ("training captions,
-    text_ko"). `first_stage` is measured on the pictures that `first_stage_on` names.
+    pictures: number of distinct reference pictures; recall: of "training captions" and "held-out
+    captions", and of each caption field if there are several ("training captions, text_ko");
+    first_stage: measured on the pictures named by first_stage_on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,15 +67,15 @@ class ModelReport(BaseModel):
     def rows(self) -> list[tuple[str, str, str]]:
         """A table for people: what was measured, the figure, and on how much."""
         rows: list[tuple[str, str, str]] = []
-        for asked, recall in self.recall.items():
+        for kind, recall in self.recall.items():
             of = f"{recall.captions} captions among {self.pictures} pictures"
-            rows.append((f"{asked}: right picture nearest", f"{recall.top1:.1%}", of))
-            rows.append((f"{asked}: among the nearest 5", f"{recall.top5:.1%}", of))
+            rows.append((f"{kind}: right picture nearest", f"{recall.top1:.1%}", of))
+            rows.append((f"{kind}: among the nearest 5", f"{recall.top5:.1%}", of))
         return rows + _first_stage_rows(self.first_stage, self.first_stage_on)
 
 
 class FirstStageReport(BaseModel):
-    """The figures of a first stage; fields as in `ModelReport`; size: width and height, pixels."""
+    """The results of a first stage; fields as in `ModelReport`; size: width and height, pixels."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -93,7 +93,7 @@ class FirstStageReport(BaseModel):
 
 
 class CaptionQuery(NamedTuple):
-    """A caption that the model is asked to paint, and the picture that it belongs to."""
+    """A caption to generate a picture of, and the picture that it belongs to."""
 
     kind: str
     field: str
@@ -113,48 +113,47 @@ def evaluate(
     template: str = "{}",
     observe: Callable[[int, int], None] | None = None,
 ) -> ModelReport:
-    """Paints captions of a picture folder and tells for how many the right picture is nearest.
+    """Generates pictures of captions of a data set and measures recall and the first stage.
 
-    Asked are `captions` training captions, each of another concept and in turn English and Korean
-    where there is Korean, and all captions of the held-out pictures in the fields `held_out`.
-    template: what each of them is put into, such as "a picture of a {}".
-    Held out are the splits test and validation. The first stage is measured on the held-out
-    pictures, or on all if none are held out.
+    Captions are those of `captions` training pictures, each of another group and in turn English
+    and Korean where there is Korean, and all captions of the held-out pictures (the splits test and
+    validation) in the fields `held_out`. The first stage is measured on the held-out pictures, or
+    on all pictures without any. template: put around each caption, such as "a picture of a {}";
     observe: called after each step of a batch with the number of picture-steps done and of all.
-    Raises UndustError for a folder that is no data set or has no captions to ask, and for a
-    template without its {}.
+    Raises UndustError for a folder that is not a data set or has no captions, and for a template
+    without {}.
     """
     began = time.monotonic()
     if captions < 0:
         raise UndustError(f"captions: has to be at least 0, not {captions}")
     if "{}" not in template:
-        raise UndustError(f"template: {template!r} lacks the {{}} that the caption goes into")
+        raise UndustError(f"template: {template!r} has no {{}} for the caption")
     samples = image_folder.read(data)
-    questions = [*_training(samples, captions, seed), *_held_out(samples, held_out)]
-    if not questions:
-        raise UndustError(f"{data} has no captions to ask for; {image_folder.METADATA} names them")
+    queries = [*_training(samples, captions, seed), *_held_out(samples, held_out)]
+    if not queries:
+        raise UndustError(f"{data} has no captions; they belong in {image_folder.METADATA}")
     recipes = [
         recipe
-        for place, question in enumerate(questions)
+        for place, query in enumerate(queries)
         for recipe in model.recipes(
-            template.replace("{}", escape(question.caption)),
+            template.replace("{}", escape(query.caption)),
             steps=steps,
             guidance=guidance,
             seed=seed + place,
         )
     ]
-    gallery = ReferenceSet([sample.path for sample in samples], model.size)
-    ranks = _ranks(model, recipes, gallery, [question.path for question in questions], observe)
+    reference = ReferenceSet([sample.path for sample in samples], model.size)
+    ranks = _ranks(model, recipes, reference, [query.path for query in queries], observe)
     tests = [sample.path for sample in samples if sample.split != "train"]
     first = recipes[0]
     return ModelReport(
         model=model.name,
         model_hash=model.hash,
         data=str(data),
-        pictures=len(gallery),
-        recall=_recall(questions, ranks),
+        pictures=len(reference),
+        recall=_recall(queries, ranks),
         nearness=NEARNESS,
-        first_stage=measure(model.autoencoder, tests or list(gallery.number), model.size),
+        first_stage=measure(model.autoencoder, tests or list(reference.number), model.size),
         first_stage_on=HELD_OUT if tests else "pictures",
         steps=first.steps,
         guidance=first.guidance,
@@ -169,8 +168,8 @@ def evaluate(
 def evaluate_first_stage(folder: Path, data: Path | str) -> FirstStageReport:
     """PSNR and SSIM of the first stage in a folder, at the size in its configuration.
 
-    It is measured on the held-out pictures of a data set, or on all if none are held out. Raises
-    UndustError for a folder that is no first stage, and as `image_folder.read` does.
+    Measured on the held-out pictures of a data set, or on all without any. Raises UndustError for a
+    folder that is not a first stage, and as `image_folder.read`.
     """
     began = time.monotonic()
     autoencoder = load_first_stage(folder)
@@ -198,22 +197,22 @@ def _first_stage_rows(figures: Reconstruction, on: str) -> list[tuple[str, str, 
 
 
 def _training(samples: Iterable[Sample], count: int, seed: int) -> list[CaptionQuery]:
-    """Captions of `count` concepts in a random order that the seed fixes, or of all if fewer."""
+    """Captions of at most `count` groups, in a random order by the seed."""
     concepts: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.split == "train" and any(field in sample.captions for field in LANGUAGES):
             concepts.setdefault(sample.group, []).append(sample)
     drawn = uniform(seed, (0, 0, 0), (len(concepts), 2))
     members = list(concepts.values())
-    questions: list[CaptionQuery] = []
+    queries: list[CaptionQuery] = []
     for which in drawn[:, 0].argsort()[:count].tolist():
         sample = members[which][int(drawn[which, 1] * len(members[which]))]
         fields = [field for field in LANGUAGES if field in sample.captions]
-        field = fields[len(questions) % len(fields)]
-        questions.append(
+        field = fields[len(queries) % len(fields)]
+        queries.append(
             CaptionQuery("training captions", field, sample.captions[field], sample.path)
         )
-    return questions
+    return queries
 
 
 def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[CaptionQuery]:
@@ -229,15 +228,15 @@ def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[CaptionQ
 def _ranks(
     model: LatentDiffusion,
     recipes: list[Recipe],
-    gallery: ReferenceSet,
+    reference: ReferenceSet,
     wanted: list[Path],
     observe: Callable[[int, int], None] | None,
 ) -> list[int]:
-    """For each recipe's picture, how many of the gallery are nearer to it than the wanted one."""
+    """For each recipe's picture the number of reference pictures nearer than the wanted one."""
     ranks: list[int] = []
     done, total = 0, sum(recipe.total for recipe in recipes)
 
-    def told(step: loop.Step) -> loop.Step:
+    def observed(step: loop.Step) -> loop.Step:
         nonlocal done
         done += len(step.x)
         if observe:
@@ -245,19 +244,19 @@ def _ranks(
         return step
 
     for batch in loop.batches(model, recipes):
-        *_, last = map(told, loop.sample_batch(model, batch))
+        *_, last = map(observed, loop.sample_batch(model, batch))
         pictures = loop.decode(batch, last)
-        painted = torch.stack([from_image(picture.image, model.size) for picture in pictures])
+        generated = torch.stack([from_image(picture.image, model.size) for picture in pictures])
         asked = wanted[len(ranks) : len(ranks) + len(batch)]
-        ranks += gallery.ranks(painted / 127.5 - 1, asked)
+        ranks += reference.ranks(generated / 127.5 - 1, asked)
     return ranks
 
 
-def _recall(questions: Sequence[CaptionQuery], ranks: Sequence[int]) -> dict[str, Recall]:
-    """By kind of caption and, where a kind was asked in several fields, by field as well."""
+def _recall(queries: Sequence[CaptionQuery], ranks: Sequence[int]) -> dict[str, Recall]:
+    """By kind of caption, and by field for kinds with several fields."""
     groups: dict[str, dict[str, list[int]]] = {}
-    for question, rank in zip(questions, ranks, strict=True):
-        groups.setdefault(question.kind, {}).setdefault(question.field, []).append(rank)
+    for query, rank in zip(queries, ranks, strict=True):
+        groups.setdefault(query.kind, {}).setdefault(query.field, []).append(rank)
     recall: dict[str, Recall] = {}
     for kind, fields in groups.items():
         recall[kind] = _shares([rank for ranks in fields.values() for rank in ranks])

@@ -1,4 +1,4 @@
-"""A model to measure samplers on: asked for a few fixed pictures, from fixed noise."""
+"""A model for measurements of samplers, with fixed prompts and noise."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ REFERENCE = "dpmpp-3m"  # of third order, at one network call a step
 def end_of(
     name: str, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, **options: Any
 ) -> Tensor:
-    """The end of a sampler's run that begins at x [B, …], level sigmas[0]."""
+    """The final x of a sampler's run from x [B, …] at level sigmas[0]."""
     *_, last = SAMPLERS[name](denoise, x, sigmas, noise, **options)
     return last.x
 
 
 class Counted:
-    """A denoiser that counts how often it is asked."""
+    """A denoiser that counts its calls."""
 
     def __init__(self, denoise: Denoise) -> None:
         self.denoise, self.calls = denoise, 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The denoiser's own answer."""
+        """The denoiser's estimate."""
         self.calls += 1
         return self.denoise(x, sigma)
 
 
 class ModelUnderTest:
-    """Picture k is of prompt k (in a circle) with seed k; all else as the recipe has it.
+    """A model with recipes for several pictures: prompt k modulo their number, seed k.
 
-    pictures: how many. Raises UndustError for less than one.
+    pictures: number of pictures. Raises UndustError for less than one.
     """
 
     def __init__(self, model: LatentDiffusion, pictures: int) -> None:
@@ -67,7 +67,7 @@ class ModelUnderTest:
         self.path = BrownianPath(seeds, model.latent_shape(first.width, first.height))
 
     def noise(self, sampler: str) -> Noise:
-        """What a sampler draws: the increments of one path for each picture, or nothing."""
+        """The noise for a sampler: increments of a path for each picture, or `no_noise`."""
         return self.path if SAMPLERS[sampler].stochastic else no_noise
 
     def denoiser(self, sigmas: Tensor) -> Counted:
@@ -76,13 +76,13 @@ class ModelUnderTest:
 
     @torch.inference_mode()
     def run(self, sampler: str, sigmas: Tensor, **options: Any) -> tuple[Tensor, int]:
-        """The latents [B, C, h, w] at the end, and how often the denoiser was asked."""
+        """The final latents [B, C, h, w] and the number of denoiser calls."""
         denoise = self.denoiser(sigmas)
         x = self.model.process.start(self._start, sigmas[0])
         return end_of(sampler, denoise, x, sigmas, self.noise(sampler), **options), denoise.calls
 
     def levels(self, steps: int) -> Tensor:
-        """From the process's largest σ down to 0, as it is sampled by default."""
+        """The process's default schedule."""
         process = self.model.process
         return SCHEDULES[process.default_schedule](process, steps)
 
@@ -91,14 +91,14 @@ class ModelUnderTest:
         return self.path.start()
 
     def state(self, sigma: float, steps: int = 50) -> Tensor:
-        """Latents [B, C, h, w] on their way at level σ, as samplers meet them."""
+        """Latents [B, C, h, w] at level σ of a sampling run."""
         levels = self.levels(steps)
         above = levels[levels > sigma]
         return self.run(REFERENCE, torch.cat([above, above.new_tensor([sigma])]))[0]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What figures measured on it depend on."""
+        """The settings that measurements depend on."""
         first = self.recipes[0]
         return {
             "model": first.model,

@@ -1,4 +1,4 @@
-"""Tables and a plot to keep: Markdown, and PNG by matplotlib (the extra `plots`)."""
+"""Output as Markdown tables and a PNG plot by matplotlib (the extra `plots`)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def write(path: Path, title: str, command: str, parts: Sequence[str]) -> None:
 
 
 def require_matplotlib() -> None:
-    """Raises UndustError if matplotlib is not there: better before the work than after it."""
+    """Raises UndustError without matplotlib, before the work is done."""
     try:
         import matplotlib.figure  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise UndustError(
-            "the plot needs matplotlib; pip install undust[plots] brings it"
+            "the plot needs matplotlib; install it with pip install undust[plots]"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What a sampler's network calls buy: its error on a model against how often that is asked."""
+"""The error of samplers and schedules on a model by number of network calls."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from undust.lab.model_under_test import REFERENCE, Counted, ModelUnderTest, end_
 from undust.model import LatentDiffusion
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network calls
-FLOW_STEPS = 1000  # of the run whose end is taken for the flow's
-PATH_STEPS = 500  # of the run whose end is taken for the path's
-BOUNDS = tuple(2.0**-k for k in range(1, 30))  # that adaptive samplers are given, one after another
+FLOW_STEPS = 1000  # of the reference run for the end of the flow
+PATH_STEPS = 500  # of the reference run for the end of a path
+BOUNDS = tuple(2.0**-k for k in range(1, 30))  # error bounds of adaptive samplers
 
 Levels = Callable[[int], Tensor]
-"""Number of steps -> σ, as a schedule places them on the model's process."""
+"""Number of steps -> σ of a schedule for the model's process."""
 
 
 class SamplerRun(BaseModel):
-    """One run: how often the denoiser was asked, in how many steps, and its error.
+    """One run of a sampler: number of denoiser calls, number of steps and error.
 
-    steps: None for an adaptive sampler, which chooses them; error: root mean square over the latent
-    of a picture, the mean over the pictures.
+    steps: None for an adaptive sampler; error: root mean square over the latent of a picture, the
+    mean over pictures.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,8 +44,8 @@ class SamplerRun(BaseModel):
 class Curve(BaseModel):
     """The runs of a sampler or a schedule, from short to long.
 
-    against: what the error is the distance to, the end of the "flow" or, of a sampler whose noise
-    is a Brownian path, its own end on that "path". None: it has no one end, and so no error.
+    against: the reference of the error: the end of the "flow", or for a sampler with Brownian noise
+    its own end on that "path". None: there is no unique end, and so no error.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,9 +61,9 @@ class Curve(BaseModel):
 
 
 class Comparison(BaseModel):
-    """All samplers on one schedule, one sampler on all schedules, and what that depends on.
+    """All samplers with one schedule, one sampler with all schedules, and their settings.
 
-    size: root mean square of the latents at the flow's end, for errors to be held against.
+    size: root mean square of the latents at the flow's end, for comparison with errors.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,29 +80,29 @@ class Comparison(BaseModel):
 
     @property
     def note(self) -> str:
-        """What the tables do not say of themselves."""
-        endless = ", ".join(curve.name for curve in self.samplers if curve.against is None)
+        """An explanation of the tables."""
+        others = ", ".join(curve.name for curve in self.samplers if curve.against is None)
         return (
-            f"Root mean square error of the latent, whose own size is {self.size:.2g}: the mean "
-            f"over {self.pictures} pictures of {self.model} {self.model_hash}, guidance "
-            f"{self.guidance:g}, after the longest run that asks the denoiser no more often. The "
-            f"end of the flow is that of {FLOW_STEPS} steps of {REFERENCE}; the end of a path that "
-            f"of {PATH_STEPS} steps of the sampler itself on the same Brownian path. What fresh "
-            f"noise of {endless} leads to is not one end."
+            f"Root mean square error of the latent, whose own root mean square is {self.size:.2g}: "
+            f"the mean over {self.pictures} pictures of {self.model} {self.model_hash}, guidance "
+            f"{self.guidance:g}, of the longest run within the number of network calls. The end of "
+            f"the flow is that of {FLOW_STEPS} steps of {REFERENCE}; the end of a path that of "
+            f"{PATH_STEPS} steps of the sampler itself on the same Brownian path. With the fresh "
+            f"noise of {others} there is no unique end."
         )
 
     def columns(self, what: str) -> list[str]:
-        """Of the table of the "sampler"s or the "schedule"s."""
+        """The columns of the table of samplers or schedules."""
         return [what, "error to the end of", *(f"{budget} calls>" for budget in BUDGETS)]
 
     def rows(self, curves: tuple[Curve, ...]) -> list[list[str]]:
-        """A row for each curve, the best at 20 calls first; who has no error comes last."""
+        """A row for each curve, by error at 20 calls; curves without error come last."""
 
         def place(curve: Curve) -> tuple[bool, float, str]:
             run = curve.within(20)
             return curve.against is None, run.error if run else torch.inf, curve.name
 
-        ends = {"flow": "the flow", "path": "its path", None: "no one end"}
+        ends = {"flow": "the flow", "path": "its path", None: "no unique end"}
         return [
             [
                 curve.name,
@@ -151,7 +151,7 @@ def compare(
 
 
 def sampler_curve(subject: ModelUnderTest, name: str, levels: Levels, end: Tensor) -> Curve:
-    """A sampler's errors against `end`, the flow's, or against the end of its own path."""
+    """A sampler's errors against the flow's `end`, or against the end of its own path."""
     sampler = SAMPLERS[name]
     if sampler.adaptive:
         return Curve(name=name, against="flow", runs=_bounded(subject, name, levels, end))
@@ -166,7 +166,7 @@ def sampler_curve(subject: ModelUnderTest, name: str, levels: Levels, end: Tenso
 def flow_curve(
     subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor, name: str
 ) -> Curve:
-    """The errors of a sampler without noise against the flow's end; the name is the curve's."""
+    """The errors of a sampler without noise against the flow's end; name: of the curve."""
     return Curve(name=name, against="flow", runs=_within_budgets(subject, sampler, levels, end))
 
 
@@ -188,7 +188,7 @@ def _within_budgets(
 def _bounded(
     subject: ModelUnderTest, sampler: str, levels: Levels, end: Tensor
 ) -> tuple[SamplerRun, ...]:
-    """Runs of an adaptive sampler with ever lower bounds, until the largest budget is spent."""
+    """Runs of an adaptive sampler with decreasing error bounds, up to the largest budget."""
     sigmas = levels(max(BUDGETS))
     runs: dict[int, SamplerRun] = {}
     for bound in BOUNDS:
@@ -200,16 +200,16 @@ def _bounded(
 
 
 def _lists(levels: Levels) -> Iterator[tuple[int, Tensor]]:
-    """A schedule's lists of up to as many steps as the largest budget has calls."""
+    """A schedule's σ for all numbers of steps up to the largest budget."""
     for steps in range(1, max(BUDGETS) + 1):
         try:
             yield steps, levels(steps)
         except UndustError:
-            continue  # not every schedule has room for every number of steps
+            continue  # some schedules do not support all numbers of steps
 
 
 def calls(sampler: str, sigmas: Tensor) -> int:
-    """How often a sampler that is not adaptive asks along sigmas: what it finds does not matter."""
+    """The number of denoiser calls of a sampler that is not adaptive, by a run on a constant."""
     one = torch.ones(1, 1, dtype=torch.float64)
 
     def like(x: Tensor, sigma: Tensor) -> Tensor:

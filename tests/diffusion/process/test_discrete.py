@@ -122,7 +122,7 @@ def test_zero_terminal_snr_is_lins_algorithm(name: str, steps: int):
 
 
 def test_what_has_ended_before_its_end_is_refused():
-    with pytest.raises(UndustError, match="zero terminal SNR: the process has nearly ended"):
+    with pytest.raises(UndustError, match="zero terminal SNR: the process is pure noise"):
         zero_terminal_snr(DISCRETE["linear"](steps=20_000))
 
 
