@@ -390,7 +390,7 @@ def test_a_size_is_two_numbers_or_one(model: LatentDiffusion, size: object):
 
 
 def test_what_a_model_is_not_told_is_refused(model: LatentDiffusion):
-    with pytest.raises(UndustError, match="framing: tiny is not told of sizes"):
+    with pytest.raises(UndustError, match="framing: tiny has no size conditioning"):
         model.recipes("a cat", framing="crop=1x1")
 
 

@@ -168,7 +168,9 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
         upscale = {"factor": upscale}
     framing = None if framing is None else SizeConditioning.read(framing)
     if framing is not None and not model.num_size_ids:
-        raise UndustError(f"framing: {model.name} is not told of sizes; Stable Diffusion XL is")
+        raise UndustError(
+            f"framing: {model.name} has no size conditioning, which Stable Diffusion XL has"
+        )
     if not isinstance(given.get("negative"), str | None):
         raise UndustError(
             f"negative: one text goes with all prompts of a call, not {quoted(given['negative'])}"
@@ -176,9 +178,8 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     guidance, schedule = options.get("guidance"), options.get("schedule")
     negative = options.get("negative")
     fields: dict[str, Any] = {
+        **{name: given.get(name) for name in OPTIONS if name not in ("count", "seed", "size")},
         "negative": None if negative is None else negative.replace(BYTE_ORDER_MARK, ""),
-        **{name: options.get(name) for name in ("steps", "sampler")},
-        **{name: options.get(name) for name in ("strength", "noise_level", "clip_skip")},
         "guidance": model.guidance if guidance is None else guidance,
         "schedule": model.process.default_schedule if schedule is None else schedule,
         "guides": [
