@@ -111,7 +111,7 @@ def test_every_process_has_its_own_keys(process: str, changes: list[str], write_
         (["diffusion.p_mean=1"], "diffusion.p_mean: is not known, with process scaled-linear"),
         (
             ["diffusion.process=sub-vp"],
-            "diffusion.process: 'sub-vp'.*'linear', 'scaled-linear'.*'flow', 'edm'",
+            "diffusion.process: 'sub-vp'.*'linear', 'scaled-linear'.*'flow'.*'edm'",
         ),
         (["diffusion=3"], "diffusion: "),
     ],

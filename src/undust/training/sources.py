@@ -40,12 +40,12 @@ class DataSample(Protocol):
 
 
 class DataSource(Protocol):
-    """Training samples in a fixed order.
+    """Training samples in a fixed order."""
 
-    notes: for people, on what the source has and does not give.
-    """
-
-    notes: Sequence[str]
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines for people on samples that are left out."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -90,7 +90,7 @@ class ImageFolderSource:
         skipped = len(found.broken) + len(found.samples) - len(others) - len(self.samples)
         if skipped:
             notes.append(f"skipped because they cannot be read: {skipped}; see undust data check")
-        self.notes: Sequence[str] = [f"{data.folder}: {note}" for note in notes]
+        self.notes = [f"{data.folder}: {note}" for note in notes]
 
     def __len__(self) -> int:
         return len(self.samples)
