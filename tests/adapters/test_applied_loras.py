@@ -22,7 +22,7 @@ from undust.adapters.applied_loras import LoraSet, merge
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into
-from undust.formats.lora.file import Lora, load
+from undust.formats.lora.file import Lora, load_lora
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FILES = {  # the files, and which family changes which modules in them
@@ -52,7 +52,7 @@ def write(folder: Path, name: str, network: nn.Module) -> Lora:
         tensors |= prefixed(f"lora_unet_{module}", family(shape, draw(len(name) + seed)))
     path = folder / f"{name}.safetensors"
     safetensors_file.save(path, tensors)
-    return load(path, {"unet": network})
+    return load_lora(path, {"unet": network})
 
 
 def state(network: nn.Module) -> dict[str, torch.Tensor]:

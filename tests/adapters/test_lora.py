@@ -13,7 +13,7 @@ from adapters.families import CASES, draw, example, net, prefixed
 from undust.adapters.applied_loras import LoraSet, merge
 from undust.adapters.lora import delta
 from undust.formats import safetensors_file
-from undust.formats.lora.file import load
+from undust.formats.lora.file import load_lora
 
 IDS = [f"{family.__name__}-{module}" for family, module in CASES]
 
@@ -23,7 +23,7 @@ def read(path: Path, network, family, module: str, seed: int = 0):
     made = family(shape, draw(seed))
     file = path / f"{family.__name__}{seed}.safetensors"
     safetensors_file.save(file, prefixed(f"lora_unet_{module}", made))
-    return made, load(file, {"unet": network})
+    return made, load_lora(file, {"unet": network})
 
 
 def close(found, expected, bound: float, start=None) -> None:
@@ -140,6 +140,8 @@ def test_a_convolution_of_one_pixel_is_a_matrix(module, tmp_path):
         made = family(other[module], draw(seed))
         file = tmp_path / f"{seed}.safetensors"
         safetensors_file.save(file, prefixed(f"lora_unet_{module}", made))
-        view = LoraSet({"unet": network}).applied([(load(file, {"unet": network}), 1.0)])["unet"]
+        view = LoraSet({"unet": network}).applied([(load_lora(file, {"unet": network}), 1.0)])[
+            "unet"
+        ]
         change = made.change(before.reshape(other[module])).reshape(before.shape)
         close(view.get_submodule(module).weight, before.double() + change, 2e-7)

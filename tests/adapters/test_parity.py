@@ -19,7 +19,7 @@ from formats.original.conftest import build
 from undust.adapters.applied_loras import LoraSet
 from undust.formats import safetensors_file
 from undust.formats.folder import load_into
-from undust.formats.lora.file import load
+from undust.formats.lora.file import load_lora
 from undust.formats.lora.names import split
 from undust.formats.original import keys
 from undust.networks.conditioning import Conditioning
@@ -192,7 +192,7 @@ def test_fused_by_diffusers(write, model, tmp_path):
     peer.fuse_lora(components=list(theirs), lora_scale=0.7)
     peer.unload_lora_weights()
     expected = {part: _copies(network) for part, network in theirs.items()}
-    applied = LoraSet(ours).applied([(load(path, ours), 0.7)])
+    applied = LoraSet(ours).applied([(load_lora(path, ours), 0.7)])
     total = 0
     for part, network in applied.items():
         changed = 0
@@ -219,7 +219,7 @@ def test_live_as_by_diffusers(model, tmp_path):
     peer = pipeline(variant, theirs)
     peer.load_lora_weights(path.parent, weight_name=path.name)
     beside = LoraSet(ours, merge=False)
-    lora = load(path, ours)
+    lora = load_lora(path, ours)
     x, t = draw(1)(2, 4, 8, 8), torch.tensor([3.0, 500.0])
     context = draw(2)(2, 5, ours["unet"].config.cross_attention_dim)
     added, ours_added = {}, {}
@@ -302,7 +302,7 @@ def test_folders_of_peft(name, tmp_path):
             elif any(kind in key for kind in ("lora_", "hada_", "lokr_")):
                 parameter.data.normal_()
     theirs.save_pretrained(tmp_path)
-    lora = load(tmp_path / "adapter_model.safetensors", {"unet": network})
+    lora = load_lora(tmp_path / "adapter_model.safetensors", {"unet": network})
     inputs = {module: example(module) for module in config.target_modules}
     theirs.eval()
     changed = theirs.base_model.model

@@ -17,7 +17,7 @@ from torch import Tensor
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.components import save_component
-from undust.formats.controlnet import load, original
+from undust.formats.controlnet import load, to_original
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
 
@@ -117,7 +117,7 @@ def test_the_original_layout_there_and_back(kind, prefix, dtype, tiny, save) -> 
     network = tiny(kind)
     file = {
         prefix + key.removeprefix("control_model."): tensor
-        for key, tensor in original(network).items()
+        for key, tensor in to_original(network).items()
     }
     loaded = load(save(file), dtype)
     assert loaded.config == network.config
@@ -125,7 +125,7 @@ def test_the_original_layout_there_and_back(kind, prefix, dtype, tiny, save) -> 
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     if dtype is torch.float32:
-        again = original(loaded)
+        again = to_original(loaded)
         assert {prefix + key.removeprefix("control_model.") for key in again} == file.keys()
 
 
@@ -149,7 +149,7 @@ def test_a_configuration_beside_the_file_is_taken(tiny, save, tmp_path) -> None:
     fields = {"_class_name": "ControlNetModel", **network.config.model_dump(mode="json"), **said}
     beside = tmp_path / "config.json"
     beside.write_text(json.dumps(fields))
-    for tensors in (network.state_dict(), original(network)):
+    for tensors in (network.state_dict(), to_original(network)):
         found = load(save(tensors))
         assert found.bgr
         assert found.pools
@@ -193,7 +193,7 @@ def test_a_file_of_all_that_it_was_trained_with(tiny, save) -> None:
     network = tiny("sd1")
     beside = ("model.diffusion_model.out.2.bias", "first_stage_model.decoder.conv_in.bias")
     beside += ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "betas")
-    file = {**original(network), **dict.fromkeys(beside, torch.zeros(3))}
+    file = {**to_original(network), **dict.fromkeys(beside, torch.zeros(3))}
     assert same(load(save(file)), network)
 
 
@@ -202,7 +202,7 @@ def test_a_file_of_all_that_it_was_trained_with(tiny, save) -> None:
 @given(data=st.data())
 def test_whatever_is_missing_is_named(names, data, tiny, save) -> None:
     network = tiny("sd1")
-    file = {"theirs": original, "ours": ControlNet.state_dict}[names](network)
+    file = {"theirs": to_original, "ours": ControlNet.state_dict}[names](network)
     key = data.draw(st.sampled_from(sorted(file)))
     rest = {name: tensor for name, tensor in file.items() if name != key}
     said = refused(save(rest), "missing|there is no|no ControlNet|unknown")
@@ -215,13 +215,13 @@ def test_whatever_is_missing_is_named(names, data, tiny, save) -> None:
 @pytest.mark.parametrize("name", ["down_blocks.9.x", "\n", ""])
 def test_whatever_is_unknown_is_named(names, name, tiny, save) -> None:
     network = tiny("sd1")
-    file = {"theirs": original, "ours": ControlNet.state_dict}[names](network)
+    file = {"theirs": to_original, "ours": ControlNet.state_dict}[names](network)
     said = refused(save({**file, name: torch.zeros(1)}), "1 unknown: ")
     assert name.strip() in said
 
 
 def test_what_is_no_controlnet_says_what_it_is(tiny, save, tmp_path) -> None:
-    file = original(tiny("sd1"))
+    file = to_original(tiny("sd1"))
     refused(save({"some_x.down.0.weight": torch.zeros(2)}), r"some_x \(1 tensors\)")
     refused(save({}), "is no ControlNet: .* but nothing$")
     refused(tmp_path / "absent.safetensors", "cannot be read")
@@ -242,7 +242,7 @@ def test_what_is_no_controlnet_says_what_it_is(tiny, save, tmp_path) -> None:
     ],
 )
 def test_what_is_not_supported_is_called_by_its_name(key, kind, whole, tiny, save) -> None:
-    beside = original(tiny("sd1")) if whole else {"conv_in.weight": torch.zeros(2)}
+    beside = to_original(tiny("sd1")) if whole else {"conv_in.weight": torch.zeros(2)}
     refused(save({**beside, key: torch.zeros(1)}), f"is {kind}, which is not supported; a whole")
 
 
@@ -250,7 +250,7 @@ def test_what_is_not_supported_is_called_by_its_name(key, kind, whole, tiny, sav
 @pytest.mark.parametrize("names", ["theirs", "ours"])
 def test_prefixes_of_those_who_trained_it(names, prefix, tiny, save) -> None:
     network = tiny("sd1")
-    file = {"theirs": original, "ours": ControlNet.state_dict}[names](network)
+    file = {"theirs": to_original, "ours": ControlNet.state_dict}[names](network)
     file = {prefix + key.removeprefix("control_model."): tensor for key, tensor in file.items()}
     assert same(load(save(file)), network)
     refused(save({**file, "unet.conv_in.weight": torch.zeros(1)}), "1 unknown: unet.conv_in.weight")
@@ -267,7 +267,7 @@ def test_no_wrong_file_is_taken_for_a_right_one(seed, names, tiny, save) -> None
     """Keys taken away, added, and tensors of other shapes, several at once."""
     chance = random.Random(seed)
     network = tiny("sd1")
-    right = {"theirs": original, "ours": ControlNet.state_dict}[names](network)
+    right = {"theirs": to_original, "ours": ControlNet.state_dict}[names](network)
     found = dict(right)
     for _ in range(chance.randint(1, 5)):
         key = chance.choice(sorted(found))
@@ -285,7 +285,7 @@ def test_no_wrong_file_is_taken_for_a_right_one(seed, names, tiny, save) -> None
 
 def test_a_damaged_file_never_gets_further(tiny, save) -> None:
     """Files with a few bytes of their headers changed: a ControlNet, or one line why not."""
-    path = save(original(tiny("sd1")))
+    path = save(to_original(tiny("sd1")))
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     chance = random.Random(0)

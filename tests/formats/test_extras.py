@@ -21,7 +21,7 @@ from undust.errors import UndustError
 from undust.formats import controlnet, safetensors_file, textual_inversion
 from undust.formats.convert import check_target, open_model, size_in_bytes, write_model
 from undust.formats.folder import load_weights
-from undust.formats.lora.file import load as load_lora
+from undust.formats.lora.file import load_lora
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 

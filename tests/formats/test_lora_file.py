@@ -16,7 +16,7 @@ from formats.original.conftest import build
 from undust.errors import UndustError
 from undust.formats import safetensors_file, textual_inversion
 from undust.formats.lora.factors import Hadamard, Kronecker, Product
-from undust.formats.lora.file import Lora, load
+from undust.formats.lora.file import Lora, load_lora
 from undust.formats.networks import empty_network
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
@@ -31,7 +31,7 @@ def read(tmp_path):
     def of(tensors: dict[str, Tensor], metadata=None, networks=None) -> Lora:
         path = tmp_path / "some.safetensors"
         safetensors_file.save(path, tensors, metadata)
-        return load(path, networks or {"unet": net()})
+        return load_lora(path, networks or {"unet": net()})
 
     return of
 
@@ -468,7 +468,7 @@ def test_a_configuration_beside_a_file_is_peft_s(read, tmp_path: Path):
 def test_a_file_that_is_none(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(UndustError, match="cannot be read"):
-        load(path, {"unet": net()})
+        load_lora(path, {"unet": net()})
     path.write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(UndustError, match="is a pickle"):
-        load(path, {"unet": net()})
+        load_lora(path, {"unet": net()})

@@ -15,7 +15,7 @@ from adapters.families import CASES, IN, OUT, draw, net, prefixed
 from undust.adapters.applied_loras import LoraSet
 from undust.errors import UndustError
 from undust.formats import safetensors_file
-from undust.formats.lora.file import load
+from undust.formats.lora.file import load_lora
 from undust.formats.lora.names import ROLES
 
 SUFFIXES = sorted(
@@ -40,7 +40,7 @@ def survives(path: Path) -> None:
     """Loads and wears the file, or says in one line why not."""
     network = net()
     try:
-        lora = load(path, {"unet": network})
+        lora = load_lora(path, {"unet": network})
     except UndustError as error:
         assert "\n" not in str(error)
         assert str(path) in str(error)

@@ -17,7 +17,7 @@ from undust.cli.inspect import describe
 from undust.errors import UndustError
 from undust.formats import extras, safetensors_file
 from undust.formats.lora import peft_config
-from undust.formats.lora.file import load
+from undust.formats.lora.file import load_lora
 from undust.formats.lora.summary import summarize
 
 NAME = "lora_unet_linear"
@@ -47,7 +47,7 @@ class Called(nn.Sequential):
 def refused(path: Path, kind: str) -> None:
     """Every command says the same of the file."""
     text = f"it is of the kind {kind}, which is not supported; LoRA, LoHa, LoKr, DoRA and full"
-    for read in (lambda: load(path, {"unet": net()}), lambda: extras.kind_of(path)):
+    for read in (lambda: load_lora(path, {"unet": net()}), lambda: extras.kind_of(path)):
         with pytest.raises(UndustError) as error:
             read()
         assert str(error.value).startswith(f"{path}: {text}")
@@ -97,13 +97,13 @@ def test_adapters_beside_another_base(init: str, kind: str, tmp_path: Path):
     tensors = prefixed("base_model.model.linear", families.lora_without_alpha((OUT, IN), draw(0)))
     safetensors_file.save(path, tensors)
     config.save_pretrained(tmp_path)
-    for read in (lambda: load(path, {"unet": net()}), lambda: extras.kind_of(path)):
+    for read in (lambda: load_lora(path, {"unet": net()}), lambda: extras.kind_of(path)):
         with pytest.raises(UndustError, match=f"{kind}.*, which needs"):
             read()
     assert "which needs" in describe(path)["cannot be used"]
     config.init_lora_weights = True  # as PEFT's conversion writes it
     config.save_pretrained(tmp_path)
-    assert load(path, {"unet": net()}).changes["unet"].keys() == {"linear"}
+    assert load_lora(path, {"unet": net()}).changes["unet"].keys() == {"linear"}
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", "mica"])
@@ -120,7 +120,9 @@ def test_beginnings_that_leave_the_base_alone(init: bool | str, tmp_path: Path):
         if "lora_" in name:
             nn.init.normal_(parameter)
     theirs.save_pretrained(tmp_path)
-    lora = load(tmp_path / "adapter_model.safetensors", {"unet": nn.Sequential(nn.Linear(16, 16))})
+    lora = load_lora(
+        tmp_path / "adapter_model.safetensors", {"unet": nn.Sequential(nn.Linear(16, 16))}
+    )
     change = lora.changes["unet"]["0"]
     ours = base + change.scale * change.weight.up @ change.weight.down
     merged = theirs.merge_and_unload()[0].weight
@@ -162,5 +164,5 @@ def test_the_model_is_told_alike(key: str, model: str, tmp_path: Path):
     path = tmp_path / "a.safetensors"
     safetensors_file.save(path, {key: torch.ones(3, 2048)})
     with pytest.raises(UndustError, match=f"it looks like a LoRA for {model}; "):
-        load(path, {"unet": net()})
+        load_lora(path, {"unet": net()})
     assert describe(path)["for"] == model

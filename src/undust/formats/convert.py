@@ -28,8 +28,8 @@ from undust.formats.components import Components, load_first_stage, save_compone
 from undust.formats.extras import CONTROLNET, ExtraFile
 from undust.formats.files import atomic, atomic_folder, make_folder
 from undust.formats.folder import INDEX, STEMS, read_json, read_model_index
-from undust.formats.original import model as original_model
 from undust.formats.original.checkpoint import scan_checkpoint
+from undust.formats.original.model import load_single_file
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.base import FirstStageNetwork
 from undust.networks.controlnet import ControlNet
@@ -205,7 +205,7 @@ def _from_safetensors(path: Path, given: Path, *, ema: bool) -> LoadedModel:
         return LoadedModel(extras.read(path, kind, given))
     notes = [f"left out: {what} ({number} tensors)" for what, number in found.ignored.items()]
     if found.variant is not None:
-        return LoadedModel(original_model.load(path, None, ema=ema), notes)
+        return LoadedModel(load_single_file(path, None, ema=ema), notes)
     first_stage = cast(Autoencoder, found.load(None)["vae"])
     scale = first_stage.config.scaling_factor
     notes.append(

@@ -18,13 +18,11 @@ from undust.adapters.offload import Lock, Offload
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.errors import UndustError
-from undust.formats import locate, model_folder, standalone_vae, textual_inversion
+from undust.formats import controlnet, locate, model_folder, standalone_vae, textual_inversion
 from undust.formats.components import Components
-from undust.formats.controlnet import load as load_controlnet
 from undust.formats.files import read_whole
-from undust.formats.lora.file import Lora
-from undust.formats.lora.file import load as load_lora
-from undust.formats.original.model import load as load_single_file
+from undust.formats.lora.file import Lora, load_lora
+from undust.formats.original.model import load_single_file
 from undust.formats.safetensors_file import content_hash
 from undust.latent import finite
 from undust.latent.conditioner import Conditioner, ConditionInputs
@@ -195,7 +193,7 @@ class LatentModel(Components):
         known = WeightsRef(path=given.path, hash=given.hash)
         with self._lock:
             if known not in self._controls:
-                network = load_controlnet(Path(resolved_weights(known).path), self.dtype)
+                network = controlnet.load(Path(resolved_weights(known).path), self.dtype)
                 check_fits(network, self.unet)
                 self._controls[known] = network.eval().requires_grad_(False)
             return self._controls[known]

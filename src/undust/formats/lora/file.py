@@ -55,7 +55,7 @@ class Lora:
     changes: Mapping[str, Mapping[str, WeightDelta]]
 
 
-def load(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
+def load_lora(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
     """Reads a file of any family for the parts of a model.
 
     networks: the U-Net and text encoders by the names of a model folder's parts, "unet",

@@ -26,7 +26,7 @@ class LoraSummary:
     """The kind of the factors, how many modules they change, rank → modules of that rank.
 
     model: the model that it is for, as far as that can be told, else ""; supported: whether
-    `lora.file.load` reads such a kind.
+    `load_lora` reads such a kind.
     """
 
     kind: str

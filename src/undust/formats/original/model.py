@@ -22,7 +22,7 @@ from undust.networks.config import AutoencoderConfig
 from undust.networks.text_encoder import TextEncoder
 
 
-def load(
+def load_single_file(
     path: Path, dtype: torch.dtype | None, *, ema: bool = False, first_stage: bool = True
 ) -> Components:
     """The model in a checkpoint of the original layout; options as for `scan_checkpoint`.
