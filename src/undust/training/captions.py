@@ -30,7 +30,7 @@ class CaptionsConfig(Config):
 
     fields: tuple[str, ...] = Field(
         default=("text",),
-        description="caption columns; one that the image has is drawn for each sample; a column "
+        description="caption columns; one that the picture has is drawn for each sample; a column "
         "named twice is drawn twice as often; []: train without captions",
     )
     lists: tuple[str, ...] = Field(

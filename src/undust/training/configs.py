@@ -28,12 +28,12 @@ class Config(BaseModel):
 
 
 class DataConfig(Config):
-    """Training images, their size, and the order in which they are drawn."""
+    """Training pictures, their size, and the order in which they are drawn."""
 
     source: str = Field(default="folder", description="kind of data source")
-    folder: Place = Field(description="images, with captions beside them or in metadata")
+    folder: Place = Field(description="pictures, with captions beside them or in metadata")
     size: int = Field(
-        gt=0, le=2**15, description="images are resized and centre-cropped to this, pixels"
+        gt=0, le=2**15, description="pictures are resized and centre-cropped to this, pixels"
     )
     crop: int | None = Field(
         default=None, gt=0, description="train on random crops of this many pixels"
@@ -42,7 +42,7 @@ class DataConfig(Config):
         default="picture", description="an epoch has every picture once, or every concept once"
     )
     on_error: Literal["refuse", "skip"] = Field(
-        default="refuse", description="refuse or skip images that cannot be read"
+        default="refuse", description="refuse or skip pictures that cannot be read"
     )
 
 
