@@ -347,5 +347,5 @@ def test_a_model_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path)
         return [first, (folder / "b").read_text()]
 
     assert files.read_whole(folder, read) == ["newest", "newest"]
-    with pytest.raises(UndustError, match="replaced all the time"):
+    with pytest.raises(UndustError, match="keep replacing it"):
         files.read_whole(folder, lambda: write("again"))

@@ -1,4 +1,4 @@
-"""ControlNets: from a folder or from one file, of diffusers' names or of the original's."""
+"""ControlNets in a folder or a single file, with diffusers' keys or the original ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from undust.errors import UndustError, printable
 from undust.formats import safetensors_file
-from undust.formats.components import load_component
+from undust.formats.components import load_component, types_of
 from undust.formats.folder import load_into, read_json
 from undust.formats.networks import empty_network
 from undust.formats.original import infer, key_map, keys
@@ -22,12 +22,11 @@ from undust.formats.original.key_map import KeyMap, KeySpec
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
 
-KIND = "ControlNetModel"  # in diffusers
-PREFIX = "control_model."  # in the original, where some files leave it out
-PREFIXES = (PREFIX, "", "controlnet.", "module.")  # the last two are of those who trained it
+PREFIX = "control_model."  # of the original keys; some files omit it
+PREFIXES = (PREFIX, "", "controlnet.", "module.")  # the last two are those of trainers
 OURS, THEIRS = "controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"
 LORA = "lora_controlnet"  # marks a Control-LoRA
-# What a single key says that a file is, although it may hold a ControlNet's keys.
+# A key of another kind of file, which may have keys of a ControlNet too → what the file is.
 UNSUPPORTED = {
     LORA: "a Control-LoRA",
     r"(.+\.)?difference": "a ControlNet's difference from a base model",
@@ -35,21 +34,20 @@ UNSUPPORTED = {
     r"lllite_.+": "a ControlNet-LLLite",
     r"(adapter\.)?body\.\d+\..+": "a T2I-Adapter",
 }
-# The width of the text that a model sees → its attention heads, which no shape tells.
+# The width of the text → the number of attention heads, which no shape shows.
 HEADS = {768: infer.eight_heads, 1024: infer.heads_of_64, 2048: infer.heads_of_64}
-# What stands beside it in a file of all that it was trained with.
-OTHERS = r"(model|model_ema|first_stage_model|cond_stage_model)\..+"
+# Keys of the model that it was trained with, in files of both.
+TRAINED_WITH = r"(model|model_ema|first_stage_model|cond_stage_model)\..+"
 
 
 def load(
     path: Path, dtype: torch.dtype | None = torch.float32, *, beside: Path | None = None
 ) -> ControlNet:
-    """A ControlNet, ready for use: a folder of diffusers, or one file of either layout.
+    """A ControlNet, ready for use: from a diffusers folder or a single file of either layout.
 
-    Where there is no config.json, the configuration is seen from the tensors; `dtype` as
-    `safetensors_file.load`; beside: the file next to which config.json is looked for, if not this
-    one. Raises UndustError for a path that holds none, and names what is missing, unknown or of
-    another shape in it.
+    Without a config.json, the configuration is inferred from the tensors. dtype: as
+    `safetensors_file.load`; beside: the file whose config.json counts, if not `path`. Raises
+    UndustError for a path without a ControlNet, and for missing, unknown and misshapen tensors.
     """
     if path.is_dir():
         network = load_component(path, ControlNet, dtype)
@@ -70,12 +68,14 @@ def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNe
     shapes = {key: entry.shape for key, entry in entries.items()}
     for kind, what in UNSUPPORTED.items():
         if any(re.fullmatch(kind, key) for key in shapes):
-            raise UndustError(f"{path} is {what}, which is not supported; a whole ControlNet is")
+            raise UndustError(
+                f"{path} is {what}, which is not supported; only whole ControlNets are"
+            )
     try:
         network, where = _known(beside, shapes)
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        wanted = {place.key for place in where.values()}
-        found = {key: shapes[key] for key in shapes if key in wanted or not _spare(key)}
+        wanted = {spec.key for spec in where.values()}
+        found = {key: shapes[key] for key in shapes if key in wanted or not _is_ignored(key)}
         key_map.check_shapes(found, own, where, "the ControlNet")
         for key in sorted(wanted):
             if not entries[key].dtype.is_floating_point:
@@ -87,7 +87,7 @@ def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNe
 
 
 def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, KeyMap]:
-    """The ControlNet of a file, as yet without weights, and where in the file they are."""
+    """The ControlNet of a file, without weights yet, and its key map."""
     prefix = next(
         (p for p in PREFIXES if not shapes.keys().isdisjoint((p + OURS, p + THEIRS))), None
     )
@@ -95,7 +95,7 @@ def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, KeyMap]:
         groups = Counter(key.split(".")[0] for key in shapes).most_common(4)
         held = ", ".join(f"{printable(group)} ({amount} tensors)" for group, amount in groups)
         raise UndustError(
-            f"it is no ControlNet: neither {OURS} nor {THEIRS} is in it, but {held or 'nothing'}"
+            f"not a ControlNet: it has neither {OURS} nor {THEIRS}, but {held or 'nothing'}"
         )
     inside = {key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}
     see = _config if OURS in inside else partial(infer.controlnet, heads=HEADS)
@@ -106,21 +106,23 @@ def _known(beside: Path, shapes: Shapes) -> tuple[ControlNet, KeyMap]:
 
 
 def _config(shapes: Shapes) -> ControlNetConfig:
-    """The configuration of a file of diffusers' names, seen through the original's."""
-    theirs = {place.key: shapes[name] for name, place in keys.controlnet(shapes.keys()).items()}
+    """The configuration of a file with diffusers' keys, inferred through the original ones."""
+    theirs = {spec.key: shapes[name] for name, spec in keys.controlnet(shapes.keys()).items()}
     try:
         return infer.controlnet(theirs, heads=HEADS)
     except UndustError as error:
-        raise UndustError(f"in the names of the original, {error}") from error
+        raise UndustError(f"with the original keys, {error}") from error
 
 
 def _config_beside(path: Path) -> ControlNetConfig | None:
-    """What a file's folder says of it, unless that is said of something else."""
+    """The config.json beside a file, if it is of a ControlNet."""
     beside = path.with_name("config.json")
     fields = read_json(beside) if beside.exists() else {}
-    return ControlNetConfig.read(fields) if fields.get("_class_name") == KIND else None
+    return (
+        ControlNetConfig.read(fields) if fields.get("_class_name") in types_of(ControlNet) else None
+    )
 
 
-def _spare(key: str) -> bool:
-    """Whether a tensor is of the model that the ControlNet was trained with."""
-    return any(re.fullmatch(names, key) for names in (OTHERS, *IGNORED.values()))
+def _is_ignored(key: str) -> bool:
+    """Whether a tensor belongs to the model that the ControlNet was trained with."""
+    return any(re.fullmatch(names, key) for names in (TRAINED_WITH, *IGNORED.values()))

@@ -1,4 +1,4 @@
-"""What belongs into a model and has a file of its own: LoRAs, ControlNets, learnt words."""
+"""Extra files for a model: LoRAs, ControlNets and textual inversions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from undust.formats.lora.kinds import refusal
 from undust.formats.lora.names import PEFT
 from undust.formats.lora.summary import summarize
 
-CONTROLNET, LORA, WORD = "a ControlNet", "a LoRA", "a textual inversion"
+CONTROLNET, LORA, EMBEDDING = "a ControlNet", "a LoRA", "a textual inversion"
 CONTROLS = {p + key for p in controlnet.PREFIXES for key in (controlnet.OURS, controlnet.THEIRS)}
 
 
 @dataclass(frozen=True, eq=False)
 class ExtraFile:
-    """A LoRA or a learnt word: what is in its file, as it is there. kind: `LORA` or `WORD`."""
+    """The tensors and metadata of a LoRA or a textual inversion; kind: `LORA` or `EMBEDDING`."""
 
     kind: str
     tensors: dict[str, Tensor]
@@ -30,7 +30,7 @@ class ExtraFile:
 
 
 def kind_of(path: Path) -> str:
-    """Which of the three a file is; "" if none.
+    """The kind of an extra file; "" for any other file.
 
     Raises UndustError as `summarize` does, and for a LoRA of a kind that is not supported.
     """
@@ -45,14 +45,14 @@ def kind_of(path: Path) -> str:
         textual_inversion.words(path)
     except UndustError:
         return ""
-    return WORD
+    return EMBEDDING
 
 
 def read(path: Path, kind: str, beside: Path) -> ExtraFile:
-    """What is in a LoRA's or a learnt word's file; its tensors are pages of the file, not copies.
+    """The contents of a LoRA's or a textual inversion's file; the tensors are memory-mapped.
 
-    beside: where the file lies that it is a copy of. The scales that PEFT keeps in a file next to
-    that come along. Raises UndustError if they are damaged.
+    beside: the file that it was unpacked from, or itself. The scales in PEFT's adapter_config.json
+    beside that are added to the metadata. Raises UndustError if that file is damaged.
     """
     tensors = safetensors_file.load(path)
     metadata = {"format": "pt", **safetensors_file.header(path).metadata}

@@ -1,7 +1,7 @@
-"""Writing files so that a crash, a full disk, Ctrl-C or a second writer never leaves half of one.
+"""Atomic writing: a crash, a full disk, Ctrl-C or a second writer never leaves a partial file.
 
-What is written is built in a locked folder `.undust-*.tmp` beside its place. The lock tells the
-folder of a live writer from that of a killed one, which the next write beside it removes.
+Files are built in a locked folder `.undust-*.tmp` beside their final place. The lock distinguishes
+the folder of a live writer from that of a killed one, which the next write beside it removes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import TypeVar
 from undust.errors import UndustError
 from undust.formats.locks import FileLock, LockedError
 
-TRIES = 100  # of one more attempt, where another process was faster
+MAX_ATTEMPTS = 100  # where other processes write too
 DAY = 86_400.0  # seconds
 T = TypeVar("T")
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path, with a home folder for a "~" or "~user" at its beginning, as shells have it."""
+    """The path with "~" or "~user" at its beginning replaced by the home folder, as in shells."""
     path = Path(path)
     try:
         return path.expanduser()
@@ -39,15 +39,15 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def atomic(path: Path) -> Generator[Path]:
-    """Gives a temporary path beside `path` to write to; at the end it becomes `path`, all at once.
+    """Yields a temporary path beside `path` to write to; at the end it is renamed to `path`.
 
-    The bytes are on the disk before the name is. If the body fails, nothing is left and an older
-    `path` is as it was. Raises UndustError if the folder is absent, unwritable or full, or if
-    `path` is something that a file must not replace.
+    The contents are synced to disk before the rename. If the body fails, nothing is left and an
+    older `path` is unchanged. Raises UndustError if the folder is absent, unwritable or full, or if
+    `path` exists and is not a file.
     """
     target = path.resolve()  # a link stays a link: its target is replaced
     if target.exists() and not target.is_file():
-        raise UndustError(f"cannot write {path}: it is there already and is not a file")
+        raise UndustError(f"cannot write {path}: it exists and is not a file")
     with workspace(path, target.parent) as place:
         temporary = place / "new"
         yield temporary
@@ -57,13 +57,13 @@ def atomic(path: Path) -> Generator[Path]:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` whole or not at all; UndustError as `atomic` says."""
+    """Writes `content` to `path` atomically; errors as for `atomic`."""
     with atomic(path) as temporary:
         temporary.write_bytes(content)
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it. Raises UndustError if it cannot be."""
+    """Makes a folder and its parents. Raises UndustError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,19 +72,19 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
-    """Gives an empty folder beside `path` to fill; at the end it becomes `path`, all at once.
+    """Yields an empty folder beside `path` to fill; at the end it is renamed to `path`.
 
     An existing `path` is refused unless it is empty or `replace` is given. It is exchanged for the
-    new folder in one step, so that `path` is a whole folder at any time and the last of several
-    writers wins. Where the system or the file system cannot exchange (Windows, some network
-    mounts), the old one is first moved aside and `path` is absent for a moment. Raises UndustError
-    as `atomic` does.
+    new folder in one step, so that `path` is complete at any time and the last of several writers
+    wins. Where the system or the file system cannot exchange (Windows, some network mounts), the
+    old folder is first moved aside and `path` is absent for a moment. Raises UndustError as
+    `atomic`.
     """
     target = path.resolve()
     with suppress(OSError):
         if not stat.S_ISDIR(target.stat().st_mode):  # in one look: another writer may move it
             raise UndustError(f"cannot write the folder {path}: there is a file of that name")
-    taken = UndustError(f"cannot write the folder {path}: it is there already and not empty")
+    taken = UndustError(f"cannot write the folder {path}: it exists and is not empty")
     restore(target)
     if not replace and _filled(target):
         raise taken
@@ -96,18 +96,18 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
             for name in files:
                 _sync(Path(folder, name))
             _sync(Path(folder))
-        for _ in range(TRIES):
+        for _ in range(MAX_ATTEMPTS):
             if not replace and _filled(target):
                 raise taken
             if _put(building, target, place / "old", replace=replace):
                 break
         else:
-            raise UndustError(f"cannot write {path}: others write it all the time")
+            raise UndustError(f"cannot write {path}: other processes keep writing it")
         _sync(target.parent)
 
 
 def restore(path: Path) -> None:
-    """Brings back a folder whose writer was killed while it was moved aside; else does nothing."""
+    """Restores a folder whose writer was killed after moving it aside; else does nothing."""
     _remove_leftovers(path.parent)
     # Earlier versions built a folder in .NAME.new and moved the one before it to .NAME.old.
     building, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
@@ -119,12 +119,12 @@ def restore(path: Path) -> None:
 
 
 def read_whole(folder: Path, read: Callable[[], T]) -> T:
-    """The result of `read`, which reads files of a folder, all from the same writing of it.
+    """The result of `read` on one consistent version of a folder.
 
     It is called again if the folder was replaced meanwhile. Raises UndustError if that happens
     every time.
     """
-    for _ in range(TRIES):
+    for _ in range(MAX_ATTEMPTS):
         before = _identity(folder)
         try:
             result = read()
@@ -134,11 +134,11 @@ def read_whole(folder: Path, read: Callable[[], T]) -> T:
         else:
             if _identity(folder) == before:
                 return result
-    raise UndustError(f"{folder} cannot be read: it is replaced all the time")
+    raise UndustError(f"{folder} cannot be read: other processes keep replacing it")
 
 
 def _identity(folder: Path) -> tuple[int, ...]:
-    """Numbers that differ for another folder in this place."""
+    """Numbers that identify this folder among others at the same path."""
     try:
         found = folder.stat()
     except OSError:
@@ -155,9 +155,9 @@ def _filled(folder: Path) -> bool:
 
 @contextmanager
 def workspace(path: Path, parent: Path) -> Generator[Path]:
-    """A locked folder in `parent` for the writing of `path`, as `new` in it; removed at the end.
+    """A locked folder in `parent` to write `path` in, as `new`; removed at the end.
 
-    That of a killed process is removed by the next write in `parent`. Refusals of the system become
+    That of a killed process is removed by the next write in `parent`. Errors of the system become
     an UndustError that names `path`.
     """
     _remove_leftovers(parent)
@@ -198,7 +198,7 @@ def _remove(place: Path, lock: FileLock | None, parent: Path) -> None:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Removes the workspaces of killed writers, after a folder that one had moved aside is back."""
+    """Removes the workspaces of killed writers, after restoring folders they had moved aside."""
     with suppress(OSError):
         found = [Path(entry) for entry in os.scandir(parent) if entry.name.startswith(".undust-")]
         for place in found:
@@ -218,10 +218,10 @@ def _remove_if_dead(place: Path) -> None:
 
 
 def _discard(place: Path, lock: FileLock) -> None:
-    """Removes a workspace, after a folder that was moved aside in it is back where it was.
+    """Removes a workspace, after restoring a folder that was moved aside in it.
 
-    The lock goes last: until then no other process takes the workspace for one without a writer,
-    and after that one that has just locked it keeps it.
+    The lock goes last: until then no other process takes the workspace for abandoned, and after
+    that one that has just locked it keeps it.
     """
     with suppress(OSError):
         for folder in place.glob("old/*"):
@@ -240,7 +240,7 @@ def _discard(place: Path, lock: FileLock) -> None:
 
 
 def _put(new: Path, target: Path, aside: Path, *, replace: bool) -> bool:
-    """Makes `new` the folder `target`; False if another writer came between, and nothing is done.
+    """Renames `new` to `target`; False, and nothing done, if another writer was faster.
 
     The folder that was there before is then at `new` or in `aside`.
     """
@@ -272,7 +272,7 @@ def _put(new: Path, target: Path, aside: Path, *, replace: bool) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step; False where that cannot be."""
+    """Exchanges two names in one step; False if that is not supported."""
     call = _exchange_call()
     return call is not None and call(os.fsencode(one), os.fsencode(other)) == 0
 
@@ -295,7 +295,7 @@ def _exchange_call() -> Callable[[bytes, bytes], int] | None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    """Waits until a file's contents, or a folder's entries, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows has no such call for folders
     descriptor = os.open(path, os.O_RDONLY)

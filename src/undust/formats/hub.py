@@ -1,4 +1,4 @@
-"""Models by their names on the Hugging Face hub: what is cached first, and never a pickle."""
+"""Models by name from the Hugging Face hub, from its cache first, and never a pickle."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 
 def is_name(name: str) -> bool:
-    """Whether it could be a model on the hub, `org/name`, and is nothing on this disk."""
+    """Whether a name has the form `org/name` of the hub and is not a path on this disk."""
     return bool(re.fullmatch(NAME, name)) and not Path(name).exists()
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
     """The folder of the model `org/name`, from the cache or else from the hub.
 
-    revision: a branch, a tag or a commit; None for the main branch. What it meant when the model
-    was first fetched it means from then on: the folder is named by that commit, and the hub is only
-    asked for what is not cached. Of each part one file of weights is fetched, in full precision if
-    there is one. Raises UndustError without the `hub` extra, and for what is not there, has no
-    safetensors or cannot be reached.
+    revision: a branch, a tag or a commit; None for the main branch. It is resolved to a commit when
+    the model is first fetched, and stays at that commit; only files that are not cached are
+    fetched. Of each component one file of weights is fetched, in full precision if there is one.
+    Raises UndustError without the `hub` extra, for a model that does not exist or has no
+    safetensors, and if the hub cannot be reached.
     """
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError as error:
         raise UndustError(
-            f"there is no {name} here, and to fetch it from the hub needs another package: "
+            f"{name} is not on this disk, and fetching it from the hub needs another package: "
             "pip install undust[hub]"
         ) from error
     try:
@@ -42,28 +42,28 @@ def fetch(name: str, revision: str | None = None) -> Path:
         raise
     except errors.GatedRepoError as error:
         reason = "its owners have to grant access first; then log in with hf auth login"
-        raise _refusal(name, reason) from error
+        raise _error(name, reason) from error
     except errors.RepositoryNotFoundError as error:
-        raise _refusal(name, "there is no such model on the hub, or it is private") from error
+        raise _error(name, "there is no such model on the hub, or it is private") from error
     except errors.RevisionNotFoundError as error:
-        raise _refusal(name, f"it has no revision {printable(revision)}") from error
+        raise _error(name, f"it has no revision {printable(revision)}") from error
     except errors.LocalEntryNotFoundError as error:
-        raise _refusal(name, "it is not in the cache, and the hub cannot be reached") from error
-    # What a hub that is out of order, a full disk or a broken connection bring up.
+        raise _error(name, "it is not in the cache, and the hub cannot be reached") from error
+    # Errors of the hub, a full disk or a broken connection, of many kinds.
     except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
-        raise _refusal(name, printable(first[0])) from error
+        raise _error(name, printable(first[0])) from error
 
 
 def wanted(name: str, files: Iterable[str]) -> list[str]:
-    """Of the files of a model's repository those that it is read from.
+    """The files of a model's repository that are needed.
 
-    Raises UndustError if it is no folder of a model, or has weights that are pickles only.
+    Raises UndustError if it is not a model folder, or has only pickled weights.
     """
     files = set(files)
     if INDEX not in files:
         single = sorted(file for file in files if re.fullmatch(r"[^/]+\.safetensors", file))
-        instead = f"; give the path of {printable(single[0])}, once downloaded" if single else ""
+        instead = f"; download {printable(single[0])} and give its path" if single else ""
         raise UndustError(f"{name} is not a model folder (no {INDEX}){instead}")
     chosen = [INDEX]
     for part in PARTS:
@@ -79,7 +79,7 @@ def wanted(name: str, files: Iterable[str]) -> list[str]:
 
 
 def _weights(part: str, files: set[str]) -> Iterator[str]:
-    """The files that `load_weights` would choose."""
+    """The files of a component that `load_weights` would read."""
     for variant in ("", ".fp16"):
         for stem in STEMS:
             whole = f"{part}/{stem}{variant}.safetensors"
@@ -93,7 +93,7 @@ def _weights(part: str, files: set[str]) -> Iterator[str]:
 
 
 def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
-    """The model, if all of it has been fetched before."""
+    """The model, if it is completely cached."""
     try:
         listed = hub.get_cached_repo_tree(name, revision=revision)
         files = wanted(name, (file.path for file in listed))
@@ -107,15 +107,15 @@ def _cached(hub: Any, name: str, revision: str | None) -> Path | None:
 
 
 def _fetched(hub: Any, name: str, revision: str | None) -> Path:
-    """The model from the hub; as far as it is cached, where the hub cannot be reached."""
+    """The model from the hub; what is cached of it if the hub cannot be reached."""
     first = Path(hub.snapshot_download(name, revision=revision, allow_patterns=[INDEX]))
     try:
         listed = hub.get_cached_repo_tree(name, revision=first.name)
     except hub.errors.CachedRepoTreeNotFoundError:
-        return first  # another program's cache, and no network: the model's reader judges it
+        return first  # another program's cache, and no network: it may still be complete
     files = wanted(name, (file.path for file in listed))
     return Path(hub.snapshot_download(name, revision=first.name, allow_patterns=files))
 
 
-def _refusal(name: str, reason: str) -> UndustError:
-    return UndustError(f"there is no {name} here, and it cannot be fetched: {reason}")
+def _error(name: str, reason: str) -> UndustError:
+    return UndustError(f"{name} is not on this disk and cannot be fetched: {reason}")

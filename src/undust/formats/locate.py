@@ -1,4 +1,4 @@
-"""Where the model is that somebody names: inside undust, on the disk, or on the hub."""
+"""Locating a model by name: built in, on the disk, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from undust.formats.files import expanded
 from undust.formats.folder import INDEX
 
 BUILT_IN = Path(__file__).parents[1] / "models"
-WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # endings of files, not of hub names
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # not of hub names
 
 
 def built_in() -> list[str]:
@@ -20,15 +20,15 @@ def built_in() -> list[str]:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The folder or file of a built-in model's name, a path, or org/name[@revision] on the hub.
+    """The folder or file of a model: a built-in name, a path, or org/name[@revision] on the hub.
 
-    Raises UndustError for what is nowhere, as `hub.fetch`, and for a pickle.
+    Raises UndustError for a model that does not exist, for a pickle, and as `hub.fetch`.
     """
     name, path = str(name_or_path), expanded(name_or_path)
     given, _, revision = name.partition("@")
     if name in built_in():
         return BUILT_IN / name
-    if hub.is_name(given) and path.suffix not in WEIGHTS and not path.exists():
+    if hub.is_name(given) and path.suffix not in WEIGHT_SUFFIXES and not path.exists():
         return hub.fetch(given, revision or None)
     if not path.exists():
         if path.suffix or len(path.parts) > 1:
@@ -36,7 +36,7 @@ def find(name_or_path: str | Path) -> Path:
         raise unknown("model", name, built_in())
     if not path.is_dir() and pickles.is_pickle(path):
         raise UndustError(
-            f"{path} is a pickle, which can run code; make a model of it that cannot: "
+            f"{path} is a pickle, which can run code; convert it to a safe format: "
             f"undust convert {shlex.quote(str(path))} {shlex.quote(path.stem)} --to folder"
         )
     return path

@@ -18,19 +18,19 @@ K = TypeVar("K", bound=NetworkConfig)
 
 
 def empty_network(build: Callable[[K], N], config: K) -> N:
-    """A network without weights: its parameters have names and shapes, and no memory.
+    """A network on the meta device: its parameters have names and shapes, and no memory.
 
-    Raises UndustError for a configuration of more tensors than any file has.
+    Raises UndustError for a configuration with more than `MAX_TENSORS` tensors.
     """
     with torch.device("meta"), _WithoutInit():
         return build(config)
 
 
 class _WithoutInit(TorchFunctionMode):
-    """Within it no random weights are drawn: those of the file replace them at once.
+    """Skips random initialisation, since weights of a file replace it, and limits the size.
 
-    On the meta device drawing them would only cost time, most of it the import of torch's compiler.
-    What a damaged configuration asks for is not built to the end: there may be no end.
+    On the meta device the initialisation would only take time, most of it for the import of torch's
+    compiler. A damaged configuration may describe a network that is never finished.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class _WithoutInit(TorchFunctionMode):
             self.made += 1
             if self.made > MAX_TENSORS:
                 raise UndustError(
-                    f"the configuration is of a network of over {MAX_TENSORS:,} tensors"
+                    f"the configuration describes a network of over {MAX_TENSORS:,} tensors"
                 )
         if func in (nn.init.normal_, Tensor.normal_):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
