@@ -208,7 +208,7 @@ def test_layers_are_left_out(painted: Paint):
         (("--lora", "a.png"), "a.png is not a safetensors file"),
         (("--lora", "toy.safetensors"), "toy.safetensors"),
         (("--lora", "style.safetensors:1000"), "lora: weight: has to be less than"),
-        (("--embedding", "style.safetensors=cat"), "style.safetensors is no textual inversion"),
+        (("--embedding", "style.safetensors=cat"), "style.safetensors is not a textual inversion"),
         (("--embedding", "none=x"), "none does not exist"),
         (("--control", "toy.safetensors"), "is not PATH=PICTURE"),
         (("--control", "none=a.png"), "none does not exist"),

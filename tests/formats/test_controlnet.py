@@ -243,9 +243,7 @@ def test_what_is_no_controlnet_says_what_it_is(tiny, save, tmp_path) -> None:
 )
 def test_what_is_not_supported_is_called_by_its_name(key, kind, whole, tiny, save) -> None:
     beside = to_original(tiny("sd1")) if whole else {"conv_in.weight": torch.zeros(2)}
-    refused(
-        save({**beside, key: torch.zeros(1)}), f"is {kind}, which is not supported; only whole"
-    )
+    refused(save({**beside, key: torch.zeros(1)}), f"is {kind}, which is not supported; only whole")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "controlnet."])

@@ -15,7 +15,7 @@ from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.components import save_component
 from undust.formats.folder import (
-    BRACKETS,
+    MAX_BRACKETS,
     load_into,
     load_weights,
     read_json,
@@ -79,7 +79,7 @@ def test_an_object_is_read(tmp_path: Path):
         (b'{"a": 1,\n "b" 2}', "line 2"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"[]", "holds a JSON list; an object is needed"),
+        (b"[]", "is a JSON list; expected an object"),
     ],
 )
 def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes, reason: str):
@@ -97,7 +97,7 @@ def test_what_is_absent_or_too_large_is_refused(tmp_path: Path):
         file.truncate(LIMIT + 1)
     with pytest.raises(UndustError, match="larger than"):
         read_json(tmp_path / "large.json")
-    (tmp_path / "brackets.json").write_text('{"a":[' + "[]," * BRACKETS + "[]]}")
+    (tmp_path / "brackets.json").write_text('{"a":[' + "[]," * MAX_BRACKETS + "[]]}")
     with pytest.raises(UndustError, match="over 100,000 brackets"):
         read_json(tmp_path / "brackets.json")
 
@@ -211,7 +211,7 @@ def test_parts_of_half_precision_have_an_index_of_their_own(tmp_path: Path, vari
 @pytest.mark.parametrize(
     ("weight_map", "reason"),
     [
-        ({"a": "1.safetensors", "b": "1.safetensors"}, r"1\.safetensors is not as .*1 missing: b"),
+        ({"a": "1.safetensors", "b": "1.safetensors"}, r"1\.safetensors contradicts .*1 missing: b"),
         ({}, "weight_map"),
         ({"a": "../1.safetensors"}, "weight_map"),
         ({"a": "/etc/passwd"}, "weight_map"),

@@ -148,7 +148,7 @@ def test_a_word_is_no_method(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     safetensors_file.save(path, {"road_sign": torch.ones(2, 8)})
     assert summarize(path) is None
-    assert extras.kind_of(path) == extras.WORD
+    assert extras.kind_of(path) == extras.EMBEDDING
 
 
 @pytest.mark.parametrize(

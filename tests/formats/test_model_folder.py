@@ -271,7 +271,7 @@ def test_what_is_no_model_is_left_alone(tiny_model: Path, tmp_path: Path):
     model = model_folder.read(tiny_model, torch.float32)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.txt").write_text("mine")
-    with pytest.raises(UndustError, match="it is there already and not empty"):
+    with pytest.raises(UndustError, match="it exists and is not empty"):
         model_folder.write(model, tmp_path / "notes")
     assert files(tmp_path / "notes") == {"a.txt": b"mine"}
     model_folder.write(model, tmp_path / "new")

@@ -16,10 +16,10 @@ from undust.formats.files import atomic_write
 from undust.regular import LIMIT, read_text
 
 TOKENIZER_LIMIT = 4 * 2**20  # bytes of a file; CLIP's has 3.6 million
-BRACKETS = 100_000  # that open in a file; CLIP's tokenizer has 49,000
+MAX_BRACKETS = 100_000  # in a file; CLIP's tokenizer has 49,000
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' name for weights, and transformers'
-# What diffusers before 0.16 called the parts of an autoencoder's attention, as in SD 1.5's files.
+# Names of an autoencoder's attention in diffusers before 0.16, as in SD 1.5's files → today's.
 OLD_ATTENTION = {
     "query": "to_q",
     "key": "to_k",
@@ -29,33 +29,33 @@ OLD_ATTENTION = {
 
 
 def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
-    """The object in a JSON file. UndustError says what is wrong with the file, and where in it."""
+    """The object in a JSON file. Raises UndustError with the path and place of an error in it."""
     try:
         text = read_text(path, limit)
-        if text.count("[") + text.count("{") > BRACKETS:
-            raise UndustError(f"{path} has over {BRACKETS:,} brackets: not a configuration")
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise UndustError(f"{path} has over {MAX_BRACKETS:,} brackets: not a configuration")
         content = json.loads(text)
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UndustError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UndustError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
+        raise UndustError(f"{path} is a JSON {type(content).__name__}; expected an object")
     return cast("dict[str, Any]", content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object as people read JSON; UndustError as `files.atomic` says."""
+    """Writes an object as indented JSON; errors as for `files.atomic`."""
     atomic_write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
-    """Component -> (library, class) of a model folder; parts that are left out are left out.
+    """Component → (library, class) of a model folder, without components that are null.
 
-    Raises UndustError for a path that is no such folder, and says what it is instead.
+    Raises UndustError for a path that is not a model folder, with a guess of what it is.
     """
     if not (folder / INDEX).exists():
-        raise UndustError(f"{folder} is not a model folder (no {INDEX}): {_instead(folder)}")
+        raise UndustError(f"{folder} is not a model folder (no {INDEX}): {_description(folder)}")
     components: dict[str, tuple[str, str]] = {}
     for name, entry in read_json(folder / INDEX).items():
         match entry:
@@ -71,11 +71,10 @@ def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def load_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The weights of one component, whatever its file is called and in how many parts it is.
+    """The weights of a component: its folder, in one file or several, or a file.
 
-    The full-precision file is preferred where there is an fp16 one too; `dtype` as
-    `safetensors_file.load`. Raises UndustError for missing, damaged or pickled weights.
-    A path of a file is that file.
+    The full-precision file is preferred to an fp16 one. dtype: as `safetensors_file.load`. Raises
+    UndustError for missing, damaged or pickled weights.
     """
     if folder.is_file():
         return _published_names(safetensors_file.load(folder, dtype))
@@ -99,10 +98,10 @@ def load_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Te
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | str) -> None:
-    """Makes `tensors` the module's parameters, all of them and nothing else.
+    """Replaces the parameters of a module by `tensors`.
 
-    Raises UndustError, naming `where` they are from, for missing and unknown names, for shapes that
-    differ and for whole numbers, before anything is changed.
+    where: their source, for errors. Raises UndustError for missing and unknown names, for other
+    shapes and for integers, before anything is changed.
     """
     own = cast("dict[str, Tensor]", module.state_dict())
     # Constants that older transformers saved among the weights.
@@ -154,13 +153,13 @@ def _load_parts(index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
             *summarize_names("unknown", part.keys() - promised),
         ]
         if faults:
-            raise UndustError(f"{index.with_name(file)} is not as {index.name}: {faults[0]}")
+            raise UndustError(f"{index.with_name(file)} contradicts {index.name}: {faults[0]}")
         tensors |= part
     return tensors
 
 
 def _published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names that our networks have, for those of older diffusers and of transformers 5."""
+    """Tensors under our networks' names, from those of older diffusers and of transformers 5."""
     # transformers 5 leaves this prefix off; every text encoder published before has it.
     prefix = "text_model." if "embeddings.token_embedding.weight" in tensors else ""
     renamed: dict[str, Tensor] = {}
@@ -173,14 +172,14 @@ def _published_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def summarize_names(what: str, names: Iterable[str], first: int = 3) -> list[str]:
-    """Such as ["2 missing: a, b"], the first few by name; [] if there are none."""
+    """A list such as ["2 missing: a, b"], with the first few names; [] without names."""
     found = [printable(name) for name in sorted(names)]
     more = f" and {len(found) - first} more" if len(found) > first else ""
     return [f"{len(found)} {what}: {', '.join(found[:first])}{more}"] if found else []
 
 
-def _instead(path: Path) -> str:
-    """What a path that is no model folder is, for an error."""
+def _description(path: Path) -> str:
+    """A description, for an error, of a path that is not a model folder."""
     if not path.exists():
         return "it does not exist"
     if not path.is_dir():

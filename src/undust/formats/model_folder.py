@@ -1,4 +1,4 @@
-"""A whole model as a diffusers folder: read, and written so that diffusers' pipelines read it."""
+"""Whole models as diffusers folders, which diffusers' pipelines can open."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ NETWORKS = {
     **dict.fromkeys(TEXTS, TextEncoder),
 }
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-PARTS = (*NETWORKS, *TEXTS.values(), "scheduler", "low_res_scheduler")  # of which a model is read
+PARTS = (*NETWORKS, *TEXTS.values(), "scheduler", "low_res_scheduler")  # subfolders of a model
 ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
-VERSION = "0.42.0"  # of diffusers, which some of its pipelines want to be told
+VERSION = "0.42.0"  # of diffusers; some of its pipelines need one
 CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
-UPSCALED = 0.08333  # the scale of an upscaler's latents, whatever its folder says, in diffusers
+UPSCALER_SCALE = 0.08333  # of latents; diffusers takes it whatever the folder says
 
 
 def read(folder: Path, dtype: torch.dtype | None) -> Components:
@@ -74,7 +74,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
     with _naming(place):
         kind = index[denoiser][1]
         unet = load_component(place, DenoiserNetwork, dtype, class_name=kind, **_size(place))
-    scale = {"scaling_factor": UPSCALED} if "low_res_scheduler" in index else {}
+    scale = {"scaling_factor": UPSCALER_SCALE} if "low_res_scheduler" in index else {}
     with _naming(folder / "vae"):
         autoencoder = load_first_stage(folder / "vae", dtype, index["vae"][1], **scale)
     large = unet.config.takes_pooled_text
@@ -110,10 +110,10 @@ def write(
     dtype: torch.dtype | None = None,
     wrote: Callable[[int], object] = int,
 ) -> None:
-    """Writes the folder, replacing a model that is there, or none of it.
+    """Writes the folder atomically, replacing an existing model.
 
-    dtype: of the weights in the files; None keeps each as it is; wrote: told of so many more bytes.
-    Raises UndustError, and leaves the folder alone, if it holds anything but a model.
+    dtype: of the weights in the files; None keeps each as it is; wrote: as `safetensors_file.save`.
+    Raises UndustError, and changes nothing, if the folder exists and is not a model.
     """
     index = _index(parts)
     with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
@@ -135,7 +135,7 @@ def write(
 
 
 def weights_hash(path: Path) -> str:
-    """Ten digits that tell the weights in a folder from all others."""
+    """A hash of the weights in a folder, 10 digits."""
     hashes = "".join(
         content_hash(file)
         for name in (*TEXTS, *DENOISERS, "vae")
@@ -145,7 +145,7 @@ def weights_hash(path: Path) -> str:
 
 
 def _size(unet: Path) -> dict[str, int]:
-    """The size that diffusers takes for that of a U-Net from before 0.9.0 which has a wrong one."""
+    """The sample_size that diffusers assumes where folders from before 0.9.0 have a wrong one."""
     config = read_json(unet / "config.json")
     size, version = config.get("sample_size"), str(config.get("_diffusers_version"))
     old = re.match(r"0\.[0-8](\.|$)", version) and isinstance(size, int) and size < 64
@@ -153,7 +153,7 @@ def _size(unet: Path) -> dict[str, int]:
 
 
 def _guidance(words: TextConditioner, index: Mapping[str, Any], *, large: bool) -> float:
-    """The default guidance scale: of a published family, which CLIP's vocabulary tells, or ours."""
+    """The default guidance scale; CLIP's vocabulary is a sign of a published family."""
     if len(words.tokenizer.vocabulary) != CLIP_VOCABULARY:
         return DEFAULT_GUIDANCE
     if "low_res_scheduler" in index:
@@ -169,7 +169,7 @@ def _words(
     with _naming(tokenizer):
         pieces = tokenizer_files.load(tokenizer, network.config.max_position_embeddings)
     if pieces.added and network.config.eos_token_id == LEGACY_END:
-        # The end no longer has the largest number.
+        # With added words the end token no longer has the largest number.
         end = {"eos_token_id": pieces.vocabulary[END]}
         network.config = network.config.model_copy(update=end)
     pooled = large and network.text_projection is not None
@@ -178,7 +178,7 @@ def _words(
 
 @contextmanager
 def _naming(place: Path) -> Generator[None]:
-    """Errors within it name the place, also those of networks, which have none."""
+    """Prefixes errors within it with a path, unless they have it."""
     try:
         yield
     except UndustError as error:
@@ -193,7 +193,7 @@ def _scheduler(folder: Path) -> tuple[Process, str]:
 
 
 def _index(parts: Components) -> dict[str, Any]:
-    """model_index.json but for the schedulers."""
+    """model_index.json without the schedulers."""
     large, aesthetic = parts.num_size_ids > 0, parts.num_size_ids == 5
     index: dict[str, Any] = {
         "_class_name": _pipeline(parts),
@@ -226,7 +226,7 @@ def _named(network: nn.Module) -> list[str]:
 
 
 def _pipeline(parts: Components) -> str:
-    """The class of diffusers that paints with such parts."""
+    """The class of the diffusers pipeline for such a model."""
     family = "StableDiffusionXL" if parts.num_size_ids else "StableDiffusion"
     if parts.low_res_process is not None:
         return "StableDiffusionUpscalePipeline"

@@ -1,4 +1,4 @@
-"""Safetensors files: written whole, checked before they are believed, read through a memory map.
+"""Safetensors files: written atomically, validated before use, read through a memory map.
 
 The file is: eight bytes, the header's length N (little endian); N bytes of JSON, name -> dtype,
 shape and place; then the tensors' bytes, one after the other, without holes or overlaps.
@@ -25,10 +25,10 @@ from undust.formats.files import atomic
 from undust.regular import open_regular
 
 HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
-# What a header may have beside an eighth of the file: read, it takes many times its bytes.
+# A header may be this long plus an eighth of the file: parsed, it takes many times its size.
 HEADER_ROOM = 3 * 2**19
-DIMENSIONS = 8  # of a tensor; a convolution over time has 5, and torch fails from 26 or 65 on
-LARGEST = 2**59  # numbers in a tensor, were none of its lengths 0; more overflow in torch
+MAX_DIMENSIONS = 8  # of a tensor; a convolution over time has 5, and torch fails from 26 or 65 on
+MAX_NUMBERS = 2**59  # in a tensor, lengths of 0 not counted; more overflow in torch
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -51,22 +51,22 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Entry(NamedTuple):
-    """What the header says of one tensor."""
+    """The dtype and shape of a tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds, known without reading a tensor.
+    """The contents of a file without the tensors' values.
 
-    starts: the byte of the file at which a tensor begins.
+    starts: the offset of each tensor in the file, in bytes.
     """
 
     tensors: dict[str, Entry]
@@ -82,13 +82,13 @@ def save(
     dtype: torch.dtype | None = None,
     wrote: Callable[[int], object] = int,
 ) -> None:
-    """Writes the tensors, of any shape and device; the same content always gives the same bytes.
+    """Writes tensors of any shape and device atomically; the same contents give the same bytes.
 
-    dtype: of the floating-point ones in the file, each cast when its turn comes; None as they are.
-    wrote: is told the bytes of every tensor written. Written here and not by the library, which is
+    dtype: of the floating-point ones in the file, each cast before it is written; None to keep
+    each; wrote: called with the size of each tensor written. The library is not used because it is
     not crash-safe, orders metadata at random and refuses tensors that share memory. Raises
-    UndustError for a dtype that the format lacks, for a number that `dtype` has no room for, and as
-    `files.atomic` does.
+    UndustError for a dtype that the format lacks, for a value outside the range of `dtype`, and as
+    `files.atomic`.
     """
     dtypes = {
         name: dtype if dtype and tensor.is_floating_point() else tensor.dtype
@@ -123,24 +123,23 @@ def save(
 def load(
     path: Path, dtype: torch.dtype | None = None, names: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of the file, on the CPU, floating-point ones as `dtype` if one is given.
+    """The tensors of a file, on the CPU, floating-point ones as `dtype` if one is given.
 
-    names: of those that are wanted; None for all. A tensor that keeps its dtype is a memory map of
-    the file: its pages are read when they are used, and can be given up again. Another is read,
-    cast and let go before the next: the peak is the result and one tensor of the file. Raises
-    UndustError, naming the file and what is wrong with it, for anything but a whole file.
+    names: of the tensors to load; None for all. A tensor that keeps its dtype is memory-mapped: its
+    pages are read when they are used. Others are read and cast one after another: the peak is the
+    result and one tensor of the file. Raises UndustError for a damaged or incomplete file.
     """
     head = header(path)
     wanted = list(head.tensors if names is None else names)
     if absent := [name for name in wanted if name not in head.tensors]:
         raise UndustError(f"{path} has no {printable(absent[0])}")
-    wanted.sort(key=head.starts.__getitem__)  # so that the disk is read from front to back
+    wanted.sort(key=head.starts.__getitem__)  # to read the disk from front to back
     entries = {name: head.tensors[name] for name in wanted}
     kept = {
         name: dtype in (None, entry.dtype) or not entry.dtype.is_floating_point
         for name, entry in entries.items()
     }
-    # Through the map the pages of the whole file would pile up beside what they are cast to.
+    # Cast from the map, all pages of the file would stay in memory beside the result.
     buffer = torch.empty(
         max((entry.size for name, entry in entries.items() if not kept[name]), default=0),
         dtype=torch.uint8,
@@ -160,20 +159,20 @@ def load(
 
 
 def header(path: Path) -> Header:
-    """The file's header, all of its claims checked against each other and against the file's size.
+    """The header of a file, checked for consistency and against the size of the file.
 
-    Raises UndustError as `load` does.
+    Raises UndustError as `load`.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            text = file.read(length) if length <= min(size - 8, _longest(size)) else b""
+            text = file.read(length) if length <= min(size - 8, _header_limit(size)) else b""
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UndustError(f"{path} is no name of a file: {error}") from error
+        raise UndustError(f"{path} is not a valid file name: {error}") from error
     if not text.startswith(b"{"):
         raise UndustError(f"{path} is not a safetensors file: {_guess(start, size, length)}")
     try:
@@ -182,14 +181,14 @@ def header(path: Path) -> Header:
         raise UndustError(f"{path} has a damaged header: {error}") from error
     metadata = claims.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise UndustError(f"{path} has a damaged header: __metadata__ must hold text alone")
+        raise UndustError(f"{path} has a damaged header: __metadata__ has to be text")
     entries, places = _entries(path, claims, size - 8 - length)
     starts = {name: 8 + length + place for name, place in places.items()}
     return Header(entries, cast("dict[str, str]", metadata), starts)
 
 
 def content_hash(path: Path) -> str:
-    """The SHA-256 of the file in hexadecimal; its first 10 digits are what UIs show as model hash.
+    """The SHA-256 of a file in hexadecimal; UIs show its first 10 digits as model hash.
 
     Raises UndustError if the file cannot be read.
     """
@@ -207,9 +206,9 @@ def files_hash(paths: Iterable[Path]) -> str:
 
 
 def tensors_hash(path: Path) -> str:
-    """The SHA-256 of the bytes after the header, in hexadecimal: whatever the metadata say.
+    """The SHA-256 of the bytes after the header, in hexadecimal, so without the metadata.
 
-    As kohya has it; its first 12 digits are what picture sites tell LoRAs by. Raises UndustError if
+    As kohya has it; picture sites identify LoRAs by its first 12 digits. Raises UndustError if
     the file cannot be read.
     """
     try:
@@ -221,7 +220,7 @@ def tensors_hash(path: Path) -> str:
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor as `dtype`; UndustError where finite numbers would become infinite."""
+    """The tensor as `dtype`; UndustError if finite values would become infinite."""
     if tensor.dtype == dtype:
         return tensor
     cast = tensor.to(dtype)
@@ -233,7 +232,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _read(file: BufferedReader, start: int, into: Tensor) -> Tensor:
-    """Fills a flat tensor of bytes with those of the file."""
+    """Fills a flat tensor of bytes from the file."""
     file.seek(start)
     if file.readinto(into.numpy().data) != len(into):
         raise EOFError("it became shorter while it was read")
@@ -243,7 +242,7 @@ def _read(file: BufferedReader, start: int, into: Tensor) -> Tensor:
 def _entries(
     path: Path, claims: dict[str, Any], size: int
 ) -> tuple[dict[str, Entry], dict[str, int]]:
-    """The tensors, checked to fill the `size` bytes after the header exactly, and their places."""
+    """The tensors, checked to fill the `size` bytes after the header, and their offsets."""
     entries: dict[str, Entry] = {}
     places: list[tuple[int, int, str]] = []
     for name, claim in claims.items():
@@ -253,10 +252,13 @@ def _entries(
                 "shape": [*shape],
                 "data_offsets": [int(start), int(end)],
             } if all(type(length) is int and length >= 0 for length in shape):
-                if len(shape) > DIMENSIONS or math.prod(length or 1 for length in shape) > LARGEST:
+                if (
+                    len(shape) > MAX_DIMENSIONS
+                    or math.prod(length or 1 for length in shape) > MAX_NUMBERS
+                ):
                     raise UndustError(
                         f"{path}: {printable(name)} has a shape of {len(shape)} dimensions, "
-                        f"{quoted(shape)}, which no weights have"
+                        f"{quoted(shape)}, too many for weights"
                     )
                 if dtype not in DTYPES:
                     raise UndustError(
@@ -265,11 +267,11 @@ def _entries(
                 entry = Entry(DTYPES[dtype], tuple(shape))
             case _:
                 raise UndustError(
-                    f"{path} has a damaged header: {printable(name)} is not described"
+                    f"{path} has a damaged header: {printable(name)} has no dtype, shape or offsets"
                 )
         if end - start != entry.size:
             raise UndustError(
-                f"{path} is damaged: {printable(name)} has another size than its shape says"
+                f"{path} is damaged: the size of {printable(name)} contradicts its shape"
             )
         entries[name] = entry
         places.append((start, end, name))
@@ -296,7 +298,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _guess(start: bytes, size: int, length: int) -> str:
-    """What a file that does not begin as it should is more likely to be."""
+    """A guess of what a file without a valid header is."""
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return (
             "it is a pickle (.ckpt, .pt, .bin), which can run code; undust convert reads it safely"
@@ -309,11 +311,11 @@ def _guess(start: bytes, size: int, length: int) -> str:
         return f"it has {size} bytes"
     if length > size - 8:
         return f"its header would be {length:,} bytes long, the file has {size:,}; cut short?"
-    if length > _longest(size):
+    if length > _header_limit(size):
         return f"its header is {length:,} bytes long, too long for a file of {size:,}"
     return "it does not begin with a header"
 
 
-def _longest(size: int) -> int:
-    """The longest header that a file of so many bytes may have."""
+def _header_limit(size: int) -> int:
+    """The limit for the header of a file of this size, in bytes."""
     return min(HEADER_LIMIT, HEADER_ROOM + size // 8)

@@ -129,7 +129,7 @@ class _Faults:
         """What is left out of a file, and what else would use it."""
         [left_out] = summarize_names("unmatched", self.unmatched)
         name = printable(path.name)
-        learnt = any(textual_inversion.PLACE.fullmatch(key) for key in self.unmatched)
+        learnt = any(textual_inversion.BARE_KEY.fullmatch(key) for key in self.unmatched)
         other = f"; the word in it is taken by --embedding {name}=WORD" if learnt else ""
         return f"{name}: {left_out}; the rest is used{other}"
 
