@@ -211,7 +211,7 @@ def test_parts_of_half_precision_have_an_index_of_their_own(tmp_path: Path, vari
 @pytest.mark.parametrize(
     ("weight_map", "reason"),
     [
-        ({"a": "1.safetensors", "b": "1.safetensors"}, r"1\.safetensors contradicts .*1 missing: b"),
+        ({"a": "1.safetensors", "b": "1.safetensors"}, r"1\.safetensors contradicts .*missing: b"),
         ({}, "weight_map"),
         ({"a": "../1.safetensors"}, "weight_map"),
         ({"a": "/etc/passwd"}, "weight_map"),

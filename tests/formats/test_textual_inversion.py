@@ -125,7 +125,7 @@ def test_words_that_are_bundled_with_a_lora(save):
         ({"clip_l": vectors(1, 8), "text_encoders_0": vectors(1, 8)}, "are for the same word"),
         ({"clip_l_out": vectors(1, 8)}, "trained at the text encoder's output, which is not"),
         ({"emp_params": vectors(1, 8), "emp_params_out": vectors(1, 8)}, "encoder's output"),
-        ({"a.lora_up.weight": vectors(1, 8)}, "not a textual inversion: it holds 1 tensors: a.lora"),
+        ({"a.lora_up.weight": vectors(1, 8)}, "textual inversion: it holds 1 tensors: a.lora"),
         ({"clip_l": vectors(2, 8), "clip_g": vectors(1, 12)}, "have to be equal"),
         ({"a": vectors(76, 8)}, r"a is \[76, 8\], not 1 to 75 vectors"),
         ({"a": vectors(0, 8)}, r"a is \[0, 8\]"),
