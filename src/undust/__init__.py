@@ -1,4 +1,4 @@
-"""undust: latent diffusion, whole. Importing it imports nothing heavy."""
+"""undust: complete latent diffusion. Importing it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    """Brings a public name, and torch with it, when it is first used (PEP 562)."""
+    """Imports a public name, and torch with it, on first use (PEP 562)."""
     if name not in _PLACES:
         raise AttributeError(f"module 'undust' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

@@ -1,4 +1,4 @@
-"""The command line's start, by `undust` and by `python -m undust`."""
+"""The entry point of the command line, for `undust` and `python -m undust`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What changes a network from outside: put in, taken out again, and never known to the network."""
+"""Adapters of networks that the networks do not depend on, and their placement on devices."""

@@ -62,8 +62,8 @@ app.command()(evaluate.evaluate)
 app.add_typer(lab.app, name="lab")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"undust {__version__}")
         raise typer.Exit
 

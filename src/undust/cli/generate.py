@@ -21,7 +21,7 @@ from undust.cli.options import (
     request_options,
 )
 from undust.cli.output import Output
-from undust.cli.progress import paint
+from undust.cli.progress import generate_files
 from undust.errors import UndustError
 from undust.recipe.request import read_size
 
@@ -75,11 +75,11 @@ def generate(
     recipes = loaded.recipes(texts, **options)
     batches = list(loop.batches(loaded, recipes, exact=exact))
     if noise is None:
-        paint(loaded, batches, output, json)
+        generate_files(loaded, batches, output, json)
         return
     given = _noise(noise)
     batches = [[each.model_copy(update={"given_noise": True}) for each in b] for b in batches]
-    paint(loaded, batches, output, json, noise=given)
+    generate_files(loaded, batches, output, json, noise=given)
 
 
 @request_options("seed", "steps", "guidance")
@@ -113,7 +113,7 @@ def interpolate(
     options["seed"] = start.seed if seed_to is None else seed_to
     end = loaded.recipes(last or first, **options)[0]
     way = between(start, end, count)
-    paint(loaded, list(loop.batches(loaded, way)), output, json, columns=count)
+    generate_files(loaded, list(loop.batches(loaded, way)), output, json, columns=count)
 
 
 def rerun(
@@ -147,7 +147,7 @@ def rerun(
     vae = vae or (recipe.vae and recipe.vae.path)
     place = model or _model_of(told, picture)
     loaded = load(place, dtype=recipe.precision, device=device, vae=vae)
-    paint(loaded, [loaded.rerun_batch(recipe)], output, json, again=told)
+    generate_files(loaded, [loaded.rerun_batch(recipe)], output, json, again=told)
 
 
 def _model_of(recipe: Recipe, picture: Path) -> str:

@@ -99,10 +99,10 @@ def _size(name: str, value: str, arguments: Sequence[str]) -> str:
     """WIDTHxHEIGHT from one option or two."""
     if not any(name.lower() in names for names in _SIDES.values()):
         return f"{value}x{value}" if value.isdigit() else value or "WIDTHxHEIGHT"
-    told = [each.partition("=")[0] for each in arguments if each.startswith("-")]
+    given = [each.partition("=")[0] for each in arguments if each.startswith("-")]
     sides: list[str] = []
     for side, names in _SIDES.items():
-        values = (_value(each, arguments) for each in told if _name(each).lower() in names)
+        values = (_value(each, arguments) for each in given if _name(each).lower() in names)
         sides.append(next(values, "") or side)
     return "x".join(sides)
 

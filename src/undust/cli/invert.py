@@ -62,18 +62,18 @@ def invert(
         prompt, steps=steps, sampler="euler", guidance=guidance, seed=0, **options
     )
     latents = _latents(loaded, [picture])
-    last = painted = None
+    last = step = None
     with console.Progress(2 * steps, "steps") as progress:
         for last in inversion.invert(loaded, batch, latents, iterations=iterations):
             progress.update(last.index + 1, "inversion")
         assert last is not None
         noise = inversion.noise(loaded, last)
-        for painted in loop.sample_batch(loaded, batch, noise):
-            progress.update(steps + painted.index + 1, "generation")
-    assert painted is not None
+        for step in loop.sample_batch(loaded, batch, noise):
+            progress.update(steps + step.index + 1, "generation")
+    assert step is not None
     given = _given(picture, loaded.size)
     size = given.shape[-1], given.shape[-2]
-    whole, stage = loaded.decode(painted.x), loaded.decode(latents)
+    whole, stage = loaded.decode(step.x), loaded.decode(latents)
     back, kept = resized(whole, size), resized(stage, size)
     measured = {
         "psnr": psnr(back, given).item(),
@@ -84,9 +84,9 @@ def invert(
     make_folder(out.parent)
     safetensors_file.save(out, {"noise": noise[0]})
     if json:
-        told = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         variance = {"variance": noise.var().item()}
-        typer.echo(console.as_json({"path": str(out), **told, **variance}))
+        typer.echo(console.as_json({"path": str(out), **finite, **variance}))
         return
     console.line(out)
     console.summary(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHEET = 4096  # pixels, the longest side of a contact sheet
 
 
-def paint(
+def generate_files(
     model: LatentDiffusion,
     batches: Sequence[Sequence[Recipe]],
     output: Output,

@@ -110,8 +110,8 @@ def fit(
     means = {name: float(error.mean()) for name, error in measured.items()}
     spread = {name: float(error.std()) for name, error in measured.items()}
     if json:
-        told = {"schedule": listed, "calls": found.calls, "errors": means, "deviations": spread}
-        typer.echo(console.as_json({**told, "nearer": nearer}))
+        result = {"schedule": listed, "calls": found.calls, "errors": means, "deviations": spread}
+        typer.echo(console.as_json({**result, "nearer": nearer}))
         return
     console.line(listed)
     own_name = found.name or "fitted"

@@ -1,1 +1,1 @@
-"""What a person asks for, as tensors."""
+"""Prompts and captions to tensors."""

@@ -247,8 +247,8 @@ def _ranks(
         *_, last = map(observed, loop.sample_batch(model, batch))
         pictures = loop.decode(batch, last)
         generated = torch.stack([from_image(picture.image, model.size) for picture in pictures])
-        asked = wanted[len(ranks) : len(ranks) + len(batch)]
-        ranks += reference.ranks(generated / 127.5 - 1, asked)
+        paths = wanted[len(ranks) : len(ranks) + len(batch)]
+        ranks += reference.ranks(generated / 127.5 - 1, paths)
     return ranks
 
 

@@ -1,1 +1,1 @@
-"""The lab: what undust says of its samplers, measured by whoever wants to see it."""
+"""Measurements of samplers and schedules on a model."""

@@ -59,9 +59,9 @@ class ModelUnderTest:
     def __init__(self, model: LatentDiffusion, pictures: int) -> None:
         if pictures < 1:
             raise UndustError(f"prompts: at least 1 is needed, not {pictures}")
-        asked = [(PROMPTS[seed % len(PROMPTS)], seed) for seed in range(pictures)]
+        given = [(PROMPTS[seed % len(PROMPTS)], seed) for seed in range(pictures)]
         self.model = model
-        self.recipes = [model.recipes(prompt, seed=seed)[0] for prompt, seed in asked]
+        self.recipes = [model.recipes(prompt, seed=seed)[0] for prompt, seed in given]
         first = self.recipes[0]
         seeds = range(pictures)
         self.path = BrownianPath(seeds, model.latent_shape(first.width, first.height))

@@ -176,12 +176,12 @@ def _within_budgets(
     """The longest run within each budget."""
     longest: dict[int, tuple[int, Tensor]] = {}
     for steps, sigmas in _lists(levels):
-        asked = calls(sampler, sigmas)
-        longest |= {budget: (steps, sigmas) for budget in BUDGETS if asked <= budget}
+        needed = calls(sampler, sigmas)
+        longest |= {budget: (steps, sigmas) for budget in BUDGETS if needed <= budget}
     runs: list[SamplerRun] = []
     for steps, sigmas in dict(longest.values()).items():
-        x, asked = subject.run(sampler, sigmas)
-        runs.append(SamplerRun(calls=asked, steps=steps, error=distance(x, end)))
+        x, made = subject.run(sampler, sigmas)
+        runs.append(SamplerRun(calls=made, steps=steps, error=distance(x, end)))
     return tuple(sorted(runs, key=lambda run: run.calls))
 
 
@@ -192,10 +192,10 @@ def _bounded(
     sigmas = levels(max(BUDGETS))
     runs: dict[int, SamplerRun] = {}
     for bound in BOUNDS:
-        x, asked = subject.run(sampler, sigmas, rtol=bound, atol=bound)
-        if asked > max(BUDGETS):
+        x, made = subject.run(sampler, sigmas, rtol=bound, atol=bound)
+        if made > max(BUDGETS):
             break
-        runs[asked] = SamplerRun(calls=asked, steps=None, error=distance(x, end))
+        runs[made] = SamplerRun(calls=made, steps=None, error=distance(x, end))
     return tuple(runs.values())
 
 

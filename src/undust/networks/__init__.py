@@ -1,1 +1,1 @@
-"""The neural networks, under the key names and configuration fields they are published with."""
+"""The neural networks, with the published key names and configuration fields."""
