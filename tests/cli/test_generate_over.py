@@ -216,7 +216,7 @@ def test_layers_are_left_out(painted: Paint):
         (("--control", "toy.safetensors=a.png"), "toy.safetensors"),
         (("--control", "toy.safetensors=a.png:0.5-0.5"), "is no interval"),
         (("--clip-skip", 0), "clip_skip: has to be greater than or equal to 1"),
-        (("--clip-skip", 9), "clip skip: 9 is not 0 to 2"),
+        (("--clip-skip", 9), "clip skip: 9 is not 0 to 1"),
         (("--refiner", "none"), "unknown model 'none'"),
         (("--refiner", "none@2"), "refiner: after: has to be less than"),
         (("--framing", "crop=1"), "framing: 'crop=1' is not original=WxH"),

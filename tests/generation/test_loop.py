@@ -187,7 +187,7 @@ def test_to_paint_again_takes_the_whole_batch():
     third = recipe(batch=4, place=2, seed=9)
     again = loop.rerun_batch(third)
     assert [(each.place, each.seed) for each in again] == [(k, 9) for k in range(4)]
-    with pytest.raises(UndustError, match="noise that was given to it"):
+    with pytest.raises(UndustError, match="made from given noise"):
         loop.rerun_batch(recipe(given_noise=True))
 
 

@@ -91,7 +91,7 @@ def test_every_prompt_gets_every_seed(model: LatentDiffusion, count: int, seed: 
         ({"seed": SEEDS}, "seed: "),
         ({"size": 33}, "size: 33x33 is not divisible by 4"),
         ({"size": (32, 0)}, "size: 32x0 is not divisible"),
-        ({"init": "a.png", "extend": "4,0,0,0", "size": 40}, "size: what a picture is extended"),
+        ({"init": "a.png", "extend": "4,0,0,0", "size": 40}, "size: leave it out; with extend"),
         ({"extend": "4,0,0,0"}, r"extend: it needs a picture to begin from \(init\)"),
         ({"init": "none.png"}, r"none\.png cannot be read as a picture"),
         ({"init": "a.png", "mask": "none.png"}, r"none\.png cannot be read as a picture"),
@@ -121,7 +121,7 @@ def test_prompts_are_texts(model: LatentDiffusion, prompts: Any):
     with pytest.raises(UndustError, match="prompt: has to be a text, or a list of texts") as caught:
         model.generate(prompts)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UndustError, match="no prompt: say what to paint"):
+    with pytest.raises(UndustError, match="no prompt: give one"):
         model.generate(None)  # pyright: ignore
 
 
@@ -433,7 +433,7 @@ def test_what_is_meant_is_not_told(model: LatentDiffusion, here: Path):
 
 
 def test_a_mask_without_white_paints_nothing(model: LatentDiffusion):
-    with pytest.raises(UndustError, match="mask: nothing in it is white or a hole; those"):
+    with pytest.raises(UndustError, match="mask: nothing in it is white or transparent; those"):
         model.recipes("a cat", init=picture(), mask=Image.new("L", (32, 32)), **QUICK)
     model.recipes("a cat", init=picture(), mask=Image.new("L", (32, 32)), extend="8,0,0,0", **QUICK)
 
@@ -452,7 +452,7 @@ def test_a_hole_in_a_mask_is_painted(model: LatentDiffusion, color: tuple[int, i
     mask = Image.new("L", (32, 32), 0)
     mask.paste(255, (8, 8, 24, 24))
     (by_white,) = model.generate("a", init=picture(), mask=mask, **QUICK)
-    with pytest.warns(UserWarning, match="the transparent part of the mask is painted"):
+    with pytest.warns(UserWarning, match="the transparent part of the mask is repainted"):
         (by_hole,) = model.generate("a", init=picture(), mask=with_hole(color), **QUICK)
     assert by_hole.image.tobytes() == by_white.image.tobytes()
     assert by_hole.recipe.mask_is_hole
@@ -463,7 +463,7 @@ def test_a_hole_in_the_only_picture_is_painted(model: LatentDiffusion, here: Pat
     image = picture().convert("RGBA")
     image.putalpha(with_hole((0, 0, 0)).getchannel("A"))
     image.save("hole.png")
-    with pytest.warns(UserWarning, match="the transparent part of the picture is painted"):
+    with pytest.warns(UserWarning, match="the transparent part of the picture is repainted"):
         (made,) = model.generate("a", init="hole.png", **QUICK)
     kept = np.asarray(image.getchannel("A")) == 255
     assert (np.asarray(made.image)[kept] == np.asarray(picture())[kept]).all()

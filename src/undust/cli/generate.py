@@ -61,7 +61,7 @@ def generate(
     """Generate pictures from prompts."""
     texts = list(_prompts(prompts or []))
     if not texts:
-        raise UndustError("no prompt: say what to paint, such as undust generate 'a smiling cat'")
+        raise UndustError("no prompt: give one, such as undust generate 'a smiling cat'")
     if "size" in options:
         read_size(options["size"])
     count = options.get("count", 1)
@@ -102,7 +102,7 @@ def interpolate(
 ) -> None:
     """Interpolate from one prompt or seed to another."""
     if last is None and seed_to is None:
-        raise UndustError("nothing to go to: give a second prompt, or --seed-to N")
+        raise UndustError("no end of the interpolation: give a second prompt, or --seed-to N")
     output = Output.choose(out, count)
     from undust.generation import loop
     from undust.model import load
@@ -142,12 +142,12 @@ def rerun(
     from undust.recipe.files import beside
     from undust.recipe.recipe import Recipe
 
-    told = Recipe.read(fields)
+    original = Recipe.read(fields)
     recipe = Recipe.read(beside(fields, picture.parent))
     vae = vae or (recipe.vae and recipe.vae.path)
-    place = model or _model_of(told, picture)
+    place = model or _model_of(original, picture)
     loaded = load(place, dtype=recipe.precision, device=device, vae=vae)
-    generate_files(loaded, [loaded.rerun_batch(recipe)], output, json, again=told)
+    generate_files(loaded, [loaded.rerun_batch(recipe)], output, json, again=original)
 
 
 def _model_of(recipe: Recipe, picture: Path) -> str:

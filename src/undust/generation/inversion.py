@@ -1,4 +1,4 @@
-"""From a picture back: to the noise that becomes it, and to how likely it is."""
+"""From a picture back to its noise, and its likelihood."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def invert(
     """Walks Euler's steps of the recipes backwards from latents [B, C, h, w], step by step.
 
     iterations: the most a step may take; 1 is DDIM inversion, more make it exact while the guidance
-    is weak (see `diffusion.inversion`). The last step's x is what `noise` makes of.
+    is weak (see `diffusion.inversion`). `noise` takes the last step.
     """
     first = batch[0]
     levels = sigmas(first.schedule, model.process, first.steps)

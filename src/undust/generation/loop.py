@@ -42,7 +42,7 @@ class Step:
     decode: Callable[[Tensor], Tensor]
 
     def preview(self) -> Image.Image:
-        """What the pictures would be if this estimate were the last, side by side."""
+        """The decoded estimates, side by side."""
         return grid(to_images(self.decode(self.x0)), gap=0)
 
 
@@ -74,7 +74,7 @@ def batches(
 
     The prompts of a batch have the same number of tokens, so that no picture depends on another's
     prompt. With exact, and with an adaptive sampler, every picture is alone.
-    Raises UndustError for files that are not what they were, or not for this model.
+    Raises UndustError for files that have changed or do not fit the model.
     """
     for waiting in _alike(model, recipes):
         pixels = math.prod(waiting[0].final)
@@ -90,7 +90,7 @@ def batches(
 
 
 def _alike(model: LatentModel, recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
-    """Recipes that follow one another with the same settings and lengths of their prompts."""
+    """Consecutive recipes with the same settings and numbers of tokens."""
     for _, group in groupby(recipes, key=lambda recipe: recipe.settings):
         waiting = list(group)
         adapted = with_adapters(model, waiting[0])  # a learnt word may come to many tokens
@@ -104,11 +104,9 @@ def _token_counts(model: LatentModel, recipe: Recipe) -> list[int]:
 
 
 def rerun_batch(recipe: Recipe) -> list[Recipe]:
-    """The batch that the picture was painted in, with the picture in every place of it."""
+    """The batch of a picture, with the picture in every place of it."""
     if recipe.given_noise:
-        raise UndustError(
-            "the picture began from noise that was given to it and is not in its file"
-        )
+        raise UndustError("the picture was made from given noise, which is not in its file")
     return [recipe.model_copy(update={"place": place}) for place in range(recipe.batch)]
 
 
@@ -216,7 +214,7 @@ def upscaled_recipes(
 
 
 def _noise(batch: Sequence[Recipe], shape: Sequence[int]) -> PictureNoise | NoiseBetween:
-    """What the batch's seeds draw; between two seeds, what lies between their draws."""
+    """The noise of the batch's seeds, interpolated between two seeds where a recipe says so."""
     source = BrownianPath if SAMPLERS[batch[0].sampler].path else PictureNoise
     seeds = [recipe.seed for recipe in batch]
     toward = [recipe.toward.seed if recipe.toward else recipe.seed for recipe in batch]

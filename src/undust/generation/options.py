@@ -1,4 +1,4 @@
-"""From what a person asks for to the recipes of the pictures."""
+"""A request to the recipes of its pictures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from undust.recipe.request import OPTIONS, SEEDS, Request, read_size
 from undust.version import __version__
 
 BYTE_ORDER_MARK = "\ufeff"  # at the beginning of many text files
-FAR = 6  # times as many pixels as a model was trained on: no longer what somebody means
+MAX_PIXEL_RATIO = 6  # of an init image to the training size; above it a note is given
 NOISE_LEVEL = 20  # of the input of an upscaling model, in time steps, as published
 
 
@@ -49,7 +49,7 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
         raise unknown("option", name, OPTIONS, elsewhere)
     texts = _each(prompts)
     if not texts:
-        raise UndustError("no prompt: say what to paint, such as 'a smiling cat'")
+        raise UndustError("no prompt: give one, such as 'a smiling cat'")
     if not all(isinstance(text, str) for text in texts):
         raise UndustError(f"prompt: has to be a text, or a list of texts, not {quoted(prompts)}")
     texts = [str(text).replace(BYTE_ORDER_MARK, "") for text in texts]
@@ -62,13 +62,13 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
             f"seed: has to be between 0 and {SEEDS - 1}, not {quoted(seed)}; leave it out for a "
             "random one"
         )
-    asked = _settled(model, options)
-    for note in _notes(model, [*texts, asked.get("negative", "")], asked):
+    fields = _settled(model, options)
+    for note in _notes(model, [*texts, fields.get("negative", "")], fields):
         warnings.warn(note, UserWarning, stacklevel=3)
     return [
         Recipe.read(
             {
-                **asked,
+                **fields,
                 "prompt": prompt,
                 "seed": (seed + k) % SEEDS,
                 "precision": model.precision,
@@ -84,29 +84,29 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
     ]
 
 
-def _notes(model: LatentModel, texts: Sequence[str], asked: Mapping[str, Any]) -> Iterator[str]:
-    """What can be painted and is likely not to be what was meant, a line each."""
-    more = (getattr(guide, "prompt", "") for guide in asked["guides"])
+def _notes(model: LatentModel, texts: Sequence[str], fields: Mapping[str, Any]) -> Iterator[str]:
+    """Notes on options that are possible but probably a mistake, one line each."""
+    more = (getattr(guide, "prompt", "") for guide in fields["guides"])
     yield from dict.fromkeys(note for text in (*texts, *more) for note in foreign(text))
-    for embedding in asked["embeddings"]:
+    for embedding in fields["embeddings"]:
         if not any(embedding.word.lower() in text.lower() for text in texts):
             yield f"embedding: no prompt says '{embedding.word}', which it is for"
     guidance, scaled = (
-        asked["guidance"],
-        any(guide.method.role == "scale" for guide in asked["guides"]),
+        fields["guidance"],
+        any(guide.method.role == "scale" for guide in fields["guides"]),
     )
     if isinstance(guidance, int | float) and 0 <= guidance < 1 and not scaled:
         counts = "counts for less" if guidance else "does not count"
         yield (
             f"guidance: at {guidance:g} the prompt {counts}; --guidance 1 is the prompt alone, "
-            "which diffusers paints at 0 too"
+            "which diffusers uses at 0 too"
         )
-    if asked.get("mask_is_hole"):
-        own = asked["mask"] is asked.get("init")
+    if fields.get("mask_is_hole"):
+        own = fields["mask"] is fields.get("init")
         instead = "without transparency all of it is begun from" if own else "else white is"
-        yield f"the transparent part of the {'picture' if own else 'mask'} is painted; {instead}"
-    pixels, trained = asked["width"] * asked["height"], math.prod(model.size)
-    if "init" in asked and model.low_res_process is None and pixels > FAR * trained:
+        yield f"the transparent part of the {'picture' if own else 'mask'} is repainted; {instead}"
+    pixels, trained = fields["width"] * fields["height"], math.prod(model.size)
+    if "init" in fields and model.low_res_process is None and pixels > MAX_PIXEL_RATIO * trained:
         width, height = model.size
         yield (
             f"the picture has {pixels / trained:.0f} times the pixels that the model was trained "
@@ -117,7 +117,7 @@ def _notes(model: LatentModel, texts: Sequence[str], asked: Mapping[str, Any]) -
 def _mask(
     model: LatentModel, options: Request, begun: ImageRef | None
 ) -> tuple[ImageRef | None, bool]:
-    """The mask, and whether it is its transparent part that is painted, as OpenAI has it.
+    """The mask, and whether its transparent part is the one to be repainted, as OpenAI has it.
 
     A picture with a hole and no mask is its own.
     """
@@ -132,13 +132,13 @@ def _mask(
         return mask, True
     if options.get("extend") is None and grey(image).getextrema()[1] == 0:
         raise UndustError(
-            "mask: nothing in it is white or a hole; those are painted anew, black stays"
+            "mask: nothing in it is white or transparent; those parts are repainted, black is kept"
         )
     return mask, False
 
 
 def _each(given: object) -> list[object]:
-    """What was given one of, or several; what has fields is one."""
+    """One or several values as a list; a mapping is one."""
     if given is None:
         return []
     one = isinstance(given, str | Mapping | BaseModel) or not isinstance(given, Iterable)
@@ -146,7 +146,7 @@ def _each(given: object) -> list[object]:
 
 
 def _whole(given: Mapping[str, object], name: str, default: int) -> int:
-    """A whole number that was asked for. Raises UndustError for what is none."""
+    """An option that is a whole number; UndustError for others."""
     number = given.get(name)
     try:
         return default if number is None else operator.index(cast("SupportsIndex", number))
@@ -155,7 +155,7 @@ def _whole(given: Mapping[str, object], name: str, default: int) -> int:
 
 
 def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
-    """The fields that the recipes share, with what is in the files that are named."""
+    """The fields that the recipes share, with references to files resolved."""
     given = cast("Mapping[str, object]", options)
     init, extend = (options.get(name) for name in ("init", "extend"))
     begun = None if init is None else resolved_image(ImageRef.of(init))
@@ -217,7 +217,9 @@ def _size(
 ) -> tuple[int, int]:
     size = options.get("size")
     if size is not None and extend is not None:
-        raise UndustError("size: what a picture is extended by says how large it is; leave it out")
+        raise UndustError(
+            "size: leave it out; with extend it is that of the picture and its extension"
+        )
     if size is not None:
         return read_size(size)
     if begun is None:
@@ -228,5 +230,5 @@ def _size(
     return size_for(image, extend, model.downsampling_factor)
 
 
-def _refiner(model: LatentModel, asked: Refiner) -> Refiner:
-    return asked.model_copy(update={"model_hash": refiner_model(model, asked).hash})
+def _refiner(model: LatentModel, refiner: Refiner) -> Refiner:
+    return refiner.model_copy(update={"model_hash": refiner_model(model, refiner).hash})
