@@ -22,12 +22,12 @@ from undust.recipe.request import Request
 
 
 class LatentDiffusion(LatentModel):
-    """A model that makes pictures; what `undust.load` gives."""
+    """A latent diffusion model that generates pictures, as returned by `undust.load`."""
 
     def recipes(self, prompts: str | Sequence[str], **options: Unpack[Request]) -> list[Recipe]:
         """A recipe for each picture: every prompt with the seeds `seed` … `seed + count − 1`.
 
-        Raises UndustError for no prompts, and for options that are not possible.
+        Raises UndustError for no prompts and for invalid values.
         """
         return recipes(self, prompts, options)
 
@@ -38,7 +38,7 @@ class LatentDiffusion(LatentModel):
         noise: Tensor | None = None,
         **options: Unpack[Request],
     ) -> Iterator[Step]:
-        """Generates as `generate` does, all pictures in one batch, and yields every step."""
+        """Generates all pictures in one batch and yields each step."""
         return loop.sample_batch(self, self._batch(self.recipes(prompts, **options), noise), noise)
 
     def generate(
@@ -51,15 +51,15 @@ class LatentDiffusion(LatentModel):
     ) -> list[Picture]:
         """A picture for each prompt and each of `count` seeds; for the options see `Request`.
 
-        noise: unit-variance start [C, h, w] or [B, C, h, w] instead of one drawn from the seeds;
-        exact: generate every picture by itself: the same bytes as alone.
-        Raises UndustError for options that are not possible.
+        noise: unit-variance start [C, h, w] or [B, C, h, w] in place of the seeds' noise; exact:
+        batches of one picture, for results that are equal to the byte in any batch. Raises
+        UndustError for invalid values.
         """
-        recipes = self.recipes(prompts, **options)
+        prepared = self.recipes(prompts, **options)
         if noise is not None:
-            batches: Iterable[list[Recipe]] = [self._batch(recipes, noise)]
+            batches: Iterable[list[Recipe]] = [self._batch(prepared, noise)]
         else:
-            batches = loop.batches(self, recipes, exact=exact)
+            batches = loop.batches(self, prepared, exact=exact)
         pictures: list[Picture] = []
         for batch in batches:
             *_, last = loop.sample_batch(self, batch, noise)
@@ -67,13 +67,13 @@ class LatentDiffusion(LatentModel):
         return pictures
 
     def rerun(self, recipe: Recipe) -> Picture:
-        """The picture of a recipe again, to the byte; errors as for `rerun_batch`."""
+        """Reproduces the picture of a recipe to the byte; errors as for `rerun_batch`."""
         batch = self.rerun_batch(recipe)
         *_, last = loop.sample_batch(self, batch)
         return loop.decode(batch, last)[recipe.place]
 
     def rerun_batch(self, recipe: Recipe) -> list[Recipe]:
-        """The batch that contains a picture; UndustError if it was made with another model."""
+        """The batch that reproduces a picture. Raises UndustError for another model's picture."""
         batch = loop.rerun_batch(recipe)
         if recipe.model_hash != self.hash:
             raise UndustError(
@@ -90,10 +90,10 @@ class LatentDiffusion(LatentModel):
         return batch
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-        """Writes the model as a diffusers folder, replacing a model that is there, or none of it.
+        """Writes the model as a diffusers folder, completely or not at all, replacing a model.
 
-        dtype: of the weights in the files; None keeps each as it is. Raises UndustError, and leaves
-        the folder alone, if it holds anything but a model, and for LoRAs that are not merged.
+        dtype: of the weights in the files; None keeps their dtypes. Raises UndustError, without a
+        change, for a folder that contains anything but a model, and for LoRAs that are not merged.
         """
         if self._lora_names and not self.merge_loras:
             raise UndustError(
@@ -118,15 +118,15 @@ def load(
     merge_loras: bool = True,
     live: bool | None = None,
 ) -> LatentDiffusion:
-    """A built-in model by name, or the diffusers folder or single-file checkpoint at a path.
+    """A built-in model by name, or a diffusers folder or single-file checkpoint by path.
 
-    Or, with the extra `hub`, org/name or org/name@revision on the Hugging Face hub: what is cached
-    first, and after that always the same commit.
+    With the extra `hub` also org/name or org/name@revision on the Hugging Face hub; the commit is
+    the cached one.
 
-    dtype: of the weights in memory, "fp16" or "float16" will do too; float32 unless told; device:
-    the CPU unless told; vae: a first stage to use instead of the model's own: a file, a folder, or
-    a model's folder; merge_loras: as `LatentDiffusion` has it; live: its former opposite.
-    Raises UndustError for a name that is not known and for what is no whole model.
+    dtype: of the weights in memory, float32 by default; also by name, such as "fp16" or "float16";
+    device: the CPU by default; vae: a first stage in place of the model's own, a file, a folder or
+    a model's folder; merge_loras: as for `LatentModel`; live: deprecated, the opposite of it.
+    Raises UndustError for an unknown name and for an incomplete model.
     """
     if live is not None:
         merge_loras = not live
