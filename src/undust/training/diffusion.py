@@ -16,6 +16,7 @@ from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import Tokenizer
+from undust.diffusion.process import Process
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import standalone_vae, tokenizer_files
@@ -115,25 +116,9 @@ class DiffusionTask:
             texts = self.caption_sampler.all_texts()
             tokenizer = tokenizers.train(texts, captions.vocabulary, captions.length)
         self.notes += too_long(captions, samples, tokenizer)
-        ends = {
-            "vocab_size": len(tokenizer.vocabulary),
-            "max_position_embeddings": captions.length,
-            "bos_token_id": tokenizer.vocabulary[tokenizers.START],
-            "eos_token_id": tokenizer.vocabulary[tokenizers.END],
-            "pad_token_id": tokenizer.vocabulary[tokenizers.END],
-        }
-        torch.manual_seed(config.seed)
-        unet = UNet(config.unet)
-        unet.start_at_zero()
-        self.model = LatentDiffusion(
-            standalone_vae.load(config.first_stage),
-            unet,
-            (TextConditioner(tokenizer, TextEncoder(config.text_encoder.model_copy(update=ends))),),
-            process,
-            diffusion.prediction,
-        )
+        self.model = _new_model(config, tokenizer, process)
         # Unchecked: the loop stops at the first loss that is not finite.
-        self.denoise = replace(self.model.denoise, network=unet)
+        self.denoise = replace(self.model.denoise, network=self.model.unet)
         [self.text] = self.model.texts
         self.model.latent_shape(data.size, data.size)
         self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.text.encoder})
@@ -142,11 +127,7 @@ class DiffusionTask:
             self.model.first_stage,
             ImageCache(source, data.size, memory=0),
             out / "latents.safetensors",
-            {
-                "first_stage": self.inputs["first_stage"],
-                "size": data.size,
-                "pictures": images,
-            },
+            {"first_stage": self.inputs["first_stage"], "size": data.size, "pictures": images},
             observe,
             resumed=resumed is not None,
         )
@@ -204,6 +185,28 @@ class DiffusionTask:
             None if drop else self.caption_sampler(sample, chance)
             for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
         ]
+
+
+def _new_model(config: DiffusionConfig, tokenizer: Tokenizer, process: Process) -> LatentDiffusion:
+    """A trained first stage with a new U-Net, whose output is zero, and a new text encoder."""
+    vocabulary = tokenizer.vocabulary
+    ends = {
+        "vocab_size": len(vocabulary),
+        "max_position_embeddings": config.captions.length,
+        "bos_token_id": vocabulary[tokenizers.START],
+        "eos_token_id": vocabulary[tokenizers.END],
+        "pad_token_id": vocabulary[tokenizers.END],
+    }
+    torch.manual_seed(config.seed)
+    unet = UNet(config.unet)
+    unet.start_at_zero()
+    return LatentDiffusion(
+        standalone_vae.load(config.first_stage),
+        unet,
+        (TextConditioner(tokenizer, TextEncoder(config.text_encoder.model_copy(update=ends))),),
+        process,
+        config.diffusion.prediction,
+    )
 
 
 def _tokenizer(resumed: TrainingCheckpoint, out: Path) -> Tokenizer:
