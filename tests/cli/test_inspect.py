@@ -104,7 +104,7 @@ def test_pictures_that_cannot_be_read_are_named(undust: Run, here: Path):
     Image.new("RGB", (7, 5)).save(here / "icon", "EPS")
     Image.new("RGB", (7, 5)).save(here / "cut", "JPEG")
     (here / "cut").write_bytes((here / "cut").read_bytes()[:200])
-    for name, said in {"icon": "kind EPS", "cut": "Truncated"}.items():
+    for name, said in {"icon": "format EPS", "cut": "Truncated"}.items():
         done = undust("inspect", name)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert said in done.err
