@@ -203,7 +203,7 @@ def test_layers_are_left_out(painted: Paint):
         (("--upscale", "0.5"), "upscale: factor: has to be greater than 1"),
         (("--init", "a.png", "--mask", "mask.png", "--upscale", 2), "upscale: the second pass"),
         (("--lora", "none.safetensors"), "none.safetensors does not exist"),
-        (("--lora", "none.safetensors:0,8"), "does not exist; it is written PATH or PATH:WEIGHT"),
+        (("--lora", "none.safetensors:0,8"), "does not exist; expected PATH or PATH:WEIGHT"),
         (("--seed", "-1"), "leave it out for a random one"),
         (("--lora", "a.png"), "a.png is not a safetensors file"),
         (("--lora", "toy.safetensors"), "toy.safetensors"),

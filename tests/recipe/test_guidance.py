@@ -91,7 +91,7 @@ def test_recipes_with_other_guides_are_not_painted_together():
         (["apgg"], "unknown guide 'apgg'; did you mean 'apg'"),
         ([""], "unknown guide ''"),
         ([{}], "unknown guide ''"),
-        ([None], "guides: None is none; NAME or NAME:key=value"),
+        ([None], "guides: None is not valid; expected NAME or NAME:key=value"),
         (["apg:ets=1"], "unknown setting of guide apg 'ets'; did you mean 'eta'"),
         (["apg:eta"], "guide apg: eta: has to be a valid number, .*not ''"),
         (["apg:eta=much"], "guide apg: eta: has to be a valid number, .*not 'much'"),

@@ -199,16 +199,18 @@ def test_the_picture_of_a_control_may_be_in_memory_or_a_path(tmp_path: Path):
 @pytest.mark.parametrize("given", [None, 3, ("a.safetensors", 0.8), ["a"], b"a", object()])
 @pytest.mark.parametrize("kind", KINDS)
 def test_how_it_is_written_is_said_of_what_is_none(kind: type[TextInput], given: object):
-    with pytest.raises(UndustError, match=r"is none; it is written (PATH|FACTOR|original=)"):
+    with pytest.raises(UndustError, match=r"is not valid; expected (PATH|FACTOR|original=)"):
         kind.read(given)
-    with pytest.raises(UndustError, match=r"'a\.pt' is none of .* written (PATH|FACTOR|original=)"):
+    with pytest.raises(
+        UndustError, match=r"'a\.pt' is none of .* as text: (PATH|FACTOR|original=)"
+    ):
         kind.read({"a.pt": given})
 
 
 @pytest.mark.parametrize("text", ["a:0,8", "a@80%", "a:", "a:0.8:", "a@0.8"])
 def test_a_weight_that_cannot_be_read_is_not_taken_for_a_name(tmp_path: Path, text: str):
     (tmp_path / "a").touch()
-    with pytest.raises(UndustError, match=r"does not exist; it is written PATH or PATH:WEIGHT"):
+    with pytest.raises(UndustError, match=r"does not exist; expected PATH or PATH:WEIGHT"):
         resolved_weights(LoRA.read(f"{tmp_path}/{text}"))
 
 

@@ -62,7 +62,7 @@ def _weights_hash(ref: WeightsRef) -> str:
     if not files:
         # A weight or word that could not be parsed was taken for a part of the name.
         marked = ref.written and set(":@") & set(path.name)
-        form = f"; it is written {ref.written}" if marked else ""
+        form = f"; expected {ref.written}" if marked else ""
         raise UndustError(f"{ref.path} does not exist{form}")
     found = hashlib.sha256("".join(map(content_hash, files)).encode()).hexdigest()[:DIGITS]
     if ref.hash not in ("", found):

@@ -107,7 +107,9 @@ def read_guidance(given: object) -> GuidanceSettings:
         fields = dict(cast("Mapping[str, Any]", given))
         name = str(fields.pop("name", ""))
     else:
-        raise UndustError(f"guides: {quoted(given)} is none; NAME or NAME:key=value,… is one")
+        raise UndustError(
+            f"guides: {quoted(given)} is not valid; expected NAME or NAME:key=value,…"
+        )
     method = GUIDANCES[name.strip()]
     model = settings_of(method)
     for key in fields.keys() - model.model_fields.keys():

@@ -24,13 +24,13 @@ TAILS = ("", DURING, rf"(?:@(?P<weight>{NUMBER}))?(?:{DURING})?")  # after the p
 
 
 class TextInput(Frozen):
-    """A wish that can be written as one text."""
+    """An input that can be written as one text."""
 
-    written: ClassVar[str]  # how
+    written: ClassVar[str]  # the form of the text
 
     @classmethod
     def read(cls, given: object) -> Self:
-        """From what a person wrote, plain values, or itself. Raises UndustError for others."""
+        """From a text, plain values, or itself. Raises UndustError for others."""
         if isinstance(given, cls):
             return given
         kind = cls.kind or cls.__name__.lower()
@@ -39,12 +39,12 @@ class TextInput(Frozen):
         elif isinstance(given, Mapping):
             fields = dict(cast("Mapping[str, Any]", given))
         else:
-            raise UndustError(f"{kind}: {quoted(given)} is none; it is written {cls.written}")
+            raise UndustError(f"{kind}: {quoted(given)} is not valid; expected {cls.written}")
         for name in fields:
             if name not in cls.model_fields:
                 raise UndustError(
-                    f"{kind}: {quoted(name)} is none of {', '.join(cls.model_fields)}; as one text "
-                    f"it is written {cls.written}"
+                    f"{kind}: {quoted(name)} is none of {', '.join(cls.model_fields)}; expected "
+                    f"as text: {cls.written}"
                 )
         try:
             return cls.model_validate(fields)
@@ -53,12 +53,12 @@ class TextInput(Frozen):
 
     @classmethod
     def parsed(cls, text: str) -> dict[str, Any]:
-        """The fields in a text. Raises UndustError for a text that is none."""
+        """The fields in a text. Raises UndustError for other texts."""
         raise NotImplementedError
 
 
 class Interpolation(Frozen):
-    """Another prompt and seed, and what part of the way to them a picture lies."""
+    """Another prompt and seed, and the interpolation weight of a picture, 0 to 1."""
 
     prompt: str = Field(max_length=10_000)
     seed: int = Field(ge=0, lt=2**63)
@@ -66,7 +66,7 @@ class Interpolation(Frozen):
 
 
 class Upscale(TextInput):
-    """A second pass: the picture made `factor` times as large, and painted over that strongly."""
+    """A second pass at `factor` times the size, with the strength of image to image."""
 
     written = "FACTOR or FACTOR@STRENGTH, such as 2@0.3"
     factor: float = Field(gt=1, le=8)
@@ -103,10 +103,10 @@ class Refiner(TextInput):
 
 
 class SizeConditioning(TextInput):
-    """What Stable Diffusion XL is told of where a picture comes from (Podell et al. 2023, 2.2).
+    """The size conditioning of Stable Diffusion XL (Podell et al. 2023, section 2.2).
 
-    original: width and height of the picture that it was cut from; crop: how far from its left and
-    from its top; target: width and height that it is to have. None is the size painted.
+    original: width and height before the crop; crop: pixels from the left and the top; target:
+    width and height after it. None is the size of the picture that is generated.
     """
 
     kind = "framing"
@@ -130,7 +130,7 @@ class SizeConditioning(TextInput):
 
 
 class LoRA(TextInput, WeightsRef):
-    """Low-rank changes of the weights, and how much of them."""
+    """Low-rank changes of the weights, and their weight."""
 
     written = "PATH or PATH:WEIGHT, such as style.safetensors:0.8"
     weight: float = Field(1.0, ge=-100, le=100)
@@ -144,10 +144,7 @@ class LoRA(TextInput, WeightsRef):
 
 
 class Embedding(TextInput, WeightsRef):
-    """A word that was learnt, and what it is called in prompts.
-
-    Written without a word it is called as the file is.
-    """
+    """A textual inversion embedding, and its word in prompts, by default the name of the file."""
 
     written = "PATH or PATH=WORD"
     word: str = Field(min_length=1, max_length=200)
@@ -160,9 +157,9 @@ class Embedding(TextInput, WeightsRef):
 
 
 class Control(TextInput, WeightsRef):
-    """A ControlNet, the map it is shown, how strongly, and for which share of the steps.
+    """A ControlNet, its input picture, its weight, and the share of the steps in which it acts.
 
-    edges: the map is the edges of the picture that is given, written PATH=canny:PICTURE.
+    edges: whether its input is the edges of the picture, in a text PATH=canny:PICTURE.
     """
 
     written = "PATH=PICTURE, PATH=PICTURE@WEIGHT or PATH=PICTURE@WEIGHT:START-END"
@@ -176,14 +173,14 @@ class Control(TextInput, WeightsRef):
     def parsed(cls, text: str) -> dict[str, Any]:
         """Of "canny.safetensors=canny:house.png@0.8:0-0.5"."""
         path, rest = _sides(text)
-        told = rest.removeprefix(EDGES)
-        if not path or not told:
+        shown = rest.removeprefix(EDGES)
+        if not path or not shown:
             raise UndustError(f"control: '{printable(text)}' is not {cls.written}")
-        forms = (re.fullmatch(rf"(?P<picture>.+?){tail}", told, re.DOTALL) for tail in TAILS)
+        forms = (re.fullmatch(rf"(?P<picture>.+?){tail}", shown, re.DOTALL) for tail in TAILS)
         read = [form.groupdict() for form in forms if form]
         fields = next((each for each in read if is_there(each["picture"])), read[-1])
         picture = {"path": fields.pop("picture")}
-        return {"path": path, "picture": picture, "edges": told != rest, **_given(**fields)}
+        return {"path": path, "picture": picture, "edges": shown != rest, **_given(**fields)}
 
     @field_validator("picture", mode="before")
     @classmethod
@@ -206,7 +203,7 @@ def read_extend(given: object) -> tuple[int, ...]:
 
 
 def _tail(text: str, mark: str) -> tuple[str, str | None]:
-    """The text before the last mark and the number after it, if it is one: paths have marks too."""
+    """The text before the last mark and the number after it, if it is one; paths have marks too."""
     head, found, tail = text.rpartition(mark)
     apart = found and re.fullmatch(NUMBER, tail) and not is_there(text)
     return (head, tail) if apart else (text, None)

@@ -30,7 +30,7 @@ class Interval(Guidance):
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:
             raise UndustError(
-                f"interval: {self.low} … {self.high} is none; 0 ≤ low < high has to be"
+                f"interval: {self.low} … {self.high} is not valid; expected 0 ≤ low < high"
             )
 
     @classmethod
