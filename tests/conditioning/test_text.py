@@ -320,11 +320,11 @@ def test_a_tokenizer_of_more_words_than_the_encoder_is_refused(
     words: TextConditioner, tokenizer: Tokenizer
 ):
     further = {**tokenizer.vocabulary, "further": len(tokenizer.vocabulary)}
-    with pytest.raises(UndustError, match="tokenizer does not fit: it has the number"):
+    with pytest.raises(UndustError, match="tokenizer does not fit: it has the id"):
         replace(words, tokenizer=replace(tokenizer, vocabulary=further))
 
 
 @pytest.mark.parametrize("prompts", [["a BREAK " * 300], ["a " * 8 * 17, "a " * 8 * 19]])
 def test_prompts_of_too_many_parts_are_refused(words: TextConditioner, prompts: list[str]):
-    with pytest.raises(UndustError, match="parts of 10 tokens are more than can be shown"):
+    with pytest.raises(UndustError, match="chunks of 10 tokens are too many"):
         words(prompts)

@@ -158,7 +158,7 @@ def test_learnt_words_have_no_place_in_a_single_file(found: Found):
 def test_a_learnt_word_without_a_vector_is_refused(found: Found):
     folder = found("sd1")
     change(folder / "tokenizer/added_tokens.json", **{"<cat-toy>": 49408})
-    with pytest.raises(UndustError, match="tokenizer does not fit: it has the number 49408"):
+    with pytest.raises(UndustError, match="tokenizer does not fit: it has the id 49408"):
         undust.load(folder)
 
 
