@@ -296,7 +296,7 @@ def test_words_that_were_learnt_elsewhere_change_nothing(words: TextConditioner)
 @pytest.mark.parametrize(
     ("embeddings", "said"),
     [
-        ({"dog": torch.zeros(2, 8)}, r"embedding 'dog' does not fit: .*\[2, 8\].* 16 wide"),
+        ({"dog": torch.zeros(2, 8)}, r"embedding 'dog' does not fit: .*\[2, 8\].* width is 16"),
         ({"dog": torch.zeros(WIDTH)}, r"embedding 'dog' does not fit: .*\[16\]"),
         ({" ": torch.zeros(1, WIDTH)}, "needs a word"),
     ],

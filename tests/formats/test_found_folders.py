@@ -151,7 +151,7 @@ def test_a_learnt_word_is_not_taken_for_the_end(found: Found, tmp_path: Path):
 def test_learnt_words_have_no_place_in_a_single_file(found: Found):
     folder = found("sd1")
     taught_as_once(folder)
-    with pytest.raises(UndustError, match="no place for them: <cat-toy>, <Style>"):
+    with pytest.raises(UndustError, match="cannot store: <cat-toy>, <Style>"):
         tensors(undust.load(folder))
 
 
@@ -307,4 +307,4 @@ def test_another_default_size_is_told_of(found: Found):
         change(folder / "unet/config.json", sample_size=size)
         model = undust.load(folder)
         _, notes = tensors(model)
-        assert any("the size of the pictures, 512x512" in note for note in notes) is told
+        assert any("pictures of 512x512" in note for note in notes) is told
