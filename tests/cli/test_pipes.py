@@ -69,7 +69,7 @@ def refused(undust: Run, here: Path, tiny_model: Path) -> Iterator[Callable[...,
         done = undust(*arguments)
         assert done.code == 2, done
         assert done.out == ""
-        assert done.err.count("\n") <= 2, done.err  # such as "reading … in a process of its own"
+        assert done.err.count("\n") <= 2, done.err  # such as "reading … in a separate process"
         assert not any(here.glob("undust-out/*")), "nothing was painted"
         return done.err
 

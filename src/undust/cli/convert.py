@@ -1,4 +1,4 @@
-"""`undust convert`: a model from one layout into the other, and out of pickles."""
+"""`undust convert`: models between layouts, and from pickles to safetensors."""
 
 from __future__ import annotations
 
@@ -27,30 +27,28 @@ def convert(
             "also pickled (.ckpt, .bin, .pt, .pth).",
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="What to write.")],
-    to: Annotated[
-        Literal["folder", "single-file"], typer.Option(help="The layout of what is written.")
-    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The file or folder to write.")],
+    to: Annotated[Literal["folder", "single-file"], typer.Option(help="The layout of DST.")],
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(help="Of the weights.  [default: that of each in SRC]"),
+        typer.Option(help="Precision of the weights.  [default: as in SRC]"),
     ] = None,
     ema: Annotated[
-        bool, typer.Option("--ema", help="Take the moving averages of the U-Net's weights.")
+        bool, typer.Option("--ema", help="Use the moving averages of the U-Net's weights.")
     ] = False,
     prediction: Annotated[
         Literal["epsilon", "v"] | None,
-        typer.Option(help="What the U-Net predicts, where SRC does not tell or is wrong."),
+        typer.Option(help="The U-Net's prediction, if SRC does not store it or is wrong."),
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:WEIGHT]", help="Merge a LoRA into the weights. Often."),
+        typer.Option(metavar="FILE[:WEIGHT]", help="Merge a LoRA into the weights. Repeatable."),
     ] = None,
 ) -> None:
     """Write a model as a diffusers folder or as a single file of the original layout.
 
     A LoRA and a textual inversion are always a single file, and keep their tensors' names. Pickles
-    are read in a process of their own that can do no harm, and nowhere else in undust.
+    are only read by this command, in a separate process with limited rights.
     """
     from undust.formats import pickles
     from undust.formats.convert import check_target, open_model, size_in_bytes, write_model
@@ -65,7 +63,7 @@ def convert(
         source = BUILT_IN / source
     replaced = check_target(source, target, to)
     if not source.is_dir() and pickles.is_pickle(source):
-        console.summary(f"reading {source} in a process of its own")
+        console.summary(f"reading {source} in a separate process")
     kept = precision(dtype) if dtype else None
     with open_model(source, target.resolve().parent, ema=ema) as found:
         _merge(found, lora or ())
@@ -80,16 +78,16 @@ def convert(
                 if done // MEGABYTE > before:
                     observe(done // MEGABYTE, total)
 
-            unsaid = write_model(found.model, target, to, kept, wrote)
-    for note in (*found.notes, *unsaid):
+            notes = write_model(found.model, target, to, kept, wrote)
+    for note in (*found.notes, *notes):
         console.summary(note)
     if replaced:
-        console.summary(f"replaced {replaced} that was there")
+        console.summary(f"replaced {replaced}")
     console.line(target)
 
 
 def _merge(found: LoadedModel, loras: Sequence[str]) -> None:
-    """Puts LoRAs into the weights for good."""
+    """Merges LoRAs into the weights permanently."""
     if not loras:
         return
     from undust.adapters.applied_loras import merge
@@ -107,5 +105,5 @@ def _model(found: LoadedModel, option: str) -> Components:
     from undust.formats.components import Components
 
     if not isinstance(found.model, Components):
-        raise UndustError(f"{option} is for whole models; this is {found.kind}")
+        raise UndustError(f"{option} needs a whole model; this is {found.kind}")
     return found.model

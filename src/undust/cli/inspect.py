@@ -1,4 +1,4 @@
-"""`undust inspect`: what a picture, a model or a file of weights is."""
+"""`undust inspect`: a description of a picture, a model, a weights file or a training run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from undust.formats.original.checkpoint import Checkpoint
 
 SUFFIX = ".safetensors"
-DIGITS = 10  # of a hash, as web UIs show it
+DIGITS = 10  # shown of a hash, as in web UIs
 Facts = dict[str, Any]
 
 
@@ -28,7 +28,7 @@ def inspect(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Say what a picture, a model, a weights file or a training run is."""
+    """Describe a picture, a model, a weights file or a training run."""
     facts = describe(path)
     if as_json:
         typer.echo(console.as_json(facts, indent=2))
@@ -49,14 +49,14 @@ def inspect(
         else:
             _table(value)
     if command:
-        console.summary("here that would be, with other noise:")
+        console.summary("closest command here, with other noise:")
         typer.echo(command, err=True)
 
 
 def describe(path: Path) -> Facts:
-    """What there is at a path, or under a built-in model's name: text, numbers, lists of them.
+    """Facts about a path or a built-in model: text, numbers, lists and tables of them.
 
-    Raises UndustError for what is absent, damaged or of no known kind.
+    Raises UndustError for a path that does not exist, is damaged or of no known kind.
     """
     if not path.exists():
         from undust.formats.locate import BUILT_IN, built_in
@@ -74,11 +74,8 @@ def describe(path: Path) -> Facts:
     if kind := kind_of(path):
         return picture.describe(path, kind)
     if is_pickle(path):
-        raise UndustError(f"{path} is a pickle: undust convert makes of it what can be inspected")
-    raise UndustError(
-        f"{path} is neither a picture nor a {SUFFIX} file; those, model folders and training runs "
-        "can be inspected"
-    )
+        raise UndustError(f"{path} is a pickle: convert it with undust convert to inspect it")
+    raise UndustError(f"{path} is not a picture, a {SUFFIX} file, a model folder or a training run")
 
 
 def _folder(path: Path) -> Facts:
@@ -91,9 +88,9 @@ def _folder(path: Path) -> Facts:
         if (path / name).exists():
             return look(path)
     if (path / "metadata.jsonl").is_file():
-        raise UndustError(f"{path} is a data set: undust data check says what is in it")
+        raise UndustError(f"{path} is a data set: inspect it with undust data check")
     raise UndustError(
-        f"{path} is no model (it has no model_index.json), no part of one (no config.json) and no "
+        f"{path} is not a model (no model_index.json), a component of one (no config.json) or a "
         "training run (no checkpoints)"
     )
 
@@ -117,7 +114,7 @@ def _weights(path: Path) -> Facts:
 
 
 def _adapter(path: Path) -> Facts:
-    """What goes into a model, if a file is that: a LoRA, a ControlNet, a learnt word."""
+    """Facts about a LoRA, a ControlNet or a textual inversion; {} for any other file."""
     from undust.formats import controlnet, textual_inversion
     from undust.formats.lora.kinds import refusal
     from undust.formats.lora.summary import summarize
@@ -151,7 +148,7 @@ def _adapter(path: Path) -> Facts:
 
 
 def _single_file(checkpoint: Checkpoint) -> Facts:
-    """What a checkpoint in one file is, and the tensors that tell it."""
+    """Facts about a checkpoint in a single file, and the tensors that show them."""
     variant = checkpoint.variant
     facts: Facts = {"kind": "checkpoint", "variant": "first stage"}
     texts: list[Facts] = []
@@ -285,13 +282,13 @@ def _process(process: Process, prediction: str) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The weights of a component; of several precisions the full one, as loading takes it."""
+    """The weights files of a component: as in loading, those of full precision if there are any."""
     found = sorted(folder.glob(f"*{SUFFIX}"))
     return [path for path in found if "." not in path.stem] or found
 
 
 def _numbers(files: Sequence[Path]) -> Facts:
-    """What the headers of weights files say, added up."""
+    """Totals from the headers of weights files."""
     from undust.formats.safetensors_file import header
 
     entries = [entry for path in files for entry in header(path).tensors.values()]
@@ -317,7 +314,7 @@ def _bytes(files: Iterable[Path]) -> int:
 
 
 def _readable(name: str, value: object) -> object:
-    """Large counts as people say them."""
+    """Large counts with a unit."""
     if name == "bytes" and isinstance(value, int):
         return f"{console.amount(value)}B"
     return console.amount(value) if name == "parameters" and isinstance(value, int) else value

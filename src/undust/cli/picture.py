@@ -1,4 +1,4 @@
-"""The facts that `undust inspect` shows of pictures."""
+"""Facts about pictures for `undust inspect`, and the command line nearest to their settings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any
 from undust.errors import UndustError, printable
 
 SUFFIX = ".safetensors"
-FIRST = ("prompt", "negative", "steps", "sampler", "schedule", "guidance", "seed")  # of a recipe
+# Fields of a recipe that are shown first.
+FIRST_FIELDS = ("prompt", "negative", "steps", "sampler", "schedule", "guidance", "seed")
 # Options that take a recipe's value as it is, in the order of the command.
-PLAIN = ("negative", "steps", "sampler", "schedule", "guidance", "seed", "clip_skip")
-LONGEST = 10_000  # characters of a prompt
+PLAIN_OPTIONS = ("negative", "steps", "sampler", "schedule", "guidance", "seed", "clip_skip")
+MAX_PROMPT = 10_000  # characters of a prompt
 Facts = dict[str, Any]
 
 
 def describe(path: Path, kind: str) -> Facts:
-    """How large a picture is, and what it says of how it was made.
+    """The size of a picture, and the settings stored in it.
 
-    Raises UndustError for what is damaged.
+    Raises UndustError for a damaged picture.
     """
     from undust.formats.metadata import containers, programs
     from undust.formats.recipe_png import KEY, read_recipe
@@ -40,7 +41,7 @@ def describe(path: Path, kind: str) -> Facts:
     texts = containers.read(path)
     if KEY in texts.found:
         recipe = read_recipe(path)
-        own = {name: recipe[name] for name in FIRST if name in recipe} | recipe
+        own = {name: recipe[name] for name in FIRST_FIELDS if name in recipe} | recipe
         return {**facts, "recipe": own, **({"notes": texts.notes} if texts.notes else {})}
     try:
         found = programs.read(texts.found)
@@ -49,9 +50,11 @@ def describe(path: Path, kind: str) -> Facts:
     notes = [*texts.notes, *(found.notes if found else [])]
     if found:
         facts["program"] = found.program
-        told = {name: found.recipe[name] for name in FIRST if name in found.recipe} | found.recipe
+        settings = {
+            name: found.recipe[name] for name in FIRST_FIELDS if name in found.recipe
+        } | found.recipe
         facts[found.program.partition(" (")[0]] = {
-            name: value for name, value in told.items() if value not in ("", None)
+            name: value for name, value in settings.items() if value not in ("", None)
         }
         facts["other settings"] = found.other
         if found.recipe:
@@ -61,22 +64,22 @@ def describe(path: Path, kind: str) -> Facts:
     return {name: value for name, value in facts.items() if value not in ({}, [])}
 
 
-def command(told: Facts) -> tuple[str, list[str]]:
-    """The nearest command line for facts of another program, and a note on each value left out.
+def command(settings: Facts) -> tuple[str, list[str]]:
+    """The command line nearest to another program's settings, and a note on each omitted value.
 
-    Every value in it has passed the recipe's checks.
+    Every value in it is valid in a recipe.
     """
     from undust.formats.locate import built_in
 
     notes: list[str] = []
-    given = _possible(told, notes)
+    given = _valid_settings(settings, notes)
     options: list[str] = []
 
     def add(option: str, value: object) -> None:
         text = _plain(value)
         options.extend([f"{option}={text}"] if text.startswith("-") else [option, text])
 
-    for name in PLAIN:
+    for name in PLAIN_OPTIONS:
         if name in given:
             add(f"--{name.replace('_', '-')}", given[name])
     if "size" in given:
@@ -97,8 +100,8 @@ def command(told: Facts) -> tuple[str, list[str]]:
     return f"undust generate {shlex.join(words)}", notes
 
 
-def _possible(told: Facts, notes: list[str]) -> Facts:
-    """The values that a recipe can have; a note on each of the others."""
+def _valid_settings(told: Facts, notes: list[str]) -> Facts:
+    """The values that are valid in a recipe, with a note on each of the others."""
     from undust.formats.locate import built_in
 
     given: Facts = {name: _prompt(name, told, notes) for name in ("prompt", "negative")}
@@ -126,7 +129,7 @@ def _possible(told: Facts, notes: list[str]) -> Facts:
 
 
 def _valid(name: str, value: object, notes: list[str]) -> bool:
-    """Whether a recipe can have that value by itself; if not, a note."""
+    """Whether a value is valid in a recipe by itself; if not, with a note."""
     from undust.diffusion.aliases import no_counterpart
     from undust.diffusion.samplers import SAMPLERS
     from undust.diffusion.schedules import SCHEDULES, listed
@@ -134,12 +137,10 @@ def _valid(name: str, value: object, notes: list[str]) -> bool:
 
     match name, value:
         case "seed", -1:
-            notes.append("seed: -1 stands for any; left out")
+            notes.append("seed: -1 means random; left out")
             return False
         case "seed", int(seed) if not 0 <= seed < SEEDS:
-            notes.append(
-                f"seed: {printable(seed)} cannot be given here, only 0 to {SEEDS - 1}; left out"
-            )
+            notes.append(f"seed: {printable(seed)} is outside of 0 to {SEEDS - 1}; left out")
             return False
         case "sampler", str(text) if text not in SAMPLERS:
             notes.append(f"{no_counterpart(name, printable(text))}; left out")
@@ -155,7 +156,7 @@ def _valid(name: str, value: object, notes: list[str]) -> bool:
 
 
 def _fault(given: Facts) -> str:
-    """Why a recipe cannot have these values; "" if it can."""
+    """The reason why values are not valid in a recipe; "" if they are."""
     from undust.recipe.recipe import Recipe
 
     fields: Facts = {"prompt": "", "seed": 0, "width": 8, "height": 8, **given}
@@ -171,7 +172,7 @@ def _fault(given: Facts) -> str:
 
 
 def _together(given: Facts, notes: list[str]) -> Facts:
-    """Without those that cannot be beside the others: a size that is too large when upscaled."""
+    """The values that are valid together: without a size that upscaling makes too large."""
     given = dict(given)
     for name in ("", "upscale", "size", "schedule", "loras"):
         fault = _fault({name: value for name, value in given.items() if name != "model"})
@@ -183,39 +184,39 @@ def _together(given: Facts, notes: list[str]) -> Facts:
 
 
 def _size(told: Facts, notes: list[str]) -> str:
-    """The size as the command takes it, or "": a picture begun from has its own."""
+    """The value of --size, or "": with an initial image its size is used."""
     width, height = told.get("width"), told.get("height")
     if width is None or height is None:
         return ""
     if width % 8 or height % 8:
         if "strength" not in told:
-            notes.append(f"size: {width}x{height} is not in steps of 8 pixels; left out")
+            notes.append(f"size: {width}x{height} is not a multiple of 8; left out")
         return ""
     size = f"{width}x{height}"
     if not (0 < width < 10**6 and 0 < height < 10**6):
-        notes.append(f"size: {printable(size)} cannot be; left out")
+        notes.append(f"size: {printable(size)} is not valid; left out")
         return ""
     return size if _valid("size", size, notes) else ""
 
 
 def _prompt(name: str, told: Facts, notes: list[str]) -> str:
-    """A prompt as the command takes it: in one line, of weights that there can be."""
+    """A prompt for the command line: in one line, with valid weights."""
     from undust.conditioning.prompt import escape, parse
 
     text = _printable(str(told.get(name) or ""))
-    if len(text) > LONGEST:
-        notes.append(f"{name}: it has {len(text):,} characters, {LONGEST:,} at most; cut")
-        text = text[:LONGEST]
+    if len(text) > MAX_PROMPT:
+        notes.append(f"{name}: it has {len(text):,} characters, at most {MAX_PROMPT:,}; truncated")
+        text = text[:MAX_PROMPT]
     try:
         parse(text)
     except UndustError as error:
-        notes.append(f"{name}: its brackets are taken as text, for {error}")
-        text = escape(text)[:LONGEST]
+        notes.append(f"{name}: its brackets are escaped: {error}")
+        text = escape(text)[:MAX_PROMPT]
     return text
 
 
 def _file(name: str, notes: list[str]) -> str:
-    """The safetensors file of a model known by its name alone; a pickle has to be converted."""
+    """The safetensors file of a model known by name; a pickle has to be converted."""
     from undust.formats.metadata.found import MODEL_FILE
 
     name = _printable(name)[:200]
@@ -225,17 +226,17 @@ def _file(name: str, notes: list[str]) -> str:
         return name
     converted = MODEL_FILE.sub(SUFFIX, name)
     notes.append(
-        f"{printable(name)} is a pickle: undust convert makes {printable(converted)} of it"
+        f"{printable(name)} is a pickle: convert it to {printable(converted)} with undust convert"
     )
     return converted
 
 
 def _plain(value: object) -> str:
-    """A value as the options take it: no exponent in a number."""
+    """The text of a value for an option: numbers without exponent."""
     text = str(value)
     return f"{Decimal(text):f}" if isinstance(value, float) and "e" in text else text
 
 
 def _printable(text: str) -> str:
-    """A text in one line, without what cannot be part of a command line."""
+    """A text in one line, without characters that a command line cannot have."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "", re.sub(r"[\t\n\r]", " ", text))
