@@ -141,11 +141,11 @@ def test_half_of_a_letter_has_no_tokens(ours: Tokenizer):
 @pytest.mark.parametrize(
     ("piece", "number", "said"),
     [
-        ("a", -1, "gives a the number -1"),
-        ("a", 2**64, "gives a the number 18446744073709551616"),
-        ("a", True, "gives a the number True"),
-        ("two\nlines", None, r"gives 'two\\nlines' the number None"),
-        ("\ud800", 5, "half of a letter"),
+        ("a", -1, "gives a the id -1"),
+        ("a", 2**64, "gives a the id 18446744073709551616"),
+        ("a", True, "gives a the id True"),
+        ("two\nlines", None, r"gives 'two\\nlines' the id None"),
+        ("\ud800", 5, "half of a surrogate"),
     ],
 )
 def test_a_damaged_vocabulary_is_named(ours: Tokenizer, tmp_path: Path, piece, number, said: str):

@@ -46,7 +46,7 @@ class Called(nn.Sequential):
 
 def refused(path: Path, kind: str) -> None:
     """Every command says the same of the file."""
-    text = f"it is of the kind {kind}, which is not supported; LoRA, LoHa, LoKr, DoRA and full"
+    text = f"its kind is {kind}, which is not supported; LoRA, LoHa, LoKr, DoRA and full"
     for read in (lambda: load_lora(path, {"unet": net()}), lambda: extras.kind_of(path)):
         with pytest.raises(UndustError) as error:
             read()

@@ -166,24 +166,24 @@ SETTINGS, OLDER, WHOLE = "tokenizer_config.json", "added_tokens.json", "tokenize
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
-        (OLDER, {"<x>": "5"}, r"added_tokens\.json gives <x> the number '5'"),
-        (OLDER, {"<x>": 2**40}, "the number 1099511627776"),
+        (OLDER, {"<x>": "5"}, r"added_tokens\.json gives <x> the id '5'"),
+        (OLDER, {"<x>": 2**40}, "the id 1099511627776"),
         (OLDER, {"<x>": 5}, "cannot add <x> with the id 5"),
         (OLDER, {"!": 900}, "cannot add ! with the id 900"),
         (OLDER, {"": 900}, "with the id 900: one of them is empty"),
-        (OLDER, {"\ud800": 900}, "not a word"),
-        (OLDER, {"<x>": 900, "<y>": 900}, "gives <y> the number 900, which <x> has"),
+        (OLDER, {"\ud800": 900}, "which is not a word"),
+        (OLDER, {"<x>": 900, "<y>": 900}, "gives <y> the id 900, which <x> has"),
         (SETTINGS, {"added_tokens_decoder": []}, r"tokenizer_config\.json is damaged"),
-        (SETTINGS, {"added_tokens_decoder": {"900": "<x>"}}, "adds '<x>', not a word"),
-        (SETTINGS, {"added_tokens_decoder": {"x": {"content": "<x>"}}}, "the number 'x'"),
+        (SETTINGS, {"added_tokens_decoder": {"900": "<x>"}}, "adds '<x>', which is not a word"),
+        (SETTINGS, {"added_tokens_decoder": {"x": {"content": "<x>"}}}, "the id 'x'"),
         (
             SETTINGS,
             {"added_tokens_decoder": {"900": {"content": "<x>", "special": 1}}},
             "adds <x> with {'special': 1}",
         ),
         (WHOLE, {"added_tokens": {}}, r"tokenizer\.json is damaged"),
-        (WHOLE, {"added_tokens": [5]}, "adds 5, not a word"),
-        (WHOLE, {"added_tokens": [{"content": "<x>"}]}, "gives <x> the number None"),
+        (WHOLE, {"added_tokens": [5]}, "adds 5, which is not a word"),
+        (WHOLE, {"added_tokens": [{"content": "<x>"}]}, "gives <x> the id None"),
     ],
 )
 def test_damaged_words_are_named(folder: Path, name: str, fields: dict[str, Any], said: str):

@@ -57,7 +57,7 @@ def read(path: Path, kind: str, beside: Path) -> ExtraFile:
     tensors = safetensors_file.load(path)
     metadata = {"format": "pt", **safetensors_file.header(path).metadata}
     metadata.pop(pickles.LEFT_OUT, None)
-    scales = beside.with_name(peft_config.BESIDE)
+    scales = beside.with_name(peft_config.FILE_NAME)
     if scales.exists() and any(key.startswith(PEFT) for key in tensors):
         metadata.setdefault(peft_config.METADATA, json.dumps(read_json(scales)))
     return ExtraFile(kind, tensors, metadata)

@@ -30,23 +30,23 @@ CLASSES = tuple(
     EulerAncestralDiscrete EulerDiscrete HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete
     LMSDiscrete UniPCMultistep LCM TCD SASolver DDIMParallel DDPMParallel""".split()  # noqa: SIM905
 )
-# Of these, those whose β are Stable Diffusion's if nothing is said, as far as they go or whole.
+# Of these, those with Stable Diffusion's β, in part or whole, by default.
 KARRAS_CLASSES = tuple(
     f"{name}Scheduler"
     for name in ("DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete")
 )
 CONSISTENCY_CLASSES = ("LCMScheduler", "TCDScheduler")
-# Those of them that sample rectified flow too, with `use_flow_sigmas`. The first is written: unlike
+# Those that also sample rectified flow, with `use_flow_sigmas`. The first one is written: unlike
 # the classes below, it works in the pipelines of Stable Diffusion.
 FLOW_SIGMAS = tuple(
     f"{name}Scheduler"
     for name in """DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep
     SASolver""".split()  # noqa: SIM905
 )
-# Those for rectified flow, and those for EDM, of which the first is written.
+# Those for rectified flow, and those for EDM, of which the first one is written.
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-# Fields that say how to sample, unless they are those of a process below.
+# Fields that only affect sampling, unless they are fields of a process below.
 SAMPLING = frozenset(
     """algorithm_type base_image_seq_len base_shift clip_sample clip_sample_range corrector_order
     denoise_final disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type
@@ -69,7 +69,7 @@ Shift = Annotated[float, Field(ge=Flow.LEAST, le=Flow.MOST)]
 
 
 class _Config(BaseModel):
-    """The fields that say what was trained; the defaults are diffusers'."""
+    """The fields of the training process; the defaults are diffusers'."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,10 +87,10 @@ class _Discrete(_Config):
     trained_betas: list[float] | None = None
     rescale_betas_zero_snr: bool = False
     prediction_type: str = "epsilon"
-    # Rectified flow in the place of the β.
+    # Rectified flow instead of β.
     use_flow_sigmas: bool = False
     flow_shift: Shift | None = 1.0
-    # What follows is not built here; only the neutral value passes.
+    # Not supported: only the neutral values are accepted.
     predict_epsilon: Literal[True] = True  # before there was a prediction_type
     timestep_type: Literal["discrete"] = "discrete"
     use_dynamic_shifting: Literal[False] = False
@@ -98,7 +98,7 @@ class _Discrete(_Config):
     @field_validator("trained_betas", mode="before")
     @classmethod
     def _all_betas(cls, given: object) -> object:
-        """At once: a fault for each of very many takes very much memory."""
+        """Checks all at once: one error for each of very many values takes much memory."""
         betas = cast("list[object]", given) if isinstance(given, list) else []
         if not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
             raise ValueError("every β has to be a number between 0 and 1")
@@ -128,7 +128,7 @@ class _Discrete(_Config):
         sigmas = process.sigmas
         rising = (sigmas.diff(prepend=sigmas.new_zeros(1)) > 0).all() and sigmas.isfinite().all()
         if not bool(rising):
-            raise UndustError("it has betas that are too small or too large to tell steps apart")
+            raise UndustError("it has betas that are too small or too large to distinguish steps")
         return process, self.prediction_type
 
 
@@ -144,7 +144,7 @@ class _Consistency(_Karras):
 class _Flow(_Config):
     num_train_timesteps: Steps = 1000
     shift: Shift = 1.0
-    # As above: a shift that follows the size of the picture, and a network of reversed time.
+    # As above: a shift by the size of the picture, and networks with reversed time.
     use_dynamic_shifting: Literal[False] = False
     invert_sigmas: Literal[False] = False
 
@@ -190,7 +190,7 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
         if kind is None:
             raise _unsupported("_class_name", name, KINDS)
         if fields.get("use_flow_sigmas") and name not in FLOW_SIGMAS:
-            raise UndustError(f"use_flow_sigmas: only {', '.join(FLOW_SIGMAS)} have it")
+            raise UndustError(f"use_flow_sigmas: only supported for {', '.join(FLOW_SIGMAS)}")
         known = {
             key: value
             for key, value in fields.items()
@@ -218,7 +218,7 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
     is Euler's method, at about the levels of `trailing`. Raises UndustError for what diffusers does
     not know.
     """
-    # What is wrong is said here, not to the one who loads the file.
+    # Errors are raised here and not when the file is loaded.
     if isinstance(process, VP):
         if prediction not in PREDICTION_TYPES:
             raise _unsupported("prediction_type", prediction, PREDICTION_TYPES)
@@ -257,13 +257,13 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
             "prediction_type": EDM_PREDICTIONS[prediction],
         }
     raise UndustError(
-        f"the process {type(process).__name__} cannot be saved: diffusers has no scheduler for it; "
+        f"the process {type(process).__name__} cannot be saved: diffusers has no scheduler for it, "
         "it has them for those told by a table of β, for Flow and for EDM"
     )
 
 
 def _betas(process: VP) -> dict[str, Any]:
-    # Twelve digits: 0.00085 again, where squaring its root gave 0.0008499999999999999.
+    # Twelve digits: squaring the root of 0.00085 gives 0.0008499999999999999.
     start, end = (float(f"{process.betas[step].item():.12g}") for step in (0, -1))
     for theirs, ours in BETA_SCHEDULES.items():
         betas = DISCRETE[ours](process.steps, start, end).betas
@@ -278,4 +278,4 @@ def _betas(process: VP) -> dict[str, Any]:
 
 
 def _unsupported(field: str, value: object, known: Iterable[str]) -> UndustError:
-    return UndustError(f"{field} = {quoted(value)}; possible are {', '.join(known)}")
+    return UndustError(f"{field} = {quoted(value)}; supported: {', '.join(known)}")

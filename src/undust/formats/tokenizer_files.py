@@ -22,7 +22,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an ad
 
 
 def save(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes the folder so that transformers' CLIPTokenizer reads the same tokens from it."""
+    """Writes a folder from which transformers' CLIPTokenizer reads the same tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "vocab.json", tokenizer.vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
@@ -42,8 +42,8 @@ def save(folder: Path, tokenizer: Tokenizer) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def load(folder: Path, places: int = 77) -> Tokenizer:
-    """The tokenizer in a folder, of an encoder that has a place for so many tokens.
+def load(folder: Path, positions: int = 77) -> Tokenizer:
+    """The tokenizer in a folder, for a text encoder with this number of positions.
 
     Raises UndustError naming the file that is absent or damaged.
     """
@@ -58,12 +58,12 @@ def load(folder: Path, places: int = 77) -> Tokenizer:
     for piece, number in vocabulary.items():
         _check(path, piece, number)
     if HALF.search("".join(vocabulary)):
-        raise UndustError(f"{path} is damaged: a piece has half of a letter in it")
+        raise UndustError(f"{path} is damaged: a token has half of a surrogate pair")
     where = folder / "tokenizer_config.json"
     settings: dict[str, Any] = read_json(where)
     length = settings.get("model_max_length", UNBOUNDED)
     if isinstance(length, int | float) and length >= UNBOUNDED:
-        length = places
+        length = positions
     if not isinstance(length, int) or not 3 <= length <= 4096:
         raise UndustError(f"{where}: model_max_length is {quoted(length)}")
     added = _added(folder, settings, one, vocabulary)
@@ -73,14 +73,14 @@ def load(folder: Path, places: int = 77) -> Tokenizer:
 def _added(
     folder: Path, settings: Mapping[str, Any], one: Mapping[str, Any], vocabulary: Mapping[str, int]
 ) -> dict[int, AddedToken]:
-    """The words that are not in the vocabulary, in whichever of three files they stand."""
+    """The added words outside of the vocabulary, from three possible files."""
     added: dict[int, AddedToken] = {}
     for path, number, fields in _said(folder, settings, one):
         match fields:
             case {"content": str(word), **flags} if not HALF.search(word):
                 _check(path, word, number)
             case _:
-                raise UndustError(f"{path} adds {quoted(fields)}, not a word")
+                raise UndustError(f"{path} adds {quoted(fields)}, which is not a word")
         known = {flag: flags[flag] for flag in FLAGS if flag in flags}
         if not all(isinstance(value, bool) for value in known.values()):
             raise UndustError(f"{path} adds {printable(word)} with {quoted(known)}")
@@ -89,7 +89,7 @@ def _added(
         first = added.setdefault(number, AddedToken(word, **known)).content
         if first != word:
             raise UndustError(
-                f"{path} gives {printable(word)} the number {number}, which {printable(first)} has"
+                f"{path} gives {printable(word)} the id {number}, which {printable(first)} has"
             )
     return added
 
@@ -97,14 +97,14 @@ def _added(
 def _said(
     folder: Path, settings: Mapping[str, Any], one: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Any, Any]]:
-    """A file, the number that it gives to a word, and what else of the word; the newest first."""
+    """A file, the id of an added word, and its other fields; the newest file first."""
     config, older, whole = (
         folder / name for name in ("tokenizer_config.json", "added_tokens.json", "tokenizer.json")
     )
     decoder, listed = settings.get(DECODER, {}), one.get("added_tokens", [])
     if not isinstance(decoder, dict) or not isinstance(listed, list):
         wrong = whole if isinstance(decoder, dict) else config
-        raise UndustError(f"{wrong} is damaged: its added tokens are no list")
+        raise UndustError(f"{wrong} is damaged: its added tokens are not a list")
     for number, fields in cast("dict[str, Any]", decoder).items():
         yield config, int(number) if re.fullmatch("[0-9]{1,8}", number) else number, fields
     for word, number in (read_json(older) if older.exists() else {}).items():
@@ -115,14 +115,14 @@ def _said(
 
 def _check(path: Path, piece: str, number: object) -> None:
     if type(number) is not int or not 0 <= number < LARGEST:
-        raise UndustError(f"{path} gives {printable(piece)} the number {quoted(number)}")
+        raise UndustError(f"{path} gives {printable(piece)} the id {quoted(number)}")
 
 
 def _padding(folder: Path, settings: dict[str, Any]) -> str:
-    """The token after the end.
+    """The padding token.
 
-    Of the two files that may name it the older has the last word, unless the newer one is of a
-    transformers that no longer needed it.
+    Of the two files that may name it the older one counts, unless the newer one is from a version
+    of transformers that no longer used the older one.
     """
     older = folder / "special_tokens_map.json"
     last = read_json(older) if DECODER not in settings and older.exists() else {}
@@ -146,7 +146,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
             continue
         pair = line.split(" ")
         if len(pair) != 2:
-            raise UndustError(f"{path}, line {number}: two pieces and a space are needed")
+            raise UndustError(f"{path}, line {number}: expected two tokens and a space")
         merges.append((pair[0], pair[1]))
     return merges
 
@@ -159,12 +159,12 @@ def _in_one_file(
         case {"type": "BPE", "vocab": dict(vocab), "merges": [*rows]}:
             vocabulary = cast("dict[str, Any]", vocab)
         case _:
-            raise UndustError(f"{path} is not supported: it is not a byte-pair encoding")
+            raise UndustError(f"{path} is not supported: its model is not a byte-pair encoding")
     merges: list[tuple[str, str]] = []
     for row in cast("list[object]", rows):
         match row.split(" ") if isinstance(row, str) else row:
             case [str(left), str(right)]:
                 merges.append((left, right))
             case _:
-                raise UndustError(f"{path}: a merge is {quoted(row)}; two pieces are needed")
+                raise UndustError(f"{path}: a merge is {quoted(row)}; expected two tokens")
     return vocabulary, merges

@@ -109,7 +109,7 @@ def test_marks_change_what_was_trained(published):
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
         (["double_blocks.0.img_attn.norm.key_norm.scale"], "Flux"),
         (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
-        (["a.b", "a.c", "d"], r"found a \(2 tensors\), d \(1 tensors\); known are sd1"),
+        (["a.b", "a.c", "d"], r"found a \(2 tensors\), d \(1 tensors\); known: sd1"),
         ([], "found no tensors"),
     ],
 )
@@ -136,7 +136,7 @@ def test_other_channels_are_no_known_model(channels, published, hollow):
             "cond_stage_model.",
             "found U-Net of 4 input channels, text width 768, first stage",
         ),
-        ("sdxl", "conditioner.embedders.0.", "text encoder of OpenCLIP, first stage; known are"),
+        ("sdxl", "conditioner.embedders.0.", "text encoder of OpenCLIP, first stage; known:"),
         ("sd1", "first_stage_model.encoder.", r"the first stage has no encoder\.down\.0"),
         ("sd1", UNET, "a first stage does not fit: 19[67] unknown: cond_stage_model"),
     ],

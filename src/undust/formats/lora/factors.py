@@ -1,4 +1,4 @@
-"""What the tensors of one module make together: a change of its weight, in factors.
+"""The change of one module's weight, from the tensors of a LoRA file, in factors.
 
 Every kind of factor is brought to matrices of the form [out, in·kernel], to which a convolution's
 weight [out, in, *kernel] is flattened, so that linear layers and convolutions are one case. Nothing
@@ -56,7 +56,7 @@ Factors = Tensor | Product | Hadamard | Kronecker
 
 
 def factors(found: Mapping[str, Tensor], shape: Shape) -> tuple[Factors | None, int]:
-    """The change of a weight of the given shape, and the rank that scales it: 0 if none does.
+    """The change of a weight of the given shape, and the rank that scales it; 0 for none.
 
     found: the tensors by their roles (`names.ROLES`); None without any. Raises UndustError for
     tensors that are missing, too many, or of shapes that do not make that of the weight.
@@ -65,16 +65,16 @@ def factors(found: Mapping[str, Tensor], shape: Shape) -> tuple[Factors | None, 
         return None, 0
     kinds = sorted({role.split("_")[0] for role in found})
     if len(kinds) > 1:
-        raise UndustError(f"has the factors of two kinds ({' and '.join(found)})")
+        raise UndustError(f"has factors of two kinds ({' and '.join(found)})")
     build = _Builder(dict(found), shape)
     change, rank = build.change(kinds[0])
     if build.found:
-        raise UndustError(f"has {' and '.join(build.found)} too many")
+        raise UndustError(f"has unexpected tensors: {' and '.join(build.found)}")
     return change, rank
 
 
 def magnitude(lycoris: Tensor | None, peft: Tensor | None, shape: Shape) -> Tensor | None:
-    """DoRA's magnitudes, in a form that stretches over a weight of the given shape.
+    """DoRA's magnitudes, in a shape that broadcasts over a weight of the given shape.
 
     LyCORIS has one for each output [out, 1, …], in older files one for each input [1, in, 1, …];
     PEFT always one for each output, [out] or [1, out, 1, …]. Raises UndustError for others.
@@ -97,7 +97,7 @@ def magnitude(lycoris: Tensor | None, peft: Tensor | None, shape: Shape) -> Tens
 
 
 def same(name: str, tensor: Tensor, shape: Shape) -> Tensor:
-    """The tensor, if it is of this shape, but for lengths of 1 at the end."""
+    """The tensor in this shape, which it has except for lengths of 1 at the end."""
     _floating(name, tensor)
     if _bare(tensor.shape) != _bare(shape):
         raise _misfit(name, tensor, shape)
@@ -105,7 +105,7 @@ def same(name: str, tensor: Tensor, shape: Shape) -> Tensor:
 
 
 class _Builder:
-    """Takes the tensors of a module one after the other; `found` are those not taken yet."""
+    """Takes the tensors of a module one after another; `found` are the remaining ones."""
 
     def __init__(self, found: dict[str, Tensor], shape: Shape) -> None:
         self.found = found
@@ -139,7 +139,7 @@ class _Builder:
         return Kronecker(left, right), (ranks or [0])[0]
 
     def _kronecker_left(self) -> tuple[Tensor | Product, tuple[int, int]]:
-        """The left factor, and its shape, which nothing else says."""
+        """The left factor and its shape."""
         if "lokr_w1" in self.found:
             whole = self._take("lokr_w1")
             rows, columns = _lengths("lokr_w1", whole)
@@ -178,12 +178,12 @@ class _Builder:
 def _lengths(name: str, tensor: Tensor) -> tuple[int, int]:
     """The first two lengths, neither of them 0."""
     if tensor.ndim < 2 or not tensor.numel():
-        raise UndustError(f"has a {name} {list(tensor.shape)}, which is no matrix")
+        raise UndustError(f"has a {name} {list(tensor.shape)}, which is not a matrix")
     return tensor.shape[0], tensor.shape[1]
 
 
 def _matrix(name: str, tensor: Tensor, shape: Shape) -> Tensor:
-    """The tensor as a matrix [a, b·…], if it is that or of the shape [a, b, …]."""
+    """The tensor, of the shape [a, b, …] or flattened, as a matrix [a, b·…]."""
     _floating(name, tensor)
     flat = (shape[0], math.prod(shape[1:]))
     if _bare(tensor.shape) not in (_bare(shape), flat):
@@ -192,7 +192,7 @@ def _matrix(name: str, tensor: Tensor, shape: Shape) -> Tensor:
 
 
 def _bare(shape: Shape) -> Shape:
-    """A convolution of one pixel is the matrix that it is."""
+    """The shape without trailing lengths of 1, so that a 1×1 convolution is a matrix."""
     shape = tuple(shape)
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
@@ -202,8 +202,8 @@ def _bare(shape: Shape) -> Shape:
 def _floating(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise UndustError(f"has a {name} of {dtype}, which are no weights")
+        raise UndustError(f"has a {name} of {dtype}, not weights")
 
 
 def _misfit(name: str, tensor: Tensor, shape: Shape) -> UndustError:
-    return UndustError(f"has a {name} {list(tensor.shape)} where {list(shape)} would fit")
+    return UndustError(f"has a {name} {list(tensor.shape)} where {list(shape)} is expected")

@@ -1,4 +1,4 @@
-"""A LoRA file, read for the model that it is to change: every key is understood, or named.
+"""A LoRA file, read for the model that it changes: unknown keys are named, never ignored silently.
 
 Files hold more than fits everywhere: keys that no module of the model has are left out, and a
 warning names them. An error is what would change the model wrongly: factors that do not make the
@@ -31,7 +31,7 @@ OTHERS = ("alpha", "bias", "up_bias", "dora_scale", "magnitude")  # roles beside
 
 @dataclass(frozen=True, eq=False)
 class WeightDelta:
-    """What a file changes of one module.
+    """The change of one module.
 
     weight: the factors of ΔW before the scale, if any; magnitude: DoRA's, of a form that stretches
     over the weight; bias: Δb, if any.
@@ -45,9 +45,9 @@ class WeightDelta:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A file's changes of a model: its part → the module's name in that → the change.
+    """The changes of a model: the name of a network → the name of a module → the change.
 
-    hash: SHA-256 of the file, hexadecimal. The tensors are pages of the file, not copies.
+    hash: SHA-256 of the file, hexadecimal. The tensors are memory-mapped.
     """
 
     name: str
@@ -104,7 +104,7 @@ def load_lora(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
 
 @dataclass
 class _Faults:
-    """What is wrong with a file; `wrong` are all keys that cannot just be left out."""
+    """The faults of a file; wrong: all keys that cannot be ignored."""
 
     wrong: list[str] = field(default_factory=list[str])
     unmatched: list[str] = field(default_factory=list[str])
@@ -113,7 +113,7 @@ class _Faults:
     unusable: dict[str, str] = field(default_factory=dict[str, str])
 
     def text(self, tensors: Mapping[str, Tensor]) -> str:
-        """All of it in one line, the first few of a kind by name."""
+        """All faults in one line, with the first few names of each kind."""
         unusable = (f"{printable(name)} {why}" for name, why in self.unusable.items())
         found = [
             *summarize_names("unmatched", self.unmatched),
@@ -126,18 +126,18 @@ class _Faults:
         return f"it does not fit this model: {'; '.join(found)}{looks}"
 
     def note(self, path: Path) -> str:
-        """What is left out of a file, and what else would use it."""
+        """A note on the unused keys of a file, and another use of them."""
         [left_out] = summarize_names("unmatched", self.unmatched)
         name = printable(path.name)
         learnt = any(textual_inversion.BARE_KEY.fullmatch(key) for key in self.unmatched)
-        other = f"; the word in it is taken by --embedding {name}=WORD" if learnt else ""
+        other = f"; load the embedding in it with --embedding {name}=WORD" if learnt else ""
         return f"{name}: {left_out}; the rest is used{other}"
 
 
 def _sorted(
     tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]
 ) -> tuple[dict[Target, dict[str, str]], _Faults]:
-    """The keys by their modules and roles, and those that have none or too many."""
+    """The keys by their modules and roles, and the faults of the others."""
     known = lookup(networks, tensors)
     found: defaultdict[Target, dict[str, str]] = defaultdict(dict)
     faults = _Faults()
@@ -146,7 +146,7 @@ def _sorted(
         targets = sorted(known.get(module, ())) if role else []
         if len(targets) == 1:
             first = found[targets[0]].setdefault(role, key)
-            # Some files have the same under the names of both layouts.
+            # Some files have the same tensors under the names of both layouts.
             if first == key or _identical(tensors[first], tensors[key]):
                 continue
             faults.twice.append(f"{key}, not as {first}")
@@ -197,12 +197,12 @@ def _change(
 def _scale(alpha: Tensor, rank: int) -> float:
     """alpha/rank (Hu et al. 2021, section 4.1); 1 without a rank, and where alpha is 0."""
     if alpha.numel() != 1 or alpha.is_complex() or not math.isfinite(value := float(alpha)):
-        raise UndustError("has an alpha that is no number")
+        raise UndustError("has an alpha that is not a number")
     return value / rank if value and rank else 1.0
 
 
 def _stranger(tensors: Mapping[str, Tensor]) -> UndustError:
-    """What a file is of which nothing fits."""
+    """The error for a file of which nothing fits."""
     guess = _looks(tensors, tensors)
     keys = sorted(tensors)
     examples = f"it holds {_examples(keys)}" if keys else "it holds no tensors"
@@ -216,7 +216,7 @@ def _examples(keys: list[str]) -> str:
 
 
 def _looks(tensors: Mapping[str, Tensor], strange: Collection[str]) -> str:
-    """What a file looks like, of which the `strange` keys do not fit; "" if that is not known."""
+    """A guess of what a file with these unfitting keys is; "" for none."""
     other = kinds.other_model(tensors)
     found = other or kinds.model({key: tuple(tensors[key].shape) for key in strange})
-    return (not other and kinds.stranger(tensors)) or (f"a LoRA for {found}" if found else "")
+    return (not other and kinds.other_file(tensors)) or (f"a LoRA for {found}" if found else "")

@@ -1,6 +1,6 @@
-"""Kinds of files for --lora, told by the names of their tensors: supported, not supported, others.
+"""Kinds of LoRA files by the names of their tensors: supported, unsupported and other files.
 
-`undust inspect` and the loading of a LoRA both ask here.
+Used by `undust inspect` and by the loading of LoRAs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PEFT_METHODS = {
     "vera": "VeRA",
     "waveft": "WaveFT",
 }
-# Of LyCORIS, kohya and others: one such tensor tells the kind, whatever stands beside it.
+# LyCORIS, kohya and others: one such key decides the kind.
 OTHERS = {
     r"\.oft_(blocks|diag)$": "OFT",
     r"\.([ab][12]|bm)\.weight$": "GLoRA",
@@ -62,14 +62,14 @@ OTHERS = {
     r"^lllite_": "ControlNet-LLLite",
 }
 METHOD = re.compile(rf"\.(?P<method>{'|'.join(PEFT_METHODS)})_\w+(?:\.\w+)?$")
-# One such tensor tells a LoRA for another model.
+# Keys of LoRAs for other models.
 MODELS = {
     r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._]": "Flux",
     r"(^|[._])joint_blocks[._]": "Stable Diffusion 3",
     r"^(lora_)?transformer[._]": "a transformer, not a U-Net",
 }
-# Files in which no key is a LoRA's.
-STRANGERS = {
+# Keys of files that are not LoRAs.
+NOT_LORAS = {
     r"^lora_controlnet$": "a Control-LoRA",
     r"^(control_model|input_hint_block|controlnet_\w+)\.": "a ControlNet",
     r"^(adapter\.)?body\.\d+\.": "a T2I-Adapter, which is not supported",
@@ -77,7 +77,7 @@ STRANGERS = {
     r"^model\.diffusion_model\.|^first_stage_model\.": "a checkpoint of a whole model",
     r"^(down_blocks|mid_block|up_blocks)\.": "a part of a model folder",
 }
-# The width of the text that a U-Net sees.
+# The width of the text → the family of models.
 FAMILIES = {
     768: "Stable Diffusion 1",
     1024: "Stable Diffusion 2",
@@ -98,7 +98,7 @@ def unsupported(shapes: Shapes, configs: Configs) -> str:
 
 
 def refusal(kind: str) -> UndustError:
-    """What to say of a kind that is not supported."""
+    """The error for a kind that is not supported."""
     if kind == "LoftQ":
         return UndustError("it is a LoftQ adapter, which needs the quantised model beside it")
     if kind in peft_config.OTHER_BASE.values():
@@ -107,7 +107,7 @@ def refusal(kind: str) -> UndustError:
             "PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…), then it is a "
             "plain LoRA"
         )
-    return UndustError(f"it is of the kind {kind}, which is not supported; {SUPPORTED} are")
+    return UndustError(f"its kind is {kind}, which is not supported; {SUPPORTED} are")
 
 
 def other_model(keys: Collection[str]) -> str:
@@ -116,7 +116,7 @@ def other_model(keys: Collection[str]) -> str:
 
 
 def model(shapes: Shapes) -> str:
-    """The model that a LoRA is for, as far as the names or the width of the text tell; else ""."""
+    """The model that a LoRA is for, by its keys or the width of the text; "" if unknown."""
     if other := other_model(shapes):
         return other
     for key, shape in shapes.items():
@@ -126,12 +126,12 @@ def model(shapes: Shapes) -> str:
     return ""
 
 
-def stranger(keys: Collection[str]) -> str:
-    """What a file is in which no key is a LoRA's; "" for a LoRA, and if that is not known."""
-    return "" if any(split(key)[1] for key in keys) else _matching(STRANGERS, keys)
+def other_file(keys: Collection[str]) -> str:
+    """The kind of a file without any key of a LoRA; "" for a LoRA or an unknown file."""
+    return "" if any(split(key)[1] for key in keys) else _matching(NOT_LORAS, keys)
 
 
 def _matching(kinds: Mapping[str, str], keys: Collection[str]) -> str:
-    """The first of the kinds of which there is a key, or ""."""
+    """The first kind with a matching key, or ""."""
     found = (what for kind, what in kinds.items() if any(re.search(kind, key) for key in keys))
     return next(found, "")

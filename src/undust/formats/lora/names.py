@@ -1,7 +1,7 @@
-"""What the keys of LoRA files mean: which module of the model, and which factor of its change.
+"""The keys of LoRA files: the module of the model, and the role of the tensor in its change.
 
-A key never leads back to a module's name: where "." became "_" the two cannot be told apart. All
-the names that a module may have are made from its own instead, and looked up.
+A module's name cannot be derived from a key in which "." became "_". So all names that a module
+may have in files are generated from its own, and keys are looked up among them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from undust.errors import UndustError
 from undust.formats.original import keys as original_keys
 from undust.networks.unet import UNet
 
-# Modules that are linear in their weight and bias, and so can be worn live as well as merged.
+# Modules that are linear in weight and bias, so that LoRAs can be merged or added to the output.
 CHANGED = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)
 PEFT = "base_model.model."
-# Before a module's name with its dots (diffusers, PEFT), and with all of them "_" (kohya, LyCORIS).
+# Prefixes of module names with dots (diffusers, PEFT), and with "_" for dots (kohya, LyCORIS).
 # CLIP is clip_l, clip_h and clip_g to ComfyUI and to the Open Model Initiative.
 DOTTED = {
     "unet": ("", "unet.", "unet.unet.", "diffusion_model.", "model.diffusion_model."),
@@ -36,7 +36,7 @@ FLAT = {
     "text_encoder_2": ("lora_te2_",),
 }
 ALONE = "lora_te_"  # the only text encoder, also where it is the second of its family
-# A refiner's only text encoder may be called the first, unless the file names the second as well.
+# Files may call a refiner's only text encoder the first, unless they have keys of the second too.
 FIRST, SECOND = ("text_encoder.", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 ROLES = {
@@ -57,21 +57,21 @@ ROLES = {
     "up_bias": r"\.lora_B(?:\.[^.]+)?\.bias",  # PEFT's, a part of lora_up and scaled with it
     "alpha": r"(?:[._]lora)?\.alpha",
     "dora_scale": r"\.dora_scale",
-    # PEFT's, and what diffusers makes of it for other programs.
+    # PEFT's, and diffusers' conversion of it for other programs.
     "magnitude": r"\.lora_magnitude_vector(?:\.[^.]+){0,2}|\.dora_scale\.weight",
 }
 ROLE = re.compile(rf"(?:{'|'.join(f'(?P<{role}>{text})' for role, text in ROLES.items())})\Z")
 
 
 class Target(NamedTuple):
-    """A module of a model: its part, by the name of its folder, and its own name in that."""
+    """A module of a model: the folder name of its network, and its own name."""
 
     part: str
     module: str
 
 
 def split(key: str) -> tuple[str, str]:
-    """A key's module, as the file names it, and its factor's role; ("", "") if it has none."""
+    """A key's module, by its name in the file, and its role; ("", "") for other keys."""
     found = ROLE.search(key)
     if found is None or found.lastgroup is None:
         return "", ""
@@ -79,12 +79,12 @@ def split(key: str) -> tuple[str, str]:
 
 
 def only_encoder_is_first(networks: Mapping[str, nn.Module], keys: Iterable[str]) -> bool:
-    """Whether a file's first text encoder is the only one of a model without a first."""
+    """Whether the file's first text encoder is the model's only one, its second."""
     return "text_encoder" not in networks and not any(key.startswith(SECOND) for key in keys)
 
 
 def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[str, set[Target]]:
-    """Every name that a file may give a module of these parts → the modules it may mean.
+    """Every name that a file may use for a module of these networks → the possible modules.
 
     networks: "unet", "text_encoder", "text_encoder_2", as far as the model has them; keys: all that
     are in the file.
@@ -109,7 +109,7 @@ def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """A module's name, as diffusers and transformers have written it over the years."""
+    """A module's name in all versions of diffusers and transformers."""
     yield name
     yield name.removeprefix("text_model.")  # transformers 5 leaves it off
     block, attention, inside = name.rpartition(".self_attn.")
@@ -124,7 +124,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def _original_names(network: nn.Module) -> dict[str, str]:
-    """The names of a U-Net's modules in the original code, after which kohya names SDXL's."""
+    """The original names of a U-Net's modules, which kohya uses for SDXL."""
     if not isinstance(network, UNet):
         return {}
     modules = [name for name, layer in network.named_modules() if isinstance(layer, CHANGED)]

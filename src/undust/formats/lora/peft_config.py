@@ -1,4 +1,4 @@
-"""The scales that PEFT and diffusers write beside the tensors, and not among them."""
+"""Configurations of PEFT and diffusers, with scales that are not among the tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from undust.formats.folder import read_json
 from undust.formats.lora.names import PEFT, Target
 
 METADATA = "lora_adapter_metadata"  # diffusers': the configurations of all parts in one
-BESIDE = "adapter_config.json"  # PEFT's, beside its adapter_model.safetensors
+FILE_NAME = "adapter_config.json"  # PEFT's, beside its adapter_model.safetensors
 NAME = re.compile(r"[\w.]*")
 LARGEST = 2**31  # of any alpha
 METHODS = ("LORA", "LOHA", "LOKR")  # peft_type of the supported ones
@@ -42,7 +42,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The scale of each module; without an alpha a change is taken as it stands.
+    """The scale of each module; 1 without an alpha.
 
     alphas: a module's name, or the end of one after a dot, → its own alpha; content: all that was
     read, and where.
@@ -71,12 +71,12 @@ class PeftConfig:
         ranks = _pattern(self.content, "rank_pattern", where)
         rank = _own(ranks, module, _number(self.content.get("r"), f"{where}: r"))
         if not rank or rank < 0:
-            raise UndustError(f"{where}: r is {rank}, which cannot be")
+            raise UndustError(f"{where}: r is {rank}, not a positive number")
         return rank
 
 
 Configs = Mapping[str, PeftConfig]
-"""A part's name → its configuration; "" is for parts that have none of their own."""
+"""A network's name → its configuration; "" for networks without one of their own."""
 
 
 def read(path: Path, keys: Collection[str], metadata: Mapping[str, str]) -> Configs:
@@ -91,16 +91,16 @@ def read(path: Path, keys: Collection[str], metadata: Mapping[str, str]) -> Conf
         except (ValueError, RecursionError) as error:
             raise UndustError(f"{where} is not JSON: {error}") from error
         if not isinstance(content, dict):
-            raise UndustError(f"{where} is no JSON object")
+            raise UndustError(f"{where} is not a JSON object")
         return _parts(cast("dict[str, Any]", content), where)
-    beside = path.with_name(BESIDE)
+    beside = path.with_name(FILE_NAME)
     if beside.exists() and any(key.startswith(PEFT) for key in keys):
         return {"": _config(read_json(beside), str(beside))}
     return {}
 
 
 def unsupported(configs: Configs) -> str:
-    """A kind that cannot be used and that only a configuration tells, such as "PiSSA", or ""."""
+    """An unsupported kind that only the configuration shows, such as "PiSSA", or ""."""
     for content in (config.content for config in configs.values()):
         method = content.get("peft_type")
         if isinstance(method, str) and method.upper() not in METHODS:
@@ -116,7 +116,7 @@ def unsupported(configs: Configs) -> str:
 
 
 def for_only_encoder(configs: Configs) -> Configs:
-    """The first text encoder's configuration for the second too, if that has none of its own."""
+    """Configurations with the first text encoder's for the second too, unless it has its own."""
     first = configs.get("text_encoder")
     return configs if first is None else {"text_encoder_2": first, **configs}
 
@@ -148,14 +148,14 @@ def _config(content: Mapping[str, Any], where: str) -> PeftConfig:
 
 
 def _pattern(content: Mapping[str, Any], field: str, where: str) -> dict[str, float]:
-    """A number for each of some modules."""
+    """A pattern field: the name of a module → a number."""
     found = content.get(field) or {}
     if not isinstance(found, dict):
-        raise UndustError(f"{where}: {field} is no object")
+        raise UndustError(f"{where}: {field} is not an object")
     for name in cast("dict[str, Any]", found):
         if not NAME.fullmatch(name):
             raise UndustError(
-                f"{where}: {field} has {printable(name)}, which is no module's name; "
+                f"{where}: {field} has {printable(name)}, which is not a module's name; "
                 "regular expressions are not supported"
             )
     known = cast("dict[str, Any]", found).items()
@@ -163,7 +163,7 @@ def _pattern(content: Mapping[str, Any], field: str, where: str) -> dict[str, fl
 
 
 def _own(pattern: Mapping[str, float], module: str, otherwise: float | None) -> float | None:
-    """The first number for a module's name, or for the end of it."""
+    """The first number whose name is the module's or the end of it."""
     fitting = (
         number for name, number in pattern.items() if module == name or module.endswith(f".{name}")
     )
@@ -173,4 +173,4 @@ def _own(pattern: Mapping[str, float], module: str, otherwise: float | None) -> 
 def _number(value: object, where: str) -> float:
     if type(value) in (int, float) and abs(cast(float, value)) < LARGEST:
         return float(cast(float, value))
-    raise UndustError(f"{where} is {printable(value)}, which cannot be")
+    raise UndustError(f"{where} is {printable(value)}, not a valid number")

@@ -1,4 +1,4 @@
-"""What a LoRA file holds, known from its header and without a model."""
+"""A summary of a LoRA file from its header, without a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from undust.formats import safetensors_file
 from undust.formats.lora import kinds, peft_config
 from undust.formats.lora.names import split
 
-# What the factors of each kind are called; the first that is found is the file's.
+# A role of a tensor → the kind of file; the first match counts.
 KINDS = {
     "hada_w1_a": "LoHa",
     "lokr_w1": "LoKr",
@@ -23,10 +23,9 @@ DORA = ("dora_scale", "magnitude")
 
 @dataclass(frozen=True)
 class LoraSummary:
-    """The kind of the factors, how many modules they change, rank → modules of that rank.
+    """The kind of the factors, the number of modules, and rank → the number of modules.
 
-    model: the model that it is for, as far as that can be told, else ""; supported: whether
-    `load_lora` reads such a kind.
+    model: the model that it is for, "" if unknown; supported: whether `load_lora` reads the kind.
     """
 
     kind: str
@@ -37,7 +36,7 @@ class LoraSummary:
 
 
 def summarize(path: Path) -> LoraSummary | None:
-    """The outline of a file, None if nothing in it is a LoRA's.
+    """The summary of a file; None if it is not a LoRA.
 
     Raises UndustError as `header` and `peft_config.read` do.
     """

@@ -1,4 +1,4 @@
-"""Which of the published families of models a file is of, and why."""
+"""Detecting the variant of a file, with evidence."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from undust.formats.original.variants import (
 )
 
 ALONE_PREFIXES = (FIRST_STAGE, "vae.", "")  # of a first stage in a file of its own
-# The networks that v trained have this much larger biases at the end: what tells the two kinds of
-# Stable Diffusion 2 apart, whose tensors have the same names and shapes.
+# Networks trained to predict v have larger last biases than this. It distinguishes the two kinds of
+# Stable Diffusion 2, whose tensors have the same names and shapes.
 V_DEVIATION = 0.09
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"  # empty tensors: their presence alone has a meaning
 PREDICTION_KEY = "modelspec.prediction_type"  # in a file's metadata, as trainers write it
 PREDICTIONS = {"v": V_PREDICTION, V_PREDICTION: V_PREDICTION, "epsilon": "epsilon"}
-# Keys of other files that people have, to be named when no variant fits.
+# Keys of other kinds of files, for the error if no variant fits.
 UNSUPPORTED = {
     r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.": "a ControlNet",
     r"lora_(up|down|[AB])\b|^lora_|\.lora\.|\.hada_w|\.lokr_w": "a LoRA",
@@ -47,7 +47,7 @@ UNSUPPORTED = {
 
 
 class Evidence(NamedTuple):
-    """A finding in a file, and the tensor that shows it."""
+    """A finding in a file, and the tensor it is based on."""
 
     says: str
     where: str
@@ -56,10 +56,10 @@ class Evidence(NamedTuple):
 def detect(
     shapes: Shapes, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None
 ) -> tuple[Variant, list[Evidence]]:
-    """The variant of a file whose tensors have these shapes, and why it is that.
+    """The variant of a file by the shapes of its tensors, and the evidence for it.
 
-    tensor: gives one of them; metadata: the file's. Raises UndustError, listing what was found, if
-    it is of none.
+    tensor: reads one of them; metadata: the file's. Raises UndustError with the evidence if the
+    variant is unknown.
     """
     facts = list(_evidence(shapes))
     fits = [variant for variant in VARIANTS.values() if _fits(variant, shapes)]
@@ -80,7 +80,7 @@ def detect(
         prediction = V_PREDICTION if deviation > V_DEVIATION else "epsilon"
         variant = next(one for one in fits if one.prediction == prediction)
         facts.append(Evidence(f"deviation {deviation:.3f}, as of {prediction}", key))
-    # Beside ε it is left over: noise alone does not tell ε what the picture is.
+    # Together with ε the mark is a leftover: ε cannot be predicted from pure noise.
     if ZERO_SNR_MARK in shapes and variant.prediction == V_PREDICTION:
         variant = replace(variant, zero_snr=True)
         facts.append(Evidence("trained to zero terminal SNR", ZERO_SNR_MARK))
@@ -88,7 +88,7 @@ def detect(
 
 
 def first_stage_alone(shapes: Shapes) -> str | None:
-    """The prefix of the first stage in a file that holds nothing else; None if there is none."""
+    """The prefix of the first stage in a file of one alone; None for other files."""
     if any(key.startswith(UNET) for key in shapes):
         return None
     for prefix in ALONE_PREFIXES:
@@ -109,14 +109,14 @@ def _fits(variant: Variant, shapes: Shapes) -> bool:
 
 
 def _last_bias(shapes: Shapes) -> str:
-    """The first norm's bias in the last transformer of the U-Net."""
+    """The key of the first norm's bias in the last transformer of the U-Net."""
     name = f"{UNET}output_blocks.{{}}.1.transformer_blocks.0.norm1.bias"
     found = [key for number in range(len(shapes)) if (key := name.format(number)) in shapes]
     return found[-1] if found else ""
 
 
 def _evidence(shapes: Shapes) -> Iterator[Evidence]:
-    """What a file shows of itself, each with the tensor that shows it."""
+    """Findings in a file, each with the tensor it is based on."""
     for says, name, axis in (
         ("U-Net of {} input channels", f"{UNET}input_blocks.0.0.weight", 1),
         ("a vector of {} channels beside the time step", f"{UNET}label_emb.0.0.weight", 1),
@@ -142,7 +142,7 @@ def _evident(says: str, name: str, shapes: Shapes) -> Evidence:
 
 
 def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
-    """What there is instead of a model."""
+    """The error for a file of no known variant."""
     guesses = [
         name
         for pattern, name in UNSUPPORTED.items()
@@ -154,6 +154,6 @@ def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
     ]
     guess = f"it looks like {guesses[0]}; " if guesses else ""
     return UndustError(
-        f"it is no model that is known here: {guess}found {', '.join(found) or 'no tensors'}; "
-        f"known are {', '.join(VARIANTS)}"
+        f"it is not a known model: {guess}found {', '.join(found) or 'no tensors'}; "
+        f"known: {', '.join(VARIANTS)}"
     )

@@ -1,8 +1,8 @@
 """The networks' configurations, from the shapes of their tensors in an original file.
 
-What a configuration leaves without a trace in the shapes (the number of attention heads, the
-activation, the latents' scale) is the caller's to say. That the tensors fit the configuration is
-not certain from this alone: `places.check` holds them against it afterwards.
+Settings that leave no trace in the shapes (the number of attention heads, the activation, the
+latents' scale) come from the caller. `key_map.check_shapes` checks afterwards that all tensors fit
+the configuration.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ PROJECTION = "text_projection"  # of OpenCLIP; other CLIPs' is not used
 
 
 def eight_heads(_: int) -> int:
-    """The attention heads of each level in the first U-Nets."""
+    """8 attention heads at any width, as in the first U-Nets."""
     return 8
 
 
 def heads_of_64(width: int) -> int:
-    """The attention heads of a level of that width, in those of 64 channels a head."""
+    """The number of attention heads of 64 channels for a width."""
     return width // 64
 
 
@@ -84,8 +84,8 @@ def controlnet(shapes: Shapes, *, heads: Mapping[int, Heads]) -> ControlNetConfi
     if context and context not in heads:
         known = ", ".join(map(str, heads))
         raise UndustError(
-            f"it sees a text of {context} channels, and how many attention heads that takes is "
-            f"known for {known} alone; a config.json beside it would say"
+            f"it takes a text of {context} channels, for which the number of attention heads is "
+            f"unknown (known for {known}); a config.json beside it can set it"
         )
     # Two convolutions for each width, an activation after each, and a last one, out.
     hint = "input_hint_block.{}.weight"
@@ -159,7 +159,7 @@ def text_encoder(
 def _encoder(
     shapes: Shapes, levels: list[_Level], heads: Heads, *, least: int = 1
 ) -> dict[str, Any]:
-    """The fields that tell of the way down, and of the middle; least: blocks of a transformer."""
+    """The fields of the encoder and the middle; least: the fewest blocks of a transformer."""
     crossed = [level.crossed and level.depth >= least for level in levels]
     depths = [level.depth if here else 1 for level, here in zip(levels, crossed, strict=True)]
     contexts = _contexts(shapes, levels)
@@ -183,7 +183,7 @@ def _encoder(
         "down_block_types": ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in crossed],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
         "layers_per_block": _shared([level.layers for level in levels]),
-        # Where there is no attention, any width of the text will do.
+        # Without attention, any width of the text fits.
         "cross_attention_dim": _shared([context or max(contexts) or 1 for context in contexts]),
         "transformer_layers_per_block": _shared(depths),
         "attention_head_dim": _shared([max(1, heads(level.width)) for level in levels]),
@@ -194,7 +194,7 @@ def _encoder(
 
 
 def _contexts(shapes: Shapes, levels: list[_Level]) -> list[int]:
-    """The width of the text that each level sees, 0 for none; the middle is of the last one."""
+    """The width of the text at each level, 0 for none; the middle belongs to the last one."""
     contexts = [level.context for level in levels]
     if _depth(shapes, "middle_block.1"):
         contexts[-1] = _length(shapes, _keys("middle_block.1", 2), 1)
@@ -202,7 +202,7 @@ def _contexts(shapes: Shapes, levels: list[_Level]) -> list[int]:
 
 
 def _levels(shapes: Shapes) -> list[_Level]:
-    """The way down: residual blocks, with or without a transformer, parted by strided layers."""
+    """The levels of the encoder: residual blocks between strided layers."""
     levels: list[_Level] = []
     blocks: list[str] = []
     for number in count(1):
@@ -234,7 +234,7 @@ def _level(shapes: Shapes, blocks: list[str]) -> _Level:
 
 
 def _up_blocks(levels: list[_Level]) -> list[str]:
-    """The first block of each level of the way up, the coarsest level first."""
+    """The first block of each level of the decoder, the coarsest level first."""
     number, blocks = 0, list[str]()
     for level in reversed(levels):
         blocks.append(f"output_blocks.{number}")
@@ -251,24 +251,24 @@ def _depth(shapes: Shapes, transformer: str) -> int:
 
 
 def _keys(transformer: str, attention: int) -> str:
-    """The projection to keys, whose second length is the width of what is attended to."""
+    """The projection to keys, whose second length is the width of the attended tokens."""
     return f"{transformer}.transformer_blocks.0.attn{attention}.to_k.weight"
 
 
 def _there(shapes: Shapes, name: str) -> list[str]:
-    """The names with 0, 1, … in the place of {}, as far as there are tensors of that name."""
+    """The existing names with 0, 1, … for {}, up to the first missing one."""
     return list(takewhile(shapes.__contains__, (name.format(number) for number in count())))
 
 
 def _length(shapes: Shapes, key: str, axis: int) -> int:
     if key not in shapes:
-        raise UndustError(f"there is no {key}")
+        raise UndustError(f"{key} is missing")
     shape = shapes[key]
     if len(shape) <= axis or not all(0 < length <= LARGEST for length in shape):
-        raise UndustError(f"{key} has the shape {list(shape)}, which no network here has")
+        raise UndustError(f"{key} has the unsupported shape {list(shape)}")
     return shape[axis]
 
 
 def _shared(values: list[T]) -> T | list[T]:
-    """One value for all levels where they agree, as configurations are written."""
+    """A single value if it is the same for all levels, as in published configurations."""
     return values[0] if len(set(values)) == 1 else values

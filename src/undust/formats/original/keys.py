@@ -1,4 +1,4 @@
-"""What the original code calls the tensors of each network.
+"""The keys of each network in the original code.
 
 CompVis' and Stability's `openaimodel.UNetModel`, `model.Encoder` and `model.Decoder`, OpenCLIP's
 text transformer, and `cldm.ControlNet` of Zhang et al. 2023. For every network: a table of its
@@ -17,7 +17,7 @@ from undust.formats.original.key_map import KeySpec, TensorLayout
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 Modules = dict[str, str]
-"""A module or tensor of ours → its name in the original."""
+"""Our name of a module or tensor → the original one."""
 
 UNET = {  # inside a residual block
     "norm1": "in_layers.0",
@@ -51,15 +51,15 @@ PROJECTION = "text_projection.weight"  # of the end's state, in our CLIPs that h
 
 
 def unet(names: Iterable[str], config: UNetConfig) -> dict[str, KeySpec]:
-    """The places of a U-Net's tensors, below `model.diffusion_model.`."""
+    """The key map of a U-Net, below `model.diffusion_model.`."""
     modules = _unet_modules(config)
     return {name: KeySpec(_renamed(name, modules, UNET)) for name in names}
 
 
 def controlnet(names: Collection[str]) -> dict[str, KeySpec]:
-    """The places of a ControlNet's tensors: how many layers there are is seen from their names.
+    """The key map of a ControlNet, whose numbers of layers are inferred from the names.
 
-    What is none of a ControlNet's has no place.
+    Names of other networks are left out.
     """
     modules = _controlnet_modules(names)
     known = (name for name in names if _module(name, modules))
@@ -67,7 +67,7 @@ def controlnet(names: Collection[str]) -> dict[str, KeySpec]:
 
 
 def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, KeySpec]:
-    """The places of an autoencoder's tensors, below `first_stage_model.`."""
+    """The key map of an autoencoder, below `first_stage_model.`."""
     modules = _first_stage_modules(config)
     matrices = tuple(f".{name}.weight" for name in PIXEL_ATTENTION if name != "group_norm")
     return {
@@ -82,24 +82,24 @@ def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, Ke
 
 
 def clip(names: Iterable[str], _: TextEncoderConfig | None = None) -> dict[str, KeySpec]:
-    """The keys of a CLIP of transformers: the original code took it as it is."""
+    """The key map of transformers' CLIP, which the original code uses unchanged."""
     return {name: KeySpec(name) for name in names}
 
 
 def open_clip(names: Iterable[str], config: TextEncoderConfig) -> dict[str, KeySpec]:
-    """The places of an OpenCLIP's tensors: queries, keys and values are one there."""
+    """The key map of an OpenCLIP, where queries, keys and values are one matrix."""
     modules = _open_clip_modules(config)
-    places: dict[str, KeySpec] = {}
+    found: dict[str, KeySpec] = {}
     for name in names:
         layer, _, inside = name.partition(".self_attn.")
         projection, _, kind = inside.partition(".")
         if projection in OPEN_CLIP_STACK:
             block = _renamed(layer, modules, {})
-            places[name] = KeySpec(f"{block}.attn.in_proj_{kind}", OPEN_CLIP_STACK[projection])
+            found[name] = KeySpec(f"{block}.attn.in_proj_{kind}", OPEN_CLIP_STACK[projection])
         else:
             form = TensorLayout.TRANSPOSED if name == PROJECTION else TensorLayout.SAME
-            places[name] = KeySpec(_renamed(name, modules, {}), form)
-    return places
+            found[name] = KeySpec(_renamed(name, modules, {}), form)
+    return found
 
 
 class TextLayout(NamedTuple):
@@ -135,12 +135,12 @@ OPEN_CLIP = TextLayout(
 
 
 def ema(key: str) -> str:
-    """Where the moving average of `model.…` stands: under the same name without its dots."""
+    """The key of the moving average of `model.…`: the same without its dots."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def _renamed(name: str, modules: Modules, inside: Mapping[str, str]) -> str:
-    """The original's name: of the innermost module that `modules` knows, and what is inside it."""
+    """The original name: that of the innermost known module, and the rest."""
     found = _module(name, modules)
     if found is None:
         raise UndustError(f"the original layout has no name for {name}")
@@ -149,7 +149,7 @@ def _renamed(name: str, modules: Modules, inside: Mapping[str, str]) -> str:
 
 
 def _module(name: str, modules: Modules) -> tuple[str, list[str]] | None:
-    """The original's name of the innermost module that is known, and what follows in ours."""
+    """The original name of the innermost known module, and the rest of ours."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         module = modules.get(".".join(parts[:cut]))
@@ -179,7 +179,7 @@ def _unet_modules(config: UNetConfig) -> Modules:
 
 
 def _encoder_modules(layers: Sequence[int]) -> Modules:
-    """The way down, of so many layers at each level, and the middle."""
+    """The encoder, with these numbers of layers at each level, and the middle block."""
     modules = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -212,7 +212,7 @@ def _controlnet_modules(names: Collection[str]) -> Modules:
     modules = _encoder_modules(layers)
     hint, theirs = "controlnet_cond_embedding", "input_hint_block"
     blocks = amount(f"{hint}.blocks.{{}}.weight")
-    # An activation stands after each convolution there, and is counted.
+    # There, the activation after each convolution is counted too.
     modules |= {f"{hint}.conv_in": f"{theirs}.0", f"{hint}.conv_out": f"{theirs}.{2 * blocks + 2}"}
     modules |= {f"{hint}.blocks.{block}": f"{theirs}.{2 * block + 2}" for block in range(blocks)}
     modules |= {
@@ -243,7 +243,7 @@ def _first_stage_modules(config: AutoencoderConfig) -> Modules:
             for ours, theirs in PIXEL_ATTENTION.items()
         }
     for level in range(levels):
-        # The original numbers the way up by resolution, as the way down.
+        # The original numbers the decoder's levels by resolution, as the encoder's.
         for ours, theirs, way, layers in (
             (f"encoder.down_blocks.{level}", f"encoder.down.{level}", "down", 0),
             (f"decoder.up_blocks.{levels - 1 - level}", f"decoder.up.{level}", "up", 1),
