@@ -188,7 +188,7 @@ BUNDLED = [
 @pytest.mark.parametrize("word", BUNDLED, ids=lambda word: next(iter(word)))
 def test_a_word_beside_it_is_told_of(word, read, tmp_path):
     path = tmp_path / "some.safetensors"
-    with pytest.warns(UserWarning, match=r"is taken by --embedding some\.safetensors=WORD$"):
+    with pytest.warns(UserWarning, match=r"it with --embedding some\.safetensors=WORD$"):
         read({**plain(), **word})
     found = textual_inversion.load(path, "toy")
     assert [len(vectors) for vectors in found.values()] == [2] * len(word)

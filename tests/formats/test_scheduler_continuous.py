@@ -209,7 +209,10 @@ def test_every_process_of_the_kind_is_read_back(
         ({**SIGMAS, "prediction_type": "-"}, "prediction_type = '-'; supported: flow_pred"),
         ({**SIGMAS, "flow_shift": 0}, "flow_shift = 0"),
         ({**SIGMAS, "use_dynamic_shifting": True}, "use_dynamic_shifting = True"),
-        ({**SIGMAS, "_class_name": "DDIMScheduler"}, "use_flow_sigmas: only supported for DPMSolverMultistep"),
+        (
+            {**SIGMAS, "_class_name": "DDIMScheduler"},
+            "use_flow_sigmas: only supported for DPMSolverMultistep",
+        ),
         ({**EDM_EULER, "prediction_type": "sample"}, "'sample'; supported: epsilon, v_pred"),
         ({**EDM_EULER, "sigma_min": 0}, "sigma_min = 0"),
         ({**EDM_EULER, "sigma_min": 90}, r"sigma_min = 90.0 is not below 80.0"),
