@@ -48,7 +48,9 @@ def headers(_: Path) -> Make:
         name = chance.choice(list(files))
         size = weights(chance, path, files[name], {})
         if name == "whole":
-            return asks(chance, path, size, lambda: single_file.load(path, torch.float32))
+            return asks(
+                chance, path, size, lambda: single_file.load_single_file(path, torch.float32)
+            )
         return asks(chance, path, size, lambda: scan_checkpoint(path, ema=chance.random() < 0.1))
 
     return make
@@ -103,7 +105,7 @@ def loras(_: Path) -> Make:
         size = weights(chance, path, entries, metadata if chance.random() < 0.4 else {})
 
         def ask() -> None:
-            read = lora.load(path, networks)
+            read = lora.load_lora(path, networks)
             applied.applied([(read, 0.5)])
 
         return asks(chance, path, size, ask)
@@ -142,7 +144,7 @@ def controlnets(_: Path) -> Make:
     network = empty_network(ControlNet, config)
     ours = entries_of(network)
     theirs = {name: ("F16", tuple(t.shape)) for name, t in controlnet.to_original(network).items()}
-    told = {"_class_name": controlnet.KIND, **config.model_dump(mode="json")}
+    told = {"_class_name": "ControlNetModel", **config.model_dump(mode="json")}
 
     def make(chance: Random, folder: Path) -> Asks:
         path = folder / "diffusion_pytorch_model.safetensors"

@@ -211,7 +211,7 @@ def test_every_process_of_the_kind_is_read_back(
         ({**SIGMAS, "use_dynamic_shifting": True}, "use_dynamic_shifting = True"),
         (
             {**SIGMAS, "_class_name": "DDIMScheduler"},
-            "use_flow_sigmas: only supported for DPMSolverMultistep",
+            "use_flow_sigmas: only supported for DPM",
         ),
         ({**EDM_EULER, "prediction_type": "sample"}, "'sample'; supported: epsilon, v_pred"),
         ({**EDM_EULER, "sigma_min": 0}, "sigma_min = 0"),
