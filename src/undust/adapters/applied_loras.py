@@ -171,7 +171,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _runnable(module: nn.Module, change: WeightDelta) -> Added:
-    """What a change adds to a module's output, at weight 1, in low rank where possible."""
+    """The addition of a change to a module's output at weight 1, in low rank where possible."""
     own = module.get_parameter("weight").detach()
     wide = _wide(own)
     bias = None if change.bias is None else change.bias.to(own)

@@ -40,7 +40,7 @@ def canny_edges(picture: Tensor | Image.Image, low: float = 100, high: float = 2
 
 
 def _gradient(x: Numbers) -> tuple[Numbers, Numbers]:
-    """[C,H,W] → Sobel's ∂x and ∂y [H,W], of the colour in which they are largest."""
+    """[C,H,W] → Sobel's ∂x and ∂y [H,W], of the channel with the largest gradient."""
     x = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
     columns = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
@@ -53,7 +53,7 @@ def _gradient(x: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _ridge(steepness: Numbers, right: Numbers, down: Numbers) -> Mask:
-    """Where the picture is steeper than just before and after, along the gradient."""
+    """Local maxima of the gradient along its direction (non-maximum suppression)."""
     height, width = steepness.shape
     padded = np.pad(steepness, 1)
 
@@ -72,7 +72,7 @@ def _ridge(steepness: Numbers, right: Numbers, down: Numbers) -> Mask:
 
 
 def _connected(weak: Mask, strong: Mask) -> Mask:
-    """The weak pixels from which others of them lead, over sides and corners, to a strong one."""
+    """The weak pixels that are 8-connected to a strong one (hysteresis)."""
     width = weak.shape[1] + 2
     left = np.pad(weak, 1).ravel()
     found = np.zeros_like(left)

@@ -1,4 +1,4 @@
-"""What first stages have in common, and what denoisers have in common."""
+"""The interfaces of first stage and denoiser networks."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class DiagonalGaussian:
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The latent that unit normal `noise` [B,C,h,w] picks."""
+        """A sample of the latent, by unit normal noise [B,C,h,w]."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def mode(self) -> Tensor:
-        """The most likely latent."""
+        """The mode of the latent."""
         return self.mean
 
     def kl(self) -> Tensor:
-        """The divergence from the unit normal, in nats for a whole picture → [B]."""
+        """The KL divergence from the unit normal, in nats per picture → [B]."""
         terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
         return 0.5 * terms.sum(dim=(1, 2, 3))
 
 
 class FirstStageNetwork(nn.Module, ABC):
-    """Pictures in [-1,1] to unscaled latents, and back; `scale` is the caller's part."""
+    """Pictures in [-1,1] to unscaled latents and back; callers apply `scale`."""
 
     @property
     @abstractmethod
@@ -60,18 +60,18 @@ class FirstStageNetwork(nn.Module, ABC):
 
     @property
     def latent_space(self) -> tuple[float, ...]:
-        """Numbers that tell its scaled latents from those of others."""
+        """Numbers that identify the space of its scaled latents."""
         return self.latent_channels, self.downsampling_factor
 
     def scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:  # noqa: ARG002
-        """(s, m), with which z [B,C,h,w] becomes the (z − m)·s that a denoiser is trained on."""
+        """(s, m) for latents z [B,C,h,w]: denoisers are trained on (z − m)·s."""
         return 1.0, 0.0
 
     @abstractmethod
     def encode(self, x: Tensor, *, streamed: bool = False) -> DiagonalGaussian:
-        """Pictures [B,C,H,W] → the distribution of their latents; −∞ for a logvar of no noise.
+        """Pictures [B,C,H,W] → the distribution of their latents, with logvar −∞ for no noise.
 
-        streamed: in less memory, where it can be.
+        streamed: in less memory, if supported.
         """
 
     @abstractmethod
@@ -80,7 +80,7 @@ class FirstStageNetwork(nn.Module, ABC):
 
 
 class DenoiserNetwork(nn.Module, ABC):
-    """Noisy latents, time steps and conditions to a prediction; what `NetworkDenoiser` calls."""
+    """Noisy latents, time steps and conditions to a prediction, for `NetworkDenoiser`."""
 
     config: DenoiserConfig
 
@@ -96,6 +96,6 @@ class DenoiserNetwork(nn.Module, ABC):
     ) -> Tensor:
         """Latents [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
 
-        perturbed, control: as `CallOptions` and `Control` have them. Raises UndustError for those
-        that the network cannot take, and for a condition that it needs and is not given.
+        perturbed: as in `CallOptions`; control: the sum of the outputs of `ControlBranch`es. Raises
+        UndustError for those that the network does not support, and for a missing condition.
         """

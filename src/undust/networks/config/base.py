@@ -70,7 +70,7 @@ class NetworkConfig(BaseModel):
 
 
 class DenoiserConfig(NetworkConfig):
-    """The fields that every network of noisy latents has, whatever else it is built of."""
+    """The fields of all denoiser networks."""
 
     sample_size: int | tuple[int, int] | None = Field(
         None,
@@ -83,16 +83,16 @@ class DenoiserConfig(NetworkConfig):
 
     @property
     def text_widths(self) -> frozenset[int]:
-        """The widths of the text's tokens that its layers take; empty without text."""
+        """The widths of text tokens in its layers; empty without text."""
         return frozenset()
 
     @property
     def takes_pooled_text(self) -> bool:
-        """Whether it is conditioned on the text as one vector and on sizes (Podell et al. 2023)."""
+        """Whether it is conditioned on pooled text and size ids (Podell et al. 2023)."""
         return False
 
     def num_size_ids(self, pooled_width: int) -> int:  # noqa: ARG002
-        """How many numbers about the picture's size it takes beside pooled text of that width."""
+        """The number of size ids for pooled text of that width."""
         return 0
 
 
