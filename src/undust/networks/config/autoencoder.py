@@ -38,19 +38,19 @@ class AutoencoderConfig(NetworkConfig):
     layers_per_block: Length = Field(
         1, description="residual blocks of a level of the encoder; the decoder has one more"
     )
-    act_fn: Literal["silu"] = Field("silu", description="activation; no other is built")
+    act_fn: Literal["silu"] = Field("silu", description="activation; no other is supported")
     latent_channels: Length = Field(4, description="channels of the latent")
     norm_num_groups: Length = Field(
         32, description="groups of the group normalisation; has to divide all of block_out_channels"
     )
     sample_size: Annotated[int | tuple[int, ...], BeforeValidator(lambda size: size or 32)] = Field(
         32,
-        description="size of the pictures trained on, pixels; a trained first stage has data.size",
+        description="training size of the pictures, pixels; set to data.size in training",
     )
     scaling_factor: float = Field(
         0.18215,
         gt=0,
-        description="latents are multiplied by this for the U-Net; of a trained first stage 1",
+        description="factor of the latents for the U-Net; 1 for a first stage trained here",
     )
     shift_factor: float | None = Field(None, description="subtracted from latents before scaling")
     # Per channel, instead of shift_factor and in addition to scaling_factor (Playground v2.5).
@@ -58,13 +58,14 @@ class AutoencoderConfig(NetworkConfig):
         None, description="mean of each channel of the latent, subtracted before scaling"
     )
     latents_std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
-        None, description="deviation of each channel of the latent, which scaling divides by"
+        None,
+        description="standard deviation of each channel of the latent, divided by before scaling",
     )
     force_upcast: bool = Field(
         True,
         description="decode in float32, for other programs; undust decides by the result",
     )
-    use_quant_conv: bool = Field(True, description="a 1×1 convolution behind the encoder")
+    use_quant_conv: bool = Field(True, description="a 1×1 convolution after the encoder")
     use_post_quant_conv: bool = Field(True, description="a 1×1 convolution before the decoder")
     mid_block_add_attention: bool = Field(True, description="self-attention at the coarsest level")
 

@@ -74,12 +74,10 @@ class DenoiserConfig(NetworkConfig):
 
     sample_size: int | tuple[int, int] | None = Field(
         None,
-        description="size of the latents trained on: one number, or height and width",
+        description="training size of the latents: one number, or height and width",
     )
-    in_channels: Length = Field(
-        4, description="channels of the input: the latent's and those of maps beside it"
-    )
-    out_channels: Length = Field(4, description="channels of the output: the latent's")
+    in_channels: Length = Field(4, description="input channels: the latent's and extra ones")
+    out_channels: Length = Field(4, description="output channels: the latent's")
 
     @property
     def text_widths(self) -> frozenset[int]:

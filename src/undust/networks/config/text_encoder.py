@@ -42,48 +42,48 @@ class TextEncoderConfig(NetworkConfig):
     architectures: tuple[Literal["CLIPTextModel", "CLIPTextModelWithProjection"], ...] | None = (
         Field(
             ("CLIPTextModel",),
-            description="with or without a projection to CLIP's space; left out in a recipe",
+            description="with or without a projection to CLIP's space; not set in a configuration",
         )
     )
     model_type: Literal["clip_text_model"] = Field(
-        "clip_text_model", description="kind of text encoder; no other is built"
+        "clip_text_model", description="kind of text encoder; no other is supported"
     )
     vocab_size: Length = Field(
         49408, description="entries of the vocabulary; in a recipe set by captions.vocabulary"
     )
     hidden_size: Length = Field(512, description="channels of a token")
     intermediate_size: Length = Field(
-        2048, description="channels inside of a layer's feed-forward part"
+        2048, description="hidden channels of a layer's feed-forward part"
     )
     num_hidden_layers: Length = Field(12, description="transformer layers")
     num_attention_heads: Length = Field(8, description="attention heads; has to divide hidden_size")
     max_position_embeddings: Length = Field(
-        77, description="most tokens of a prompt; in a recipe set by captions.length"
+        77, description="maximum number of tokens of a prompt; in a recipe set by captions.length"
     )
     hidden_act: Literal["quick_gelu", "gelu"] = Field(
         "quick_gelu", description="activation of the feed-forward parts"
     )
     layer_norm_eps: float = Field(1e-5, description="ε of the layer normalisation")
     initializer_range: float = Field(
-        0.02, description="deviation of the fresh embeddings of tokens and positions"
+        0.02, description="standard deviation of new embeddings of tokens and positions"
     )
     initializer_factor: float = Field(
-        1.0, description="factor of the deviations of all fresh weights"
+        1.0, description="factor of the standard deviations of all new weights"
     )
     attention_dropout: float = Field(
-        0.0, ge=0, le=0, description="share of attention weights dropped in training; not built"
+        0.0, ge=0, le=0, description="share of attention weights dropped in training; not supported"
     )
     dropout: float = Field(
-        0.0, ge=0, le=0, description="share of activations dropped in training; not built"
+        0.0, ge=0, le=0, description="share of activations dropped in training; not supported"
     )
     projection_dim: LengthOr0 | None = Field(
-        512, description="channels of CLIP's shared space; used with a projection alone"
+        512, description="channels of CLIP's shared space; only used with a projection"
     )
     pruned_heads: dict[str, object] = Field(
-        {}, max_length=0, exclude=True, description="attention heads left out; not built"
+        {}, max_length=0, exclude=True, description="attention heads left out; not supported"
     )
     pad_token_id: Token | None = Field(
-        1, description="token that fills prompts up; in a recipe set by the tokenizer"
+        1, description="padding token; in a recipe set by the tokenizer"
     )
     bos_token_id: Token | None = Field(
         49406, description="token at the start of a prompt; in a recipe set by the tokenizer"

@@ -39,11 +39,11 @@ class UNetConfig(DenoiserConfig):
     )
 
     flip_sin_to_cos: bool = Field(
-        True, description="cosines before sines in the time step's embedding"
+        True, description="cosines before sines in the time step's sinusoids"
     )
     freq_shift: Literal[0, 1] = Field(
         0,
-        description="1: the lowest frequency of the sinusoids is exactly 1e-4; 0: a little higher",
+        description="1: the lowest frequency of the sinusoids is exactly 1e-4; 0: slightly higher",
     )
     down_block_types: tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...] = Field(
         (
@@ -52,12 +52,12 @@ class UNetConfig(DenoiserConfig):
             "CrossAttnDownBlock2D",
             "DownBlock2D",
         ),
-        description="kind of each level on the way down, the finest first",
+        description="block type of each encoder level, the finest first",
     )
     # Two residual blocks around a transformer, or one alone, or nothing.
     mid_block_type: Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"] | None = Field(
         "UNetMidBlock2DCrossAttn",
-        description="kind of the middle: residual blocks about attention, or one alone",
+        description="type of the middle block: residual blocks around attention, or one alone",
     )
     up_block_types: tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...] = Field(
         (
@@ -66,7 +66,7 @@ class UNetConfig(DenoiserConfig):
             "CrossAttnUpBlock2D",
             "CrossAttnUpBlock2D",
         ),
-        description="kind of each level on the way up, the coarsest first",
+        description="block type of each decoder level, the coarsest first",
     )
     block_out_channels: tuple[Length, ...] = Field(
         (320, 640, 1280, 1280),
@@ -74,28 +74,29 @@ class UNetConfig(DenoiserConfig):
         description="channels of each level, the finest first; each but the first halves the size",
     )
     layers_per_block: PerLevel = Field(
-        2, description="residual blocks of a level on the way down; on the way up one more"
+        2, description="residual blocks of an encoder level; a decoder level has one more"
     )
     norm_num_groups: Length = Field(
         32, description="groups of the group normalisation; has to divide all of block_out_channels"
     )
     norm_eps: float = Field(1e-5, description="ε of the group normalisation")
     cross_attention_dim: PerLevel = Field(
-        1280, description="channels of the text's tokens; one number, or one for each level"
+        1280, description="channels of text tokens; one number, or one for each level"
     )
     # With 0 a transformer has only its projections, as in SDXL's smaller ControlNets.
     transformer_layers_per_block: LengthOr0 | Depths = Field(
-        1, description="transformer blocks behind a residual block; one number, or by level"
+        1, description="transformer blocks after a residual block; one number, or by level"
     )
     reverse_transformer_layers_per_block: Depths | None = Field(
-        None, description="the same for the way up, the coarsest level first"
+        None, description="the same for the decoder, the coarsest level first"
     )
     attention_head_dim: PerLevel = Field(
         8,
         description="number of attention heads, in spite of its name; or one number for each level",
     )
     use_linear_projection: bool = Field(
-        False, description="linear layers, not 1×1 convolutions, on both sides of the transformers"
+        False,
+        description="linear layers in place of 1×1 convolutions on both sides of the transformers",
     )
     resnet_time_scale_shift: Literal["default", "scale_shift"] = Field(
         "default", description="the time embedding is added, or scales and shifts (scale_shift)"
@@ -104,22 +105,22 @@ class UNetConfig(DenoiserConfig):
     # size ids (SDXL), of `addition_time_embed_dim` channels each.
     addition_embed_type: Literal["text", "text_time"] | None = Field(
         None,
-        description="added to the time embedding: the text as one vector, or also sizes (SDXL)",
+        description="added to the time embedding: pooled text, or pooled text and size ids (SDXL)",
     )
     addition_embed_type_num_heads: Length = Field(
-        64, description="attention heads that make the text one vector"
+        64, description="attention heads of the text's pooling"
     )
     addition_time_embed_dim: Length | None = Field(
-        None, description="channels of the sinusoids of each size, for text_time"
+        None, description="channels of the sinusoids of each size id, for text_time"
     )
     projection_class_embeddings_input_dim: Length | None = Field(
-        None, description="channels of the text's vector and all sizes, for text_time"
+        None, description="channels of pooled text and all size ids, for text_time"
     )
     num_class_embeds: Length | None = Field(
-        None, description="classes, each with a vector that is added to the time embedding"
+        None, description="number of classes; their embeddings are added to the time embedding"
     )
     only_cross_attention: Literal[False] | tuple[bool, ...] = Field(
-        False, description="levels whose transformers see the text alone, not their own pixels"
+        False, description="levels with cross-attention in place of self-attention"
     )
     upcast_attention: bool | None = Field(
         False,
@@ -127,70 +128,71 @@ class UNetConfig(DenoiserConfig):
     )
 
     # Options that are not implemented, restricted to their neutral value.
-    act_fn: Literal["silu"] = Field("silu", description="activation; no other is built")
+    act_fn: Literal["silu"] = Field("silu", description="activation; no other is supported")
     center_input_sample: Literal[False] = Field(
-        False, description="scaling of the input from [0, 1]; not built"
+        False, description="scaling of the input from [0, 1]; not supported"
     )
     downsample_padding: Literal[1] = Field(
-        1, description="padding of the convolutions that halve the size; no other is built"
+        1, description="padding of the convolutions that halve the size; no other is supported"
     )
     mid_block_scale_factor: float = Field(
-        1.0, ge=1, le=1, description="divisor of the middle's residual sums; no other is built"
+        1.0, ge=1, le=1, description="divisor of the middle's residual sums; no other is supported"
     )
     dropout: float = Field(
-        0.0, ge=0, le=0, description="share of activations dropped in training; not built"
+        0.0, ge=0, le=0, description="share of activations dropped in training; not supported"
     )
     encoder_hid_dim: None = Field(
-        None, description="channels before a projection of the text; not built"
+        None, description="channels before a projection of the text; not supported"
     )
     encoder_hid_dim_type: None = Field(
-        None, description="kind of a projection of the text; not built"
+        None, description="kind of a projection of the text; not supported"
     )
     num_attention_heads: None = Field(
-        None, description="not built; attention_head_dim is the number of heads"
+        None, description="not supported; attention_head_dim is the number of heads"
     )
     dual_cross_attention: Literal[False] = Field(
-        False, description="two cross-attentions in a block; not built"
+        False, description="two cross-attentions in a block; not supported"
     )
-    class_embed_type: None = Field(None, description="another embedding of classes; not built")
+    class_embed_type: None = Field(None, description="another embedding of classes; not supported")
     resnet_skip_time_act: Literal[False] = Field(
-        False, description="residual blocks without an activation of the time embedding; not built"
+        False,
+        description="residual blocks without an activation of the time embedding; not supported",
     )
     resnet_out_scale_factor: float = Field(
-        1.0, ge=1, le=1, description="divisor of the residual sums; no other is built"
+        1.0, ge=1, le=1, description="divisor of the residual sums; no other is supported"
     )
     time_embedding_type: Literal["positional"] = Field(
-        "positional", description="embedding of the time step: sinusoids; no other is built"
+        "positional", description="embedding of the time step: sinusoids; no other is supported"
     )
     time_embedding_dim: None = Field(
-        None, description="another width of the time embedding; not built"
+        None, description="another width of the time embedding; not supported"
     )
     time_embedding_act_fn: None = Field(
-        None, description="an activation behind the time embedding; not built"
+        None, description="an activation behind the time embedding; not supported"
     )
     timestep_post_act: None = Field(
-        None, description="an activation in the time embedding; not built"
+        None, description="an activation in the time embedding; not supported"
     )
     time_cond_proj_dim: None = Field(
-        None, description="channels of a condition in the time embedding; not built"
+        None, description="channels of a condition in the time embedding; not supported"
     )
     conv_in_kernel: Literal[3] = Field(
-        3, description="size of the first convolution; no other is built"
+        3, description="size of the first convolution; no other is supported"
     )
     conv_out_kernel: Literal[3] = Field(
-        3, description="size of the last convolution; no other is built"
+        3, description="size of the last convolution; no other is supported"
     )
     attention_type: Literal["default"] = Field(
-        "default", description="kind of attention block; no other is built"
+        "default", description="kind of attention block; no other is supported"
     )
     class_embeddings_concat: Literal[False] = Field(
-        False, description="classes beside the time embedding, not added; not built"
+        False, description="classes beside the time embedding, not added; not supported"
     )
     mid_block_only_cross_attention: Literal[False] | None = Field(
-        None, description="cross-attention alone in the middle; not built"
+        None, description="cross-attention alone in the middle; not supported"
     )
     cross_attention_norm: None = Field(
-        None, description="normalisation of the text in cross-attention; not built"
+        None, description="normalisation of the text in cross-attention; not supported"
     )
 
     @model_validator(mode="after")
@@ -246,7 +248,7 @@ class UNetConfig(DenoiserConfig):
         return self.addition_embed_type == "text_time"
 
     def num_size_ids(self, pooled_width: int) -> int:
-        """The sizes that fill the rest of the vector that is added to the time embedding."""
+        """The number of size ids in the vector that is added to the time embedding."""
         each, whole = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
         if not self.takes_pooled_text or each is None or whole is None:
             return 0
@@ -299,13 +301,13 @@ class ControlNetConfig(UNetConfig):
     conditioning_embedding_out_channels: tuple[Length, ...] = Field(
         (16, 32, 96, 256),
         min_length=1,
-        description="channels of the hint's convolutions; each but the first halves it",
+        description="channels of the hint's convolutions; each but the first halves its size",
     )
     controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = Field(
-        "rgb", description="order of the hint's colours"
+        "rgb", description="order of the hint's colour channels"
     )
     global_pool_conditions: bool = Field(
-        False, description="the output is its mean over all pixels (shuffle)"
+        False, description="the output is averaged over all pixels (shuffle)"
     )
 
     @model_serializer(mode="wrap")
