@@ -21,7 +21,7 @@ from undust.diffusion.fitting import distance, no_noise
 from undust.diffusion.samplers import SAMPLERS
 from undust.lab import page
 from undust.lab.model_under_test import REFERENCE, ModelUnderTest, end_of
-from undust.model import LatentDiffusion, load
+from undust.pipeline import LatentDiffusion, load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from convergence import (

@@ -24,11 +24,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from undust.conditioning import tokenizer as tokenizers
     from undust.conditioning.text import TextConditioner
     from undust.diffusion.process import PROCESSES
-    from undust.model import LatentDiffusion
     from undust.networks.autoencoder import Autoencoder
     from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
     from undust.networks.text_encoder import TextEncoder
     from undust.networks.unet import UNet
+    from undust.pipeline import LatentDiffusion
 
     tokenizer = tokenizers.train(["a cat", "a dog", "고양이"], size=600, length=16)
     end = tokenizer.vocabulary[tokenizers.END]

@@ -21,8 +21,8 @@ from undust.adapters import applied_loras
 from undust.cli import main
 from undust.errors import UndustError
 from undust.formats.components import save_component
-from undust.model import LatentDiffusion
 from undust.networks.autoencoder import Autoencoder
+from undust.pipeline import LatentDiffusion
 from variants import WIDTHS, build
 
 SIZE = 64

@@ -16,7 +16,7 @@ from torch import Tensor
 import undust
 from elsewhere import ELSEWHERE, Device
 from undust.errors import UndustError
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 from variants import build
 
 PROMPT = "a (red:1.3) cat BREAK oil painting"

@@ -18,7 +18,7 @@ import undust
 from undust.diffusion.noise import BESIDE, PictureNoise, normal
 from undust.formats.folder import read_json
 from undust.formats.original.variants import VARIANTS
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 from variants import build
 
 TOLERANCE = 1e-4

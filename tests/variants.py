@@ -8,7 +8,6 @@ from undust.conditioning.clip import clip
 from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import VP
 from undust.formats.original.variants import VARIANTS
-from undust.model import LatentDiffusion
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import (
     AutoencoderConfig,
@@ -19,6 +18,7 @@ from undust.networks.config import (
 from undust.networks.controlnet import ControlNet
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
+from undust.pipeline import LatentDiffusion
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 FACTOR = 4

@@ -10,7 +10,7 @@ from undust.version import __version__
 if TYPE_CHECKING:
     from undust.errors import UndustError
     from undust.generation.loop import Picture, Step
-    from undust.model import LatentDiffusion, load
+    from undust.pipeline import LatentDiffusion, load
     from undust.recipe.recipe import Recipe
 
 __all__ = [
@@ -24,12 +24,12 @@ __all__ = [
 ]
 
 _PLACES = {
-    "LatentDiffusion": "undust.model",
+    "LatentDiffusion": "undust.pipeline",
     "Picture": "undust.generation.loop",
     "Recipe": "undust.recipe.recipe",
     "Step": "undust.generation.loop",
     "UndustError": "undust.errors",
-    "load": "undust.model",
+    "load": "undust.pipeline",
 }
 
 

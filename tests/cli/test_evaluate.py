@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from undust.evaluation.report import evaluate
-from undust.model import load
+from undust.pipeline import load
 
 Run = Callable[..., Any]
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from undust.formats.recipe_png import read_recipe, write_picture
-from undust.model import load
+from undust.pipeline import load
 
 Run = Callable[..., Any]
 PAINT = ("generate", "a cat", "--steps", 1, "--model", "model")

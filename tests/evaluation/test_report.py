@@ -15,7 +15,7 @@ from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.evaluation.first_stage import measure
 from undust.evaluation.report import ModelReport, evaluate
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 
 Rows = list[dict[str, str]]
 

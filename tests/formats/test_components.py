@@ -7,7 +7,7 @@ import pytest
 from undust.errors import UndustError
 from undust.formats.components import Components
 from undust.formats.original.variants import VARIANTS
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 from variants import build
 
 

@@ -18,7 +18,7 @@ from undust.errors import UndustError
 from undust.formats import model_folder
 from undust.formats.components import Components
 from undust.formats.original.variants import VARIANTS
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 from variants import build
 
 # model_index.json's class and flags, as the published models have them.

@@ -21,9 +21,9 @@ from undust.diffusion.process import EDM, Flow
 from undust.formats import convert, model_folder
 from undust.formats.folder import read_json
 from undust.formats.original.variants import VARIANTS
-from undust.model import LatentDiffusion
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
+from undust.pipeline import LatentDiffusion
 from variants import build
 
 SIZE = 32

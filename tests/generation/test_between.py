@@ -11,7 +11,7 @@ import torch
 import undust
 from undust.errors import UndustError
 from undust.generation import loop
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 from undust.recipe.recipe import Recipe, between
 
 

@@ -20,8 +20,8 @@ from undust.formats.recipe_png import read_recipe
 from undust.formats.safetensors_file import save
 from undust.generation import inversion, loop
 from undust.generation.options import NOISE_LEVEL
-from undust.model import LatentDiffusion
 from undust.pictures import to_data
+from undust.pipeline import LatentDiffusion
 from undust.recipe.guidance import read_guidance
 from undust.recipe.inputs import Embedding
 from undust.recipe.recipe import Recipe, between

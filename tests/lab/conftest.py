@@ -8,8 +8,8 @@ import pytest
 from torch import Tensor
 
 from convergence import GAUSSIAN
-from undust.model import LatentDiffusion, load
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.pipeline import LatentDiffusion, load
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sampler_orders import (
     measure,
 )
 from undust.diffusion.samplers import SAMPLERS
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 
 
 def test_every_sampler_has_a_case():

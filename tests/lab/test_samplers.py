@@ -15,7 +15,7 @@ from undust.errors import UndustError
 from undust.lab import samplers
 from undust.lab.model_under_test import ModelUnderTest
 from undust.lab.samplers import Curve, SamplerRun, calls, compare, flow_curve, sampler_curve
-from undust.model import LatentDiffusion, load
+from undust.pipeline import LatentDiffusion, load
 
 SPREAD = GAUSSIAN.deviations.item() ** 2
 

@@ -13,9 +13,9 @@ import undust
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.components import save_component
-from undust.model import LatentDiffusion
 from undust.networks.config import ControlNetConfig
 from undust.networks.controlnet import ControlNet
+from undust.pipeline import LatentDiffusion
 from variants import build
 
 

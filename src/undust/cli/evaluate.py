@@ -34,7 +34,7 @@ def evaluate(
     """
     from undust.evaluation import report
     from undust.formats.folder import INDEX
-    from undust.model import load
+    from undust.pipeline import load
 
     folder = Path(model)
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():

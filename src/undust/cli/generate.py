@@ -69,7 +69,7 @@ def generate(
         raise UndustError(f"--count: {count} is too many; {MOST} pictures per prompt are the most")
     output = Output.choose(out, len(texts) * count)
     from undust.generation import loop
-    from undust.model import load
+    from undust.pipeline import load
 
     loaded = load(model, dtype=dtype, device=device, vae=vae)
     recipes = loaded.recipes(texts, **options)
@@ -105,7 +105,7 @@ def interpolate(
         raise UndustError("no end of the interpolation: give a second prompt, or --seed-to N")
     output = Output.choose(out, count)
     from undust.generation import loop
-    from undust.model import load
+    from undust.pipeline import load
     from undust.recipe.recipe import between
 
     loaded = load(model)
@@ -138,7 +138,7 @@ def rerun(
 
     fields = read_recipe(picture)
     output = Output.choose(out, 1)
-    from undust.model import load
+    from undust.pipeline import load
     from undust.recipe.files import beside
     from undust.recipe.recipe import Recipe
 

@@ -198,7 +198,7 @@ def _component(path: Path) -> Facts:
 
 def _model(path: Path) -> Facts:
     from undust.formats.folder import read_model_index
-    from undust.model import load
+    from undust.pipeline import load
 
     parts: list[Facts] = []
     files: list[Path] = []

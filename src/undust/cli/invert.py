@@ -18,7 +18,7 @@ from undust.formats.files import make_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from undust.model import LatentDiffusion
+    from undust.pipeline import LatentDiffusion
 
 
 @request_options("schedule")
@@ -54,8 +54,8 @@ def invert(
     from undust.evaluation.metrics import psnr
     from undust.formats import safetensors_file
     from undust.generation import inversion, loop
-    from undust.model import load
     from undust.pictures import resized
+    from undust.pipeline import load
 
     loaded = load(model)
     batch = loaded.recipes(
@@ -132,7 +132,7 @@ def likelihood(
     not included.
     """
     from undust.generation import inversion
-    from undust.model import load
+    from undust.pipeline import load
 
     loaded = load(model)
     rows: list[list[object]] = []

@@ -37,7 +37,7 @@ def samplers(
     """Measure the error of samplers and schedules by number of network calls."""
     from undust.lab import page
     from undust.lab.samplers import compare
-    from undust.model import load
+    from undust.pipeline import load
 
     if out:
         try_writing(out)

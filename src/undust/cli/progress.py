@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from undust.generation.loop import Picture
-    from undust.model import LatentDiffusion
+    from undust.pipeline import LatentDiffusion
     from undust.recipe.recipe import Recipe
 
 SHEET = 4096  # pixels, the longest side of a contact sheet

@@ -82,7 +82,7 @@ def fit(
     for `undust generate --schedule`: a list of levels, or the name of a published schedule.
     """
     from undust.generation import schedule_fitting
-    from undust.model import load
+    from undust.pipeline import load
 
     loaded = load(model)
     parts = [WORDS[k::3] for k in range(3)] if data is None else _captions(data)

@@ -20,8 +20,8 @@ from undust.evaluation.recall import NEARNESS, ReferenceSet
 from undust.formats.components import load_first_stage
 from undust.formats.safetensors_file import files_hash
 from undust.generation import loop
-from undust.model import LatentDiffusion
 from undust.pictures import from_image
+from undust.pipeline import LatentDiffusion
 from undust.recipe.recipe import Recipe
 
 HELD_OUT = "held-out pictures"

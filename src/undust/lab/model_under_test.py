@@ -15,7 +15,7 @@ from undust.diffusion.samplers.registry import Denoise, Noise
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.generation.guided import guided
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 
 PROMPTS = (
     "red heart",

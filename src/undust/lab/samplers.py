@@ -16,7 +16,7 @@ from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.lab.model_under_test import REFERENCE, Counted, ModelUnderTest, end_of
-from undust.model import LatentDiffusion
+from undust.pipeline import LatentDiffusion
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network calls
 FLOW_STEPS = 1000  # of the reference run for the end of the flow

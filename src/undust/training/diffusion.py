@@ -22,11 +22,11 @@ from undust.errors import UndustError
 from undust.formats import standalone_vae, tokenizer_files
 from undust.generation import loop
 from undust.latent.conditioner import ConditionInputs
-from undust.model import LatentDiffusion
 from undust.networks.config import TextEncoderConfig, UNetConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
+from undust.pipeline import LatentDiffusion
 from undust.training.caches import ImageCache, LatentCache
 from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
 from undust.training.checkpoints import TrainingCheckpoint
