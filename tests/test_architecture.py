@@ -65,7 +65,7 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: import by the whole name"
             assert node.module
-            # `from undust import pipeline` imports undust.pipeline, `from undust import load` a function.
+            # `from undust import pipeline` imports a module, `from undust import load` a function.
             names = (f"{node.module}.{alias.name}" for alias in node.names)
             yield from (name if name in MODULES else str(node.module) for name in names)
 
