@@ -65,7 +65,7 @@ def room_for(size: int) -> Iterator[None]:
         (("generate", "a cat", "--size", "64"), "WIDTHxHEIGHT"),
         (("generate",), "no prompt"),
         (("generate", "-"), "no prompt"),
-        (("generate", "a cat", "--out", "cat.gif"), "cat.png would be one"),
+        (("generate", "a cat", "--out", "cat.gif"), "for example to cat.png"),
         (("generate", "a cat", "a dog", "--out", "pets.png"), "give a folder"),
         (("generate", "a cat", "--count", "2", "--out", "cats.png"), "2 pictures"),
         (("generate", "a cat", "--model", "nothing"), "unknown model 'nothing'"),
@@ -142,7 +142,7 @@ def test_a_picture_without_a_recipe(refused: Callable[..., str], here: Path):
     assert "cut short" in refused("rerun", "cut.png")
     (here / "text.png").write_text("no picture")
     assert "not a PNG" in refused("rerun", "text.png")
-    assert "neither" in refused("inspect", "text.png")
+    assert "not a picture" in refused("inspect", "text.png")
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_rerun_names_the_program_of_another_picture(undust: Run, here: Path):
     done = undust("rerun", "a.png")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        "undust: a.png carries no undust recipe; it carries facts of NovelAI: undust inspect\n"
+        "undust: a.png has no undust recipe; it has settings of NovelAI: see undust inspect\n"
     )
 
 

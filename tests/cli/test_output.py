@@ -67,8 +67,8 @@ def test_a_recipe_that_a_jpeg_has_no_room_for_is_refused_before_painting(paint: 
     long = ("--negative", "ㄱ" * 9_999)
     done = paint("--out", "cat.jpeg", *long)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert "cat.jpeg: a JPEG has no room for its recipe" in done.err
-    assert "cat.png or .webp has" in done.err
+    assert "too long for a JPEG" in done.err
+    assert "write cat.png or .webp" in done.err
     assert not Path("cat.jpeg").exists()
 
 
@@ -77,10 +77,10 @@ def test_python_writes_the_same_kinds(tiny_model: Path, tmp_path: Path):
     for name, kind in {"a.jpeg": "JPEG", "b.webp": "WEBP", "c.png": "PNG", "d": "PNG"}.items():
         with Image.open(picture.save(tmp_path / name)) as image:
             assert image.format == kind
-    with pytest.raises(UndustError, match=r"written as PNG, JPEG or WebP; e\.png would be one"):
+    with pytest.raises(UndustError, match=r"written as PNG, JPEG or WebP, for example to e.png"):
         picture.save("e.tiff")
     huge = picture.recipe.model_dump() | {"negative": "x" * 70_000}
-    with pytest.raises(UndustError, match="a JPEG has no room"):
+    with pytest.raises(UndustError, match="too long for a JPEG"):
         write_picture(tmp_path / "a.jpeg", picture.image, huge)
     assert read_recipe(tmp_path / "a.jpeg")["prompt"] == "a cat"  # as it was
     write_picture(tmp_path / "a.webp", picture.image, huge)

@@ -376,10 +376,10 @@ def test_json_in_the_settings_is_not_cut_at_its_commas():
     }
     assert found["clip_skip"] == 1
     assert found["notes"] == [
-        "parameters: checkpoint Illustrious-XL v1.0: Civitai does not tell its file's name",
-        'parameters: lora Detail: Tweaker, "fine" v2, weight 0.7: Civitai does not tell its '
-        "file's name",
-        "parameters: embed of version 7: Civitai does not tell its file's name",
+        "parameters: checkpoint Illustrious-XL v1.0: Civitai does not store its file name",
+        'parameters: lora Detail: Tweaker, "fine" v2, weight 0.7: Civitai does not store '
+        "its file name",
+        "parameters: embed of version 7: Civitai does not store its file name",
     ]
 
 
@@ -399,14 +399,14 @@ def test_what_only_begins_as_json_ends_at_a_comma(broken: str):
         ("<lora:x:-1>", -1.0, ""),
         ("<lora:x:0.5:0.5>", 0.5, ""),
         ("<lora:x:te=0.5:unet=0.5>", 0.5, ""),
-        ("<lora:x:0.3:0.8>", 0.8, "cannot be told apart here; 0.8 is used"),
-        ("<lora:x:te=0.3:unet=0.8>", 0.8, "cannot be told apart here; 0.8 is used"),
+        ("<lora:x:0.3:0.8>", 0.8, "there is one weight here, 0.8"),
+        ("<lora:x:te=0.3:unet=0.8>", 0.8, "there is one weight here, 0.8"),
         ("<lora:x:unet=0.8>", 0.8, "1.0 for the text encoder and 0.8 for the U-Net"),
-        ("<lora:x:0.5:0.5:lbw=1,0,0,1>", 0.5, "lbw=1,0,0,1 cannot be given here; left out"),
-        ("<lora:x:0.5:lbw=MIDD:stop=10>", 0.5, "lbw=MIDD:stop=10 cannot be given here; left out"),
-        ("<lora:x:1:1:64>", 1.0, "64 cannot be given here; left out"),
+        ("<lora:x:0.5:0.5:lbw=1,0,0,1>", 0.5, "lbw=1,0,0,1 not supported; left out"),
+        ("<lora:x:0.5:lbw=MIDD:stop=10>", 0.5, "lbw=MIDD:stop=10 not supported; left out"),
+        ("<lora:x:1:1:64>", 1.0, "64 not supported; left out"),
         ("<lora:x:strong>", 1.0, "the weight of x has to be a number, not 'strong'; 1 is used"),
-        ("<hypernet:x:0.5>", None, "hypernetwork x: there are none here; left out"),
+        ("<hypernet:x:0.5>", None, "hypernetwork x: not supported; left out"),
     ],
 )
 def test_networks_in_the_prompt(tag: str, weight: float | None, note: str):

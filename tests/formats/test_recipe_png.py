@@ -105,7 +105,7 @@ def test_a_changed_recipe_is_noticed(tmp_path: Path):
     ("texts", "reason"),
     [
         ({}, "no undust recipe$"),
-        ({"parameters": "a cat"}, "no undust recipe; it carries A1111"),
+        ({"parameters": "a cat"}, "no undust recipe; it has A1111"),
         ({"undust": "{"}, "damaged recipe"),
         ({"undust": "[" * 100_000}, "damaged recipe"),
         ({"undust": "[]"}, "not an object"),
@@ -169,7 +169,7 @@ def test_the_long_texts_of_others_are_passed_over(tmp_path: Path):
     "recipe", [{"prompt": "\ud800"}, {"guidance": float("nan")}, {"prompt": object()}]
 )
 def test_a_recipe_that_cannot_be_written_is_refused(tmp_path: Path, recipe: dict):
-    with pytest.raises(UndustError, match="not plain text"):
+    with pytest.raises(UndustError, match="not valid JSON"):
         write_picture(tmp_path / "a.png", picture(), recipe)
     assert list(tmp_path.iterdir()) == []
 

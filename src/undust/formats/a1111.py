@@ -1,4 +1,4 @@
-"""The `parameters` text of AUTOMATIC1111's web UI, which picture sites and other programs read.
+"""The `parameters` text of AUTOMATIC1111's web UI, read by picture sites and other programs.
 
 a smiling cat <lora:paper:0.8>
 Negative prompt: blurry
@@ -35,7 +35,7 @@ from undust.formats.metadata.found import (
 NEGATIVE = "Negative prompt:"
 FEWEST = 3  # a last line with fewer settings than this is part of the prompt
 USUAL = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash")
-# The key's length is bounded so that no line takes quadratic time.
+# The length of a key is limited, so that no line takes quadratic time.
 SETTING = re.compile(r"(\w[\w \-/]{1,60}):\s*")
 QUOTED = re.compile(r'("(?:\\.|[^\\"])+")\s*(?:,|$)')
 NAMED = re.compile(r"(\w[\w \-/]{1,60}):(?:\s+|$)(.*)", re.DOTALL)  # a line after the settings
@@ -53,14 +53,14 @@ FIELDS = {  # their name -> the recipe's, and its type
     "Model": ("model", str),
     "Denoising strength": ("strength", float),
 }
-# What has to stand beside a sampler's name: without it theirs is of third order.
+# Further settings that belong to a sampler: without them the web UI's is of third order.
 BESIDE = {"unipc": {"UniPC variant": "bh2", "UniPC order": "2"}}
 RESIZED = {"Hires upscaler": "Lanczos"}  # how a picture is made larger for the second pass
 TO_SIZE = ("Hires resize", "First pass size")  # a second pass that no recipe has a word for
 
 
 def a1111_parameters(recipe: Mapping[str, Any], size: tuple[int, int]) -> str:
-    """The text for a recipe's plain values, of those that have a place in it.
+    """The text for the fields of a recipe that the format has.
 
     size: width and height of the finished picture; the text tells those of the first pass.
     """
@@ -69,7 +69,7 @@ def a1111_parameters(recipe: Mapping[str, Any], size: tuple[int, int]) -> str:
     strength, upscale, refiner = (recipe.get(name) for name in ("strength", "upscale", "refiner"))
     upscale, refiner = upscale or {}, refiner or {}
     width, height = (int(round(side / upscale.get("factor", 1), 6)) for side in size)
-    # There, a picture is either begun from or made larger, and there is one strength.
+    # The web UI has either an initial image or upscaling, with one strength for both.
     strengths = [each for each in (strength, upscale.get("strength")) if each is not None]
     loras = [(_name(lora["path"]), lora) for lora in recipe.get("loras", ())]
     hashes = [(name, lora.get("tensors_hash", "")) for name, lora in loras]
@@ -104,7 +104,7 @@ def a1111_parameters(recipe: Mapping[str, Any], size: tuple[int, int]) -> str:
 
 
 def parse_a1111(text: str) -> dict[str, Any]:
-    """The recipe's plain values that a `parameters` text tells of; files by their names alone.
+    """The recipe's fields in a `parameters` text; files by their names alone.
 
     Values without a place in a recipe stand under "other"; "notes" has a line for each value that
     cannot be read or is meant otherwise here. Raises UndustError for more settings and LoRAs than
@@ -171,7 +171,7 @@ def _parted(lines: list[str]) -> tuple[list[str], str, list[str]]:
 
 
 def _settings(line: str) -> list[tuple[str, str]]:
-    """Names and values in a line; a comma inside quotation marks or JSON ends no value."""
+    """Names and values in a line; commas inside quotation marks or JSON do not end a value."""
     found: list[tuple[str, str]] = []
     place = 0
     while name := SETTING.search(line, place):
@@ -189,7 +189,7 @@ def _settings(line: str) -> list[tuple[str, str]]:
 
 
 def _end_of_json(line: str, start: int) -> int:
-    """Where the JSON that begins there ends, if it is followed by a comma or nothing; else 0."""
+    """The end of JSON that begins there, if a comma or the end of the line follows; else 0."""
     if line[start : start + 1] not in ("[", "{"):
         return 0
     try:
@@ -211,12 +211,12 @@ def _after(lines: list[str], notes: list[str]) -> dict[str, str]:
     limit_entries("parameters", found)
     found = {name: text.strip() for name, text in found.items() if text.strip()}
     if AFTER in found:
-        notes.append("text after the settings is no part of the prompts")
+        notes.append("text after the settings is not part of the prompts")
     return found
 
 
 def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
-    """Sampler and schedule under our names, where they are ours; taken out of the settings."""
+    """Sampler and schedule under our names if known; removed from the settings."""
     sampler, schedule = settings.pop("Sampler", ""), settings.pop("Schedule type", "")
     if not schedule and "Scheduler" in settings:  # of Fooocus and ComfyUI's savers
         if schedule := schedule_elsewhere(settings["Scheduler"]):
@@ -244,7 +244,7 @@ def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
 def _upscale(
     factor: float, recipe: dict[str, Any], settings: dict[str, str], notes: list[str]
 ) -> dict[str, float]:
-    """The second pass, taken out of the settings; the one strength there is belongs to it."""
+    """The second pass with the strength; removed from the settings."""
     upscale = {"factor": factor}
     del settings["Hires upscale"]
     if strength := _number("Hires strength", settings, float, notes):
@@ -261,7 +261,7 @@ def _networks(tags: list[tuple[str, str, str]], notes: list[str]) -> Iterator[di
     """The LoRAs among the tags `<lora:NAME:TEXT ENCODER:U-NET:key=value>`; notes on the rest."""
     for kind, name, tail in tags:
         if kind == "hypernet":
-            notes.append(f"hypernetwork {printable(name)}: there are none here; left out")
+            notes.append(f"hypernetwork {printable(name)}: not supported; left out")
             continue
         values = [each.strip() for each in tail.split(":")[1:]]
         named = dict(each.split("=", 1) for each in values if "=" in each)
@@ -279,9 +279,7 @@ def _networks(tags: list[tuple[str, str, str]], notes: list[str]) -> Iterator[di
             notes.append(different_weights(name, other, weight))
         if named or len(placed) > 2:
             rest = ":".join([*placed[2:], *(f"{key}={value}" for key, value in named.items())])
-            notes.append(
-                f"LoRA {printable(name)}: {printable(rest)} cannot be given here; left out"
-            )
+            notes.append(f"LoRA {printable(name)}: {printable(rest)} not supported; left out")
         yield {"path": name, "weight": weight}
 
 
@@ -310,11 +308,11 @@ def _resources(settings: Mapping[str, str], known: bool) -> Iterator[str]:
             continue
         title = title or f"of version {quoted(told['modelVersionId'])}"
         how = "" if weight is None else f", weight {quoted(weight)}"
-        yield f"{printable(kind)} {printable(title)}{how}: Civitai does not tell its file's name"
+        yield f"{printable(kind)} {printable(title)}{how}: Civitai does not store its file name"
 
 
 def _number(name: str, settings: Mapping[str, str], kind: Any, notes: list[str]) -> Any:
-    """A setting as a finite number; None, and a note unless it is absent, if it is none."""
+    """A setting as a finite number; None if absent, and for other values with a note."""
     if name not in settings:
         return None
     number = as_number(settings[name], kind)
@@ -324,12 +322,12 @@ def _number(name: str, settings: Mapping[str, str], kind: Any, notes: list[str])
 
 
 def _name(path: str) -> str:
-    """A file as the web UI's users know it, without the marks that it uses itself."""
+    """A file name as in the web UI, without characters of its syntax."""
     return re.sub(r"[:,<>\n]", "", Path(path).name.removesuffix(".safetensors"))
 
 
 def _control(control: Mapping[str, Any]) -> str:
-    """A ControlNet as the web UI's extension for them tells it."""
+    """A ControlNet in the format of the web UI's extension for them."""
     told = {
         "Module": "canny" if control["edges"] else "none",
         "Model": _name(control["path"]),

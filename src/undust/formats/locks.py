@@ -1,4 +1,4 @@
-"""Exclusive locks on files, which the system releases when their holder ends, however it ends."""
+"""Exclusive file locks, which the system releases when their holder ends in any way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-# A file system that has no locks, such as some network mounts.
+# Errors of file systems without locks, such as some network mounts.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 
@@ -20,13 +20,12 @@ class LockedError(Exception):
 class FileLock:
     """An exclusive lock on a file that exists while the lock is held.
 
-    The file holds the process and the host as text. A file that a killed process left is locked
-    by nobody and is taken over. certain: False where the file system has no locks; nobody is kept
-    out then.
+    The file names the process and the host. A file left by a killed process is not locked and is
+    taken over. certain: False if the file system has no locks; then nobody is kept out.
     """
 
     def __init__(self, path: Path) -> None:
-        """Takes the lock. LockedError if another holds it, OSError if there can be no such file."""
+        """Takes the lock. LockedError if another holds it, OSError if the file cannot be made."""
         self.path = path
         self.certain = False
         self._descriptor = -1
@@ -47,14 +46,14 @@ class FileLock:
         os.write(self._descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def release(self) -> None:
-        """Removes the file and gives the lock up; a second call does nothing."""
+        """Removes the file and releases the lock; a second call does nothing."""
         if self._descriptor < 0:
             return
         descriptor, self._descriptor = self._descriptor, -1
         ours = False
         with suppress(OSError):
             ours = os.path.samestat(os.fstat(descriptor), self.path.stat())
-        if sys.platform == "win32":  # removes no open file, so not that of a new holder either
+        if sys.platform == "win32":  # open files, so those of a new holder, cannot be removed
             os.close(descriptor)
         if ours:
             with suppress(OSError):
@@ -70,7 +69,7 @@ class FileLock:
 if sys.platform == "win32":
     import msvcrt
 
-    _FAR = 2**30  # beyond the text: Windows lets nobody read what is locked
+    _FAR = 2**30  # beyond the text: Windows does not allow reading locked bytes
 
     def _lock(descriptor: int) -> bool:
         os.lseek(descriptor, _FAR, os.SEEK_SET)
@@ -86,7 +85,7 @@ else:
     import fcntl
 
     def _lock(descriptor: int) -> bool:
-        """Whether it is locked for certain; BlockingIOError if another holds it."""
+        """Whether the lock is certain; BlockingIOError if another holds it."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

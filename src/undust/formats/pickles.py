@@ -1,9 +1,9 @@
-"""Weights out of a pickle (.ckpt, .pt, .bin), in a process that can do no harm.
+"""Weights from a pickle (.ckpt, .pt, .bin), read in a separate, limited process.
 
 A pickle is a program. torch's reader with `weights_only` runs the few instructions that make
-tensors and refuses all others; what is left to fear is a fault in it, and a file made to use up the
-machine. So it is read in a process of its own with little memory, time, disk and environment, which
-writes a safetensors file; and only that is read here.
+tensors and refuses all others; a bug in it, or a file that exhausts the machine, remain possible.
+So it runs in a separate process with limited memory, time, disk and environment, which writes a
+safetensors file; only that is read here.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from undust.formats import safetensors_file
 from undust.regular import open_regular, read_text
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-NEST = "state_dict"  # under which a training's checkpoint keeps the weights
-DEEPEST = 3  # how many of these may lie in each other
-LEARNT = "string_to_param"  # under which a textual inversion keeps its vectors
-VECTORS = "emb_params"  # what they are called in a safetensors file
-LEFT_OUT = "left_out"  # the key of the metadata that names what was not taken over
-# What trainings left beside the weights: an inert object stands for it.
+WEIGHTS_KEY = "state_dict"  # of the weights in a training checkpoint
+MAX_NESTING = 3  # of these
+EMBEDDING_KEY = "string_to_param"  # of the vectors in a textual inversion
+VECTORS = "emb_params"  # their key in a safetensors file
+LEFT_OUT = "left_out"  # the metadata key of a list of other contents
+# Classes that trainers leave beside the weights; inert objects replace them.
 INERT = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -41,21 +41,21 @@ INERT = (
     *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct"),
 )
 PARAMETERS = "torch.nn.modules.container.ParameterDict"
-# What the process may use: seconds, also a second for so many bytes; times the file's size; bytes.
-PATIENCE, SPEED = 120, 4e6
-TIMES, ROOM = 2, 2**29
+# Limits of the process: seconds plus one for so many bytes; memory in file sizes plus bytes.
+MIN_SECONDS, BYTES_PER_SECOND = 120, 4e6
+MEMORY_FACTOR, MIN_MEMORY = 2, 2**29
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from undust.formats import pickles; sys.exit(pickles.main())"
 )
-REFUSED = 3  # exit code of the process when the last line of its stderr says why
-LINE = 1000  # bytes, the longest that such a line can be
+REFUSED = 3  # exit code of the process; the last line of its stderr has the reason
+LINE = 1000  # bytes, the limit of that line
 ZIP = b"PK\x03\x04"
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is to be read by `unpack`, by its name or by how it begins."""
+    """Whether a file is a pickle, by its suffix or its first bytes."""
     if path.suffix in SUFFIXES:
         return True
     try:
@@ -69,19 +69,19 @@ def is_pickle(path: Path) -> bool:
 def unpack(path: Path, target: Path, *, seconds: float | None = None) -> None:
     """Writes the tensors in a pickle to `target`, a safetensors file.
 
-    seconds: until the reading is given up; None for as many as a file of its size can need. Tensors
-    are taken from below `state_dict` where there is one; AUTOMATIC1111's textual inversion becomes
-    its one tensor, `VECTORS`; what else there is, the metadata names under `LEFT_OUT`. Raises
-    UndustError for what is not a checkpoint, asks for more than tensors or uses more memory, time
-    or disk than such a file may; `target` is then not there.
+    seconds: the time limit; None for one by the size of the file. Tensors are taken from
+    `state_dict` if there is one; AUTOMATIC1111's textual inversion becomes one tensor, `VECTORS`;
+    the metadata lists other contents under `LEFT_OUT`. Raises UndustError, without a `target`, for
+    a file that is not a checkpoint, that has objects other than tensors, or that exceeds the limits
+    of memory, time or disk.
     """
     if sys.platform == "win32":
-        raise UndustError(f"{path} is a pickle, and on Windows there is no safe way to read one")
+        raise UndustError(f"{path} is a pickle, and there is no safe way to read it on Windows")
     try:
         open_regular(path).close()
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
-    patience = seconds or PATIENCE + path.stat().st_size / SPEED
+    patience = seconds or MIN_SECONDS + path.stat().st_size / BYTES_PER_SECOND
     with tempfile.TemporaryDirectory(prefix=".undust-", dir=target.parent) as scratch:
         written = Path(scratch, "weights").resolve()
         _run([str(path.resolve()), str(written), str(int(patience) + 1)], path, patience)
@@ -94,26 +94,26 @@ def unpack(path: Path, target: Path, *, seconds: float | None = None) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors in a pickle, read in this process, and the names of what else it holds.
+    """The tensors in a pickle, read in this process, and the names of its other contents.
 
-    Raises UndustError, in a line without the path, for what is not a checkpoint, and for one that
-    asks for more than tensors.
+    Raises UndustError, without the path, for a file that is not a checkpoint, and for one with
+    objects other than tensors.
     """
     try:
         content = _loaded(path)
     except Exception as error:
         raise UndustError(_told(error)) from error
     left: list[str] = []
-    for _ in range(DEEPEST):
+    for _ in range(MAX_NESTING):
         match content:
             case {"state_dict": dict(inner)}:
-                left += [str(key) for key in cast("dict[Any, Any]", content) if key != NEST]
+                left += [str(key) for key in cast("dict[Any, Any]", content) if key != WEIGHTS_KEY]
                 content = cast(object, inner)
             case _:
                 break
     match content:
         case {"string_to_param": held}:
-            left += [str(key) for key in cast("dict[Any, Any]", content) if key != LEARNT]
+            left += [str(key) for key in cast("dict[Any, Any]", content) if key != EMBEDDING_KEY]
             content = _learnt(cast(object, held))
         case _:
             pass
@@ -128,23 +128,25 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     left += [str(name) for name in found if name not in tensors]
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise UndustError(f"its {printable(name)} is sparse, quantized or without numbers")
+            raise UndustError(f"its {printable(name)} is sparse, quantized or has no values")
     if not tensors:
         raise UndustError(f"it holds no tensors; found {printable(', '.join(left) or 'nothing')}")
     return tensors, left
 
 
 def _learnt(held: object) -> dict[object, object]:
-    """The vectors of a textual inversion: of one word under the name that they have elsewhere."""
+    """The vectors of a textual inversion; those of a single word under the key `VECTORS`."""
     words = held.held if isinstance(held, _Parameters) else held
     if not isinstance(words, dict):
-        raise UndustError(f"its {LEARNT} is a {type(words).__name__}, not vectors with names")
+        raise UndustError(
+            f"its {EMBEDDING_KEY} is a {type(words).__name__}, not vectors with names"
+        )
     found = cast("dict[object, object]", words)
     return {VECTORS: next(iter(found.values()))} if len(found) == 1 else found
 
 
 def _run(arguments: list[str], path: Path, patience: float) -> None:
-    """Has `main` run in a process of its own; UndustError unless it succeeds in time."""
+    """Runs `main` in a separate process; UndustError unless it succeeds in time."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", START, json.dumps(_places()), *arguments],
@@ -168,16 +170,16 @@ def _run(arguments: list[str], path: Path, patience: float) -> None:
 
 
 def _places() -> list[str]:
-    """Where this process finds its packages; -I would leave out what PYTHONPATH names."""
+    """The package paths of this process; -I would omit those of PYTHONPATH."""
     return [place for place in sys.path if Path(place).is_absolute()]
 
 
 def _refusal(path: Path, reason: str) -> UndustError:
-    return UndustError(f"{path} is not read: {reason}")
+    return UndustError(f"{path} cannot be read: {reason}")
 
 
 def _reason(code: int, said: BinaryIO) -> str:
-    """What to tell of a process that failed."""
+    """The reason for the failure of the process."""
     if code == REFUSED:
         return _last_line(said)
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -193,7 +195,7 @@ def _last_line(said: BinaryIO) -> str:
 
 
 class _Inert:
-    """Takes whatever it is given and keeps nothing of it."""
+    """An object that accepts any state and keeps none of it."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -203,7 +205,7 @@ class _Inert:
 
 
 class _Parameters(_Inert):
-    """In the place of a ParameterDict: keeps its parameters and nothing else."""
+    """A replacement of ParameterDict that only keeps the parameters."""
 
     held: object = None
 
@@ -216,15 +218,15 @@ class _Parameters(_Inert):
 
 
 def _limit(size: int, seconds: int) -> None:
-    """Bounds what this process may use from now on, to read a file of `size` bytes."""
+    """Limits the resources of this process for reading a file of `size` bytes."""
     import resource
 
     pages = Path("/proc/self/statm")
     used = int(read_text(pages).split()[0]) * resource.getpagesize() if pages.exists() else 0
     for limit, value in (
-        (resource.RLIMIT_AS, used + TIMES * size + ROOM),
+        (resource.RLIMIT_AS, used + MEMORY_FACTOR * size + MIN_MEMORY),
         (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, TIMES * size + ROOM),
+        (resource.RLIMIT_FSIZE, MEMORY_FACTOR * size + MIN_MEMORY),
         (resource.RLIMIT_CORE, 0),
     ):
         _, highest = resource.getrlimit(limit)
@@ -234,19 +236,19 @@ def _limit(size: int, seconds: int) -> None:
 
 def _loaded(path: Path) -> object:
     with open_regular(path) as file:
-        mapped = file.read(len(ZIP)) == ZIP  # what older versions of torch wrote cannot be
+        mapped = file.read(len(ZIP)) == ZIP  # files of older torch versions cannot be mapped
     stand_ins = [(_Parameters, PARAMETERS), *((_Inert, name) for name in INERT)]
     with torch.serialization.safe_globals(cast("list[Any]", stand_ins)):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _told(error: Exception) -> str:
-    """One line about what torch's reader raised."""
+    """One line about an error of torch's reader."""
     text = str(error)
     if forbidden := re.search(r"GLOBAL (\S+)", text) or re.search(r"class (\w\S+)", text):
-        return f"it asks for {printable(forbidden[1])}, which no weights need and which was not run"
+        return f"it uses {printable(forbidden[1])}, which weights do not need; it was not run"
     if isinstance(error, MemoryError) or "allocate memory" in text:
-        return "it wants more memory than a checkpoint of its size needs"
+        return "it needs more memory than a checkpoint of its size should"
     cause = re.search(r"Unpickler error:\s*(.+)", text) or re.match(r"\s*(.+?)(\. |\n|$)", text)
     return (
         f"it is damaged or no checkpoint ({printable(cause[1] if cause else type(error).__name__)})"
@@ -254,19 +256,19 @@ def _told(error: Exception) -> str:
 
 
 def _write(path: Path, target: Path, seconds: int) -> None:
-    """What the process does."""
+    """Reads a pickle and writes a safetensors file, within limits."""
     torch.set_num_threads(1)
     size = path.stat().st_size
     _limit(size, seconds)
     tensors, left = read(path)
-    if sum(tensor.nbytes for tensor in tensors.values()) > TIMES * size + ROOM:
-        raise UndustError("it wants more memory than a checkpoint of its size needs")
+    if sum(tensor.nbytes for tensor in tensors.values()) > MEMORY_FACTOR * size + MIN_MEMORY:
+        raise UndustError("it needs more memory than a checkpoint of its size should")
     note = {LEFT_OUT: printable(", ".join(sorted(left)))} if left else None
     safetensors_file.save(target, tensors, note)
 
 
 def main() -> int:
-    """What the process runs."""
+    """The entry point of the separate process."""
     source, target, seconds = sys.argv[1:]
     try:
         _write(Path(source), Path(target), int(seconds))

@@ -1,4 +1,4 @@
-"""Pictures that carry the recipe they were made by: PNG, JPEG and WebP.
+"""Pictures with their recipe in the metadata: PNG, JPEG and WebP.
 
 Two texts: `undust`, the recipe as JSON, from which the picture can be made again; and `parameters`,
 the text that Stable Diffusion web UIs and picture sites read. In a PNG they are text chunks; in a
@@ -18,43 +18,49 @@ from undust.errors import UndustError
 from undust.formats.a1111 import a1111_parameters
 from undust.formats.files import atomic
 from undust.formats.metadata import containers, programs
-from undust.formats.metadata.containers import A1111_KEY, KEY, LIMIT
+from undust.formats.metadata.containers import (
+    A1111_KEY,
+    EXIF_IFD,
+    KEY,
+    LIMIT,
+    MAKER_NOTE,
+    USER_COMMENT,
+)
 
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-OTHERS = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
-EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+NOT_WRITTEN = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
 EXIF_LIMIT = 65_533  # bytes of the one segment of a JPEG that holds it
-HOW: dict[str, dict[str, Any]] = {
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
 }
 
 
 def check_name(path: Path) -> None:
-    """Raises UndustError for a file's name that says a kind of picture which is not written."""
-    if path.suffix.lower() in OTHERS:
+    """Raises UndustError for the file name of a format that is not written."""
+    if path.suffix.lower() in NOT_WRITTEN:
         raise UndustError(
-            f"{path}: pictures are written as PNG, JPEG or WebP; "
-            f"{path.with_suffix('.png')} would be one"
+            f"{path}: pictures are written as PNG, JPEG or WebP, for example to "
+            f"{path.with_suffix('.png')}"
         )
 
 
 def write_picture(path: Path, image: Image.Image, recipe: Mapping[str, Any]) -> None:
-    """Writes an 8-bit picture and its recipe; the same two always give the same bytes.
+    """Writes an 8-bit picture and its recipe; the same input always gives the same bytes.
 
-    The kind is the name's; without an ending that is known it is PNG. PNG and WebP are lossless.
+    The format is that of the suffix, PNG for unknown ones. PNG and WebP are lossless.
     Raises UndustError for a recipe that is too long or not JSON, and as `files.atomic` does.
     """
     told = texts_for(path, image.size, recipe)
     bare = image.copy()
-    bare.info = {}  # metadata of the image's source are not part of this one
+    bare.info = {}  # without metadata of the image's source
     kind = WRITTEN.get(path.suffix.lower(), "PNG")
     with atomic(path) as temporary:
-        bare.save(temporary, kind, **told, **HOW.get(kind, {}))
+        bare.save(temporary, kind, **told, **SAVE_OPTIONS.get(kind, {}))
 
 
 def texts_for(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe as Pillow takes it for a picture file of that name and size.
+    """The recipe as options of Pillow's save, for a picture file of that name and size.
 
     Raises UndustError for a recipe that does not fit.
     """
@@ -62,7 +68,7 @@ def texts_for(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> d
         own = json.dumps(recipe, ensure_ascii=False, sort_keys=True, allow_nan=False)
         length = len(own.encode())
     except (TypeError, ValueError) as error:
-        raise UndustError(f"cannot write {path}: its recipe is not plain text: {error}") from error
+        raise UndustError(f"cannot write {path}: its recipe is not valid JSON: {error}") from error
     if length > LIMIT:
         raise UndustError(
             f"cannot write {path}: its recipe has {length:,} bytes, {LIMIT:,} at most"
@@ -82,26 +88,26 @@ def texts_for(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> d
     content = exif.tobytes()
     if kind == "JPEG" and len(content) > EXIF_LIMIT:
         raise UndustError(
-            f"cannot write {path}: a JPEG has no room for its recipe, which comes to "
-            f"{len(content):,} bytes; {path.with_suffix('.png').name} or .webp has"
+            f"cannot write {path}: its recipe of {len(content):,} bytes is too long for a JPEG; "
+            f"write {path.with_suffix('.png').name} or .webp"
         )
     return {"exif": content}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a picture that undust wrote, not yet checked for sense.
+    """The recipe in a picture that undust wrote, not yet validated.
 
     Raises UndustError for a picture without a recipe, and as `read_texts` does.
     """
     texts = containers.read(path).found
     if KEY not in texts:
-        raise UndustError(f"{path} carries no undust recipe{_other_program(texts)}")
+        raise UndustError(f"{path} has no undust recipe{_other_program(texts)}")
     try:
         recipe = json.loads(texts[KEY])
     except (ValueError, RecursionError) as error:
-        raise UndustError(f"{path} carries a damaged recipe: {error}") from error
+        raise UndustError(f"{path} has a damaged recipe: {error}") from error
     if not isinstance(recipe, dict):
-        raise UndustError(f"{path} carries a damaged recipe: not an object")
+        raise UndustError(f"{path} has a damaged recipe: not an object")
     return cast("dict[str, Any]", recipe)
 
 
@@ -116,11 +122,11 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def _other_program(texts: Mapping[str, str]) -> str:
-    """The end of the error for a picture that another program made."""
+    """The end of the error for a picture by another program."""
     if A1111_KEY in texts and not texts[A1111_KEY].lstrip().startswith("{"):
-        return f"; it carries A1111's {A1111_KEY!r}: undust inspect"
+        return f"; it has A1111's {A1111_KEY!r}: see undust inspect"
     try:
         found = programs.read(texts)
     except UndustError:
         found = None
-    return f"; it carries facts of {found.program}: undust inspect" if found else ""
+    return f"; it has settings of {found.program}: see undust inspect" if found else ""

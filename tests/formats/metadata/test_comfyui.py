@@ -282,7 +282,7 @@ def test_a_node_that_carries_both_prompts():
     )
     found = read(nodes)
     assert (found.recipe["prompt"], found.recipe["negative"]) == ("a cat", "blurry")
-    assert "by --control" in found.notes[0]
+    assert "with --control" in found.notes[0]
 
 
 def test_the_efficient_loader():
@@ -322,8 +322,8 @@ def test_a_chain_of_loras():
     ]
     assert found.recipe["model"] == "some"
     assert found.notes == [
-        "LoRA b.safetensors: 0.3 for the text encoder and 0.8 for the U-Net cannot be told apart "
-        "here; 0.8 is used"
+        "LoRA b.safetensors: 0.3 for the text encoder and 0.8 for the U-Net; there is one "
+        "weight here, 0.8"
     ]
 
 
@@ -343,7 +343,7 @@ def test_rgthrees_loras_and_what_else_changes_the_model():
     found = read(nodes)
     assert found.recipe["loras"] == [{"path": "a", "weight": 0.6}]
     assert found.recipe["clip_skip"] == 1
-    assert found.notes == ["what these do to the model is left out: FreeU_V2 (9)"]
+    assert found.notes == ["left out, changes of the model by: FreeU_V2 (9)"]
 
 
 def test_a_picture_begun_from():
@@ -435,7 +435,7 @@ def test_a_text_that_many_nodes_say_is_not_repeated_without_end():
     nodes = {str(n + 20): node("CLIPTextEncode", text=long if n == 999 else link(1019))
              for n in range(1000)}  # fmt: skip
     nodes |= graph(n2=node("Combine", **{f"cond{n}": link(n + 20) for n in range(999)}))
-    assert len(read(nodes).recipe["prompt"]) <= comfyui.LONGEST
+    assert len(read(nodes).recipe["prompt"]) <= comfyui.MAX_PROMPT
 
 
 KEYS = st.sampled_from(

@@ -131,7 +131,7 @@ def test_a_cameras_user_comment_is_no_prompt(tmp_path: Path):
     path = saved(tmp_path, "JPEG", exif({containers.USER_COMMENT: b"ASCII\0\0\0Screenshot"}))
     texts = containers.read(path)
     assert texts.found == {}
-    assert texts.notes == ["its UserComment tells no settings: Screenshot"]
+    assert texts.notes == ["its UserComment has no settings: Screenshot"]
 
 
 XMP = (

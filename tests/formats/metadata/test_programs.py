@@ -129,7 +129,7 @@ def test_novelai():
     assert found.program == "NovelAI"
     assert found.recipe == {**COMMON, **SIZE, "sampler": "dpmpp-2m", "schedule": "karras"}
     assert found.notes == [
-        "its model, Stable Diffusion XL C1E1DE52, is NovelAI's own: give another to --model"
+        "its model, Stable Diffusion XL C1E1DE52, is NovelAI's alone; set another one with --model"
     ]
     assert novel(prompt=None).recipe["prompt"] == "a dog"
     assert novel(request_type="Img2ImgRequest").recipe["strength"] == 0.7
@@ -312,7 +312,7 @@ def test_a_mark_before_the_text_and_a_nul_after_it(text: str | None):
 def test_several_programs_in_one_picture():
     found = read(parameters="a\nSteps: 1, Seed: 2, Size: 8x8", invokeai_metadata=INVOKE)
     assert (found.program, found.recipe["seed"]) == ("A1111", 2)
-    assert found.notes == ["the picture also carries facts of InvokeAI, which are not shown"]
+    assert found.notes == ["the picture also has settings of InvokeAI, which are not shown"]
 
 
 @pytest.mark.parametrize(

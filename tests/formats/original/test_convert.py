@@ -239,7 +239,7 @@ def test_a_pickled_checkpoint(checkpoint, convert, tmp_path):
     assert notes == ["left out: epoch"]
     assert same(safetensors_file.load(tmp_path / "b.safetensors"), tensors)
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:100_000])
-    with pytest.raises(UndustError, match=r"cut\.ckpt is not read: it is damaged"):
+    with pytest.raises(UndustError, match=r"cut\.ckpt cannot be read: it is damaged"):
         convert(tmp_path / "cut.ckpt", tmp_path / "c.safetensors", "single-file")
     assert not list(tmp_path.glob(".*"))
 

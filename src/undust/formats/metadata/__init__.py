@@ -1,1 +1,1 @@
-"""What other programs write into pictures: the texts of a file, and a reader per program."""
+"""Metadata that other programs write into pictures: the texts of a file, a reader per program."""

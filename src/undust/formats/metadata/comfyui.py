@@ -1,4 +1,4 @@
-"""The facts in ComfyUI's graph of nodes, as its API takes it: the PNG text `prompt`.
+"""The settings in ComfyUI's graph of nodes in its API form: the PNG text `prompt`.
 
 They are those of the first sampler that leads to a saved picture. Inputs are known by their names,
 not by the node's class, because there are thousands of classes.
@@ -32,7 +32,7 @@ PAIRS = {"text_a", "text_b", "text1", "text2", "string_a", "string_b"}  # texts 
 JOINED = ("delimiter", "separator")
 SAMPLES = ("latent_image", "samples", "latent", "pixels", "image", "images")
 CONDITION = re.compile(r"cond|positive|negative", re.IGNORECASE)
-# Links on the way from a sampler to its text that do not carry any.
+# Inputs on the way from a sampler to its text that do not lead to text.
 ASIDE = {
     *("clip", "model", "vae", "image", "images", "control_net", "mask", "style_model", "pixels"),
     *("clip_vision", "clip_vision_output", "latent", "samples"),
@@ -48,12 +48,12 @@ MEANT = {  # the sampler's input -> the recipe's field
 }
 SIDES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))
 PLACED = re.compile(r"(Karras|Exponential|Polyexponential)Scheduler")  # nodes that are a schedule
-# Bounds far above what people build: samplers in a row, nodes and characters of a prompt.
-PASSES, CONDITIONS, LONGEST = 100, 1000, 2**17
+# Limits, far above real graphs: samplers in a row, nodes and characters of a prompt.
+MAX_PASSES, MAX_CONDITIONS, MAX_PROMPT = 100, 1000, 2**17
 
 
 def read(text: str) -> Found | None:
-    """The facts in a graph, or None for a text that is none.
+    """The settings in a graph, or None for any other text.
 
     Raises UndustError for a graph that samples with more LoRAs than can be meant.
     """
@@ -80,7 +80,7 @@ def read(text: str) -> Found | None:
 
 
 def _is_sampler(node: Node) -> bool:
-    """Whether a node makes a latent or a picture out of noise, by what it takes."""
+    """Whether a node is a sampler, by its inputs."""
     names = node.inputs.keys()
     custom = {"sampler", "sigmas"} <= names or node.kind.startswith("SamplerCustom")
     usual = "steps" in names and ("sampler_name" in names or "positive" in names)
@@ -102,9 +102,9 @@ def _samplers(graph: Graph) -> list[Node]:
 
 
 def _in_order(graph: Graph, found: list[Node]) -> list[Node]:
-    """Begins with the sampler whose latent no other sampler made, on the way from the nearest."""
+    """The samplers, beginning with the first pass, found upstream of the nearest one."""
     first, seen = found[0], set[str]()
-    while first.name not in seen and len(seen) < PASSES:
+    while first.name not in seen and len(seen) < MAX_PASSES:
         seen.add(first.name)
         for link in (first.links().get(name) for name in SAMPLES):
             made = graph.upstream(link, lambda _, key: key in SAMPLES)
@@ -116,9 +116,9 @@ def _in_order(graph: Graph, found: list[Node]) -> list[Node]:
 
 
 def _sample(graph: Graph, sampler: Node, found: Found) -> None:
-    """Takes over what a sampler is given."""
+    """Takes over a sampler's inputs."""
     links = sampler.links()
-    # SamplerCustom's parts come from nodes of their own.
+    # SamplerCustom's inputs come from separate nodes.
     parts = {
         name: list(graph.upstream(links.get(name), lambda _, key: key not in ASIDE))
         for name in ("noise", "sampler", "sigmas", "guider")
@@ -141,7 +141,7 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
         sampler,
     )
     if guider is not sampler and "positive" not in guider.inputs:
-        found.recipe["guidance"] = 1.0  # ComfyUI's BasicGuider asks for the prompt alone
+        found.recipe["guidance"] = 1.0  # ComfyUI's BasicGuider uses the prompt alone
     for field, name in (("prompt", "positive"), ("negative", "negative")):
         link = guider.links().get(name)
         if name == "positive":
@@ -150,16 +150,16 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
         if isinstance(value, str):
             found.recipe[field] = value
         elif link:
-            found.recipe[field] = _text(graph, link, name, found)[:LONGEST]
+            found.recipe[field] = _text(graph, link, name, found)[:MAX_PROMPT]
     _model(graph, links.get("model") or guider.links().get("model"), found)
     _latent(graph, sampler, found)
 
 
 def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
-    """The text behind a conditioning; role: positive or negative, where a node carries both."""
+    """The text of a conditioning; role: positive or negative, for nodes with both."""
     told: list[str] = []
     waiting, seen, concat = [start], set[str](), False
-    while waiting and len(seen) < CONDITIONS and sum(map(len, told)) < LONGEST:
+    while waiting and len(seen) < MAX_CONDITIONS and sum(map(len, told)) < MAX_PROMPT:
         name, _ = waiting.pop()
         node = graph.nodes.get(name)
         if node is None or name in seen:
@@ -181,7 +181,7 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
         follow = follow or [link for key, link in links.items() if CONDITION.search(key)]
         follow = follow or [link for key, link in links.items() if key not in ASIDE]
         if "control_net" in links:
-            found.notes.append(f"{node}: a ControlNet, which has to be given by --control")
+            found.notes.append(f"{node}: its ControlNet is left out; set one with --control")
         waiting += reversed(follow)
     if not told and not any(
         graph.nodes[each].kind == "ConditioningZeroOut" or _speaks(graph.nodes[each])
@@ -190,7 +190,9 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
         node = graph.nodes.get(start[0])
         found.notes.append(f"the {role} prompt could not be followed beyond {node or 'its link'}")
     if len(told) > 1 and not concat:
-        found.notes.append(f"{len(told)} {role} prompts are combined there; here they are one text")
+        found.notes.append(
+            f"{len(told)} {role} prompts are combined; they are joined into one text"
+        )
     return ("\nBREAK\n" if concat else ", ").join(told)
 
 
@@ -199,12 +201,14 @@ def _speaks(node: Node) -> bool:
 
 
 def _one_prompt(node: Node, held: Mapping[str, str | None], found: Found) -> list[str]:
-    """The text of a node; of one for each encoder the first, since a recipe has one for all."""
+    """The text of a node; the first of several for different encoders."""
     texts = texts_of(held.values())
     if held.keys() <= PAIRS:
         return [_joined(node, texts)] if texts else []
     if PER_ENCODER & held.keys() and len(set(texts)) > 1:
-        found.notes.append(f"{node}: its encoders have different texts; the first is shown")
+        found.notes.append(
+            f"{node}: its text encoders have different texts; the first one is shown"
+        )
     return texts[:1]
 
 
@@ -214,7 +218,7 @@ def _joined(node: Node, texts: list[str]) -> str:
 
 
 def _string(graph: Graph, node: Node, key: str) -> str | None:
-    """An input's text: as it stands, or joined from the nodes of text that it comes from."""
+    """An input's text: its value, or joined from the text nodes it comes from."""
     value = node.inputs[key]
     if isinstance(value, str):
         return value
@@ -223,7 +227,7 @@ def _string(graph: Graph, node: Node, key: str) -> str | None:
     for source in islice(way, CHAIN):
         own = texts_of(source.inputs.get(name) for name in TEXTS)
         told += [_joined(source, own)] if source.inputs.keys() & PAIRS else own[:1]
-    return " ".join(filter(None, told))[:LONGEST] if told else None
+    return " ".join(filter(None, told))[:MAX_PROMPT] if told else None
 
 
 def _clip_skip(graph: Graph, node: Node, found: Found) -> None:
@@ -235,7 +239,7 @@ def _clip_skip(graph: Graph, node: Node, found: Found) -> None:
 
 
 def _model(graph: Graph, link: Link | None, found: Found) -> None:
-    """The checkpoint and the LoRAs behind a sampler's model, those nearest to it last."""
+    """The checkpoint and the LoRAs of a sampler's model, the nearest ones last."""
     loras: list[tuple[str, object, object]] = []
     passed: list[str] = []
     for node in graph.upstream(link, lambda _, key: key in ("model", "lora_stack", "any", "")):
@@ -251,7 +255,7 @@ def _model(graph: Graph, link: Link | None, found: Found) -> None:
     for name, unet, text in reversed(loras):
         found.add_lora(name, unet, text)
     if passed:
-        found.notes.append(f"what these do to the model is left out: {', '.join(passed[:10])}")
+        found.notes.append(f"left out, changes of the model by: {', '.join(passed[:10])}")
     if "model" not in found.recipe:
         found.notes.append("the checkpoint could not be followed")
 
@@ -276,7 +280,7 @@ def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
 
 
 def _latent(graph: Graph, sampler: Node, found: Found) -> None:
-    """Size of an empty latent, or that a picture was begun from; steps as we count them."""
+    """The size of an empty latent, or the initial image; steps are converted to ours."""
     recipe, begun = found.recipe, ""
     link = next((sampler.links()[name] for name in SAMPLES if name in sampler.links()), None)
     for node in graph.upstream(link, lambda _, key: key in SAMPLES):
@@ -311,7 +315,7 @@ def _latent(graph: Graph, sampler: Node, found: Found) -> None:
 
 
 def _civitai(found: Found, given: Mapping[str, Any]) -> None:
-    """What Civitai's generator adds, for what the graph does not tell."""
+    """Settings of Civitai's generator that the graph lacks."""
     told = as_object(given.get("extraMetadata"))
     if not told:
         return
@@ -324,6 +328,6 @@ def _civitai(found: Found, given: Mapping[str, Any]) -> None:
 
 
 def is_workflow(text: str) -> bool:
-    """Whether a text is the editor's form of a graph, which names inputs by their place alone."""
+    """Whether a text is the editor's form of a graph, which has no names of inputs."""
     given = as_json(text)
     return isinstance(given, dict) and bool(as_list(as_object(given).get("nodes")))

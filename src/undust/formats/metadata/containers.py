@@ -1,4 +1,4 @@
-"""The texts that a picture file carries: PNG text chunks, EXIF, XMP and JPEG comments.
+"""The texts in a picture file: PNG text chunks, EXIF, XMP and JPEG comments.
 
 Keys are PNG keywords. EXIF's UserComment counts as `parameters`, as the web UIs use it; MakerNote
 with the prefix `undust:` is our own recipe, which EXIF has no better place for.
@@ -23,26 +23,26 @@ from undust.regular import open_regular
 
 KEY, A1111_KEY = "undust", "parameters"
 LIMIT = 2**20  # bytes of one text, also of a compressed one when unpacked
-MOST = 4 * LIMIT  # bytes of all texts
+TOTAL_LIMIT = 4 * LIMIT  # bytes of all texts
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KINDS = ("JPEG", "MPO", "WEBP", "AVIF", "TIFF")  # besides PNG
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
 OWN_NOTE = b"undust:"  # what the recipe in a MakerNote begins with
-SCHEMES = {"fooocus", "a1111"}  # Fooocus' MakerNote: in which form its UserComment is
+SCHEMES = {"fooocus", "a1111"}  # Fooocus' MakerNote: the format of its UserComment
 XMP_KEYS = ("XML:com.adobe.xmp", "xmp")
 RAW_PROFILES = ("Raw profile type exif", "Raw profile type APP1")  # ImageMagick's EXIF in PNG
 
 
 @dataclass
 class Texts:
-    """Texts by key, and one line for each that could not be read."""
+    """Texts by key, and a note on each that could not be read."""
 
     found: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
 
 
 class DamageError(Exception):
-    """A fault inside a file whose name the caller knows."""
+    """An error in a file, without its name."""
 
 
 def read(path: Path) -> Texts:
@@ -67,7 +67,7 @@ def read(path: Path) -> Texts:
         raise
     except Image.DecompressionBombError as error:
         raise UndustError(f"{path} is too large: {error}") from error
-    except Exception as error:  # ValueError, struct.error, …: each reader trips in its own way
+    except Exception as error:  # ValueError, struct.error and others, depending on the decoder
         raise UndustError(f"{path} is a damaged picture: {error}") from error
 
 
@@ -86,8 +86,8 @@ def _png(file: BinaryIO, size: int) -> Texts:
             file.seek(end - length - 4)
             try:
                 text = _chunk(file, kind, length, key)
-                if (total := total + len(text)) > MOST:
-                    raise DamageError(f"its texts have more than {MOST:,} bytes")
+                if (total := total + len(text)) > TOTAL_LIMIT:
+                    raise DamageError(f"its texts have more than {TOTAL_LIMIT:,} bytes")
                 texts.found[key] = text
             except DamageError as damage:
                 if key in (KEY, A1111_KEY):
@@ -111,7 +111,7 @@ def _chunk(file: BinaryIO, kind: bytes, length: int, key: str) -> str:
         raise DamageError(f"its text {key!r} has more than {LIMIT:,} bytes")
     content = file.read(length)
     if zlib.crc32(kind + content) != int.from_bytes(file.read(4), "big"):
-        raise DamageError(f"its text {key!r} does not fit its checksum")
+        raise DamageError(f"its text {key!r} does not match its checksum")
     rest = content[len(key) + 1 :]
     packed = kind == b"zTXt"
     if packed:
@@ -193,7 +193,7 @@ def _add_exif(texts: Texts, exif: Image.Exif | None) -> None:
             if _tells(comment):
                 texts.found.setdefault(A1111_KEY, comment)
             elif comment.strip():
-                texts.notes.append(f"its UserComment tells no settings: {printable(comment)}")
+                texts.notes.append(f"its UserComment has no settings: {printable(comment)}")
         note = _as_bytes(tags.get(MAKER_NOTE))
         if note.startswith(OWN_NOTE):
             if len(note) > LIMIT:
@@ -210,7 +210,7 @@ def _add_exif(texts: Texts, exif: Image.Exif | None) -> None:
 
 
 def _tells(text: str) -> bool:
-    """Whether a comment, which may be anybody's, is a program's settings."""
+    """Whether a comment looks like a program's settings."""
     return text.lstrip().startswith("{") or "Steps:" in text or "Negative prompt:" in text
 
 
@@ -222,7 +222,7 @@ def _as_bytes(value: object) -> bytes:
 
 
 def _user_comment(value: object, order: str) -> str:
-    """The text of a UserComment: a code of eight bytes, then the text (EXIF 2.32, 4.6.5).
+    """The text of a UserComment: an encoding in eight bytes, then the text (EXIF 2.32, 4.6.5).
 
     order: the file's byte order, for a UNICODE text that does not tell its own.
     """
@@ -240,13 +240,13 @@ def _user_comment(value: object, order: str) -> str:
 
 
 def _utf16(content: bytes, order: str) -> str:
-    """UTF-16 of either byte order: by its mark, or by which of the two has more of ASCII in it."""
+    """UTF-16 of either byte order: by its mark, or the order that gives more ASCII."""
     for mark, own in ((b"\xfe\xff", "utf-16-be"), (b"\xff\xfe", "utf-16-le")):
         if content.startswith(mark):
             return content[2:].decode(own, "replace")
     if b"\0" not in content:
         try:
-            return content.decode()  # UTF-8 in spite of the code
+            return content.decode()  # UTF-8 despite the given encoding
         except UnicodeDecodeError:
             pass
     orders = sorted(("utf-16-be", "utf-16-le"), key=lambda each: each != order)
@@ -257,7 +257,7 @@ def _utf16(content: bytes, order: str) -> str:
 
 
 def _any_text(content: bytes, order: str) -> str:
-    """Text without a code, or with that for ASCII, which is not to be relied on."""
+    """Text with no encoding given, or ASCII, which is often wrong."""
     marked = content.startswith((b"\xfe\xff", b"\xff\xfe"))
     if marked or content.rstrip(b"\0").count(b"\0") * 4 > len(content):
         return _utf16(content, order)
@@ -274,7 +274,7 @@ def _japanese(content: bytes) -> str:
 
 
 def _bytes_as_text(content: bytes) -> str:
-    """UTF-8 if it is that, though PNG's tEXt should be Latin-1; else Latin-1."""
+    """UTF-8 if valid, although PNG's tEXt should be Latin-1; else Latin-1."""
     try:
         return content.decode()
     except UnicodeDecodeError:

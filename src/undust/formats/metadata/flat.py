@@ -151,7 +151,7 @@ def civitai(told: Mapping[str, Any]) -> Found | None:
 
 
 def unknown(told: Mapping[str, Any]) -> Found:
-    """Values of no known program: those under the usual names, if there is a prompt."""
+    """Unknown programs: values under the usual names, if there is a prompt."""
     found = Found("an unknown program", notes=["its names and values are of no known form"])
     is_prompt = isinstance(told.get("prompt", told.get("Prompt")), str)
     found.take(told, USUAL if is_prompt else {})

@@ -42,7 +42,7 @@ LORA = re.compile(r"(?:(?:True|False) : )?(.+) : ([-+.\de]{1,30})")
 
 
 def read(told: dict[str, Any], scheme: str) -> Found | None:
-    """The facts in the JSON object of `parameters`, or None if it is not Fooocus'."""
+    """The settings in the JSON object of `parameters`, or None if it is not Fooocus'."""
     if scheme != "fooocus" and not SIGNS & told.keys():
         return None
     told = dict(told)
@@ -63,9 +63,11 @@ def read(told: dict[str, Any], scheme: str) -> Found | None:
                 found.add_lora(each[0], each[1])
     refiner = told.pop("refiner_model", None) or told.pop("Refiner Model", None)
     if isinstance(refiner, str) and refiner not in ("", "None"):
-        found.notes.append(f"its refiner, {printable(refiner)}, has to be given by --refiner")
+        found.notes.append(
+            f"its refiner, {printable(refiner)}, is left out; set one with --refiner"
+        )
     if "full_prompt" in told or "styles" in told:
-        found.notes.append("its styles add words, which full_prompt tells; they are left out")
+        found.notes.append("its styles add text to the prompt (see full_prompt); it is left out")
     if told.keys() & {"sharpness", "adm_guidance"}:
         found.notes.append("its sharpness and ADM guidance have no counterpart here")
     found.take(told, FIELDS)

@@ -1,4 +1,4 @@
-"""The facts that a program's text gives, in the terms of our recipes."""
+"""The settings in a program's text, as fields of our recipes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL_FILE = re.compile(r"\.(?:safetensors|ckpt|pt|pth|bin|sft)$", re.IGNORECASE
 
 @dataclass
 class Found:
-    """What a program wrote into a picture.
+    """The settings that a program wrote into a picture.
 
     recipe: plain values of a recipe, files by their names alone; other: what has no place in one;
     notes: one line for each value that could not be read or is meant otherwise.
@@ -33,7 +33,7 @@ class Found:
     notes: list[str] = field(default_factory=list[str])
 
     def take(self, given: Mapping[str, Any], fields: Mapping[str, str]) -> None:
-        """Takes over values under the recipe's names; fields: the program's name -> the recipe's.
+        """Takes over values; fields: the program's name → the recipe's.
 
         The rest goes to `other`. Raises UndustError for more values than can be meant.
         """
@@ -48,7 +48,7 @@ class Found:
                 self.set(ours, value, name)
 
     def set(self, field: str, value: object, name: str = "") -> None:
-        """Sets one value of the recipe, or notes why it cannot be; name: the program's for it."""
+        """Sets a field of the recipe, or notes that it is invalid; name: the program's for it."""
         name = name or field
         if field in KINDS:
             number = as_number(value, KINDS[field])
@@ -68,7 +68,7 @@ class Found:
             self.recipe[field] = value
 
     def set_sampler(self, value: str, name: str = "sampler") -> None:
-        """A sampler, and the schedule that its name may hold, under our names."""
+        """Sets the sampler, and the schedule if its name includes one, under our names."""
         sampler, schedule = elsewhere(value)
         if sampler:
             self.recipe["sampler"] = sampler
@@ -78,7 +78,7 @@ class Found:
             self.recipe.setdefault("schedule", schedule)
 
     def set_schedule(self, value: str, name: str = "schedule") -> None:
-        """A schedule under our name."""
+        """Sets the schedule under our name."""
         schedule = schedule_elsewhere(value)
         if schedule:
             self.recipe["schedule"] = schedule
@@ -86,15 +86,15 @@ class Found:
             self.no_counterpart("schedule", value, name)
 
     def no_counterpart(self, field: str, value: str, name: str) -> None:
-        """Notes a sampler or a schedule that there is not here."""
+        """Adds a note on an unknown sampler or schedule."""
         self.other[name] = value
         self.notes.append(no_counterpart(field, printable(value), self.program))
 
     def add_lora(self, name: str, unet: object, text: object = None) -> None:
-        """Adds a LoRA and its weight; text: that of the text encoder, where it is another."""
+        """Adds a LoRA and its weight; text: another weight for the text encoder."""
         weight = as_number(unet, float)
         if weight is None:
-            self.notes.append(f"the weight of {printable(name)} is no number; 1 is used")
+            self.notes.append(f"the weight of {printable(name)} is not a number; 1 is used")
             weight = 1.0
         other = weight if text is None else as_number(text, float)
         if other != weight:
@@ -103,15 +103,15 @@ class Found:
 
 
 def different_weights(name: str, text: object, unet: object) -> str:
-    """The note on a LoRA whose two weights a recipe cannot tell apart."""
+    """The note on a LoRA with two weights, of which a recipe has one."""
     return (
         f"LoRA {printable(name)}: {quoted(text)} for the text encoder and {quoted(unet)} for the "
-        f"U-Net cannot be told apart here; {quoted(unet)} is used"
+        f"U-Net; there is one weight here, {quoted(unet)}"
     )
 
 
 def as_number(value: object, kind: Any) -> Any:
-    """The value as a finite number of that kind, or None; 20.0 and "20" are whole."""
+    """The value as a finite number of that type, or None; 20.0 and "20" count as integers."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -127,7 +127,7 @@ def as_number(value: object, kind: Any) -> Any:
 
 
 def as_scalar(value: object) -> str | int | float:
-    """A value as it is, or as JSON in one text if it is made of others."""
+    """A value, or its JSON text if it is a list or an object."""
     if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     try:
@@ -142,7 +142,7 @@ def base_name(path: str) -> str:
 
 
 def as_json(text: str) -> Any:
-    """The value of a JSON text, or None if it is none."""
+    """The value of a JSON text, or None for other texts."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -162,5 +162,5 @@ def as_list(value: object) -> list[Any]:
 
 
 def texts_of(values: Iterable[object]) -> list[str]:
-    """Those of the values that are texts and say something."""
+    """The values that are non-empty texts."""
     return [value for value in values if isinstance(value, str) and value.strip()]

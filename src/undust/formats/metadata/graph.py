@@ -1,4 +1,4 @@
-"""ComfyUI's graph: its nodes, and walks from a node to those that it is made from.
+"""ComfyUI's graph: its nodes, and walks from a node upstream.
 
 A node is `{"class_type": NAME, "inputs": {NAME: value or [node, output]}}`. Every walk visits a
 node once, so that neither a cycle nor a large graph takes long.
@@ -14,7 +14,7 @@ from typing import Any
 from undust.errors import printable
 from undust.formats.metadata.found import as_object
 
-# Inputs that hold a prompt's text, in the order in which they count.
+# Inputs with a prompt's text, in order of priority.
 TEXTS = (
     *("text", "text_g", "text_l", "t5xxl", "clip_l", "populated_text", "prompt", "string", "value"),
     *("text_a", "text_b", "text1", "text2", "string_a", "string_b", "text_0", "wildcard_text"),
@@ -43,7 +43,7 @@ class Node:
 
 @dataclass
 class Graph:
-    """The nodes by name, and how to walk them."""
+    """The nodes by name, with walks along their links."""
 
     nodes: dict[str, Node]
 
@@ -53,7 +53,7 @@ class Graph:
         along: Callable[[Node, str], bool],
         seen: set[str] | None = None,
     ) -> Iterator[Node]:
-        """The node at a link and all that it is made from, nearest first.
+        """The node at a link and all nodes upstream of it, nearest first.
 
         along: whether to follow an input of a node; seen: nodes not to visit, added to.
         """
@@ -66,7 +66,7 @@ class Graph:
             waiting += [link for key, link in node.links().items() if along(node, key)]
 
     def scalar(self, node: Node, *names: str) -> Any:
-        """An input's number or text, through nodes that only hold or pass on such a value."""
+        """An input's number or text, also from nodes that only hold or forward such a value."""
         for name in names:
             value = node.inputs.get(name)
             if link := link_of(value):
@@ -82,7 +82,7 @@ class Graph:
 
 
 def read_nodes(given: Mapping[str, Any]) -> dict[str, Node]:
-    """The nodes in a JSON object; values that are none are passed over."""
+    """The nodes in a JSON object; other values are skipped."""
     nodes: dict[str, Node] = {}
     for name, each in given.items():
         told = as_object(each) if isinstance(each, dict) else {}

@@ -39,7 +39,7 @@ EMPHASIS = re.compile(r"\w(?:\+{1,9}|-{2,9})(?:\s|,|$)|\)(?:\+{1,9}|-{1,9}|\d)")
 
 
 def read(texts: Mapping[str, str]) -> Found | None:
-    """The facts in the newest form that there is, or None."""
+    """The settings in the newest of the formats that is present, or None."""
     if told := as_object(texts.get("invokeai_metadata", "")):
         found = _version_3(told)
     elif told := as_object(texts.get("sd-metadata", "")):
@@ -50,7 +50,9 @@ def read(texts: Mapping[str, str]) -> Found | None:
         return None
     prompts = [str(found.recipe.get(name, "")) for name in ("prompt", "negative")]
     if any(EMPHASIS.search(prompt) for prompt in prompts):
-        found.notes.append("its emphasis, word++ and (word)1.3, is read as words here; (word:1.3)")
+        found.notes.append(
+            "its emphasis, word++ and (word)1.3, is read as plain text here; use (word:1.3)"
+        )
     if found.recipe.get("clip_skip") == 0:
         del found.recipe["clip_skip"]
     return found
@@ -118,7 +120,7 @@ def _bare(text: str) -> tuple[str, str]:
 
 
 def _prompts(found: Found, prompt: str) -> None:
-    """Takes the parts in square brackets for the negative prompt, as version 2 does."""
+    """Splits off the negative prompt, in square brackets as in version 2."""
     negatives = NEGATIVE.findall(prompt)
     found.recipe["prompt"] = NEGATIVE.sub("", prompt).strip()
     if negatives:

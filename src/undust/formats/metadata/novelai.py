@@ -29,14 +29,14 @@ EMPHASIS = re.compile(r"[{}\[\]]|\d::")
 
 
 def read(texts: Mapping[str, str]) -> Found | None:
-    """The facts in the texts, or None if they are not NovelAI's."""
+    """The settings in the texts, or None if they are not NovelAI's."""
     if texts.get("Software") != PROGRAM:
         return None
     found = Found(PROGRAM)
     told = dict(as_object(texts.get("Comment", "")))
     if not told:
         found.notes.append("its Comment, which holds the settings, cannot be read")
-    # Every picture has a strength; it counts for those begun from another one.
+    # Every picture has a strength; it only counts with an initial image.
     if "Img2Img" not in str(told.get("request_type", "")) and "image" not in told:
         for name in ("strength", "noise"):
             told.pop(name, None)
@@ -48,7 +48,7 @@ def read(texts: Mapping[str, str]) -> Found | None:
     if source := texts.get("Source"):
         found.other["Source"] = source
         found.notes.append(
-            f"its model, {printable(source)}, is NovelAI's own: give another to --model"
+            f"its model, {printable(source)}, is NovelAI's alone; set another one with --model"
         )
     if any(EMPHASIS.search(str(found.recipe.get(name, ""))) for name in ("prompt", "negative")):
         found.notes.append(

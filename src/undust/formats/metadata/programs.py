@@ -1,4 +1,4 @@
-"""Which program wrote a picture's texts, and the facts in them."""
+"""The program that wrote a picture's texts, and the settings in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JSON_KEYS = ("prompt", "invokeai_metadata", "sd-metadata", "generation_data")
 
 
 def read(texts: Mapping[str, str]) -> Found | None:
-    """The facts of the program that a picture is from, or None if no known one wrote its texts.
+    """The settings by the program that wrote a picture, or None if none is known.
 
     Where several wrote, the plainest text counts, and a note names the others. Raises UndustError
     for texts with more values than can be meant.
@@ -27,17 +27,17 @@ def read(texts: Mapping[str, str]) -> Found | None:
     first, *others = found
     if others:
         names = ", ".join(each.program for each in others)
-        first.notes.append(f"the picture also carries facts of {names}, which are not shown")
+        first.notes.append(f"the picture also has settings of {names}, which are not shown")
     return first
 
 
 def _all(texts: Mapping[str, str]) -> Iterator[Found]:
-    """Every reading that there is, the plainest first."""
+    """The settings of each program found, the most reliable first."""
     parameters = texts.get(A1111_KEY, "").strip("\0\ufeff \t\r\n")
     told = as_object(parameters) if parameters.startswith("{") else {}
     if isinstance(inner := told.get(A1111_KEY), str):
         parameters, told = inner, {}
-    # A prompt may begin with a bracket, but not as JSON does.
+    # A prompt may begin with a bracket, but not like a JSON object.
     broken = not told and CUT.match(parameters) is not None and "\nSteps: " not in parameters
     readings = (
         _a1111(texts, parameters) if parameters and not told and not broken else None,
@@ -72,7 +72,7 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
 
 
 def _a1111(texts: Mapping[str, str], text: str) -> Found:
-    """The web UI's text, and which of the programs that write it did."""
+    """The settings in the web UI's text, and the program that wrote it."""
     recipe = parse_a1111(text)
     other, notes = recipe.pop("other", {}), recipe.pop("notes", [])
     program = A1111
