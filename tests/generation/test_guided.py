@@ -143,7 +143,7 @@ def test_a_mask_is_read_and_kept_at_the_size_of_the_latent(tmp_path: Path):
     settled = resolve_guidance(asked, Painter(), (4, 2))
     assert settled.model_dump()["mask"] == mask([255] * 4)
     assert resolve_guidance(settled, Painter(), (4, 2)) == settled
-    with pytest.raises(UndustError, match="no picture"):
+    with pytest.raises(UndustError, match="not a picture"):
         end(recipe("grey").model_copy(update={"guides": (asked,)}))
     with pytest.raises(UndustError, match="guide region: its mask is not for 8x2"):
         end(recipe("grey", width=8).model_copy(update={"guides": (settled,)}))
