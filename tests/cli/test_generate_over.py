@@ -186,7 +186,7 @@ def test_layers_are_left_out(painted: Paint):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--strength", 0.5), "strength: it needs a picture to begin from (init)"),
+        (("--strength", 0.5), "strength: it needs a picture to start from (init)"),
         (("--mask", "mask.png"), "mask: it needs a picture"),
         (("--extend", "1,1,1,1"), "extend: it needs a picture"),
         (("--noise-level", 20), "noise_level: it needs a picture"),

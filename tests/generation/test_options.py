@@ -92,7 +92,7 @@ def test_every_prompt_gets_every_seed(model: LatentDiffusion, count: int, seed: 
         ({"size": 33}, "size: 33x33 is not divisible by 4"),
         ({"size": (32, 0)}, "size: 32x0 is not divisible"),
         ({"init": "a.png", "extend": "4,0,0,0", "size": 40}, "size: leave it out; with extend"),
-        ({"extend": "4,0,0,0"}, r"extend: it needs a picture to begin from \(init\)"),
+        ({"extend": "4,0,0,0"}, r"extend: it needs a picture to start from \(init\)"),
         ({"init": "none.png"}, r"none\.png cannot be read as a picture"),
         ({"init": "a.png", "mask": "none.png"}, r"none\.png cannot be read as a picture"),
         ({"loras": ["none.safetensors"]}, r"none\.safetensors does not exist$"),
@@ -175,8 +175,8 @@ def test_the_size_is_that_of_the_picture(
         assert side % 4 == 0
         assert wanted <= side < wanted + 4
     if extend is None:
-        assert model.recipes("a", init=image, size=(16, 8))[0].final == (16, 8)
-    assert model.recipes("a")[0].final == model.size == (32, 32)
+        assert model.recipes("a", init=image, size=(16, 8))[0].final_size == (16, 8)
+    assert model.recipes("a")[0].final_size == model.size == (32, 32)
 
 
 def test_files_are_named_with_what_is_in_them(model: LatentDiffusion, here: Path, tiny_model: Path):
@@ -217,7 +217,7 @@ def test_models_that_make_pictures_larger_have_their_own_defaults():
     with pytest.raises(UndustError, match=r"noise level: .* trained with at most 350, not 351"):
         larger.recipes("a", init=picture(9, 5), noise_level=351)
     for name, value in {"strength": 0.5, "mask": picture(9, 5), "upscale": 2.0}.items():
-        with pytest.raises(UndustError, match=f"{name}: a model that makes pictures larger"):
+        with pytest.raises(UndustError, match=f"{name}: not possible with an upscaling model"):
             larger.recipes("a", init=picture(9, 5), **{name: value})
 
 

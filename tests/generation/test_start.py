@@ -248,7 +248,7 @@ def test_every_sampler_paints_over_a_picture(sampler: str, strength: float):
     """With one picture to find, it is found from anywhere."""
     batch = [recipe(init=picture(), strength=strength, sampler=sampler, seed=s) for s in (1, 2)]
     painted = list(loop.sample_batch(Painter(), batch))
-    assert painted[-1].index + 1 == painted[-1].total == batch[0].total
+    assert painted[-1].index + 1 == painted[-1].total == batch[0].total_steps
     for image in to_images(painted[-1].x):
         assert image.getcolors() == [(WIDTH * HEIGHT, (255, 0, 0))]
 

@@ -171,7 +171,7 @@ def test_recipes_of_before_are_read():
         "undust": "0.1.0",
     }
     recipe = Recipe.read(old)
-    assert (recipe.taken, recipe.total, recipe.final) == (20, 20, (64, 64))
+    assert (recipe.first_pass_steps, recipe.total_steps, recipe.final_size) == (20, 20, (64, 64))
     assert (recipe.init, recipe.loras, recipe.framing) == (None, (), None)
     assert recipe.model_dump() == {name: value for name, value in old.items() if name != "guides"}
 
@@ -209,16 +209,16 @@ def test_the_picture_that_is_begun_from_is_one_of_the_settings(tmp_path: Path):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["strength"], r"strength: it needs a picture to begin from \(init\)"),
+        (["strength"], r"strength: it needs a picture to start from \(init\)"),
         (["mask"], "mask: it needs a picture"),
         (["extend"], "extend: it needs a picture"),
         (["noise_level"], "noise_level: it needs a picture"),
-        (["init", "mask", "upscale"], "upscale: the second pass would paint over what the mask"),
+        (["init", "mask", "upscale"], "upscale: the second pass would change what the mask"),
         (["init", "extend", "upscale"], "upscale: the second pass"),
-        (["init", "noise_level", "strength"], "strength: a model that makes pictures larger"),
-        (["init", "noise_level", "mask"], "mask: a model that makes pictures larger"),
-        (["init", "noise_level", "extend"], "extend: a model that makes pictures larger"),
-        (["init", "noise_level", "upscale"], "upscale: a model that makes pictures larger"),
+        (["init", "noise_level", "strength"], "strength: not possible with an upscaling model"),
+        (["init", "noise_level", "mask"], "mask: not possible with an upscaling model"),
+        (["init", "noise_level", "extend"], "extend: not possible with an upscaling model"),
+        (["init", "noise_level", "upscale"], "upscale: not possible with an upscaling model"),
     ],
 )
 def test_wishes_that_exclude_or_need_one_another(names: list[str], said: str):
@@ -281,7 +281,7 @@ def test_wishes_that_cannot_be(fields: dict[str, Any], said: str):
 )
 def test_how_many_steps_are_taken(fields: dict[str, Any], taken: int, total: int):
     recipe = Recipe.read({**LEAST, **fields})
-    assert (recipe.taken, recipe.total) == (taken, total)
+    assert (recipe.first_pass_steps, recipe.total_steps) == (taken, total)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_a_share_of_the_steps(steps: int, strength: Decimal):
 
 def taken_of(steps: int, strength: float, **fields: Any) -> int:
     asked = {"steps": steps, "init": PICTURE, "strength": strength}
-    return Recipe.read({**LEAST, **asked, **fields}).taken
+    return Recipe.read({**LEAST, **asked, **fields}).first_pass_steps
 
 
 def test_recipes_of_the_first_version_keep_their_steps():
@@ -314,8 +314,8 @@ def test_a_larger_picture_has_the_size_that_was_asked_for(side: int, factor: Dec
     """By exact arithmetic, which 200 × 1.1 = 220.00000000000003 is not."""
     fields = {**LEAST, "width": side, "height": 1, "upscale": {"factor": float(factor)}}
     recipe = Recipe.read(fields)
-    assert recipe.final == (math.ceil(side * factor), math.ceil(factor))
-    assert Recipe.read({**LEAST, "width": side, "height": 1}).final == (side, 1)
+    assert recipe.final_size == (math.ceil(side * factor), math.ceil(factor))
+    assert Recipe.read({**LEAST, "width": side, "height": 1}).final_size == (side, 1)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def seconds(number: float) -> str:
 
 
 class Settings(Protocol):
-    """What recipes and reports both tell of how pictures were painted."""
+    """The settings of a generation that recipes and reports both have."""
 
     steps: int
     sampler: str
@@ -113,7 +113,7 @@ class Settings(Protocol):
 
 
 def settings(made: Settings, taken: int | None = None) -> str:
-    """How pictures were painted, in a few words; taken: how many steps, if not all of them."""
+    """The settings in one line; taken: the number of steps, if not all of them."""
     steps = "1 step" if made.steps == 1 else f"{made.steps} steps"
     if taken is not None and taken != made.steps:
         steps = f"{taken} of {steps}" if taken < made.steps else f"{taken} steps"

@@ -59,7 +59,7 @@ class Output:
         if self.file:
             from undust.formats.recipe_png import texts_for
 
-            texts_for(self.folder / self.file, recipe.final, recipe.model_dump())
+            texts_for(self.folder / self.file, recipe.final_size, recipe.model_dump())
 
     def save(self, picture: Picture) -> Path:
         """Writes a picture; in a folder it never replaces a file."""

@@ -41,7 +41,7 @@ def generate_files(
     total = sum(len(batch) for batch in batches) if again is None else 1
     thumbnails: list[Image.Image] = []
     began = time.monotonic()
-    with console.Progress(sum(batch[0].total for batch in batches), "steps") as progress:
+    with console.Progress(sum(batch[0].total_steps for batch in batches), "steps") as progress:
         try:
             for picture, seconds in _pictures(model, batches, progress, again, noise):
                 path = output.save(picture)
@@ -58,7 +58,7 @@ def generate_files(
     recipe = batches[0][0]
     made = f"{total} pictures" if total > 1 else f"seed {recipe.seed}"
     took = console.seconds(time.monotonic() - began)
-    console.summary(f"{made}, {took}: {console.settings(recipe, recipe.total)}")
+    console.summary(f"{made}, {took}: {console.settings(recipe, recipe.total_steps)}")
 
 
 def _pictures(

@@ -234,7 +234,7 @@ def _ranks(
 ) -> list[int]:
     """For each recipe's picture the number of reference pictures nearer than the wanted one."""
     ranks: list[int] = []
-    done, total = 0, sum(recipe.total for recipe in recipes)
+    done, total = 0, sum(recipe.total_steps for recipe in recipes)
 
     def observed(step: loop.Step) -> loop.Step:
         nonlocal done

@@ -84,7 +84,7 @@ class BatchContext:
 
     def sigma_after(self, share: float) -> float:
         """The noise level at which that share of the steps is done."""
-        steps = self.batch[0].whole(share * (len(self.sigmas) - 1))
+        steps = self.batch[0].rounded(share * (len(self.sigmas) - 1))
         return self.sigmas[math.ceil(steps)].item()
 
     def guided(self) -> Denoise:

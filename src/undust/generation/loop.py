@@ -77,7 +77,7 @@ def batches(
     Raises UndustError for files that have changed or do not fit the model.
     """
     for waiting in _alike(model, recipes):
-        pixels = math.prod(waiting[0].final)
+        pixels = math.prod(waiting[0].final_size)
         # An adaptive sampler amplifies rounding: whether it takes a step hangs on the last bits.
         alone = exact or SAMPLERS[waiting[0].sampler].adaptive
         size = 1 if alone else max(1, min(MAX_BATCH_PIXELS // pixels, 64))
@@ -140,7 +140,7 @@ def sample_batch(
     drawn = _noise(larger, model.latent_shape(larger[0].width, larger[0].height))
     begun = prepared(model, larger, pictures)
     for again in _sample(model, larger, drawn.start(1), drawn, begun):
-        yield replace(again, index=step.index + 1 + again.index, total=first.total)
+        yield replace(again, index=step.index + 1 + again.index, total=first.total_steps)
 
 
 def _batched(noise: object, dimensions: int) -> Tensor:
@@ -162,13 +162,15 @@ def _sample(
 ) -> Iterator[Step]:
     """One pass from unit noise [B, C, h, w] to the last level."""
     first = batch[0]
-    levels = sigmas(first.schedule, model.process, first.steps)[-first.taken - 1 :]
+    levels = sigmas(first.schedule, model.process, first.steps)[-first.first_pass_steps - 1 :]
     denoise = guided(model, batch, levels, start)
-    x = start.noised(unit, model.process, levels[0], all_steps=first.taken == first.steps)
+    x = start.noised(
+        unit, model.process, levels[0], all_steps=first.first_pass_steps == first.steps
+    )
     for step in SAMPLERS[first.sampler](denoise, x, levels, drawn):
         yield Step(
             step.index,
-            first.total,
+            first.total_steps,
             float(step.sigma),
             step.x,
             step.x0,

@@ -27,13 +27,13 @@ from undust.recipe.plain import Frozen, reason
 from undust.recipe.request import OPTIONS
 
 FIRST_VERSION = "0.1.0"
-# What one picture of a batch does not share with the others.
+# The fields in which the pictures of a batch may differ.
 OWN = {"prompt", "negative", "seed", "batch", "place", "given_noise", "toward"}
-STRENGTH = 0.75  # of a picture that is only begun from; what a mask marks is painted anew
+STRENGTH = 0.75  # default of image to image without a mask; with one it is 1
 
 
 def absent(value: object) -> bool:
-    """Whether a field says nothing, and is left out where a recipe is written."""
+    """Whether a field is empty, so that it is left out of the JSON."""
     return value is None or value == ()
 
 
@@ -100,7 +100,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _steps_as_listed(cls, fields: object) -> object:
-        """A list of σ says how many steps there are."""
+        """A list of σ determines the number of steps."""
         match fields:
             case {"steps": _}:
                 return fields
@@ -112,7 +112,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _strength_as_usual(cls, fields: object) -> object:
-        """How strongly a picture is painted over, where that is not said."""
+        """The default strength."""
         if not isinstance(fields, dict):
             return fields
         known = cast("dict[str, object]", fields)
@@ -130,14 +130,14 @@ class Recipe(Frozen):
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
-        """The recipe in plain values. Raises UndustError naming the field that cannot be."""
+        """The recipe in plain values; UndustError, which names the field, if one is not valid."""
         try:
             recipe = cls.model_validate(dict(fields))
         except ValidationError as error:
             raise UndustError(reason(error)) from None
         check_together(recipe.guides, recipe.sampler)
         recipe._check_task()
-        if recipe.batch * recipe.final[0] * recipe.final[1] > LARGEST:
+        if recipe.batch * recipe.final_size[0] * recipe.final_size[1] > LARGEST:
             together = f" for {recipe.batch} at once" if recipe.batch > 1 else ""
             raise UndustError(
                 f"size: {recipe.width}x{recipe.height} is too large{together}; "
@@ -150,16 +150,16 @@ class Recipe(Frozen):
     def _check_task(self) -> None:
         for name in ("strength", "mask", "extend", "noise_level"):
             if getattr(self, name) is not None and self.init is None:
-                raise UndustError(f"{name}: it needs a picture to begin from (init)")
+                raise UndustError(f"{name}: it needs a picture to start from (init)")
         if self.mask_is_hole and self.mask is None:
             raise UndustError("mask_is_hole: it needs a mask")
         for name in ("strength", "mask", "extend", "upscale"):
             if self.noise_level is not None and getattr(self, name) is not None:
-                raise UndustError(f"{name}: a model that makes pictures larger has no use for it")
+                raise UndustError(f"{name}: not possible with an upscaling model (noise_level)")
         if self.upscale and (self.mask or self.extend):
             raise UndustError(
-                "upscale: the second pass would paint over what the mask keeps; upscale the "
-                "finished picture instead (init)"
+                "upscale: the second pass would change what the mask keeps; upscale the finished "
+                "picture instead (init)"
             )
         for control in self.controls:
             if control.start >= control.end:
@@ -167,29 +167,26 @@ class Recipe(Frozen):
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What pictures painted in one batch have in common."""
+        """The fields that pictures of one batch share."""
         return tuple(getattr(self, name) for name in type(self).model_fields if name not in OWN)
 
     @property
-    def final(self) -> tuple[int, int]:
-        """Width and height at the end of the last pass, as asked for."""
+    def final_size(self) -> tuple[int, int]:
+        """Width and height of the result of the last pass."""
         size = self.width, self.height
         return self.upscale.size(*size) if self.upscale else size
 
     @property
-    def taken(self) -> int:
-        """How many of its steps the first pass takes: only the last where a picture is begun from.
-
-        All of them for what is painted anew, and where the picture is one to be made large.
-        """
+    def first_pass_steps(self) -> int:
+        """The number of steps of the first pass: all of them, or with a strength the last ones."""
         return self.steps if self.strength is None else self._share(self.strength)
 
     @property
-    def total(self) -> int:
-        """How many steps all passes take."""
-        return self.taken + (self._share(self.upscale.strength) if self.upscale else 0)
+    def total_steps(self) -> int:
+        """The number of steps of all passes."""
+        return self.first_pass_steps + (self._share(self.upscale.strength) if self.upscale else 0)
 
-    def whole(self, steps: float) -> float:
+    def rounded(self, steps: float) -> float:
         """A share of the steps, without the error of its product: 100 × 0.29 is less than 29.
 
         Recipes of the first version keep that error, so that their pictures stay the same.
@@ -197,8 +194,8 @@ class Recipe(Frozen):
         return steps if self.undust == FIRST_VERSION else round(steps, 6)
 
     def _share(self, strength: float) -> int:
-        """How many of the steps, the last ones, paint over a picture with that strength."""
-        return max(1, int(self.whole(self.steps * strength)))
+        """The number of steps, the last ones, for a strength."""
+        return max(1, int(self.rounded(self.steps * strength)))
 
 
 def between(first: Recipe, last: Recipe, count: int) -> list[Recipe]:

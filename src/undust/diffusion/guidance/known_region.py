@@ -1,4 +1,4 @@
-"""Components of the picture that are known, and only the rest is painted."""
+"""Inpainting: parts of the picture are known, and only the rest is generated."""
 
 from __future__ import annotations
 
