@@ -181,7 +181,7 @@ def test_what_is_written_is_read_back(process: Process, prediction: str):
 
 
 @given(
-    shift=st.floats(Flow.LEAST, Flow.MOST),
+    shift=st.floats(Flow.MIN_SHIFT, Flow.MAX_SHIFT),
     steps=st.integers(2, 100_000),
     low=st.floats(1e-6, 1.0),
     high=st.floats(1.5, 1e6),

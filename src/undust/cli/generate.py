@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from undust.recipe.recipe import Recipe
 
 
-MOST = 10_000  # pictures per prompt
+MAX_COUNT = 10_000  # pictures per prompt
 
 
 @request_options()
@@ -65,8 +65,10 @@ def generate(
     if "size" in options:
         read_size(options["size"])
     count = options.get("count", 1)
-    if count > MOST:
-        raise UndustError(f"--count: {count} is too many; {MOST} pictures per prompt are the most")
+    if count > MAX_COUNT:
+        raise UndustError(
+            f"--count: {count} is too many; {MAX_COUNT} pictures per prompt are the most"
+        )
     output = Output.choose(out, len(texts) * count)
     from undust.generation import loop
     from undust.pipeline import load

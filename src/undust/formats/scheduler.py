@@ -65,7 +65,7 @@ EDM_PREDICTIONS = {"edm": "epsilon", "v_prediction": "v_prediction"}  # ours -> 
 Steps = Annotated[int, Field(ge=2, le=100_000)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 Sigma = Annotated[float, Field(ge=1e-9, le=1e9)]  # its square is a number in float32 too
-Shift = Annotated[float, Field(ge=Flow.LEAST, le=Flow.MOST)]
+Shift = Annotated[float, Field(ge=Flow.MIN_SHIFT, le=Flow.MAX_SHIFT)]
 
 
 class _Config(BaseModel):

@@ -152,7 +152,7 @@ def test_a_shift_is_a_factor_of_sigma_that_the_network_does_not_notice():
     assert torch.equal(shifted.input_scale(sigma), plain.input_scale(sigma))
 
 
-@pytest.mark.parametrize("shift", [Flow.LEAST, Flow.MOST])
+@pytest.mark.parametrize("shift", [Flow.MIN_SHIFT, Flow.MAX_SHIFT])
 def test_every_shift_allowed_reaches_noise_alone(shift: float):
     """To a few digits: the last time is that near to 1."""
     assert Flow(shift=shift).sigma_max == pytest.approx(SIGMA_INF, rel=1e-5)

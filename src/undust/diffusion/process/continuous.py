@@ -225,16 +225,16 @@ class Flow(Process):
     σ; the network's time step is T·τ. The last σ, infinite at t = 1, is SIGMA_INF.
     """
 
-    LEAST: ClassVar = 1e-3  # with a shift much smaller the last time is 1 in float64
-    MOST: ClassVar = 1e3
+    MIN_SHIFT: ClassVar = 1e-3  # with a shift much smaller the last time is 1 in float64
+    MAX_SHIFT: ClassVar = 1e3
 
     shift: float = 1.0
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        if not self.LEAST <= self.shift <= self.MOST:
+        if not self.MIN_SHIFT <= self.shift <= self.MAX_SHIFT:
             raise UndustError(
-                f"shift: {self.shift} is not a factor from {self.LEAST:g} to {self.MOST:g}; "
+                f"shift: {self.shift} is not a factor from {self.MIN_SHIFT:g} to {self.MAX_SHIFT:g}; "
                 "1 shifts nothing"
             )
 
