@@ -1,4 +1,4 @@
-"""`undust models`, `samplers` and `guidances`: what there is to choose from."""
+"""`undust models`, `samplers` and `guidances`: lists of names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def models() -> None:
 
 
 def samplers() -> None:
-    """List the samplers: how to step from dust to picture."""
+    """List the samplers."""
     from undust.diffusion.samplers import SAMPLERS
 
     console.table(
@@ -42,7 +42,7 @@ def samplers() -> None:
 
 
 def guidances() -> None:
-    """List the guides: what `--guide` can ask for beside the guidance scale."""
+    """List the guidance methods that `--guide` adds, with their settings."""
     from undust.diffusion.guidance import GUIDANCES
     from undust.recipe.guidance import settings_of
 

@@ -234,7 +234,8 @@ class Flow(Process):
     def __post_init__(self) -> None:
         if not self.MIN_SHIFT <= self.shift <= self.MAX_SHIFT:
             raise UndustError(
-                f"shift: {self.shift} is not a factor from {self.MIN_SHIFT:g} to {self.MAX_SHIFT:g}; "
+                f"shift: {self.shift} is not a factor from {self.MIN_SHIFT:g} to "
+                f"{self.MAX_SHIFT:g}; "
                 "1 shifts nothing"
             )
 
