@@ -36,6 +36,7 @@ from undust.formats.files import expanded
 from undust.interrupts import STOPPED, stopping_in_imports
 from undust.regular import locale_lacks
 
+NUMBERS = {"integer": "a whole number", "number": "a number"}  # Typer's types in plain words
 WRONG, BUG = 2, 1  # exit codes, beside STOPPED
 OUR_LETTERS = "αβελσ"  # in messages
 
@@ -165,6 +166,8 @@ def _explained(error: Exception, arguments: Sequence[str]) -> str:
             return f"no such option: {name}; {nearest}"
         case typer.TyperException():
             text = error.format_message().rstrip(".")
+            for kind, plain in NUMBERS.items():
+                text = re.sub(f"Input should be a valid {kind}.*", f"expected {plain}", text)
             context = getattr(error, "ctx", None)
             more = f"; see {context.command_path} --help" if context else ""
             return f"{text[:1].lower()}{text[1:]}{more}"
