@@ -30,8 +30,8 @@ def test_what_the_parts_of_each_variant_come_to():
         assert model.num_size_ids == sizes
         scale = 5.0 if sizes else 9.0 if known.low_res_process() else 7.5  # of diffusers' pipelines
         assert model.guidance == scale
-        assert model.text_names == tuple(text.folder for text in known.texts)
-        assert list(model.networks) == ["vae", "unet", *model.text_names]
+        folders = [text.folder for text in known.texts]
+        assert list(model.networks) == ["vae", "unet", *folders]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,6 @@ def test_every_variant_comes_back_to_the_bit(written: Written, tmp_path: Path, v
     names = (
         "prediction",
         "force_zeros_for_empty_prompt",
-        "text_names",
         "extra_channels",
         "num_size_ids",
         "downsampling_factor",
@@ -97,6 +96,7 @@ def test_every_variant_comes_back_to_the_bit(written: Written, tmp_path: Path, v
     for name in (*names, "max_noise_level"):
         assert getattr(read, name) == getattr(model, name), name
     for ours, theirs in zip(model.texts, read.texts, strict=True):
+        assert ours.name == theirs.name
         assert (ours.penultimate, ours.pooled) == (theirs.penultimate, theirs.pooled)
         for name in ("vocabulary", "merges", "length", "padding"):
             assert getattr(ours.tokenizer, name) == getattr(theirs.tokenizer, name), name

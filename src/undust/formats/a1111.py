@@ -34,7 +34,7 @@ from undust.formats.metadata.found import (
 
 NEGATIVE = "Negative prompt:"
 FEWEST = 3  # a last line with fewer settings than this is part of the prompt
-USUAL = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash")
+COMMON_KEYS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash")
 # The length of a key is limited, so that no line takes quadratic time.
 SETTING = re.compile(r"(\w[\w \-/]{1,60}):\s*")
 QUOTED = re.compile(r'("(?:\\.|[^\\"])+")\s*(?:,|$)')
@@ -44,7 +44,7 @@ JSON = json.JSONDecoder()
 FUNCTION = re.compile(r"[a-z0-9_]+")  # a sampler's name as ComfyUI has it
 NETWORK = re.compile(r" ?<(lora|lyco|hypernet):([^:<>\n]+)((?::[^:<>\n]{0,200}){0,20})>")
 RESOURCES = "Civitai resources"
-MOST = 20  # notes on them
+MAX_NOTES = 20  # notes on them
 FIELDS = {  # their name -> the recipe's, and its type
     "Steps": ("steps", int),
     "CFG scale": ("guidance", float),
@@ -161,9 +161,9 @@ def _parted(lines: list[str]) -> tuple[list[str], str, list[str]]:
     usual names; failing that the last line, if it has enough of any.
     """
     for place in reversed(range(len(lines))):
-        if sum(f"{name}:" in lines[place] for name in USUAL) > 1:
+        if sum(f"{name}:" in lines[place] for name in COMMON_KEYS) > 1:
             found = _settings(lines[place])
-            if len(found) >= FEWEST and sum(name in USUAL for name, _ in found) > 1:
+            if len(found) >= FEWEST and sum(name in COMMON_KEYS for name, _ in found) > 1:
                 return lines[:place], lines[place], lines[place + 1 :]
     if len(_settings(lines[-1])) >= FEWEST:
         return lines[:-1], lines[-1], []
@@ -298,7 +298,7 @@ def _resources(settings: Mapping[str, str], known: bool) -> Iterator[str]:
 
     known: the checkpoint's file is told elsewhere.
     """
-    for each in as_list(as_json(settings.get(RESOURCES, "")))[:MOST]:
+    for each in as_list(as_json(settings.get(RESOURCES, "")))[:MAX_NOTES]:
         told = as_object(each)
         title = " ".join(texts_of([told.get("modelName"), told.get("modelVersionName")]))
         kind, weight = told.get("type"), told.get("weight")

@@ -236,11 +236,6 @@ class Components:
         return self.unet.config.num_size_ids(pooled or 0)
 
     @property
-    def text_names(self) -> tuple[str, ...]:
-        """The names of the text encoders in a model folder."""
-        return tuple(each.name for each in self.texts)
-
-    @property
     def networks(self) -> dict[str, nn.Module]:
         """All networks; text encoders by their names in a model folder."""
         encoders = {each.name: each.encoder for each in self.texts}

@@ -75,11 +75,8 @@ def _from_file(path: Path, dtype: torch.dtype | None, beside: Path) -> ControlNe
         network, where = _known(beside, shapes)
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         wanted = {spec.key for spec in where.values()}
-        found = {key: shapes[key] for key in shapes if key in wanted or not _is_ignored(key)}
-        key_map.check_shapes(found, own, where, "the ControlNet")
-        for key in sorted(wanted):
-            if not entries[key].dtype.is_floating_point:
-                raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
+        found = {key: entries[key] for key in entries if key in wanted or not _is_ignored(key)}
+        key_map.check_tensors(found, own, where, "the ControlNet")
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
     load_into(network, key_map.from_original(safetensors_file.load(path, dtype), where), path)

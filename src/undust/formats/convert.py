@@ -126,7 +126,11 @@ def write_model(
         return []
     if layout == "folder":
         make_folder(path.parent)
-        _write_folder(model, path, dtype, wrote)
+        if isinstance(model, Components):
+            model_folder.write(model, path, dtype, wrote)
+            return []
+        with atomic_folder(path, replace=True) as building:
+            save_component(building, model, dtype, wrote)
         return []
     tensors, notes = single_file.tensors(model)
     make_folder(path.parent)
@@ -233,19 +237,6 @@ def _unpickled(component: Path, scratch: Path) -> Path:
     (copy / CONFIG).write_bytes(read_bytes(component / CONFIG))
     pickles.unpack(component / found[0], copy / PICKLED[found[0]])
     return copy
-
-
-def _write_folder(
-    model: single_file.Model,
-    path: Path,
-    dtype: torch.dtype | None,
-    wrote: Callable[[int], object],
-) -> None:
-    if isinstance(model, Components):
-        model_folder.write(model, path, dtype, wrote)
-        return
-    with atomic_folder(path, replace=True) as building:
-        save_component(building, model, dtype, wrote)
 
 
 def _kind(model: Model) -> str:

@@ -168,7 +168,7 @@ class _EDM(_Config):
         return process, ours[self.prediction_type]
 
 
-KINDS: dict[str, type[_Config]] = {
+SCHEDULERS: dict[str, type[_Config]] = {
     **dict.fromkeys(CLASSES, _Discrete),
     **dict.fromkeys(KARRAS_CLASSES, _Karras),
     **dict.fromkeys(CONSISTENCY_CLASSES, _Consistency),
@@ -185,10 +185,10 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
     """
     limit_entries(str(where), fields)
     name = fields.get("_class_name")
-    kind = KINDS.get(name) if isinstance(name, str) else None
+    kind = SCHEDULERS.get(name) if isinstance(name, str) else None
     try:
         if kind is None:
-            raise _unsupported("_class_name", name, KINDS)
+            raise _unsupported("_class_name", name, SCHEDULERS)
         if fields.get("use_flow_sigmas") and name not in FLOW_SIGMAS:
             raise UndustError(f"use_flow_sigmas: only supported for {', '.join(FLOW_SIGMAS)}")
         known = {

@@ -26,7 +26,7 @@ from undust.formats.lora.factors import Factors, Kronecker, factors, magnitude, 
 from undust.formats.lora.names import Target, lookup, only_encoder_is_first, split
 from undust.formats.lora.peft_config import Configs
 
-OTHERS = ("alpha", "bias", "up_bias", "dora_scale", "magnitude")  # roles beside the factors'
+OTHER_ROLES = ("alpha", "bias", "up_bias", "dora_scale", "magnitude")  # roles beside the factors'
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def _change(
     """A module's change, from its tensors."""
     shape = tuple(layer.get_parameter("weight").shape)
     change, rank = factors(
-        {role: tensor for role, tensor in roles.items() if role not in OTHERS}, shape
+        {role: tensor for role, tensor in roles.items() if role not in OTHER_ROLES}, shape
     )
     if "alpha" in roles:
         scale = _scale(roles["alpha"], rank)

@@ -51,7 +51,7 @@ PEFT_METHODS = {
     "waveft": "WaveFT",
 }
 # LyCORIS, kohya and others: one such key decides the kind.
-OTHERS = {
+UNSUPPORTED = {
     r"\.oft_(blocks|diag)$": "OFT",
     r"\.([ab][12]|bm)\.weight$": "GLoRA",
     r"\.on_input$": "IA³",
@@ -90,7 +90,7 @@ TEXT = re.compile(r"attn2[._](?:processor\.)?to_[kv]$")
 def unsupported(shapes: Shapes, configs: Configs) -> str:
     """The kind of a file that cannot be used, such as "GLoRA"; "" for any other file."""
     for key, shape in shapes.items():
-        if kind := _matching(OTHERS, (key,)):
+        if kind := _matching(UNSUPPORTED, (key,)):
             return "BOFT" if kind == "OFT" and len(shape) == 4 else kind  # LyCORIS'
         if found := METHOD.search(key):
             return PEFT_METHODS[found["method"]]

@@ -35,9 +35,9 @@ FLAT = {
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_",),
 }
-ALONE = "lora_te_"  # the only text encoder, also where it is the second of its family
+ONLY_ENCODER = "lora_te_"  # the only text encoder, also where it is the second of its family
 # Files may call a refiner's only text encoder the first, unless they have keys of the second too.
-FIRST, SECOND = ("text_encoder.", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
+FIRST_ENCODER, SECOND_ENCODER = ("text_encoder.", "lora_te1_"), ("text_encoder_2.", "lora_te2_")
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 ROLES = {
     "lora_up": r"(?:\.lora_up|[._]lora\.up|\.lora_linear_layer\.up|\.lora_B(?:\.[^.]+)?)\.weight",
@@ -80,7 +80,9 @@ def split(key: str) -> tuple[str, str]:
 
 def only_encoder_is_first(networks: Mapping[str, nn.Module], keys: Iterable[str]) -> bool:
     """Whether the file's first text encoder is the model's only one, its second."""
-    return "text_encoder" not in networks and not any(key.startswith(SECOND) for key in keys)
+    return "text_encoder" not in networks and not any(
+        key.startswith(SECOND_ENCODER) for key in keys
+    )
 
 
 def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[str, set[Target]]:
@@ -91,9 +93,9 @@ def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[
     """
     known: defaultdict[str, set[Target]] = defaultdict(set)
     alone = "" if "text_encoder" in networks else "text_encoder_2"
-    first = FIRST if only_encoder_is_first(networks, keys) else ()
+    first = FIRST_ENCODER if only_encoder_is_first(networks, keys) else ()
     for part, network in networks.items():
-        more = (ALONE, *first) if part == alone else ()
+        more = (ONLY_ENCODER, *first) if part == alone else ()
         dotted = *DOTTED[part], *(prefix for prefix in more if prefix.endswith("."))
         flat = *FLAT[part], *(prefix for prefix in more if prefix.endswith("_"))
         original = _original_names(network)

@@ -18,7 +18,7 @@ from undust.formats.lora.names import PEFT, Target
 METADATA = "lora_adapter_metadata"  # diffusers': the configurations of all parts in one
 FILE_NAME = "adapter_config.json"  # PEFT's, beside its adapter_model.safetensors
 NAME = re.compile(r"[\w.]*")
-LARGEST = 2**31  # of any alpha
+MAX_NUMBER = 2**31  # of any alpha
 METHODS = ("LORA", "LOHA", "LOKR")  # peft_type of the supported ones
 # init_lora_weights for which PEFT trains beside another base: W less the adapter as it began, or W
 # quantised. For every other value (true, false, gaussian, eva, orthogonal, mica) the base is W.
@@ -171,6 +171,6 @@ def _own(pattern: Mapping[str, float], module: str, otherwise: float | None) -> 
 
 
 def _number(value: object, where: str) -> float:
-    if type(value) in (int, float) and abs(cast(float, value)) < LARGEST:
+    if type(value) in (int, float) and abs(cast(float, value)) < MAX_NUMBER:
         return float(cast(float, value))
     raise UndustError(f"{where} is {printable(value)}, not a valid number")

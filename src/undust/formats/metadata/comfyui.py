@@ -23,7 +23,7 @@ from undust.formats.metadata.found import (
     base_name,
     texts_of,
 )
-from undust.formats.metadata.graph import CHAIN, TEXTS, Graph, Link, Node, link_of, read_nodes
+from undust.formats.metadata.graph import MAX_CHAIN, TEXTS, Graph, Link, Node, link_of, read_nodes
 
 PROGRAM = "ComfyUI"
 MODELS = ("ckpt_name", "unet_name", "base_ckpt_name", "model_name")  # a checkpoint's file
@@ -33,11 +33,11 @@ JOINED = ("delimiter", "separator")
 SAMPLES = ("latent_image", "samples", "latent", "pixels", "image", "images")
 CONDITION = re.compile(r"cond|positive|negative", re.IGNORECASE)
 # Inputs on the way from a sampler to its text that do not lead to text.
-ASIDE = {
+WITHOUT_TEXT = {
     *("clip", "model", "vae", "image", "images", "control_net", "mask", "style_model", "pixels"),
     *("clip_vision", "clip_vision_output", "latent", "samples"),
 }
-MEANT = {  # the sampler's input -> the recipe's field
+FIELDS = {  # the sampler's input -> the recipe's field
     "seed": "seed",
     "noise_seed": "seed",
     "steps": "steps",
@@ -47,7 +47,9 @@ MEANT = {  # the sampler's input -> the recipe's field
     "denoise": "strength",
 }
 SIDES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))
-PLACED = re.compile(r"(Karras|Exponential|Polyexponential)Scheduler")  # nodes that are a schedule
+SCHEDULE_NODE = re.compile(
+    r"(Karras|Exponential|Polyexponential)Scheduler"
+)  # nodes that are a schedule
 # Limits, far above real graphs: samplers in a row, nodes and characters of a prompt.
 MAX_PASSES, MAX_CONDITIONS, MAX_PROMPT = 100, 1000, 2**17
 
@@ -120,11 +122,11 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
     links = sampler.links()
     # SamplerCustom's inputs come from separate nodes.
     parts = {
-        name: list(graph.upstream(links.get(name), lambda _, key: key not in ASIDE))
+        name: list(graph.upstream(links.get(name), lambda _, key: key not in WITHOUT_TEXT))
         for name in ("noise", "sampler", "sigmas", "guider")
     }
     holders = [sampler, *(node for part in parts.values() for node in part)]
-    for name, ours in MEANT.items():
+    for name, ours in FIELDS.items():
         values = (graph.scalar(node, name) for node in holders if name in node.inputs)
         value = next((each for each in values if each is not None), None)
         if value is not None and ours not in found.recipe:
@@ -132,7 +134,7 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
     for name, key in (("sampler", "sampler_name"), ("sigmas", "scheduler")):
         part = parts[name]
         if part and not any(key in node.inputs for node in part):
-            if placed := PLACED.match(part[0].kind):
+            if placed := SCHEDULE_NODE.match(part[0].kind):
                 found.set_schedule(placed[1])
             else:
                 found.notes.append(f"{name}: {part[0]} has no known counterpart here")
@@ -179,7 +181,7 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
         links = node.links()
         follow = [links[role]] if role in links else []
         follow = follow or [link for key, link in links.items() if CONDITION.search(key)]
-        follow = follow or [link for key, link in links.items() if key not in ASIDE]
+        follow = follow or [link for key, link in links.items() if key not in WITHOUT_TEXT]
         if "control_net" in links:
             found.notes.append(f"{node}: its ControlNet is left out; set one with --control")
         waiting += reversed(follow)
@@ -224,7 +226,7 @@ def _string(graph: Graph, node: Node, key: str) -> str | None:
         return value
     told: list[str] = []
     way = graph.upstream(link_of(value), lambda _, name: name in TEXTS or name.startswith("input"))
-    for source in islice(way, CHAIN):
+    for source in islice(way, MAX_CHAIN):
         own = texts_of(source.inputs.get(name) for name in TEXTS)
         told += [_joined(source, own)] if source.inputs.keys() & PAIRS else own[:1]
     return " ".join(filter(None, told))[:MAX_PROMPT] if told else None

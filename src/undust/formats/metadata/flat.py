@@ -75,7 +75,7 @@ CIVITAI = {
 }
 EASY_SIGNS = {"use_stable_diffusion_model", "Stable Diffusion model"}
 # Names that scripts and small programs use.
-USUAL = {
+COMMON = {
     **EASY,
     "negativePrompt": "negative",
     "steps": "steps",
@@ -154,7 +154,7 @@ def unknown(told: Mapping[str, Any]) -> Found:
     """Unknown programs: values under the usual names, if there is a prompt."""
     found = Found("an unknown program", notes=["its names and values are of no known form"])
     is_prompt = isinstance(told.get("prompt", told.get("Prompt")), str)
-    found.take(told, USUAL if is_prompt else {})
+    found.take(told, COMMON if is_prompt else {})
     return found
 
 

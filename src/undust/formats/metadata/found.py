@@ -12,7 +12,7 @@ from typing import Any, cast
 from undust.diffusion.aliases import elsewhere, no_counterpart, schedule_elsewhere
 from undust.errors import limit_entries, printable, quoted
 
-KINDS: dict[str, Any] = {
+FIELD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip"), int),
     **dict.fromkeys(("guidance", "strength"), float),
 }
@@ -50,8 +50,8 @@ class Found:
     def set(self, field: str, value: object, name: str = "") -> None:
         """Sets a field of the recipe, or notes that it is invalid; name: the program's for it."""
         name = name or field
-        if field in KINDS:
-            number = as_number(value, KINDS[field])
+        if field in FIELD_TYPES:
+            number = as_number(value, FIELD_TYPES[field])
             if number is None:
                 self.notes.append(f"{name} has to be a number, not {quoted(value)}")
             else:

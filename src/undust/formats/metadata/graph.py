@@ -20,7 +20,7 @@ TEXTS = (
     *("text_a", "text_b", "text1", "text2", "string_a", "string_b", "text_0", "wildcard_text"),
 )
 NUMBERS = ("value", "seed", "noise_seed", "int", "float", "number", "Number", "Value")
-CHAIN = 50  # nodes on the way of a value, far more than people build
+MAX_CHAIN = 50  # nodes on the way of a value, far more than people build
 Link = tuple[str, int]
 
 
@@ -71,7 +71,7 @@ class Graph:
             value = node.inputs.get(name)
             if link := link_of(value):
                 way = self.upstream(link, lambda each, _: len(each.links()) == 1)
-                for source in islice(way, CHAIN):
+                for source in islice(way, MAX_CHAIN):
                     held = (source.inputs.get(each) for each in (name, *NUMBERS, *TEXTS))
                     for each in held:
                         if isinstance(each, int | float | str) and not isinstance(each, bool):

@@ -11,7 +11,7 @@ from undust.formats.metadata.containers import A1111_KEY
 from undust.formats.metadata.found import Found, as_object
 
 A1111 = "A1111"
-CUT = re.compile(r'\{\s*"[^"]{1,200}"\s*:')  # the beginning of a JSON object
+JSON_START = re.compile(r'\{\s*"[^"]{1,200}"\s*:')  # the beginning of a JSON object
 JSON_KEYS = ("prompt", "invokeai_metadata", "sd-metadata", "generation_data")
 
 
@@ -38,7 +38,7 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
     if isinstance(inner := told.get(A1111_KEY), str):
         parameters, told = inner, {}
     # A prompt may begin with a bracket, but not like a JSON object.
-    broken = not told and CUT.match(parameters) is not None and "\nSteps: " not in parameters
+    broken = not told and JSON_START.match(parameters) is not None and "\nSteps: " not in parameters
     readings = (
         _a1111(texts, parameters) if parameters and not told and not broken else None,
         flat.swarmui(told),

@@ -131,11 +131,8 @@ def scan_checkpoint(path: Path, *, ema: bool = False, first_stage: bool = True) 
         if not first_stage:
             others = [key for key in beside if key.startswith(FIRST_STAGE)]
             beside |= dict.fromkeys(others, "its own first stage")
-        found = {key: shape for key, shape in shapes.items() if not beside.get(key)}
-        key_map.check_shapes(found, ours, where, variant.title if variant else "a first stage")
-        for key in sorted(wanted):
-            if not entries[key].dtype.is_floating_point:
-                raise UndustError(f"{key} holds {entries[key].dtype}, not weights")
+        found = {key: entry for key, entry in entries.items() if not beside.get(key)}
+        key_map.check_tensors(found, ours, where, variant.title if variant else "a first stage")
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
     ignored = dict(Counter(sorted(beside.values())))

@@ -1,7 +1,7 @@
 """The networks' configurations, from the shapes of their tensors in an original file.
 
 Settings that leave no trace in the shapes (the number of attention heads, the activation, the
-latents' scale) come from the caller. `key_map.check_shapes` checks afterwards that all tensors fit
+latents' scale) come from the caller. `key_map.check_tensors` checks afterwards that all tensors fit
 the configuration.
 """
 

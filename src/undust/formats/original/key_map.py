@@ -12,6 +12,7 @@ from torch import Tensor
 
 from undust.errors import UndustError
 from undust.formats.folder import summarize_names
+from undust.formats.safetensors_file import Entry
 
 Shape = tuple[int, ...]
 
@@ -104,12 +105,16 @@ def mismatches(found: Mapping[str, Shape], ours: Mapping[str, Shape], key_map: K
     ]
 
 
-def check_shapes(
-    found: Mapping[str, Shape], ours: Mapping[str, Shape], key_map: KeyMap, where: str
+def check_tensors(
+    found: Mapping[str, Entry], ours: Mapping[str, Shape], key_map: KeyMap, where: str
 ) -> None:
-    """Raises UndustError for any `mismatches`; where: what the tensors are from."""
-    if wrong := mismatches(found, ours, key_map):
+    """Raises UndustError for any `mismatches` and for integers; where: the tensors' source."""
+    shapes = {key: entry.shape for key, entry in found.items()}
+    if wrong := mismatches(shapes, ours, key_map):
         raise UndustError(f"{where} does not fit: {'; '.join(wrong)}")
+    for key in sorted(spec.key for spec in key_map.values()):
+        if not found[key].dtype.is_floating_point:
+            raise UndustError(f"{key} holds {found[key].dtype}, not weights")
 
 
 def _read(tensor: Tensor, layout: TensorLayout) -> Tensor:
