@@ -258,7 +258,7 @@ def test_each_word_of_a_file_has_its_name(model: LatentDiffusion, tmp_path: Path
     assert torch.equal(painted(f"{both}=<dog>"), alone)
     assert torch.equal(painted(f"{both}=<cat>", f"{both}=<dog>"), alone)
     assert not torch.equal(painted(f"{both}=<cat>"), alone)
-    with pytest.raises(UndustError, match="holds 2 words: <cat>, <dog>, not 'both'"):
+    with pytest.raises(UndustError, match="has 2 words: <cat>, <dog>, not 'both'"):
         painted(str(both))
 
 
