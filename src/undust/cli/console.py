@@ -1,4 +1,4 @@
-"""What people see: tables, progress and lines; plain text where there is no terminal."""
+"""Output for people: tables, progress and lines; plain text without a terminal."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 200  # characters of a line where no terminal says how wide it is
-LONGEST = 10_000  # characters of a fact: as many as a prompt may have
-PLAIN_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
+PLAIN_WIDTH = 200  # characters of a line without a terminal
+MAX_VALUE = 10_000  # characters of a value, the limit of a prompt
+PLAIN_EVERY = 10.0  # seconds between lines of progress without a terminal
 
 
 def rich_console(*, stderr: bool = False) -> Console:
-    """A console that leaves pipes and files unwrapped and uncoloured."""
+    """A console; output to pipes and files is neither wrapped nor coloured."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH)
 
 
 def clean(text: object) -> str:
-    """The text in one line, without the control characters that could steer a terminal."""
+    """The text in one line, without control characters."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "�", " ".join(str(text).split()))
 
 
 def note(message: str) -> None:
-    """A line for the person at the keyboard: on stderr, with the program's name."""
+    """Prints a message on stderr, with the program's name."""
     typer.echo(f"undust: {clean(message)}", err=True)
 
 
 def summary(message: str) -> None:
-    """A line on stderr about what was done."""
+    """Prints a line about the work done, on stderr."""
     typer.echo(clean(message), err=True)
 
 
 def line(text: object) -> None:
-    """A line of the result, on stdout."""
+    """Prints a line of the result, on stdout."""
     typer.echo(clean(text))
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """The value as JSON, in one line unless indented; in ASCII where stdout is not of Unicode."""
+    """The value as JSON, in one line unless indented; in ASCII if stdout is not Unicode."""
     ascii_ = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     text = json.dumps(value, ensure_ascii=ascii_, indent=indent, default=str)
     # Half of a letter, which a file may have had as an escape, cannot be written in another way.
@@ -57,7 +57,7 @@ def as_json(value: object, indent: int | None = None) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Rows under their columns; a column whose name ends in ">" is aligned to the right."""
+    """Prints a table; columns whose name ends in ">" are aligned to the right."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
         right = column.endswith(">")
@@ -73,18 +73,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def facts(values: Mapping[str, object]) -> None:
-    """Names and values in two columns; what is None is left out, and the end of what is long."""
+    """Prints names and values in two columns, without None; long values are truncated."""
     shown = Table.grid(padding=(0, 2))
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, value in values.items():
         if value is not None:
-            shown.add_row(Text(shorten(clean(name), 200)), Text(shorten(clean(value), LONGEST)))
+            shown.add_row(Text(shorten(clean(name), 200)), Text(shorten(clean(value), MAX_VALUE)))
     rich_console().print(shown)
 
 
 def amount(number: float) -> str:
-    """A count as people say it: 512, 21.3 K, 860 M."""
+    """A count with a unit: 512, 21.3 K, 860 M."""
     for unit in ("", " K", " M", " G"):
         if number < 999.5 or unit == " G":
             break
@@ -129,7 +129,7 @@ def shorten(text: str, length: int) -> str:
 
 
 class Progress:
-    """A bar on stderr, or now and then a line where stderr is no terminal."""
+    """A progress bar on stderr, or a line at intervals if stderr is not a terminal."""
 
     def __init__(self, total: int, unit: str, start: int = 0) -> None:
         self.total, self.unit, self.start = total, unit, start
@@ -164,7 +164,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, text: str) -> None:
-        """`done` of the total is done; `text` says what is under way."""
+        """Shows that `done` of the total are done; text: the current work."""
         if self._bar:
             self._bar.update(self._task, completed=done, description=clean(text))
             return
@@ -177,7 +177,7 @@ class Progress:
         summary(f"{done}/{self.total} {self.unit}{rest}: {text}")
 
     def line(self, text: str) -> None:
-        """A line of the result on stdout, which the bar makes room for."""
+        """Prints a line of the result on stdout, above the bar."""
         if self._bar:
             self._bar.stop()
         typer.echo(text)
@@ -187,7 +187,7 @@ class Progress:
 
 @contextmanager
 def counted(unit: str, text: str) -> Generator[Callable[[int, int], None]]:
-    """Gives the `observe(done, total)` that library calls take; its first call begins the bar."""
+    """Yields an `observe(done, total)` for library calls; its first call shows the bar."""
     with ExitStack() as stack:
         bar: Progress | None = None
 

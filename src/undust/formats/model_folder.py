@@ -87,20 +87,20 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
     if type(most) is not int or most < 0:
         raise UndustError(f"{folder / INDEX}: {NOISE} is {quoted(most)}, not a number of steps")
     with _naming(folder):
-        words = tuple(
-            _words(folder / name, folder / tokens, index[name][1], dtype, large=large)
+        conditioners = tuple(
+            _text_conditioner(folder / name, folder / tokens, index[name][1], dtype, large=large)
             for name, tokens in texts.items()
         )
         return Components(
             autoencoder,
             unet,
-            words,
+            conditioners,
             process,
             prediction,
             force_zeros_for_empty_prompt=large and zeros,
             low_res_process=_scheduler(small)[0] if "low_res_scheduler" in index else None,
             max_noise_level=most,
-            guidance=_guidance(words[0], index, large=large),
+            guidance=_guidance(conditioners[0], index, large=large),
         )
 
 
@@ -152,16 +152,16 @@ def _size(unet: Path) -> dict[str, int]:
     return {"sample_size": 64} if old else {}
 
 
-def _guidance(words: TextConditioner, index: Mapping[str, Any], *, large: bool) -> float:
+def _guidance(text: TextConditioner, index: Mapping[str, Any], *, large: bool) -> float:
     """The default guidance scale; CLIP's vocabulary is a sign of a published family."""
-    if len(words.tokenizer.vocabulary) != CLIP_VOCABULARY:
+    if len(text.tokenizer.vocabulary) != CLIP_VOCABULARY:
         return DEFAULT_GUIDANCE
     if "low_res_scheduler" in index:
         return UPSCALER.guidance
     return SDXL.guidance if large else SD1.guidance
 
 
-def _words(
+def _text_conditioner(
     encoder: Path, tokenizer: Path, class_name: str, dtype: torch.dtype | None, *, large: bool
 ) -> TextConditioner:
     with _naming(encoder):

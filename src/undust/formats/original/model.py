@@ -36,7 +36,7 @@ def load_single_file(
     if variant is None:
         raise UndustError(f"{path} is a first stage alone; a U-Net and a text encoder are missing")
     texts = tuple(
-        _text(path, text, cast(TextEncoder, checkpoint.parts[text.folder].network))
+        _text_conditioner(path, text, cast(TextEncoder, checkpoint.parts[text.folder].network))
         for text in variant.texts
     )
     if first_stage and "vae" not in checkpoint.parts:
@@ -67,7 +67,7 @@ def _placeholder(checkpoint: Checkpoint, variant: Variant) -> Autoencoder:
     return empty_network(Autoencoder, AutoencoderConfig.read(config))
 
 
-def _text(path: Path, text: TextEncoderSpec, encoder: TextEncoder) -> TextConditioner:
+def _text_conditioner(path: Path, text: TextEncoderSpec, encoder: TextEncoder) -> TextConditioner:
     tokenizer = clip(text.padding)
     known = encoder.config.vocab_size, encoder.config.max_position_embeddings
     if known != (len(tokenizer.vocabulary), tokenizer.length):
