@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from copy import copy as shallow_copy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -208,6 +210,25 @@ def test_the_most_noise_of_an_upscaler(written: Written, tmp_path: Path):
     change(folder / "model_index.json", max_noise_level="all")
     with pytest.raises(UndustError, match="max_noise_level is 'all', not a number of steps"):
         model_folder.read(folder, torch.float32)
+
+
+@pytest.mark.parametrize(("variant", "usual"), [("sd1", 7.5), ("sdxl", 5.0), ("x4-upscaler", 9.0)])
+def test_a_guidance_scale_of_its_own_is_kept(
+    written: Written, tmp_path: Path, variant: str, usual: float
+):
+    """An entry that diffusers ignores; without it the scale is that of diffusers' pipelines."""
+    model, folder = written(variant)
+    assert "_guidance_scale" not in json.loads((folder / "model_index.json").read_text())
+    assert model_folder.read(folder, torch.float32).guidance == usual
+    own = shallow_copy(model)
+    own.guidance = 3.5
+    model_folder.write(own, tmp_path / "own")
+    assert model_folder.read(tmp_path / "own", torch.float32).guidance == 3.5
+    diffusers.DiffusionPipeline.from_pretrained(tmp_path / "own")
+    for value in ("x", -1, True, None):
+        change(tmp_path / "own" / "model_index.json", _guidance_scale=value)
+        with pytest.raises(UndustError, match=r"_guidance_scale is .*, not a number"):
+            model_folder.read(tmp_path / "own", torch.float32)
 
 
 def test_flags_that_are_none(written: Written, tmp_path: Path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ NETWORKS = {
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 PARTS = (*NETWORKS, *TEXTS.values(), "scheduler", "low_res_scheduler")  # subfolders of a model
 ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
+GUIDANCE = "_guidance_scale"  # of ours; diffusers ignores entries with "_"
 VERSION = "0.42.0"  # of diffusers; some of its pipelines need one
 CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
 UPSCALER_SCALE = 0.08333  # of latents; diffusers takes it whatever the folder says
@@ -100,7 +102,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
             force_zeros_for_empty_prompt=large and zeros,
             low_res_process=_scheduler(small)[0] if "low_res_scheduler" in index else None,
             max_noise_level=most,
-            guidance=_guidance(conditioners[0], index, large=large),
+            guidance=_guidance(folder, flags, conditioners, large=large),
         )
 
 
@@ -116,6 +118,9 @@ def write(
     Raises UndustError, and changes nothing, if the folder exists and is not a model.
     """
     index = _index(parts)
+    upscaler, large = parts.low_res_process is not None, parts.unet.config.takes_pooled_text
+    if parts.guidance != _family_guidance(parts.texts, upscaler=upscaler, large=large):
+        index[GUIDANCE] = parts.guidance
     with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
         save_component(building / "vae", parts.autoencoder, dtype, wrote)
         save_component(building / type_of(parts.unet).folder, parts.unet, dtype, wrote)
@@ -152,11 +157,25 @@ def _size(unet: Path) -> dict[str, int]:
     return {"sample_size": 64} if old else {}
 
 
-def _guidance(text: TextConditioner, index: Mapping[str, Any], *, large: bool) -> float:
-    """The default guidance scale; CLIP's vocabulary is a sign of a published family."""
-    if len(text.tokenizer.vocabulary) != CLIP_VOCABULARY:
+def _guidance(
+    folder: Path, index: Mapping[str, Any], texts: Sequence[TextConditioner], *, large: bool
+) -> float:
+    """The default guidance scale: our own entry of the index, or that of the published family.
+
+    Raises UndustError for an entry that is no number of at least 0.
+    """
+    family = _family_guidance(texts, upscaler="low_res_scheduler" in index, large=large)
+    given = index.get(GUIDANCE, family)
+    if type(given) not in (int, float) or not 0 <= given < math.inf:
+        raise UndustError(f"{folder / INDEX}: {GUIDANCE} is {quoted(given)}, not a number")
+    return float(given)
+
+
+def _family_guidance(texts: Sequence[TextConditioner], *, upscaler: bool, large: bool) -> float:
+    """The default of diffusers' pipelines; other vocabularies than CLIP's are models of ours."""
+    if not texts or len(texts[0].tokenizer.vocabulary) != CLIP_VOCABULARY:
         return DEFAULT_GUIDANCE
-    if "low_res_scheduler" in index:
+    if upscaler:
         return UPSCALER.guidance
     return SDXL.guidance if large else SD1.guidance
 
