@@ -73,7 +73,7 @@ def room_for(size: int) -> Iterator[None]:
         (("rerun", "absent.png"), "absent.png"),
         (("inspect", "absent"), "absent does not exist"),
         (("data", "check", "absent"), "absent"),
-        (("data", "emoji", "--out", "set", "--size", "3"), "3 pixels"),
+        (("data", "emoji", "--out", "set"), "python examples/emoji_set.py --out set"),
         (("train", "absent.toml"), "absent.toml"),
     ],
 )

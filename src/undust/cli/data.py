@@ -1,4 +1,4 @@
-"""`undust data emoji` and `undust data check`."""
+"""`undust data check`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from undust.cli import console
-from undust.cli.output import try_writing
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
@@ -19,31 +18,16 @@ if TYPE_CHECKING:
 MAX_LISTED = 20  # lines of each list
 FOUND_BROKEN = 1  # exit code
 
-app = typer.Typer(help="Build the example data set, or check any.")
+app = typer.Typer(help="Check a data set.")
 
 
-@app.command()
-def emoji(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to build the data set in.")],
-    size: Annotated[
-        int, typer.Option(metavar="N", help="Width and height of the pictures, pixels.")
-    ] = 64,
-) -> None:
-    """Build the example data set: all emoji, with names in many languages."""
-    from undust.datasets import emoji, image_folder
-
-    try_writing(out)
-    with console.counted("pictures", "drawing emoji") as observe:
-        count = emoji.build(out, size, observe)
-    samples = image_folder.read(out)
-    held_out = sum(sample.split == "test" for sample in samples)
-    keywords = sum("text_keywords" in sample.captions for sample in samples)
-    console.line(out)
-    console.summary(f"{count} pictures of {size}x{size}, {held_out} of them held out from training")
-    if keywords:
-        console.summary(f"{keywords} have keywords beside their names")
-    else:
-        console.note("names only: `apt install unicode-cldr-core` adds CLDR's keywords")
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
+def emoji(options: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """The former command that built the data set of the built-in model."""
+    raise UndustError(
+        "data emoji is now a script in undust's repository: python examples/emoji_set.py "
+        + " ".join(options or ["--out DIR"])
+    )
 
 
 @app.command()

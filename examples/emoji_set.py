@@ -1,4 +1,6 @@
-"""The example data set: all emoji, drawn with the system's font, with names in many languages.
+"""The data set of the built-in model: all emoji, with names in many languages.
+
+    python examples/emoji_set.py --out data/emoji-64 --size 64
 
 The pictures are from Noto Color Emoji (SIL Open Font License 1.1), the names from the Unicode CLDR
 by the package `emoji`, the keywords from CLDR's own files where they are installed.
@@ -6,17 +8,20 @@ by the package `emoji`, the keywords from CLDR's own files where they are instal
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cldr_keywords import Keywords
 from PIL import Image, ImageDraw, ImageFont, features
 
+from undust.cli import console
 from undust.datasets import image_folder
-from undust.datasets.keywords import Keywords
 from undust.errors import UndustError
 from undust.formats.files import workspace
 from undust.regular import open_regular
@@ -273,3 +278,25 @@ def _width(path: Path) -> int | None:
             return picture.width
     except OSError:  # broken, to be drawn again
         return None
+
+
+def main() -> None:
+    """Builds the data set, with a progress bar."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to build it in")
+    parser.add_argument("--size", type=int, default=64, help="width and height, pixels")
+    options = parser.parse_args()
+    try:
+        with console.counted("pictures", "drawing emoji") as observe:
+            count = build(options.out, options.size, observe)
+    except UndustError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    samples = image_folder.read(options.out)
+    held_out = sum(sample.split == "test" for sample in samples)
+    print(f"{options.out}: {count} pictures, {held_out} of them held out from training")
+    if not any("text_keywords" in sample.captions for sample in samples):
+        print("names only: `apt install unicode-cldr-core` adds CLDR's keywords")
+
+
+if __name__ == "__main__":
+    main()

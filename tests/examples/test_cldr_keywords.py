@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cldr_keywords import FOLDER, Keywords
 
-from undust.datasets.keywords import FOLDER, Keywords
 from undust.errors import UndustError
 
 # Three entries of CLDR 41's annotations/en.xml and one of annotationsDerived/en.xml.

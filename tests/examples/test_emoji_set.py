@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import features
-
-from undust.datasets import image_folder
-from undust.datasets.emoji import (
+from emoji_set import (
     EmojiNames,
     EmojiRenderer,
     build,
@@ -20,6 +17,9 @@ from undust.datasets.emoji import (
     find_font,
     is_held_out,
 )
+from PIL import features
+
+from undust.datasets import image_folder
 from undust.errors import UndustError
 
 
@@ -200,7 +200,7 @@ def test_build(renderer: EmojiRenderer, tmp_path: Path) -> None:
     assert {s.captions["text"] for s in samples} >= {"flag: South Korea", "keycap: #"}
     assert {s.group for s in samples if "waving hand" in s.captions["text"]} == {"👋"}
     report = image_folder.check(folder)
-    assert (report.broken, report.unlisted, report.groups) == ([], [], 5)
+    assert (report.broken, report.folder.unlisted, report.groups) == ([], [], 5)
     assert report.sizes == {(32, 32): 6}
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert rows == sorted(
