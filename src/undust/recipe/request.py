@@ -227,18 +227,14 @@ class Request(TypedDict, total=False):
     ]
 
 
-def _options() -> dict[str, Option]:
-    hints = get_type_hints(Request, include_extras=True)
-    return {name: get_args(hint)[1] for name, hint in hints.items()}
-
-
-OPTIONS: Mapping[str, Option] = _options()
+_HINTS = get_type_hints(Request, include_extras=True)  # name -> Annotated[type, Option]
+OPTIONS: Mapping[str, Option] = {name: get_args(hint)[1] for name, hint in _HINTS.items()}
 """Every option of a request by name."""
 
 
 def value_type(name: str) -> type:
     """The type of an option's value on the command line: int, float or str."""
-    kinds = {*get_args(get_type_hints(Request)[name])} - {type(None)}
+    kinds = {*get_args(get_args(_HINTS[name])[0])} - {type(None)}
     return kinds.pop() if kinds in ({int}, {float}) else str
 
 
