@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from painter import ColourPainter
-from undust.diffusion.guidance import IdentityMap
+from undust.diffusion.guidance import GUIDANCES, GuidanceContext, GuidanceMethod, IdentityMap
 from undust.diffusion.process import PROCESSES, Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
@@ -224,3 +224,31 @@ def test_every_run_begins_without_memory():
     painter, asked = Painter(bent=True), recipe("red", "apg:momentum=-0.9")
     assert torch.equal(end(asked, painter), end(asked, painter))
     assert not torch.equal(end(asked, painter), end(recipe("red", "apg:momentum=0"), painter))
+
+
+def test_a_new_guidance_finds_every_denoiser_in_its_context(monkeypatch: pytest.MonkeyPatch):
+    """One that changes the prompts too, also where they are perturbed or another model's."""
+    found: list[tuple[object, ...]] = []
+
+    class Other:
+        """Another prompt, for a test of the registry."""
+
+        @classmethod
+        def build(cls, context: GuidanceContext, *, prompt: str = "grey") -> object:
+            found.append((context.negative, context.empty, context.positive, context.denoise))
+            return context.conditioned_on(prompt)
+
+    monkeypatch.setitem(GUIDANCES, "other", GuidanceMethod("other", "prompt", Other))
+    asked = recipe("red", "other", "pag:scale=2", "autoguidance:model=faint", negative="grey")
+    assert end(asked).isfinite().all()
+    assert len(found) == 3  # plain, perturbed, the other model
+    assert len({id(negative) for negative, *_ in found}) == 1
+    assert len({id(empty) for _, empty, *_ in found}) == 1
+    assert len({id(positive) for *_, positive, _ in found}) == 3
+    assert all(positive is denoise for *_, positive, denoise in found)
+
+
+def test_a_changed_model_is_named_by_the_guidance_that_uses_it():
+    asked = recipe("red", "autoguidance:model=faint,model_hash=0000")
+    with pytest.raises(UndustError, match=r"guide autoguidance: faint is another model \(faint\)"):
+        end(asked)

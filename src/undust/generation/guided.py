@@ -54,16 +54,19 @@ class BatchContext:
         self.scale: Scale = batch[0].guidance
         self._network = model
         self._perturbation: Perturbation | None = None
+        self._root = self  # of the copies for other models and perturbations
+        self._building = ""  # name of the guidance that is being built
         self.negative = self._conditioned([recipe.negative for recipe in batch], negative=True)
-        self.denoise = self.positive = self._prompts()
         self._empty = None if any(recipe.negative for recipe in batch) else self.negative
+        self._prompts()
 
     @property
     def empty(self) -> Denoise:
         """The estimate for no prompt; the same as `negative` if there are no negative prompts."""
-        if self._empty is None:
-            self._empty = self._conditioned([None] * len(self.batch), negative=True)
-        return self._empty
+        root = self._root
+        if root._empty is None:
+            root._empty = root._conditioned([None] * len(root.batch), negative=True)
+        return root._empty
 
     def conditioned_on(self, prompt: str) -> Denoise:
         """The same model for another prompt, the same for all pictures."""
@@ -77,7 +80,7 @@ class BatchContext:
 
     def other_model(self, name_or_path: str, model_hash: str) -> Denoise:
         """As `positive`, by another model."""
-        loaded = other_model(self.model, name_or_path, model_hash, "guide autoguidance")
+        loaded = other_model(self.model, name_or_path, model_hash, f"guide {self._building}")
         other = copy.copy(self)
         other._network = with_fitting_adapters(loaded, self.batch[0])
         return other._prompts()
@@ -97,18 +100,21 @@ class BatchContext:
         return self.denoise
 
     def _prompts(self) -> Denoise:
-        """The pictures' prompts, with the guidance that changes them."""
+        """The pictures' prompts, with the guidance that changes them: `positive` from then on."""
         toward = [each.toward.prompt if each.toward else each.prompt for each in self.batch]
         prompts = [each.prompt for each in self.batch]
         self.denoise = self._conditioned(prompts, toward if toward != prompts else ())
+        self.positive = self.denoise
         for guidance in self._of_role("prompt"):
             self.denoise = self._built(guidance)
+        self.positive = self.denoise
         return self.denoise
 
     def _of_role(self, role: str) -> Iterator[GuidanceSettings]:
         return (each for each in self.batch[0].guides if each.method.role == role)
 
     def _built(self, guidance: GuidanceSettings) -> Any:
+        self._building = guidance.name
         masks = {name: self._mask(guidance, name) for name in guidance.method.masks}
         return guidance.method.build(self, guidance.settings | masks)
 
