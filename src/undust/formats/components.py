@@ -28,11 +28,12 @@ from undust.networks.config import (
     ControlNetConfig,
     NetworkConfig,
     TextEncoderConfig,
+    UNet2DConfig,
     UNetConfig,
 )
 from undust.networks.controlnet import ControlNet
 from undust.networks.text_encoder import TextEncoder
-from undust.networks.unet import UNet
+from undust.networks.unet import UNet, UNet2D
 
 DEFAULT_GUIDANCE = 4.0  # of models that are trained here
 MAX_NOISE_LEVEL = 350  # of the published upscaler, stable-diffusion-x4-upscaler
@@ -72,6 +73,7 @@ COMPONENTS = {
     for known in (
         ComponentType("AutoencoderKL", "vae", Autoencoder, AutoencoderConfig),
         ComponentType("UNet2DConditionModel", "unet", UNet, UNetConfig),
+        ComponentType("UNet2DModel", "unet", UNet2D, UNet2DConfig),
         ComponentType("ControlNetModel", "controlnet", ControlNet, ControlNetConfig),
         _text_encoder("CLIPTextModel"),
         _text_encoder("CLIPTextModelWithProjection"),

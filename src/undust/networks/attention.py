@@ -1,4 +1,4 @@
-"""Attention over pixels: the autoencoder's single block and the U-Net's transformers."""
+"""Attention over pixels: single blocks and the U-Net's transformers."""
 
 from __future__ import annotations
 
@@ -127,17 +127,20 @@ class TokenEmbedding(nn.Module):
 
 
 class PixelAttention(Attention):
-    """Single-head self-attention over all pixels, with normalisation and a skip connection."""
+    """Self-attention over all pixels, with normalisation and a skip connection.
 
-    def __init__(self, channels: int, *, groups: int, eps: float) -> None:
-        super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps)
+    groups: of the normalisation, 0 without one.
+    """
+
+    def __init__(self, channels: int, *, groups: int, eps: float, heads: int = 1) -> None:
+        super().__init__(channels, heads=heads, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps) if groups else None
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, instead: Sequence[Rows] = ()
     ) -> Tensor:
         """[B,C,H,W] → [B,C,H,W]."""
-        tokens = _tokens(self.group_norm(x))
+        tokens = _tokens(x if self.group_norm is None else self.group_norm(x))
         return x + _picture(super().forward(tokens, context, instead), x.shape)
 
 
@@ -226,14 +229,8 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = _projection(channels, linear)
 
-    def forward(
-        self, x: Tensor, context: Tensor, perturbed: Sequence[Perturbation | None] = ()
-    ) -> Tensor:
-        """Picture x [B,C,H,W], context [B,M,D] → [B,C,H,W].
-
-        perturbed: for each of the B pictures, the replacement of its self-attention, or None.
-        """
-        instead = [*_rows(perturbed, x)]
+    def forward(self, x: Tensor, context: Tensor, instead: Sequence[Rows] = ()) -> Tensor:
+        """Picture x [B,C,H,W], context [B,M,D] → [B,C,H,W]; instead: of self-attention, by rows."""
         h = self.norm(x)
         # In `channels_last` neither conversion between pixels and tokens copies.
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
@@ -244,8 +241,11 @@ class SpatialTransformer(nn.Module):
         return x + self.proj_out(_picture(h, x.shape))
 
 
-def _rows(perturbed: Sequence[Perturbation | None], x: Tensor) -> Iterator[Rows]:
-    """The rows of x grouped by the replacement of their self-attention."""
+def replaced(perturbed: Sequence[Perturbation | None], x: Tensor) -> Iterator[Rows]:
+    """The rows of x [B,C,H,W] grouped by the replacement of their self-attention.
+
+    perturbed: for each of the B pictures, the replacement, or None.
+    """
     for kind in dict.fromkeys(perturbed):
         if kind is not None:
             places = [place for place, other in enumerate(perturbed) if other == kind]

@@ -40,6 +40,8 @@ class ControlNet(UNetEncoder):
     The output convolutions are initialised to zero, so a new one adds nothing (section 3.1).
     """
 
+    config: ControlNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__(config)
         widths = config.block_out_channels
@@ -112,13 +114,13 @@ def check_fits(network: ControlNet, unet: nn.Module) -> None:
             )
 
 
-def _text_widths(network: UNetEncoder) -> list[int]:
+def _text_widths(network: UNet | ControlNet) -> list[int]:
     """The widths of the text in cross-attention."""
     blocks = (block for block in network.modules() if isinstance(block, TransformerBlock))
     return sorted({block.attn2.to_k.in_features for block in blocks})
 
 
-def _added_width(network: UNetEncoder) -> int | None:
+def _added_width(network: UNet | ControlNet) -> int | None:
     """The width of the pooled text and the size ids together."""
     kind = network.config.addition_embed_type
     return network.config.projection_class_embeddings_input_dim if kind == "text_time" else None

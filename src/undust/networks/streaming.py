@@ -119,7 +119,7 @@ def resnet(block: ResnetBlock, x: Strips) -> Strips:
 
 def attended(block: PixelAttention, x: Strips) -> Strips:
     """Attention of each strip's pixels to the whole picture."""
-    y = held(kept(normed(block.group_norm, x)))
+    y = held(kept(normed(block.group_norm, x) if block.group_norm else x))
     pixels = _tokens(y.rows(0, y.height))
     k, v = block.to_k(pixels), block.to_v(pixels)
 

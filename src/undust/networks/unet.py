@@ -1,4 +1,4 @@
-"""The denoising U-Net of latent diffusion (Rombach et al. 2022) with cross-attention."""
+"""The denoising U-Net of latent diffusion (Rombach et al. 2022), with and without text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from undust.errors import UndustError
-from undust.networks.attention import Perturbation, SpatialTransformer, TokenEmbedding
+from undust.networks.attention import (
+    Perturbation,
+    PixelAttention,
+    SpatialTransformer,
+    TokenEmbedding,
+    replaced,
+)
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
-from undust.networks.config import UNetConfig
+from undust.networks.config import UNet2DConfig, UNetConfig
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
 
-CROSSED = "UNetMidBlock2DCrossAttn"
+AnyUNetConfig = UNetConfig | UNet2DConfig
 
 
-def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
+def _resnet(config: AnyUNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
     return ResnetBlock(
         in_channels,
         out_channels,
@@ -30,25 +36,35 @@ def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBl
     )
 
 
-def _transformers(
-    config: UNetConfig, level: int, depths: Sequence[int], *, only_cross: bool = False
+def _attentions(
+    config: AnyUNetConfig, level: int, depths: Sequence[int], *, middle: bool = False
 ) -> nn.ModuleList:
+    """The attention behind each residual block of a level; depths: of their transformers."""
+    width = config.block_out_channels[level]
+    if isinstance(config, UNet2DConfig):
+        heads = width // (config.attention_head_dim or width)
+        groups = config.mid_norm_groups if middle else config.norm_num_groups
+        return nn.ModuleList(
+            PixelAttention(width, groups=groups, eps=config.norm_eps, heads=heads) for _ in depths
+        )
     return nn.ModuleList(
         SpatialTransformer(
-            config.block_out_channels[level],
+            width,
             depth=depth,
             heads=config.at("attention_head_dim", level),
             context_channels=config.at("cross_attention_dim", level),
             groups=config.norm_num_groups,
             linear=config.use_linear_projection,
-            only_cross=only_cross,
+            only_cross=not middle and config.crosses_only(level),
         )
         for depth in depths
     )
 
 
-def _added(config: UNetConfig) -> TokenEmbedding | TimestepEmbedding | None:
+def _added(config: AnyUNetConfig) -> TokenEmbedding | TimestepEmbedding | None:
     """The embedding of conditions that are added to the time embedding; None without any."""
+    if isinstance(config, UNet2DConfig):
+        return None
     channels = 4 * config.block_out_channels[0]
     if config.addition_embed_type == "text":
         heads = config.addition_embed_type_num_heads
@@ -62,18 +78,16 @@ def _added(config: UNetConfig) -> TokenEmbedding | TimestepEmbedding | None:
 class DownBlock(nn.Module):
     """One resolution of the encoder, then downsampling."""
 
-    def __init__(self, config: UNetConfig, level: int, in_channels: int) -> None:
+    def __init__(self, config: AnyUNetConfig, level: int, in_channels: int) -> None:
         super().__init__()
         width, layers = config.block_out_channels[level], config.at("layers_per_block", level)
         inputs = [in_channels] + [width] * (layers - 1)
         self.resnets = nn.ModuleList(_resnet(config, channels, width) for channels in inputs)
-        crossed = config.down_block_types[level] == "CrossAttnDownBlock2D"
-        depths = config.depths(level) if crossed else ()
-        self.attentions = _transformers(
-            config, level, depths, only_cross=config.crosses_only(level)
-        )
+        attends = "Attn" in config.down_block_types[level]
+        self.attentions = _attentions(config, level, config.depths(level) if attends else ())
         last = level == len(config.block_out_channels) - 1
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, padding=1)])
+        step = [] if last else [Downsample(width, padding=config.downsample_padding)]
+        self.downsamplers = nn.ModuleList(step)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> list[Tensor]:
         """[B,in,H,W] → the states for the skip connections; the last is the next block's input."""
@@ -88,14 +102,14 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The coarsest resolution: a transformer between two residual blocks, or one block alone."""
+    """The coarsest resolution: attention between two residual blocks, or one block alone."""
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: AnyUNetConfig) -> None:
         super().__init__()
         width, level = config.block_out_channels[-1], len(config.block_out_channels) - 1
-        depths = config.depths(level)[:1] if config.mid_block_type == CROSSED else ()
+        depths = config.depths(level)[:1] if config.mid_attention else ()
         self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in (None, *depths))
-        self.attentions = _transformers(config, level, depths)
+        self.attentions = _attentions(config, level, depths, middle=True)
 
     def forward(
         self,
@@ -104,11 +118,12 @@ class MidBlock(nn.Module):
         context: Tensor | None,
         perturbed: Sequence[Perturbation | None] = (),
     ) -> Tensor:
-        """[B,C,H,W] → [B,C,H,W]; `perturbed` as in `SpatialTransformer`."""
+        """[B,C,H,W] → [B,C,H,W]; `perturbed` as in `UNet.forward`."""
         first, *rest = self.resnets
+        instead = [*replaced(perturbed, x)]
         x = first(x, time)
         for attention, resnet in zip(self.attentions, rest, strict=True):
-            x = resnet(attention(x, context, perturbed), time)
+            x = resnet(attention(x, context, instead), time)
         return x
 
 
@@ -118,7 +133,9 @@ class UpBlock(nn.Module):
     skips: the channels of the skip connections, in the order of their use.
     """
 
-    def __init__(self, config: UNetConfig, level: int, in_channels: int, skips: list[int]) -> None:
+    def __init__(
+        self, config: AnyUNetConfig, level: int, in_channels: int, skips: list[int]
+    ) -> None:
         super().__init__()
         width, layers = config.block_out_channels[level], len(skips)
         inputs = [in_channels] + [width] * (layers - 1)
@@ -126,11 +143,9 @@ class UpBlock(nn.Module):
             _resnet(config, channels + skip, width)
             for channels, skip in zip(inputs, skips, strict=True)
         )
-        crossed = config.up_block_types[::-1][level] == "CrossAttnUpBlock2D"
-        depths = config.depths(level, up=True) if crossed else ()
-        self.attentions = _transformers(
-            config, level, depths, only_cross=config.crosses_only(level)
-        )
+        attends = "Attn" in config.up_block_types[::-1][level]
+        depths = config.depths(level, up=True) if attends else ()
+        self.attentions = _attentions(config, level, depths)
         self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
 
     def forward(
@@ -149,7 +164,9 @@ class UpBlock(nn.Module):
 class UNetEncoder(nn.Module):
     """The encoder and middle block of a U-Net, shared with ControlNets."""
 
-    def __init__(self, config: UNetConfig) -> None:
+    config: AnyUNetConfig
+
+    def __init__(self, config: AnyUNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.block_out_channels
@@ -211,8 +228,10 @@ class UNetEncoder(nn.Module):
 
     def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
         """Pooled text [B,P] and sinusoids of the size ids [B,N] → [B,P+N·channels]."""
-        channels = self.config.addition_time_embed_dim or 0
-        width = self.config.projection_class_embeddings_input_dim
+        config = self.config
+        assert isinstance(config, UNetConfig)
+        channels = config.addition_time_embed_dim or 0
+        width = config.projection_class_embeddings_input_dim
         if pooled is None or sizes is None or pooled.shape[1] + sizes.shape[1] * channels != width:
             raise UndustError(
                 f"this network needs pooled text and size ids of {width} channels together, "
@@ -221,18 +240,18 @@ class UNetEncoder(nn.Module):
         waves = sinusoids(
             sizes.flatten(),
             channels,
-            cos_first=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
+            cos_first=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
         )
         return torch.cat([pooled, waves.reshape(len(sizes), -1).to(pooled)], dim=1)
 
 
-class UNet(UNetEncoder, DenoiserNetwork):
-    """Noisy latents, time steps and conditions to a prediction; keys as UNet2DConditionModel's."""
+class AnyUNet(UNetEncoder, DenoiserNetwork):
+    """Noisy latents, time steps and conditions to a prediction, by either kind of U-Net."""
 
-    config: UNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config: AnyUNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: AnyUNetConfig) -> None:
         super().__init__(config)
         widths, skips = config.block_out_channels, self.skips
         self.up_blocks = nn.ModuleList()
@@ -286,6 +305,18 @@ class UNet(UNetEncoder, DenoiserNetwork):
             for name in ("conv2", "proj_out", "conv_out"):
                 for parameter in getattr(module, name, nn.Identity()).parameters():
                     nn.init.zeros_(parameter)
+
+
+class UNet(AnyUNet):
+    """The U-Net with cross-attention to text; keys as UNet2DConditionModel's."""
+
+    config: UNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class UNet2D(AnyUNet):
+    """The U-Net without text (Ho et al. 2020, Dhariwal & Nichol 2021); keys as UNet2DModel's."""
+
+    config: UNet2DConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def _controlled(states: list[Tensor], control: Sequence[Tensor]) -> list[Tensor]:

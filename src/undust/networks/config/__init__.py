@@ -7,6 +7,7 @@ from undust.networks.config.autoencoder import AutoencoderConfig
 from undust.networks.config.base import LARGEST, DenoiserConfig, NetworkConfig
 from undust.networks.config.text_encoder import TextEncoderConfig
 from undust.networks.config.unet import ControlNetConfig, UNetConfig
+from undust.networks.config.unet2d import UNet2DConfig
 
 __all__ = [
     "LARGEST",
@@ -15,5 +16,6 @@ __all__ = [
     "DenoiserConfig",
     "NetworkConfig",
     "TextEncoderConfig",
+    "UNet2DConfig",
     "UNetConfig",
 ]

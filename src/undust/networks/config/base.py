@@ -70,7 +70,16 @@ class NetworkConfig(BaseModel):
 
 
 class DenoiserConfig(NetworkConfig):
-    """The fields of all denoiser networks."""
+    """The fields of all denoiser networks.
+
+    text_field, label_field: the names of the fields for the width of text tokens and the number of
+    classes, "" for a network that does not take them; null_class: whether the network has an
+    embedding of no class beyond that number, else it is the last of them.
+    """
+
+    text_field: ClassVar[str] = ""
+    label_field: ClassVar[str] = ""
+    null_class: ClassVar[bool] = False
 
     sample_size: int | tuple[int, int] | None = Field(
         None,

@@ -30,6 +30,8 @@ class UNetConfig(DenoiserConfig):
     reverse_transformer_layers_per_block has the decoder's, the coarsest level first.
     """
 
+    text_field: ClassVar[str] = "cross_attention_dim"
+    label_field: ClassVar[str] = "num_class_embeds"
     # Keys that diffusers writes for weights that are a moving average.
     housekeeping = frozenset(
         {
@@ -246,6 +248,11 @@ class UNetConfig(DenoiserConfig):
     def takes_pooled_text(self) -> bool:
         """Whether the pooled text and sizes are added to the time embedding, as in SDXL."""
         return self.addition_embed_type == "text_time"
+
+    @property
+    def mid_attention(self) -> bool:
+        """Whether there is attention in the middle block."""
+        return self.mid_block_type == "UNetMidBlock2DCrossAttn"
 
     def num_size_ids(self, pooled_width: int) -> int:
         """The number of size ids in the vector that is added to the time embedding."""
