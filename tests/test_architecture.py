@@ -31,7 +31,8 @@ FLOORS = (
     {"latent"},
     {"generation"},
     {"pipeline"},
-    {"training", "evaluation", "lab"},
+    {"evaluation", "lab"},
+    {"training"},
     {"cli"},
 )
 # Packages with further restrictions.

@@ -230,17 +230,18 @@ def test_as_many_captions_are_dropped_as_the_recipe_says(
 
 
 @torch.no_grad()
-def test_latents_are_scaled_and_only_of_training_pictures(
+def test_latents_are_scaled_and_those_held_out_are_apart(
     diffusion_recipe: Read, first_stage: Path, tmp_path: Path
 ):
     task = DiffusionTask(diffusion_recipe(), tmp_path)
-    images = [Image.open(task.config.data.folder / f"{number:02}.png") for number in range(10)]
+    images = [Image.open(task.config.data.folder / f"{number:02}.png") for number in range(12)]
     pictures = torch.stack([from_image(image, (16, 16)) for image in images]) / 127.5 - 1
     posterior = load_first_stage(first_stage).encode(pictures)
-    torch.testing.assert_close(task.latents.posterior.mean, 0.18215 * posterior.mean)
-    torch.testing.assert_close(
-        task.latents.posterior.deviation, 0.18215 * (0.5 * posterior.logvar).exp()
-    )
+    noise = torch.randn(12, *task.latents.shape)
+    expected = 0.18215 * (posterior.mean + (0.5 * posterior.logvar).exp() * noise)
+    torch.testing.assert_close(task.latents.sample(range(12), noise), expected)
+    kept = safetensors_file.load(tmp_path / "latents.safetensors")
+    torch.testing.assert_close(kept["mean"], 0.18215 * posterior.mean[:10])
 
 
 def test_latents_are_made_once_and_again_for_another_first_stage(
@@ -257,7 +258,7 @@ def test_latents_are_made_once_and_again_for_another_first_stage(
     before = safetensors_file.load(file)["mean"].clone()
     task = DiffusionTask(diffusion_recipe(f"first_stage={tmp_path / 'other'}"), tmp_path)
     assert file.stat().st_mtime_ns != made
-    assert not torch.equal(task.latents.posterior.mean, before)
+    assert not torch.equal(task.latents.posterior.mean[: len(before)], before)
 
 
 def test_what_is_published_is_a_model(diffusion_recipe: Read, tmp_path: Path):

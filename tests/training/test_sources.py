@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from undust.datasets.image_folder import Sample
+from undust.datasets.image_folder import Sample, Split
 from undust.errors import UndustError
 from undust.training.configs import DataConfig
 from undust.training.diffusion import DiffusionConfig
@@ -18,10 +19,11 @@ from undust.training.run import train
 from undust.training.sources import (
     SOURCES,
     ImageFolderSource,
-    all_samples,
+    TrainingData,
     data_digest,
     groups,
     source,
+    split_samples,
 )
 
 PLAIN = "1b8a8d6222a1a461f9c9f99d6b9055570afb77dbf96da2a5b17eb22821747722"
@@ -30,15 +32,28 @@ WITH_TEXT = "6ea4dc7adba7bc6866334f0895ef93f3bfc84ce046ff809e13d8c8ba0fe63c85"
 
 def test_groups_are_pictures_or_concepts():
     samples = [Sample(Path(f"{k}.png"), {}, name) for k, name in enumerate("abacb")]
-    assert groups(samples, "picture") == [[0], [1], [2], [3], [4]]
-    assert groups(samples, "concept") == [[0, 2], [1, 4], [3]]
+    assert groups(samples, range(5), "picture") == [[0], [1], [2], [3], [4]]
+    assert groups(samples, range(5), "concept") == [[0, 2], [1, 4], [3]]
+    assert groups(samples, [1, 3, 4], "concept") == [[1, 4], [3]]
 
 
-def test_a_folder_gives_its_training_split(data: Path):
-    folder = ImageFolderSource(DataConfig(folder=data, size=16))
-    samples = all_samples(folder)
-    assert len(folder) == len(samples) == 10  # of 12, two are held out
-    assert [sample.group for sample in samples] == [str(min(number, 6)) for number in range(10)]
+def test_a_folder_gives_all_splits_and_a_run_draws_from_train(data: Path):
+    table = DataConfig(folder=data, size=16)
+    folder, split = ImageFolderSource(table), TrainingData(table, seed=3)
+    samples = [folder.sample(index) for index in range(len(folder))]
+    assert split.samples == samples
+    assert [sample.split for sample in samples] == ["train"] * 10 + ["test"] * 2
+    assert [sample.group for sample in samples] == [str(min(number, 6)) for number in range(12)]
+    assert split.validation is not None
+    drawn = [
+        {sample for k in range(9) for sample in order.batch(k, 4).sample}
+        for order in (split.order, split.validation)
+    ]
+    assert drawn == [set(range(10)), {10, 11}]
+    other = TrainingData(table, seed=4)
+    assert other.validation is not None
+    assert split.order.batch(0, 10) != other.order.batch(0, 10)
+    assert split.validation.batch(0, 10) == other.validation.batch(0, 10)
     assert samples[3].captions == {"text": "lilac near rust", "text_ko": "녹 옆 라일락"}
     with Image.open(data / "03.png") as expected:
         assert samples[3].image().convert("RGB").tobytes() == expected.tobytes()
@@ -50,10 +65,40 @@ def test_digests_are_those_of_every_earlier_version(tmp_path: Path):
     (tmp_path / "a.ppm").write_bytes(b"P6 1 1 255\n\x01\x02\x03")
     (tmp_path / "a.txt").write_text("one")
     folder = ImageFolderSource(DataConfig(folder=tmp_path, size=16))
-    images, samples = folder.digest(), all_samples(folder)
+    images, samples = folder.digest([0]), [folder.sample(0)]
     assert images == "2c44f2d1cf1f5f25a0a3a81e8a66a2c11407bab471660764c846598c74e5fcaf"
     assert data_digest(samples, images) == PLAIN
     assert data_digest(samples, images, ["text", "none"]) == WITH_TEXT
+
+
+def test_a_share_is_held_out_by_name(tmp_path: Path):
+    """Whatever the order, and whatever else there is: a larger share holds out more of the same."""
+    names = [f"{number:03}" for number in range(400)]
+    samples = [Sample(tmp_path / name, {}, name) for name in names]
+
+    def held_out(share: float, of: list[Sample]) -> set[str]:
+        train, held = split_samples(of, share)
+        assert {*train, *held} == {*range(len(of))}
+        return {of[index].group for index in held}
+
+    few, many = held_out(0.05, samples), held_out(0.2, samples)
+    assert few < many
+    # Binomial: four standard deviations.
+    assert abs(len(many) - 80) < 4 * math.sqrt(400 * 0.2 * 0.8)
+    assert held_out(0.2, samples[::-1]) == many
+    assert held_out(0.2, samples[::2]) == many & set(names[::2])
+    with pytest.raises(UndustError, match=r"holds out no picture of 2; 0\.\d+ would") as error:
+        split_samples(samples[:2], 1e-6)
+    least = float(str(error.value).split()[-2])
+    assert split_samples(samples[:2], least)[1]
+
+
+def test_validation_is_preferred_to_test(tmp_path: Path):
+    splits: list[Split] = ["train", "test", "validation", "test"]
+    samples = [Sample(tmp_path / str(k), {}, str(k), split) for k, split in enumerate(splits)]
+    assert split_samples(samples, 0.0) == ([0], [2])
+    _, held_out = split_samples([samples[0], samples[1], samples[3]], 0.0)
+    assert sorted(held_out) == [1, 2]
 
 
 @dataclass(frozen=True)
@@ -63,6 +108,7 @@ class Square:
     captions: dict[str, str]
     group: str
     colour: str
+    split: Split = "train"
 
     def image(self) -> Image.Image:
         return Image.new("RGB", (20, 20), self.colour)
@@ -84,8 +130,8 @@ class Squares:
         colour = self.colours[index]
         return Square({"text": f"a {colour} square"}, colour, colour)
 
-    def digest(self) -> str:
-        return " ".join(self.colours)
+    def digest(self, indices: Sequence[int], /) -> str:
+        return " ".join(self.colours[index] for index in indices)
 
 
 @pytest.mark.parametrize("kind", ["first-stage", "diffusion"])

@@ -178,9 +178,16 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Prints a line of the result on stdout, above the bar."""
+        self._above(lambda: typer.echo(text))
+
+    def note(self, message: str) -> None:
+        """Prints a message on stderr, above the bar."""
+        self._above(lambda: note(message))
+
+    def _above(self, show: Callable[[], None]) -> None:
         if self._bar:
             self._bar.stop()
-        typer.echo(text)
+        show()
         if self._bar:
             self._bar.start()
 

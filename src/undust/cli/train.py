@@ -70,6 +70,8 @@ def train(
                 rate = now if not rate else 0.9 * rate + 0.1 * now
                 losses.append(progress.losses["loss"])
                 loss = sum(losses) / len(losses)
+                for sentence in progress.notes:
+                    bar.note(sentence)
                 bar.update(progress.step, f"loss {loss:.4f}, {console.amount(rate)} samples/s")
 
             finished = trainer.train(observe)

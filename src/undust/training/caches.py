@@ -16,7 +16,7 @@ from undust.formats.files import make_folder
 from undust.latent.first_stage import FirstStage, Posterior
 from undust.pictures import from_image
 from undust.training.data import Observe
-from undust.training.sources import DataSource
+from undust.training.sources import DataSource, TrainingData
 
 ENCODE_BATCH = 32  # images
 READER_VERSION = 2  # raised when the same image file is read as other pixels than before
@@ -41,11 +41,11 @@ class ImageCache:
         images = torch.stack(list(self._readers.map(self._image, indices)))
         return images.float() / 127.5 - 1
 
-    def preload(self, observe: Observe) -> None:
+    def preload(self, indices: Sequence[int], observe: Observe) -> None:
         """Decodes the images that memory has room for, so that a broken one is found at once."""
-        count = min(self._capacity, len(self))
-        for done, _ in enumerate(self._readers.map(self._image, range(count)), 1):
-            observe(done, count)
+        first = indices[: self._capacity]
+        for done, _ in enumerate(self._readers.map(self._image, first), 1):
+            observe(done, len(first))
 
     def _image(self, index: int) -> Tensor:
         if index in self._kept:
@@ -70,54 +70,52 @@ def in_batches(
 
 
 class LatentCache:
-    """The scaled latents of a whole data set, kept in a file of the run's folder.
+    """The scaled latents of a run's images, kept in files of the run's folder.
 
-    A resumed run reads the file, so that it continues with the same numbers. A file of other inputs
-    or a damaged one is made again. note: says that a file was damaged, or "".
+    A resumed run reads the files, so that it continues with the same numbers. Files of other inputs
+    and damaged ones are made again. notes: a line for each damaged file.
     """
 
     def __init__(
         self,
         first_stage: FirstStage,
-        images: ImageCache,
-        path: Path,
+        data: TrainingData,
+        size: int,
+        out: Path,
         made_of: Mapping[str, object],
         observe: Observe = lambda _done, _all: None,
         *,
         resumed: bool = False,
     ) -> None:
-        """made_of: the inputs that the latents depend on; resumed: there is a checkpoint.
+        """size: of the images; made_of: the other inputs that the latents depend on.
 
-        observe: called with the number of images encoded and of all. Raises UndustError for broken
-        images, and if the file of a resumed run is of other inputs.
+        resumed: there is a checkpoint. observe: called with the number of images encoded and of
+        all. Raises UndustError for broken images, and if the training latents of a resumed run are
+        of other inputs.
         """
-        stamp, self.note = json.dumps({**made_of, "reader": READER_VERSION}), ""
-        stamps = (stamp, json.dumps(made_of)) if resumed else (stamp,)  # of earlier versions
-        kept: dict[str, Tensor] = {}
-        other = False
-        if path.is_file():
-            try:
-                other = safetensors_file.header(path).metadata.get("made_of") not in stamps
-                if not other:
-                    kept = safetensors_file.load(path, names=("mean", "deviation"))
-            except UndustError as error:
-                self.note = f"the latents were made again: {error}"
-        if other and resumed:
-            raise UndustError(
-                f"{path} was made from other pictures, with another first stage or at another "
-                "data.size; set that back, or choose another --out"
-            )
-        if not kept:
-            with torch.no_grad():
-                every = range(len(images))
-                parts = [first_stage.encode(x) for x in in_batches(images, every, observe)]
-            kept = {
-                "mean": torch.cat([part.mean for part in parts]),
-                "deviation": torch.cat([part.deviation for part in parts]),
-            }
-            make_folder(path.parent)
-            safetensors_file.save(path, kept, {"made_of": stamp})
-        self.posterior = Posterior(kept["mean"], kept["deviation"])
+        self.notes: list[str] = []
+        self._first_stage = first_stage
+        self._images = ImageCache(data.source, size, memory=0)
+        train, held_out = data.image_digests
+        stamp = {**made_of, "pictures": train}
+        count = len(data.train) + len(data.held_out)
+
+        def part(name: str, indices: Sequence[int], done: int, *, resumed: bool) -> None:
+            def observe_part(now: int, _: int) -> None:
+                observe(done + now, count)
+
+            parts.append(self._part(out / name, indices, stamp, observe_part, resumed=resumed))
+
+        parts: list[dict[str, Tensor]] = []
+        part("latents.safetensors", data.train, 0, resumed=resumed)
+        if data.held_out:
+            stamp["pictures"] = held_out
+            part("held-out-latents.safetensors", data.held_out, len(data.train), resumed=False)
+        mean, deviation = (
+            torch.cat([part[name] for part in parts]) for name in ("mean", "deviation")
+        )
+        self.posterior = Posterior(mean, deviation)
+        self._rows = {index: row for row, index in enumerate([*data.train, *data.held_out])}
 
     @property
     def shape(self) -> torch.Size:
@@ -125,5 +123,42 @@ class LatentCache:
         return self.posterior.mean.shape[1:]
 
     def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:
-        """Latents [B, C, h, w] at `indices`, drawn from their posteriors with standard noise."""
-        return self.posterior[torch.tensor(indices)].sample(noise)
+        """Latents [B, C, h, w] of the images at `indices`, drawn with unit normal noise."""
+        rows = [self._rows[index] for index in indices]
+        return self.posterior[torch.tensor(rows)].sample(noise)
+
+    def _part(
+        self,
+        path: Path,
+        indices: Sequence[int],
+        made_of: Mapping[str, object],
+        observe: Observe,
+        *,
+        resumed: bool,
+    ) -> dict[str, Tensor]:
+        """Mean and deviation of some images' latents, from a file or for it."""
+        stamp = json.dumps({**made_of, "reader": READER_VERSION})
+        stamps = (stamp, json.dumps(made_of)) if resumed else (stamp,)  # of earlier versions
+        if path.is_file():
+            try:
+                if safetensors_file.header(path).metadata.get("made_of") in stamps:
+                    return safetensors_file.load(path, names=("mean", "deviation"))
+            except UndustError as error:
+                self.notes.append(f"the latents were made again: {error}")
+            else:
+                if resumed:
+                    raise UndustError(
+                        f"{path} was made from other pictures, with another first stage or at "
+                        "another data.size; set that back, or choose another --out"
+                    )
+        with torch.no_grad():
+            encoded = [
+                self._first_stage.encode(x) for x in in_batches(self._images, indices, observe)
+            ]
+        kept = {
+            "mean": torch.cat([part.mean for part in encoded]),
+            "deviation": torch.cat([part.deviation for part in encoded]),
+        }
+        make_folder(path.parent)
+        safetensors_file.save(path, kept, {"made_of": stamp})
+        return kept

@@ -94,9 +94,10 @@ class CaptionSampler:
         order = sorted(range(len(entries)), key=chances[3:].__getitem__)
         return template.replace("{}", ", ".join(entries[place] for place in order[:count]))
 
-    def all_texts(self) -> list[str]:
-        """Every caption and template once, to learn a vocabulary from."""
-        captions = [", ".join(entries) for fields in self.choices for _, entries in fields]
+    def all_texts(self, samples: Sequence[int] | None = None) -> list[str]:
+        """Every caption of these samples or of all, and every template, to learn a vocabulary."""
+        choices = self.choices if samples is None else [self.choices[k] for k in samples]
+        captions = [", ".join(entries) for fields in choices for _, entries in fields]
         templates = [text.replace("{}", "") for texts in self.templates.values() for text in texts]
         return captions + templates
 

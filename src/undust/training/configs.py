@@ -1,21 +1,17 @@
-"""Configuration of a training run: the tables that every kind of training has, typed.
+"""The tables that every kind of training has in its recipe, typed.
 
-A key that does not exist is refused by name. The tables of one kind alone are beside what they
-configure: `first_stage`, `diffusion`, `captions`, `noise_levels`.
+Unknown keys are refused by name. The tables of a single kind are in the module that they configure:
+`first_stage`, `diffusion`, `captions`, `noise_levels`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 from undust.formats.files import expanded
-from undust.training.checkpoints import TrainingCheckpoint
-from undust.training.data import Observe
-from undust.training.task import Task
 
 MAX_STEPS = 10**9
 Place = Annotated[Path, AfterValidator(expanded)]
@@ -43,6 +39,13 @@ class DataConfig(Config):
     )
     on_error: Literal["refuse", "skip"] = Field(
         default="refuse", description="refuse or skip pictures that cannot be read"
+    )
+    held_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the concepts held out for the validation loss, chosen by name; 0: "
+        "the data's split validation, else test",
     )
 
 
@@ -116,47 +119,3 @@ class RunConfig(Config):
     sample_every: int = Field(default=500, gt=0, description="steps between previews")
     checkpoint_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     keep: int = Field(default=3, gt=0, description="number of newest checkpoints to keep")
-
-
-class TrainingConfig(Config, ABC):
-    """The keys that every kind of training has; a subclass is one kind, named by its key `kind`."""
-
-    seed: int = Field(default=0, ge=0, lt=2**64, description="seed of all random numbers")
-    data: DataConfig
-    optimizer: OptimizerConfig
-    run: RunConfig
-
-    def complete(self) -> Self:
-        """This configuration with the keys that follow from other keys filled in.
-
-        Raises UndustError for keys that contradict each other.
-        """
-        return self
-
-    @abstractmethod
-    def task(self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe) -> Task:
-        """The task that this configures, in the run's folder `out`.
-
-        resumed: the checkpoint to continue from; observe: called with the numbers of images
-        prepared and of all. Raises UndustError for data that cannot be trained on, and if they are
-        not the data of `resumed`.
-        """
-
-    @model_validator(mode="after")
-    def _ramps_fit(self) -> Self:
-        steps = self.run.steps
-        up, down = self.optimizer.ramps(steps)
-        if up + down > steps:
-            fits = (
-                f"optimizer.cool_down = {steps - up} would fit, or "
-                if up < steps
-                else f"optimizer.warm_up = {steps - down} would fit, or "
-                if down < steps
-                else ""
-            )
-            raise ValueError(
-                f"optimizer.warm_up ({up:,} steps) and optimizer.cool_down ({down:,} steps) are "
-                f"longer than the run (run.steps = {steps:,}): its learning rate would never be "
-                f"reached; {fits}shares of the run do, such as 0.05 and 0.45"
-            )
-        return self

@@ -36,10 +36,12 @@ class RandomStream(IntEnum):
 class Batch:
     """The samples of one step, and the counters of their random numbers.
 
-    sample: [B] indices into the data set; epoch, index: [B] their positions in the run.
+    sample: [B] indices into the data source; epoch, index: [B] their positions in the run; step:
+    the number of earlier steps.
     """
 
     seed: int
+    step: int
     sample: tuple[int, ...]
     epoch: tuple[int, ...]
     index: tuple[int, ...]
@@ -77,7 +79,7 @@ class SampleOrder:
         places = [divmod(p, len(self.groups)) for p in range(step * size, (step + 1) * size)]
         samples = tuple(self._sample(epoch, index) for epoch, index in places)
         epochs, indices = zip(*places, strict=True)
-        return Batch(self.seed, samples, epochs, indices)
+        return Batch(self.seed, step, samples, epochs, indices)
 
     def _sample(self, epoch: int, index: int) -> int:
         if epoch != self._epoch:

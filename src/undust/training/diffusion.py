@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -27,15 +28,16 @@ from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
-from undust.training.caches import ImageCache, LatentCache
+from undust.training.caches import LatentCache
 from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
 from undust.training.checkpoints import TrainingCheckpoint
-from undust.training.configs import Place, TrainingConfig
-from undust.training.data import Batch, Observe, RandomStream, SampleOrder
+from undust.training.configs import OptimizerConfig, Place
+from undust.training.data import Batch, Observe, RandomStream
 from undust.training.derived import check_text_encoder, derived_unet, first_stage_at
 from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
-from undust.training.sources import SOURCES, all_samples, content_digest, data_digest, groups
+from undust.training.sources import TrainingData, content_digest
+from undust.training.task import TrainingConfig
 
 
 class DiffusionConfig(TrainingConfig):
@@ -100,20 +102,21 @@ class DiffusionTask:
             raise UndustError("data.crop: latents are made of whole pictures; leave it out")
         process, self.noise_levels = diffusion.build()
         self.weighting = WEIGHTINGS[diffusion.weighting]
-        source = SOURCES[data.source](data)
-        samples, self.notes = all_samples(source), [*source.notes]
+        self.data = TrainingData(data, config.seed, captions.fields)
+        samples, self.notes = self.data.training_samples, self.data.notes
         self.notes += check_captions(captions, samples, required=resumed is None)
-        images = source.digest()
         self.inputs = {
-            "data": data_digest(samples, images, captions.fields),
+            **self.data.inputs,
             "first_stage": content_digest(standalone_vae.files(config.first_stage)),
         }
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
-        self.caption_sampler = CaptionSampler(captions, [sample.captions for sample in samples])
+        self.caption_sampler = CaptionSampler(
+            captions, [sample.captions for sample in self.data.samples]
+        )
         if resumed:
             tokenizer = _tokenizer(resumed, out)
         else:
-            texts = self.caption_sampler.all_texts()
+            texts = self.caption_sampler.all_texts(self.data.train)
             tokenizer = tokenizers.train(texts, captions.vocabulary, captions.length)
         self.notes += too_long(captions, samples, tokenizer)
         self.model = _new_model(config, tokenizer, process)
@@ -122,17 +125,18 @@ class DiffusionTask:
         [self.text] = self.model.texts
         self.model.latent_shape(data.size, data.size)
         self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.text.encoder})
-        self.order = SampleOrder(groups(samples, data.draw_by), config.seed)
+        self.optimizers: dict[str, OptimizerConfig] = {}
+        self.order, self.validation = self.data.order, self.data.validation
         self.latents = LatentCache(
             self.model.first_stage,
-            ImageCache(source, data.size, memory=0),
-            out / "latents.safetensors",
-            {"first_stage": self.inputs["first_stage"], "size": data.size, "pictures": images},
+            self.data,
+            data.size,
+            out,
+            {"first_stage": self.inputs["first_stage"], "size": data.size},
             observe,
             resumed=resumed is not None,
         )
-        if self.latents.note:
-            self.notes.append(self.latents.note)
+        self.notes += self.latents.notes
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted squared error of the network's output, a mean over the batch."""
@@ -142,6 +146,10 @@ class DiffusionTask:
         sigma = self.noise_levels(batch.uniform(RandomStream.TIME)[:, 0])
         cond = self.model.conditioner(ConditionInputs(self._captions(batch), captions=True))
         return {"loss": self.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
+
+    def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:  # noqa: ARG002
+        """None yet."""
+        return {}
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -167,7 +175,7 @@ class DiffusionTask:
 
     def next_steps(self, model: Path, data: Path) -> str:  # noqa: ARG002
         """A command that generates an image from a caption of the data."""
-        captions = self.caption_sampler.all_texts()
+        captions = self.caption_sampler.all_texts(self.data.train)
         example = next((escape(caption) for caption in captions if caption.strip()), "")
         return (
             f"generate with it: undust generate {quote(example)} --model {quote(str(model))}; "

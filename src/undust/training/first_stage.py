@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Literal, Self
@@ -20,11 +21,12 @@ from undust.networks.config import AutoencoderConfig
 from undust.pictures import grid, to_images
 from undust.training.caches import ImageCache, in_batches
 from undust.training.checkpoints import TrainingCheckpoint
-from undust.training.configs import Config, TrainingConfig
-from undust.training.data import Batch, Observe, RandomStream, SampleOrder, crop
+from undust.training.configs import Config, OptimizerConfig
+from undust.training.data import Batch, Observe, RandomStream, crop
 from undust.training.losses import gradient_difference
 from undust.training.resume import compare_inputs
-from undust.training.sources import SOURCES, all_samples, data_digest, groups
+from undust.training.sources import TrainingData
+from undust.training.task import TrainingConfig
 
 STATISTICS_IMAGES = 256  # whose latents are measured for the latent scale
 PREVIEW_IMAGES = 16
@@ -87,9 +89,8 @@ class FirstStageTask:
     ) -> None:
         """As `TrainingConfig.task`. observe: called while images are decoded into memory."""
         data = config.data
-        source = SOURCES[data.source](data)
-        samples, self.notes = all_samples(source), [*source.notes]
-        self.inputs = {"data": data_digest(samples, source.digest())}
+        self.data = TrainingData(data, config.seed)
+        self.notes, self.inputs = self.data.notes, self.data.inputs
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         torch.manual_seed(config.seed)
         self.autoencoder = Autoencoder(config.autoencoder)
@@ -100,9 +101,10 @@ class FirstStageTask:
                 f"a multiple of {factor} and the crop no larger than the picture"
             )
         self.modules = nn.ModuleDict({"autoencoder": self.autoencoder})
-        self.order = SampleOrder(groups(samples, data.draw_by), config.seed)
-        self.images = ImageCache(source, data.size)
-        self.images.preload(observe)
+        self.optimizers: dict[str, OptimizerConfig] = {}
+        self.order, self.validation = self.data.order, self.data.validation
+        self.images = ImageCache(self.data.source, data.size)
+        self.images.preload([*self.data.train, *self.data.held_out], observe)
         self.config = config
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -123,11 +125,16 @@ class FirstStageTask:
         loss = terms["pixel"] + settings.edges * terms["edges"] + settings.kl * terms["kl"]
         return {"loss": loss, **terms}
 
+    def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:  # noqa: ARG002
+        """None yet."""
+        return {}
+
     @torch.no_grad()
     def preview(self, *, brief: bool = False) -> Image.Image:
         """Images of the data set above their reconstructions; brief: one of them."""
-        apart = max(1, len(self.images) // PREVIEW_IMAGES)
-        x = self.images(range(0, len(self.images), apart)[: 1 if brief else PREVIEW_IMAGES])
+        train = self.data.train
+        apart = max(1, len(train) // PREVIEW_IMAGES)
+        x = self.images(train[::apart][: 1 if brief else PREVIEW_IMAGES])
         y = self.autoencoder.decode(self.autoencoder.encode(x).mode())
         return grid(to_images(torch.cat([x, y])), columns=len(x))
 
@@ -141,7 +148,7 @@ class FirstStageTask:
         variance 1 with a scaling factor of 1. brief: measured on two images.
         """
         indices = self.order.batch(
-            0, min(2 if brief else STATISTICS_IMAGES, len(self.images))
+            0, min(2 if brief else STATISTICS_IMAGES, len(self.data.train))
         ).sample
         parts = [self.autoencoder.encode(x) for x in in_batches(self.images, indices)]
         mean = torch.cat([part.mean for part in parts])

@@ -10,7 +10,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,23 +25,29 @@ from undust.formats.files import workspace
 from undust.formats.locks import FileLock
 from undust.training import checkpoints
 from undust.training.checkpoints import TrainingCheckpoint
-from undust.training.configs import TrainingConfig
+from undust.training.configs import OptimizerConfig
 from undust.training.data import Batch
 from undust.training.ema import Ema
 from undust.training.log import Log
 from undust.training.optimizers import Optimizers
-from undust.training.task import Task
+from undust.training.task import Task, TrainingConfig
+
+RECENT_STEPS = 100  # whose mean losses are diagnosed
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The state of a run after a step; samples: seen so far; seconds: that the step took."""
+    """The state of a run after a step.
+
+    samples: seen so far; seconds: that the step took; notes: for people, on the training.
+    """
 
     step: int
     steps: int
     samples: int
     losses: dict[str, float]
     seconds: float
+    notes: Sequence[str] = ()
 
 
 class Trainer:
@@ -60,15 +67,21 @@ class Trainer:
         self.out, self._lock = out, lock
         self.step = 0
         self.parameters = dict(task.modules.named_parameters())
+        self.buffers = persistent_buffers(task.modules)
         self.ema = Ema(self.parameters, self.run.ema)
-        self.optimizers = Optimizers(
-            self.parameters, config.optimizer, half=self.run.muon_precision != "fp32"
-        )
+        half = self.run.muon_precision != "fp32"
+        self.optimizers = {
+            name: Optimizers(parameters, settings, half=half)
+            for name, settings, parameters in self._optimized()
+        }
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=RECENT_STEPS)
+        self._told: set[str] = set()
 
     def resume(self, checkpoint: TrainingCheckpoint) -> None:
         """Continues from a checkpoint. Raises UndustError for one of other tensors."""
-        if set(checkpoint.weights) != set(self.parameters) or any(
-            checkpoint.weights[name].shape != value.shape for name, value in self.parameters.items()
+        weights = self._weights()
+        if set(checkpoint.weights) != set(weights) or any(
+            checkpoint.weights[name].shape != value.shape for name, value in weights.items()
         ):
             raise UndustError(
                 f"the checkpoints in {self.out} are of another network than the recipe's; "
@@ -76,11 +89,12 @@ class Trainer:
             )
         self.step = checkpoint.step
         with torch.no_grad():
-            for name, value in self.parameters.items():
+            for name, value in weights.items():
                 value.copy_(checkpoint.weights[name])
         self.ema.load(dict(checkpoint.average))
         try:
-            self.optimizers.load(checkpoint.optimizer, checkpoint.step)
+            for optimizer in self.optimizers.values():
+                optimizer.load(checkpoint.optimizer, checkpoint.step)
         except KeyError as error:
             raise UndustError(f"{self.out}: the newest checkpoint has no {error}") from error
 
@@ -90,9 +104,13 @@ class Trainer:
         Raises UndustError for a fault that would end the run at its first save or preview.
         """
         with workspace(self.out / "model", self.out) as folder, torch.random.fork_rng(devices=[]):
-            self._losses(self.task.order.batch(self.step, 1))["loss"].backward()
+            before = {name: value.clone() for name, value in self.buffers.items()}
+            few = min(2, self.run.batch)
+            self._losses(self.task.order.batch(self.step, few))["loss"].backward()
             for parameter in self.parameters.values():
                 parameter.grad = None
+            for name, value in self.buffers.items():
+                value.copy_(before[name])
             with self._averaged():
                 self.task.publish(folder / "new", brief=True)
                 self.task.preview(brief=True)
@@ -128,12 +146,12 @@ class Trainer:
                     self.step * self.run.batch,
                     losses,
                     time.monotonic() - began,
+                    self._diagnoses(losses),
                 )
                 observe(progress)
                 last = self.step == self.run.steps
                 if last or self.step % self.run.log_every == 0:
-                    rate = self.config.optimizer.rate(self.step - 1, self.run.steps)
-                    log.scalars(self.step, {**losses, "learning_rate": rate}, progress.seconds)
+                    log.scalars(self.step, {**losses, **self._rates()}, progress.seconds)
                 if last or self.step % self.run.sample_every == 0:
                     with self._averaged():
                         log.picture(self.step, self.task.preview(), self.task.captions)
@@ -150,13 +168,13 @@ class Trainer:
         """
         with self._averaged():
             self.task.publish(self.out / "model")
-        weights = {name: value.detach() for name, value in self.parameters.items()}
+        moments = [optimizer.moments() for optimizer in self.optimizers.values()]
         state = TrainingCheckpoint(
             self.step,
             self.config.model_dump(mode="json"),
-            weights,
+            self._weights(),
             self.ema.average,
-            self.optimizers.moments(),
+            {name: value for part in moments for name, value in part.items()},
             self.task.inputs,
             self.task.tokenizer,
         )
@@ -169,9 +187,11 @@ class Trainer:
             parameter.grad = None
         losses = self._losses(batch)
         losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip)
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        values["gradient_norm"] = float(norm)
+        norms = {
+            _suffixed("gradient_norm", name): optimizer.clip()
+            for name, optimizer in self.optimizers.items()
+        }
+        values = {name: float(value.detach()) for name, value in {**losses, **norms}.items()}
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             folder = self.out / "checkpoints"
@@ -182,7 +202,8 @@ class Trainer:
                 f"as they were, {last}; a lower optimizer.learning_rate or "
                 "run.precision=fp32 may help"
             )
-        self.optimizers.step(self.config.optimizer.rate(self.step, self.run.steps))
+        for optimizer in self.optimizers.values():
+            optimizer.step(optimizer.settings.rate(self.step, self.run.steps))
         self.ema.update(self.step)
         self.step += 1
         return values
@@ -191,6 +212,42 @@ class Trainer:
         half = self.run.precision == "bf16"
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             return self.task.losses(batch)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers, by name."""
+        return {name: value.detach() for name, value in {**self.parameters, **self.buffers}.items()}
+
+    def _optimized(self) -> Iterator[tuple[str, OptimizerConfig, dict[str, nn.Parameter]]]:
+        """Name, configuration and parameters of each optimizer; "" is the recipe's own."""
+        own = self.task.optimizers
+        for entry in ("", *own):
+            parameters = {
+                name: value
+                for name, value in self.parameters.items()
+                if (name.partition(".")[0] == entry if entry else name.partition(".")[0] not in own)
+            }
+            yield entry, own.get(entry, self.config.optimizer), parameters
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rates of the last step."""
+        return {
+            _suffixed("learning_rate", name): optimizer.settings.rate(self.step - 1, self.run.steps)
+            for name, optimizer in self.optimizers.items()
+        }
+
+    def _diagnoses(self, losses: Mapping[str, float]) -> list[str]:
+        """The task's lines on faults that were not told yet, with each log line."""
+        self._recent.append(losses)
+        if self.step % self.run.log_every:
+            return []
+        means = {
+            name: sum(row.get(name, value) for row in self._recent) / len(self._recent)
+            for name, value in losses.items()
+        }
+        found = self.task.diagnoses(self.step, means)
+        new = [found[name] for name in found if name not in self._told]
+        self._told |= found.keys()
+        return new
 
     @contextmanager
     def _averaged(self) -> Generator[None]:
@@ -202,6 +259,17 @@ class Trainer:
         finally:
             self.task.modules.train()
             self.ema.swap()
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module that are part of its state, by name."""
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in module.named_buffers() if name in state}
+
+
+def _suffixed(name: str, module: str) -> str:
+    """The name of a value that belongs to one module's optimizer."""
+    return f"{name}_{module}" if module else name
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Optimizers:
         half: bool = True,
     ) -> None:
         """half: Muon orthogonalises in bfloat16, else in float32."""
-        self._parameters = parameters
+        self._parameters, self.settings = parameters, settings
         # The same memory, seen as matrices.
         self._matrices = {
             name: nn.Parameter(value.detach().view(len(value), -1))
@@ -46,6 +46,10 @@ class Optimizers:
         if self._matrices:
             dtype = torch.bfloat16 if half else torch.float32
             self._optimizers.append(Muon(self._matrices.values(), decay, dtype))
+
+    def clip(self) -> Tensor:
+        """Limits the gradient's norm to that of the settings; the norm before."""
+        return nn.utils.clip_grad_norm_(self._parameters.values(), self.settings.clip)
 
     def step(self, rate: float) -> None:
         """Updates every parameter with its gradient."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
-from undust.training.configs import TrainingConfig
+from undust.training.task import TrainingConfig
 
 ROUNDS = 5
 MIN_SPEEDUP = 1.05  # below this bfloat16 is not worth its rounding

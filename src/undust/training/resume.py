@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from undust.errors import UndustError, quoted
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.config_keys import renamed
-from undust.training.configs import TrainingConfig
+from undust.training.task import TrainingConfig
 
 # Keys and tables of a recipe that may have another value when a run is resumed.
 MAY_CHANGE = (
@@ -41,7 +41,12 @@ MAY_CHANGE = (
     "unet.sample_size",  # a default of sampling
 )
 MAX_LISTED = 4  # changes that a refusal names
-INPUTS = {"data": "the data", "first_stage": "the first stage's weights"}
+INPUTS = {
+    "data": "the data",
+    "validation": "the held-out pictures",
+    "first_stage": "the first stage's weights",
+}
+NOT_TRAINED_ON = ("validation",)
 HOW = {"data": " (a picture or a caption was added, removed, edited or moved)"}
 
 
@@ -74,7 +79,8 @@ def compare_inputs(
     inputs: digests by name, those of `INPUTS`. Raises UndustError if one differs.
     """
     before = checkpoint.inputs
-    wrong = [name for name in inputs if name in before and before[name] != inputs[name]]
+    changed = [name for name in inputs if name in before and before[name] != inputs[name]]
+    wrong = [name for name in changed if name not in NOT_TRAINED_ON]
     if wrong:
         raise _refusal(
             out,
@@ -85,12 +91,19 @@ def compare_inputs(
                 for name in wrong
             ],
         )
-    unknown = " and ".join(INPUTS[name] for name in inputs if name not in before)
+    notes = [
+        f"{INPUTS[name]} are others than at step {checkpoint.step}: validation losses before and "
+        "after it cannot be compared"
+        for name in changed
+    ]
+    trained_on = (name for name in inputs if name not in NOT_TRAINED_ON)
+    unknown = " and ".join(INPUTS[name] for name in trained_on if name not in before)
     if not unknown:
-        return []
+        return notes
     return [
+        *notes,
         f"the checkpoint of step {checkpoint.step} is of an earlier version, without a digest of "
-        f"{unknown}: later changes of them cannot be detected"
+        f"{unknown}: later changes of them cannot be detected",
     ]
 
 

@@ -10,11 +10,11 @@ from undust.errors import UndustError
 from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
 from undust.training import checkpoints
-from undust.training.configs import TrainingConfig
 from undust.training.data import Observe
 from undust.training.loop import Trainer, TrainingProgress
 from undust.training.precision import resolved
 from undust.training.resume import compare_configs, same_run
+from undust.training.task import TrainingConfig
 
 LOCK = "run.lock"  # exists while a run trains in the folder
 

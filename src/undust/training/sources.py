@@ -1,24 +1,32 @@
-"""Data sources: where the samples of a training run come from.
+"""Data sources: the origin of the samples of a training run.
 
-Tasks, caches and the loop use a `DataSource` and know no files. To add one: a class with the
-members of `DataSource` that is made from a `DataConfig`, and the decorator `@source`.
+Tasks, caches and the loop use a `DataSource` and know no files; `TrainingData` splits it. To add
+one: a class with the members of `DataSource` that is made from a `DataConfig`, and the decorator
+`@source`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from PIL import Image
 
 from undust.datasets import image_folder
+from undust.datasets.image_folder import Sample, Split
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError
 from undust.formats.safetensors_file import content_hash
 from undust.training.configs import DataConfig
+from undust.training.data import SampleOrder
+
+VALIDATION_SEED = 0  # of the numbers in every run's validation loss
+MAX_HELD_OUT = 256  # samples of a validation loss
 
 
 class DataSample(Protocol):
@@ -34,13 +42,18 @@ class DataSample(Protocol):
         """The name of the group that shares a draw, such as a concept."""
         ...
 
+    @property
+    def split(self) -> Split:
+        """The sample's part of the data: "train" is trained on."""
+        ...
+
     def image(self) -> Image.Image:
         """The image, decoded at each call. Raises UndustError if it cannot be."""
         ...
 
 
 class DataSource(Protocol):
-    """Training samples in a fixed order."""
+    """Samples of all splits in a fixed order."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -53,13 +66,13 @@ class DataSource(Protocol):
         """The sample at 0 ≤ index < len(self)."""
         ...
 
-    def digest(self) -> str:
-        """A hash of all images in their order; a run is resumed only with the same."""
+    def digest(self, indices: Sequence[int], /) -> str:
+        """A hash of these images in their order; a run is resumed only with the same."""
         ...
 
 
 SOURCES: Registry[Callable[[DataConfig], DataSource]] = Registry("data source")
-"""`data.source` of a recipe -> its class. Raises UndustError if there is nothing to train on."""
+"""`data.source` of a recipe -> its class."""
 
 S = TypeVar("S", bound=Callable[[DataConfig], DataSource])
 
@@ -76,18 +89,14 @@ def source(name: str) -> Callable[[S], S]:
 
 @source("folder")
 class ImageFolderSource:
-    """The training split of a folder of images (`undust.datasets.image_folder`)."""
+    """A folder of images (`undust.datasets.image_folder`)."""
 
     def __init__(self, data: DataConfig) -> None:
-        """Raises UndustError if there are none, and for unusable files unless they are skipped."""
+        """Raises UndustError for a folder without images and, unless they are skipped, bad ones."""
         found = image_folder.scan(data.folder)
-        self.samples = image_folder.usable(found, split="train", on_error=data.on_error)
-        others = [sample for sample in found.samples if sample.split != "train"]
-        if not self.samples:
-            held_out = f"; {len(others)} are held out from training" if others else ""
-            raise UndustError(f"{data.folder} has no training pictures{held_out}")
+        self.samples = image_folder.usable(found, on_error=data.on_error)
         notes = found.notes()
-        skipped = len(found.broken) + len(found.samples) - len(others) - len(self.samples)
+        skipped = len(found.broken) + len(found.samples) - len(self.samples)
         if skipped:
             notes.append(f"skipped because they cannot be read: {skipped}; see undust data check")
         self.notes = [f"{data.folder}: {note}" for note in notes]
@@ -95,27 +104,99 @@ class ImageFolderSource:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def sample(self, index: int, /) -> DataSample:
+    def sample(self, index: int, /) -> Sample:
         """The sample at 0 ≤ index < len(self), in the order of the metadata or of file names."""
         return self.samples[index]
 
-    def digest(self) -> str:
-        """A hash of the files of all images, the same wherever the folder is."""
-        return content_digest(sample.path for sample in self.samples)
+    def digest(self, indices: Sequence[int], /) -> str:
+        """A hash of these images' files, the same wherever the folder is."""
+        return content_digest(self.samples[index].path for index in indices)
 
 
-def all_samples(source: DataSource) -> list[DataSample]:
-    """Every sample of a source; no image is decoded."""
-    return [source.sample(index) for index in range(len(source))]
+class TrainingData:
+    """The samples of a run: those it trains on, and those held out for its validation loss.
+
+    samples: all of the source; train, held_out: indices into them. order, validation: the two in
+    the order in which they are drawn, validation with numbers that do not depend on `seed`.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, caption_fields: Iterable[str] = ()) -> None:
+        """Raises UndustError if there is nothing to train on, or to hold out as configured.
+
+        caption_fields: columns of captions that are part of the digests.
+        """
+        self.source = SOURCES[config.source](config)
+        self.samples = [self.source.sample(index) for index in range(len(self.source))]
+        self.train, self.held_out = split_samples(self.samples, config.held_out)
+        if not self.train:
+            held_out = f"; {len(self.samples)} are held out from training" if self.samples else ""
+            raise UndustError(f"{config.folder} has no training pictures{held_out}")
+        self.order = SampleOrder(groups(self.samples, self.train, config.draw_by), seed)
+        self.validation = (
+            SampleOrder([[index] for index in self.held_out], VALIDATION_SEED)
+            if self.held_out
+            else None
+        )
+        self._fields = tuple(caption_fields)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people on samples that are left out."""
+        return [*self.source.notes]
+
+    @cached_property
+    def image_digests(self) -> tuple[str, str]:
+        """Digests of the images trained on, and of those held out."""
+        return self.source.digest(self.train), self.source.digest(self.held_out)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of the images, their groups and captions, for the checkpoints."""
+        train, held_out = self.image_digests
+        digests = {"data": data_digest(self.training_samples, train, self._fields)}
+        if self.held_out:
+            samples = [self.samples[index] for index in self.held_out]
+            digests["validation"] = data_digest(samples, held_out, self._fields)
+        return digests
+
+    @property
+    def training_samples(self) -> list[DataSample]:
+        """The samples trained on."""
+        return [self.samples[index] for index in self.train]
 
 
-def groups(samples: Sequence[DataSample], draw_by: str) -> list[list[int]]:
-    """Indices of the samples that share a draw, in order of first appearance."""
+def split_samples(samples: Sequence[DataSample], share: float) -> tuple[list[int], list[int]]:
+    """Indices of the samples trained on, and of those of the validation loss.
+
+    share: of the groups in the training split that is held out from it, by a hash of their names,
+    so that the choice does not depend on other samples; 0: the split "validation" is held out, or
+    "test" if there is none. Of many held-out samples those with the smallest hashes are used.
+    Raises UndustError if the share is less than one group.
+    """
+    places = [_hash_place(sample.group) for sample in samples]
+    train = [k for k, sample in enumerate(samples) if sample.split == "train"]
+    if share:
+        held_out = [k for k in train if places[k] < share]
+        if train and not held_out:
+            least = min(places[k] for k in train)
+            raise UndustError(
+                f"data.held_out = {share:g} holds out no picture of {len(train)}; "
+                f"{math.ceil(least * 1000 + 1) / 1000:g} would"
+            )
+        train = [k for k in train if places[k] >= share]
+    else:
+        held_out = [k for k, sample in enumerate(samples) if sample.split == "validation"]
+        held_out = held_out or [k for k, sample in enumerate(samples) if sample.split == "test"]
+    return train, sorted(held_out, key=places.__getitem__)[:MAX_HELD_OUT]
+
+
+def groups(samples: Sequence[DataSample], indices: Sequence[int], draw_by: str) -> list[list[int]]:
+    """The indices of samples that share a draw, in order of first appearance."""
     if draw_by == "picture":
-        return [[index] for index in range(len(samples))]
+        return [[index] for index in indices]
     by_name: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        by_name.setdefault(sample.group, []).append(index)
+    for index in indices:
+        by_name.setdefault(samples[index].group, []).append(index)
     return list(by_name.values())
 
 
@@ -132,3 +213,8 @@ def data_digest(samples: Sequence[DataSample], images: str, fields: Iterable[str
     ]
     text = json.dumps(rows, sort_keys=True) + images
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash_place(name: str) -> float:
+    """A number in [0, 1) that depends on a name alone, evenly spread."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64

@@ -1,27 +1,42 @@
-"""What the training loop needs to know of a kind of training."""
+"""A kind of training: its configuration, and the interface of its task to the training loop."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from PIL import Image
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from undust.conditioning.tokenizer import Tokenizer
-from undust.training.data import Batch, SampleOrder
+from undust.training.checkpoints import TrainingCheckpoint
+from undust.training.configs import Config, DataConfig, OptimizerConfig, RunConfig
+from undust.training.data import Batch, Observe, SampleOrder
 
 
 class Task(Protocol):
     """A kind of training, ready to run.
 
-    modules: what is trained; order: the samples of each step; notes: for people, on the data.
+    modules: all that is trained; their persistent buffers are part of a checkpoint too. order: the
+    training samples of each step; validation: the held-out samples, with random numbers that do not
+    depend on the run's seed, or None if there are none. notes: for people, on the data.
     """
 
     modules: nn.ModuleDict
     order: SampleOrder
+    validation: SampleOrder | None
     notes: list[str]
+
+    @property
+    def optimizers(self) -> Mapping[str, OptimizerConfig]:
+        """Entries of `modules` with an optimizer and a gradient norm of their own, by name.
+
+        All others share the recipe's table `optimizer`.
+        """
+        ...
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -39,7 +54,19 @@ class Task(Protocol):
         ...
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar terms of the batch's loss by name; "loss" is minimised."""
+        """Scalar terms of the batch's loss by name; "loss" is minimised.
+
+        With optimizers of several modules "loss" is the sum of their losses, each of which has
+        gradients to its own module alone. For the validation loss it is called with gradients
+        disabled and the modules in evaluation mode; terms that need gradients are left out then.
+        """
+        ...
+
+    def diagnoses(self, step: int, means: Mapping[str, float]) -> Mapping[str, str]:
+        """Lines for people on faults of the training, by the fault's name; each is told once.
+
+        means: of the values of `losses` in recent steps.
+        """
         ...
 
     def preview(self, *, brief: bool = False) -> Image.Image:
@@ -56,3 +83,47 @@ class Task(Protocol):
     def next_steps(self, model: Path, data: Path) -> str:
         """A line for people: uses of the finished model, trained with the data in a folder."""
         ...
+
+
+class TrainingConfig(Config, ABC):
+    """The keys that every kind of training has; a subclass is one kind, named by its key `kind`."""
+
+    seed: int = Field(default=0, ge=0, lt=2**64, description="seed of all random numbers")
+    data: DataConfig
+    optimizer: OptimizerConfig
+    run: RunConfig
+
+    def complete(self) -> Self:
+        """This configuration with the keys that follow from other keys filled in.
+
+        Raises UndustError for keys that contradict each other.
+        """
+        return self
+
+    @abstractmethod
+    def task(self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe) -> Task:
+        """The task that this configures, in the run's folder `out`.
+
+        resumed: the checkpoint to continue from; observe: called with the numbers of images
+        prepared and of all. Raises UndustError for data that cannot be trained on, and if they are
+        not the data of `resumed`.
+        """
+
+    @model_validator(mode="after")
+    def _ramps_fit(self) -> Self:
+        steps = self.run.steps
+        up, down = self.optimizer.ramps(steps)
+        if up + down > steps:
+            fits = (
+                f"optimizer.cool_down = {steps - up} would fit, or "
+                if up < steps
+                else f"optimizer.warm_up = {steps - down} would fit, or "
+                if down < steps
+                else ""
+            )
+            raise ValueError(
+                f"optimizer.warm_up ({up:,} steps) and optimizer.cool_down ({down:,} steps) are "
+                f"longer than the run (run.steps = {steps:,}): its learning rate would never be "
+                f"reached; {fits}shares of the run do, such as 0.05 and 0.45"
+            )
+        return self
