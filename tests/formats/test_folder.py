@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel, VQModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,12 +22,27 @@ from undust.formats.folder import (
     read_model_index,
 )
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.config import (
+    AutoencoderConfig,
+    TextEncoderConfig,
+    TinyConfig,
+    UNetConfig,
+    VQConfig,
+)
 from undust.networks.text_encoder import TextEncoder
+from undust.networks.tiny import TinyAutoencoder
 from undust.networks.unet import UNet
+from undust.networks.vq import VQAutoencoder
 from undust.regular import LIMIT
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4)
+VQ = VQConfig(block_out_channels=(8, 16), norm_num_groups=4)
+TINY = TinyConfig(
+    encoder_block_out_channels=(8, 8),
+    decoder_block_out_channels=(8, 8),
+    num_encoder_blocks=(1, 1),
+    num_decoder_blocks=(1, 1),
+)
 UNET = UNetConfig(
     block_out_channels=(8, 16),
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -338,10 +353,12 @@ def test_old_names_and_constants_are_understood(tmp_path: Path):
     ("network", "theirs"),
     [
         (Autoencoder(AUTOENCODER), AutoencoderKL),
+        (VQAutoencoder(VQ), VQModel),
+        (TinyAutoencoder(TINY), AutoencoderTiny),
         (UNet(UNET), UNet2DConditionModel),
         (TextEncoder(TextEncoderConfig(**TEXT)), CLIPTextModel),
     ],
-    ids=["autoencoder", "unet", "text encoder"],
+    ids=["autoencoder", "vq", "tiny", "unet", "text encoder"],
 )
 def test_what_is_saved_opens_elsewhere_and_here(tmp_path: Path, network: nn.Module, theirs: type):
     folder = tmp_path / "model" / "part"

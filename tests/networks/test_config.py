@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel, VQModel
 from pydantic import ValidationError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -17,7 +17,9 @@ from undust.networks.config import (
     AutoencoderConfig,
     NetworkConfig,
     TextEncoderConfig,
+    TinyConfig,
     UNetConfig,
+    VQConfig,
 )
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.unet import UNet
@@ -123,14 +125,19 @@ def test_full_size_text_encoder_has_the_published_keys() -> None:
 
 @pytest.mark.parametrize(
     ("config", "theirs"),
-    [(UNetConfig, UNet2DConditionModel), (AutoencoderConfig, AutoencoderKL)],
+    [
+        (UNetConfig, UNet2DConditionModel),
+        (AutoencoderConfig, AutoencoderKL),
+        (VQConfig, VQModel),
+        (TinyConfig, AutoencoderTiny),
+    ],
 )
 def test_defaults_are_those_of_diffusers(config: type[NetworkConfig], theirs) -> None:
     with torch.device("meta"):
         fields = dict(theirs().config)
     assert config.read(fields) == config()
-    public = {key for key in fields if not key.startswith("_")}
-    assert public == set(config.model_fields)
+    public = {key for key in fields if not key.startswith("_")} - config.housekeeping
+    assert public == set(config.model_fields) - {"sample_size"} | ({"sample_size"} & public)
 
 
 def test_defaults_are_those_of_transformers() -> None:
@@ -169,6 +176,10 @@ def test_defaults_are_those_of_transformers() -> None:
         (AutoencoderConfig, "block_out_channels", []),
         (AutoencoderConfig, "norm_num_groups", 48),
         (AutoencoderConfig, "scaling_factor", 0),
+        (VQConfig, "norm_type", "spatial"),
+        (TinyConfig, "encoder_block_out_channels", [64, 64, 64, 32]),
+        (TinyConfig, "num_decoder_blocks", [1, 1, 1]),
+        (VQConfig, "lookup_from_codebook", True),
         (TextEncoderConfig, "hidden_act", "relu"),
         (TextEncoderConfig, "attention_dropout", 0.1),
         (TextEncoderConfig, "num_attention_heads", 7),

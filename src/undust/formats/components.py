@@ -28,12 +28,16 @@ from undust.networks.config import (
     ControlNetConfig,
     NetworkConfig,
     TextEncoderConfig,
+    TinyConfig,
     UNet2DConfig,
     UNetConfig,
+    VQConfig,
 )
 from undust.networks.controlnet import ControlNet
 from undust.networks.text_encoder import TextEncoder
+from undust.networks.tiny import TinyAutoencoder
 from undust.networks.unet import UNet, UNet2D
+from undust.networks.vq import VQAutoencoder
 
 DEFAULT_GUIDANCE = 4.0  # of models that are trained here
 MAX_NOISE_LEVEL = 350  # of the published upscaler, stable-diffusion-x4-upscaler
@@ -72,6 +76,8 @@ COMPONENTS = {
     known.class_name: known
     for known in (
         ComponentType("AutoencoderKL", "vae", Autoencoder, AutoencoderConfig),
+        ComponentType("VQModel", "vae", VQAutoencoder, VQConfig),
+        ComponentType("AutoencoderTiny", "vae", TinyAutoencoder, TinyConfig),
         ComponentType("UNet2DConditionModel", "unet", UNet, UNetConfig),
         ComponentType("UNet2DModel", "unet", UNet2D, UNet2DConfig),
         ComponentType("ControlNetModel", "controlnet", ControlNet, ControlNetConfig),

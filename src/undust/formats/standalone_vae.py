@@ -40,7 +40,8 @@ def replacement(path: Path, parts: Components) -> FirstStageNetwork:
         network = _load_alone(path, parts.dtype)
         scales = {name: getattr(own.config, name, None) for name in SCALES}
         network.config = network.config.model_copy(update=scales)
-    if network.latent_space != own.latent_space:
+    # A tiny first stage has the latents of another one, and tells channels and factor alone.
+    if network.latent_space not in (own.latent_space, own.latent_space[:2]):
         raise UndustError(
             f"{path} is a first stage of other latents than the model's: "
             f"{network.latent_channels} channels, {network.downsampling_factor} times smaller, "
@@ -101,6 +102,6 @@ def _has_config(path: Path) -> bool:
         return True
     beside = path.with_name("config.json")
     return beside.is_file() and any(
-        name.startswith(("encoder.down_blocks.", "decoder.up_blocks."))
+        name.startswith(("encoder.down_blocks.", "decoder.up_blocks.", "decoder.layers."))
         for name in header(path).tensors
     )

@@ -1,152 +1,23 @@
-"""The first stage: a KL autoencoder between pictures and latents (Rombach et al. 2022)."""
+"""The KL first stage: latents are drawn from a normal distribution (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from undust.networks.attention import PixelAttention
-from undust.networks.base import DiagonalGaussian, FirstStageNetwork
+from undust.networks.base import DiagonalGaussian
 from undust.networks.config import AutoencoderConfig
-from undust.networks.layers import Downsample, ResnetBlock, Upsample
-from undust.networks.streaming import activated, convolved, held, kept, streamed
-
-EPS = 1e-6
-LARGE = 1024 * 1024  # pixels; larger pictures are streamed
+from undust.networks.encoder_decoder import Decoder, Encoder, EncoderDecoderNetwork
 
 
-class Level(nn.Sequential):
-    """Residual blocks at one resolution, then the change to the next resolution.
-
-    step: the published name of the resampling layer and the layer; None for the last level.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        layers: int,
-        groups: int,
-        step: tuple[str, nn.Module] | None,
-    ) -> None:
-        channels = [in_channels] + [out_channels] * layers
-        resnets = (ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(channels))
-        super().__init__()
-        self.add_module("resnets", nn.Sequential(*resnets))
-        if step is not None:
-            name, layer = step
-            self.add_module(name, nn.Sequential(layer))
-
-
-class Mid(nn.Module):
-    """Two residual blocks around one attention over all pixels."""
-
-    def __init__(self, channels: int, *, groups: int, attention: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2)
-        )
-        attentions = [PixelAttention(channels, groups=groups, eps=EPS)] if attention else []
-        self.attentions = nn.Sequential(*attentions)
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        """The layers in order."""
-        before, after = self.resnets
-        return iter((before, *self.attentions, after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,C,H,W]."""
-        for layer in self:
-            x = layer(x)
-        return x
-
-
-def _layers(levels: nn.Sequential) -> Iterator[nn.Module]:
-    """The residual blocks and resampling layers of levels, in order."""
-    for level in levels.children():
-        for part in level.children():
-            yield from part.children()
-
-
-class Encoder(nn.Module):
-    """Pictures to the mean and log variance of their latents."""
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.Sequential()
-        for i, (before, width) in enumerate(pairwise((widths[0], *widths))):
-            last = i == len(widths) - 1
-            step = None if last else ("downsamplers", Downsample(width, padding=0))
-            layers = config.layers_per_block
-            self.down_blocks.append(Level(before, width, layers=layers, groups=groups, step=step))
-        self.mid_block = Mid(widths[-1], groups=groups, attention=config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,3,H,W] → [B,2·latent,H/f,W/f]."""
-        x = self.mid_block(self.down_blocks(self.conv_in(x)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-    def streamed(self, x: Tensor) -> Tensor:
-        """As `forward`, up to rounding, for one picture [1,3,H,W] and in less memory."""
-        y = convolved(self.conv_in, held(x.contiguous(memory_format=torch.channels_last)))
-        for layer in (*_layers(self.down_blocks), *self.mid_block):
-            y = streamed(layer, y)
-        return kept(convolved(self.conv_out, activated(self.conv_norm_out, y)))
-
-
-class Decoder(nn.Module):
-    """Latents to pictures."""
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = Mid(widths[0], groups=groups, attention=config.mid_block_add_attention)
-        self.up_blocks = nn.Sequential()
-        for i, (before, width) in enumerate(pairwise((widths[0], *widths))):
-            last = i == len(widths) - 1
-            step = None if last else ("upsamplers", Upsample(width))
-            layers = config.layers_per_block + 1
-            self.up_blocks.append(Level(before, width, layers=layers, groups=groups, step=step))
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
-        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """[B,latent,h,w] → [B,3,f·h,f·w]."""
-        x = self.up_blocks(self.mid_block(self.conv_in(z)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-    def streamed(self, z: Tensor) -> Tensor:
-        """As `forward`, up to rounding, for one latent [1,latent,h,w] and in less memory."""
-        layers = [*self.mid_block, *_layers(self.up_blocks)]
-        upsamples = [layer for layer in layers if isinstance(layer, Upsample)]
-        y = convolved(self.conv_in, held(z.contiguous(memory_format=torch.channels_last)))
-        for layer in layers:
-            y = streamed(layer, y)
-            # The last upsampling's output would be the largest tensor of all, so its input is kept
-            # and it is recomputed on each access.
-            if layer in upsamples[:-1]:
-                y = held(kept(y))
-        return kept(convolved(self.conv_out, activated(self.conv_norm_out, y)))
-
-
-class Autoencoder(FirstStageNetwork):
+class Autoencoder(EncoderDecoderNetwork[AutoencoderConfig]):
     """The KL autoencoder; keys as AutoencoderKL's."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         moments, latents = 2 * config.latent_channels, config.latent_channels
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, moments)
         self.decoder = Decoder(config)
         # An identity has no weights, so a model without these layers has no such keys.
         self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else nn.Identity()
@@ -155,33 +26,11 @@ class Autoencoder(FirstStageNetwork):
         )
 
     @property
-    def image_channels(self) -> int:
-        """The channels of the pictures."""
-        return self.config.in_channels
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Width and height of the pictures that it was trained on."""
-        size = self.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return width, height
-
-    @property
-    def latent_channels(self) -> int:
-        """The channels of the latents."""
-        return self.config.latent_channels
-
-    @property
     def latent_space(self) -> tuple[float, ...]:
         """Channels, factor, scale and shift of its latents, and each channel's own."""
         config = self.config
         each = *(config.latents_mean or ()), *(config.latents_std or ())
         return *super().latent_space, config.scaling_factor, config.shift_factor or 0.0, *each
-
-    @property
-    def downsampling_factor(self) -> int:
-        """Pixels along a side for one latent pixel."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
 
     def scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """(s, m) for latents z [B,C,h,w]: denoisers are trained on (z − m)·s."""
@@ -194,34 +43,12 @@ class Autoencoder(FirstStageNetwork):
         )
         return config.scaling_factor / deviation, mean
 
-    @property
-    def last_layer(self) -> Tensor:
-        """The weight whose gradients balance an adversarial loss against the others."""
-        return self.decoder.conv_out.weight
-
     def encode(self, x: Tensor, *, streamed: bool = False) -> DiagonalGaussian:
-        """Pictures [B,3,H,W] in [-1,1] → the distribution of latents [B,C,H/f,W/f].
-
-        Pictures of more than `LARGE` pixels, and smaller ones if `streamed`, are processed one by
-        one in strips, which is exact up to rounding and takes a third of the memory. With gradients
-        they are processed whole.
-        """
-        streamed = streamed or x.shape[2] * x.shape[3] > LARGE
-        moments = self._run(self.encoder, x, streamed=streamed)
-        mean, logvar = self.quant_conv(moments).chunk(2, dim=1)
+        """Pictures [B,3,H,W] in [-1,1] → the distribution of latents [B,C,H/f,W/f]."""
+        mean, logvar = self._encoded(x, streamed=streamed).chunk(2, dim=1)
         # Beyond these bounds the exponential overflows float16, or the variance is zero.
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Tensor, *, streamed: bool = False) -> Tensor:
-        """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1].
-
-        Large pictures are streamed as in `encode`.
-        """
-        streamed = streamed or z.shape[2] * z.shape[3] * self.downsampling_factor**2 > LARGE
-        return self._run(self.decoder, self.post_quant_conv(z), streamed=streamed)
-
-    def _run(self, half: Encoder | Decoder, x: Tensor, *, streamed: bool) -> Tensor:
-        grad = torch.is_grad_enabled() and (x.requires_grad or self.last_layer.requires_grad)
-        if grad or not streamed:
-            return half(x)
-        return torch.cat([half.streamed(one) for one in x.split(1)]).contiguous()
+        """Unscaled latents [B,C,h,w] → pictures [B,3,f·h,f·w], about in [-1,1]."""
+        return self._decoded(z, streamed=streamed)

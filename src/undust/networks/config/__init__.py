@@ -3,9 +3,10 @@
 No torch here: a recipe or a model folder can be read and refused before anything heavy starts.
 """
 
-from undust.networks.config.autoencoder import AutoencoderConfig
+from undust.networks.config.autoencoder import AutoencoderConfig, EncoderDecoderConfig, VQConfig
 from undust.networks.config.base import LARGEST, DenoiserConfig, NetworkConfig
 from undust.networks.config.text_encoder import TextEncoderConfig
+from undust.networks.config.tiny import TinyConfig
 from undust.networks.config.unet import ControlNetConfig, UNetConfig
 from undust.networks.config.unet2d import UNet2DConfig
 
@@ -14,8 +15,11 @@ __all__ = [
     "AutoencoderConfig",
     "ControlNetConfig",
     "DenoiserConfig",
+    "EncoderDecoderConfig",
     "NetworkConfig",
     "TextEncoderConfig",
     "UNet2DConfig",
+    "TinyConfig",
     "UNetConfig",
+    "VQConfig",
 ]

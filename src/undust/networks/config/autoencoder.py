@@ -1,8 +1,8 @@
-"""The configuration of the first stage."""
+"""The configurations of the first stages with an encoder and a decoder: KL and VQ."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -16,8 +16,8 @@ from undust.networks.config.base import (
 )
 
 
-class AutoencoderConfig(NetworkConfig):
-    """The fields of diffusers' AutoencoderKL, and its defaults."""
+class EncoderDecoderConfig(NetworkConfig):
+    """The fields that AutoencoderKL and VQModel share, and their defaults."""
 
     in_channels: Length = Field(3, description="channels of the pictures encoded")
     out_channels: Length = Field(3, description="channels of the pictures decoded")
@@ -52,6 +52,28 @@ class AutoencoderConfig(NetworkConfig):
         gt=0,
         description="factor of the latents for the U-Net; 1 for a first stage trained here",
     )
+    force_upcast: bool = Field(
+        True,
+        description="decode in float32, for other programs; undust decides by the result",
+    )
+    mid_block_add_attention: bool = Field(True, description="self-attention at the coarsest level")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        levels = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(
+                    f"{name} needs one entry for each of the {levels} block_out_channels"
+                )
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+        return self
+
+
+class AutoencoderConfig(EncoderDecoderConfig):
+    """The fields of diffusers' AutoencoderKL, and its defaults."""
+
     shift_factor: float | None = Field(None, description="subtracted from latents before scaling")
     # Per channel, instead of shift_factor and in addition to scaling_factor (Playground v2.5).
     latents_mean: tuple[float, ...] | None = Field(
@@ -61,24 +83,11 @@ class AutoencoderConfig(NetworkConfig):
         None,
         description="standard deviation of each channel of the latent, divided by before scaling",
     )
-    force_upcast: bool = Field(
-        True,
-        description="decode in float32, for other programs; undust decides by the result",
-    )
     use_quant_conv: bool = Field(True, description="a 1×1 convolution after the encoder")
     use_post_quant_conv: bool = Field(True, description="a 1×1 convolution before the decoder")
-    mid_block_add_attention: bool = Field(True, description="self-attention at the coarsest level")
 
     @model_validator(mode="after")
-    def _check(self) -> AutoencoderConfig:
-        levels = len(self.block_out_channels)
-        for name in ("down_block_types", "up_block_types"):
-            if len(getattr(self, name)) != levels:
-                raise ValueError(
-                    f"{name} needs one entry for each of the {levels} block_out_channels"
-                )
-        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
-            raise ValueError("norm_num_groups must divide every entry of block_out_channels")
+    def _check_statistics(self) -> Self:
         statistics = self.latents_mean, self.latents_std
         if statistics != (None, None) and {len(each or ()) for each in statistics} != {
             self.latent_channels
@@ -87,3 +96,28 @@ class AutoencoderConfig(NetworkConfig):
                 "latents_mean and latents_std need one entry for each of the latent_channels"
             )
         return self
+
+
+class VQConfig(EncoderDecoderConfig):
+    """The fields of diffusers' VQModel, and its defaults."""
+
+    latent_channels: Length = Field(3, description="channels between encoder and codebook")
+    num_vq_embeddings: Length = Field(256, description="codes in the codebook")
+    vq_embed_dim: Length | None = Field(
+        None, description="channels of a code and of the latent; left out: latent_channels"
+    )
+    norm_type: Literal["group"] = Field(
+        "group", description="normalisation of the decoder; no other is supported"
+    )
+    lookup_from_codebook: Literal[False] = Field(
+        False, description="decoding from indices; not supported"
+    )
+    force_upcast: bool = Field(
+        False,
+        description="decode in float32, for other programs; undust decides by the result",
+    )
+
+    @property
+    def code_width(self) -> int:
+        """Channels of a code and of the latent."""
+        return self.vq_embed_dim or self.latent_channels
