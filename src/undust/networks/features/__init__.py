@@ -1,0 +1,1 @@
+"""Networks trained on other tasks whose features compare pictures: VGG16, EfficientNet."""
