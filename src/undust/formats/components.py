@@ -26,7 +26,9 @@ from undust.networks.base import DenoiserNetwork, FirstStageNetwork
 from undust.networks.config import (
     AutoencoderConfig,
     ControlNetConfig,
+    DiTConfig,
     NetworkConfig,
+    PixArtConfig,
     TextEncoderConfig,
     TinyConfig,
     UNet2DConfig,
@@ -34,6 +36,7 @@ from undust.networks.config import (
     VQConfig,
 )
 from undust.networks.controlnet import ControlNet
+from undust.networks.dit import DiT, PixArt
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.tiny import TinyAutoencoder
 from undust.networks.unet import UNet, UNet2D
@@ -80,6 +83,8 @@ COMPONENTS = {
         ComponentType("AutoencoderTiny", "vae", TinyAutoencoder, TinyConfig),
         ComponentType("UNet2DConditionModel", "unet", UNet, UNetConfig),
         ComponentType("UNet2DModel", "unet", UNet2D, UNet2DConfig),
+        ComponentType("DiTTransformer2DModel", "transformer", DiT, DiTConfig),
+        ComponentType("PixArtTransformer2DModel", "transformer", PixArt, PixArtConfig),
         ComponentType("ControlNetModel", "controlnet", ControlNet, ControlNetConfig),
         _text_encoder("CLIPTextModel"),
         _text_encoder("CLIPTextModelWithProjection"),
@@ -213,10 +218,10 @@ class Components:
                 f"{' + '.join(map(str, widths)) or 0} and the denoiser takes text of width "
                 f"{' and '.join(map(str, sorted(config.text_widths)))}"
             )
-        if config.out_channels != channels or self.extra_channels not in self._known_extra():
+        if config.latent_channels != channels or self.extra_channels not in self._known_extra():
             raise UndustError(
                 f"the components do not fit: a denoiser with {config.in_channels} input and "
-                f"{config.out_channels} output channels, for latents of {channels}"
+                f"{config.latent_channels} output channels, for latents of {channels}"
             )
 
     @property

@@ -70,7 +70,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
                 f"{folder} is not supported: its {name} is {printable(found)}, "
                 f"not {' or '.join(wanted)}"
             )
-    if unknown := sorted(index.keys() - {*PARTS, *IGNORED}):
+    known = {*PARTS, *IGNORED} - {*DENOISERS} | {denoiser}
+    if unknown := sorted(index.keys() - known):
         raise UndustError(f"{folder} is not supported: it has a {printable(unknown[0])}")
     place = folder / denoiser
     with _naming(place):

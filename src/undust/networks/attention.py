@@ -157,14 +157,29 @@ class GEGLU(nn.Module):
         return x * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    """The feed-forward layers of a transformer block, with a hidden width of 4C."""
+class ApproximateGELU(nn.Module):
+    """A linear layer and GELU by its approximation with tanh (Hendrycks & Gimpel 2016)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,N,C] → [B,N,out]."""
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """The feed-forward layers of a transformer block, with a hidden width of 4C.
+
+    first: the class of the first layer and its activation.
+    """
+
+    def __init__(self, channels: int, first: type[GEGLU | ApproximateGELU] = GEGLU) -> None:
         super().__init__()
         # The published keys number a dropout layer between the two.
         self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
+            first(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,6 +60,14 @@ class Conditioning:
         }
         return replace(self, **moved)
 
+    def labels(self, classes: int) -> Tensor:
+        """The class of each picture, [B]; UndustError without one and for one outside `classes`."""
+        if self.label is None:
+            raise UndustError("this network needs a class label for each picture")
+        if not bool(((self.label >= 0) & (self.label < classes)).all()):
+            raise UndustError(f"class labels are 0 to {classes - 1}, not {self.label.max().item()}")
+        return self.label
+
     def merged(self, other: Self) -> Self:
         """With the fields of another conditioning of the same pictures."""
         return replace(self, **other.tensors())

@@ -208,14 +208,8 @@ class UNetEncoder(nn.Module):
             added = self._text_and_sizes(cond.pooled, cond.size_ids)
             time = time + self.add_embedding(added.to(dtype))
         if self.class_embedding is not None:
-            if cond.label is None:
-                raise UndustError("this network needs a class label for each picture")
-            classes = self.class_embedding.num_embeddings
-            if not bool(((cond.label >= 0) & (cond.label < classes)).all()):
-                raise UndustError(
-                    f"class labels are 0 to {classes - 1}, not {cond.label.max().item()}"
-                )
-            time = time + self.class_embedding(cond.label)
+            labels = cond.labels(self.class_embedding.num_embeddings)
+            time = time + self.class_embedding(labels)
         # Every block would activate the embedding before its own projection.
         return F.silu(time)
 

@@ -5,6 +5,7 @@ No torch here: a recipe or a model folder can be read and refused before anythin
 
 from undust.networks.config.autoencoder import AutoencoderConfig, EncoderDecoderConfig, VQConfig
 from undust.networks.config.base import LARGEST, DenoiserConfig, NetworkConfig
+from undust.networks.config.dit import DiTConfig, PixArtConfig
 from undust.networks.config.text_encoder import TextEncoderConfig
 from undust.networks.config.tiny import TinyConfig
 from undust.networks.config.unet import ControlNetConfig, UNetConfig
@@ -16,7 +17,9 @@ __all__ = [
     "ControlNetConfig",
     "DenoiserConfig",
     "EncoderDecoderConfig",
+    "DiTConfig",
     "NetworkConfig",
+    "PixArtConfig",
     "TextEncoderConfig",
     "UNet2DConfig",
     "TinyConfig",

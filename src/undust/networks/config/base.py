@@ -89,6 +89,11 @@ class DenoiserConfig(NetworkConfig):
     out_channels: Length = Field(4, description="output channels: the latent's")
 
     @property
+    def latent_channels(self) -> int:
+        """The channels of the latents that it denoises."""
+        return self.out_channels
+
+    @property
     def text_widths(self) -> frozenset[int]:
         """The widths of text tokens in its layers; empty without text."""
         return frozenset()
