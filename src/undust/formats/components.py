@@ -27,6 +27,7 @@ from undust.networks.config import (
     AutoencoderConfig,
     ControlNetConfig,
     DiTConfig,
+    JiTConfig,
     NetworkConfig,
     PixArtConfig,
     TextEncoderConfig,
@@ -37,6 +38,7 @@ from undust.networks.config import (
 )
 from undust.networks.controlnet import ControlNet
 from undust.networks.dit import DiT, PixArt
+from undust.networks.jit import JiT
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.tiny import TinyAutoencoder
 from undust.networks.unet import UNet, UNet2D
@@ -54,7 +56,8 @@ class ComponentType:
 
     class_name: as model_index.json and config.json have it, of `library`; folder: its name in a
     model folder; network, config: our classes; fixed: fields of the configuration that the class
-    name decides, whatever config.json says.
+    name decides, whatever config.json says; about: a line for people in config.json, of a class
+    that other libraries do not know.
     """
 
     class_name: str
@@ -63,6 +66,7 @@ class ComponentType:
     config: type[NetworkConfig]
     library: str = "diffusers"
     fixed: Mapping[str, object] = field(default_factory=dict[str, object])
+    about: str = ""
 
     def empty(self, config: NetworkConfig) -> nn.Module:
         """A network without weights, as `empty_network`."""
@@ -85,6 +89,10 @@ COMPONENTS = {
         ComponentType("UNet2DModel", "unet", UNet2D, UNet2DConfig),
         ComponentType("DiTTransformer2DModel", "transformer", DiT, DiTConfig),
         ComponentType("PixArtTransformer2DModel", "transformer", PixArt, PixArtConfig),
+        ComponentType(
+            *("JiTTransformer2DModel", "transformer", JiT, JiTConfig, "undust"),
+            about="JiT, a transformer over pixels (Li & He 2025, arXiv 2511.13720), for undust",
+        ),
         ComponentType("ControlNetModel", "controlnet", ControlNet, ControlNetConfig),
         _text_encoder("CLIPTextModel"),
         _text_encoder("CLIPTextModelWithProjection"),
@@ -172,14 +180,15 @@ def save_component(
     """
     kind = type_of(network)
     config = cast(NetworkConfig, network.config).model_dump(mode="json")
-    diffusers = kind.library == "diffusers"
+    theirs = kind.library == "transformers"
     # transformers' configurations name their class inside. Where no precision is asked for,
     # transformers 5 loads the one that config.json names, else the file's; diffusers loads float32.
-    header = {"_class_name": kind.class_name} if diffusers else {"torch_dtype": "float32"}
+    about = {"_about": kind.about} if kind.about else {}
+    header = {"torch_dtype": "float32"} if theirs else {"_class_name": kind.class_name, **about}
     make_folder(folder)
     write_json(folder / CONFIG, {**header, **config})
     safetensors_file.save(
-        folder / f"{STEMS[not diffusers]}.safetensors",
+        folder / f"{STEMS[theirs]}.safetensors",
         network.state_dict(),
         {"format": "pt"},
         dtype=dtype,

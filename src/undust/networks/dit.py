@@ -52,32 +52,37 @@ def positions(grid: tuple[int, int], channels: int, step: tuple[float, float]) -
     return torch.cat([columns[None].expand(shape), rows[:, None].expand(shape)], -1).flatten(0, 1)
 
 
-class PatchEmbedding(nn.Module):
-    """A linear layer over each patch, and the sinusoids of its place.
+def patch_grid(x: Tensor, patch: int) -> tuple[int, int]:
+    """The rows and columns of patches of x [B,C,H,W]; UndustError for a size that has others."""
+    height, width = x.shape[2:]
+    if height % patch or width % patch:
+        raise UndustError(
+            f"this network takes sides that are divisible by {patch}, its patch, not "
+            f"{width}×{height}"
+        )
+    return height // patch, width // patch
 
-    size: patches along a side in training; at other sizes the places are interpolated.
-    """
+
+def labels_or_none(cond: Conditioning, classes: int, device: torch.device) -> Tensor:
+    """The class of each picture, [B]: without labels the last of them, which is for no class."""
+    if cond.label is not None:
+        return cond.labels(classes)
+    return torch.full((len(cond),), classes - 1, device=device)
+
+
+class PatchEmbedding(nn.Module):
+    """A linear layer over each patch, and the sinusoids of its place."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         side = config.patch_size
-        assert isinstance(config.sample_size, int)
-        self.size, self.scale = config.sample_size // side, config.position_scale
         self.proj = nn.Conv2d(config.in_channels, config.width, side, stride=side)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,C,H,W] → [B,width,h,w]; UndustError for a size that is not whole patches."""
-        side = self.proj.stride[0]
-        if x.shape[2] % side or x.shape[3] % side:
-            raise UndustError(
-                f"this network takes latents whose sides are divisible by {side}, its patch, "
-                f"not {x.shape[3]}×{x.shape[2]}"
-            )
+    def forward(self, x: Tensor, step: tuple[float, float]) -> Tensor:
+        """[B,C,H,W] → [B,width,h,w]; step: between rows and between columns."""
         h = self.proj(x)
         grid = (h.shape[2], h.shape[3])
-        step = (self.size / grid[0] / self.scale, self.size / grid[1] / self.scale)
-        places = positions(grid, h.shape[1], step).to(h)
-        return h + places.T.reshape(1, -1, *grid)
+        return h + positions(grid, h.shape[1], step).to(h).T.reshape(1, -1, *grid)
 
 
 class AdaptiveBlock(nn.Module):
@@ -195,16 +200,18 @@ class AnyDiT(DenoiserNetwork):
             raise UndustError("a diffusion transformer takes no ControlNet")
         if cond.extra_channels is not None:
             x = torch.cat([x, cond.extra_channels], 1)
-        h = self.pos_embed(x)
-        grid = (h.shape[2], h.shape[3])
+        grid = patch_grid(x, self.config.patch_size)
+        rows, columns = grid
+        size = self.config.patches / self.config.position_scale
+        h = self.pos_embed(x, (size / rows, size / columns))
         instead = [*replaced(perturbed, h)]
         tokens, context = h.flatten(2).transpose(1, 2), self.context(cond)
         waves = sinusoids(timestep, WAVES, cos_first=True, freq_shift=self.freq_shift)
         *modulations, last = self.modulations(waves.to(x.dtype), cond)
         middle = len(modulations) // 2
         for index, block in enumerate(self.transformer_blocks):
-            rows = instead if index == middle else ()
-            tokens = block(tokens, modulations[index], context, rows)
+            changed = instead if index == middle else ()
+            tokens = block(tokens, modulations[index], context, changed)
         shift, scale = last.split(1, dim=1)
         tokens = self.last(modulate(tokens, shift, scale))
         output = unpatchify(tokens, grid, self.config.patch_size)
@@ -254,9 +261,7 @@ class DiT(AnyDiT):
 
     def modulations(self, waves: Tensor, cond: Conditioning) -> Iterator[Tensor]:
         """From the time step and the class."""
-        classes = self.config.num_embeds_ada_norm + 1
-        none = torch.full((len(cond),), classes - 1, device=waves.device)
-        label = none if cond.label is None else cond.labels(classes)
+        label = labels_or_none(cond, self.config.num_embeds_ada_norm + 1, waves.device)
         adaptive = [cast(DiTBlock, block).norm1 for block in self.transformer_blocks]
         yield from (each(waves, label) for each in adaptive)
         yield self.proj_out_1(F.silu(adaptive[0].emb(waves, label))).unflatten(1, (2, -1))

@@ -6,6 +6,7 @@ No torch here: a recipe or a model folder can be read and refused before anythin
 from undust.networks.config.autoencoder import AutoencoderConfig, EncoderDecoderConfig, VQConfig
 from undust.networks.config.base import LARGEST, DenoiserConfig, NetworkConfig
 from undust.networks.config.dit import DiTConfig, PixArtConfig
+from undust.networks.config.jit import JiTConfig
 from undust.networks.config.text_encoder import TextEncoderConfig
 from undust.networks.config.tiny import TinyConfig
 from undust.networks.config.unet import ControlNetConfig, UNetConfig
@@ -18,6 +19,7 @@ __all__ = [
     "DenoiserConfig",
     "EncoderDecoderConfig",
     "DiTConfig",
+    "JiTConfig",
     "NetworkConfig",
     "PixArtConfig",
     "TextEncoderConfig",

@@ -108,6 +108,24 @@ class DenoiserConfig(NetworkConfig):
         return 0
 
 
+class PatchConfig(DenoiserConfig):
+    """The fields of transformers over patches."""
+
+    patch_size: Length = Field(2, description="side of a patch, latent pixels")
+
+    @model_validator(mode="after")
+    def _check_patches(self) -> Self:
+        if not isinstance(self.sample_size, int) or self.sample_size % self.patch_size:
+            raise ValueError("sample_size has to be one number that patch_size divides")
+        return self
+
+    @property
+    def patches(self) -> int:
+        """Patches along a side in training; at other sizes their places are interpolated."""
+        assert isinstance(self.sample_size, int)
+        return self.sample_size // self.patch_size
+
+
 def _fault(details: ErrorDetails) -> str:
     if details["type"] == "default_factory_not_called":
         return ""  # always the consequence of another error

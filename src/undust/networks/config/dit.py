@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from undust.networks.config.base import DenoiserConfig, Length
+from undust.networks.config.base import Length, PatchConfig
 
 
-class DiTConfig(DenoiserConfig):
+class DiTConfig(PatchConfig):
     """The fields of diffusers' DiTTransformer2DModel, and its defaults (Peebles & Xie 2023).
 
     With twice as many output as input channels the second half is the learnt variance.
@@ -31,7 +31,6 @@ class DiTConfig(DenoiserConfig):
         72, description="channels of a head; times the heads, the width of the network"
     )
     num_layers: Length = Field(28, description="number of transformer blocks")
-    patch_size: Length = Field(2, description="side of a patch, latent pixels")
     attention_bias: bool = Field(True, description="biases of queries, keys and values")
     num_embeds_ada_norm: Length = Field(
         1000, description="number of classes; one more embedding is for no class"
@@ -71,8 +70,6 @@ class DiTConfig(DenoiserConfig):
         kind = "ada_norm_single" if isinstance(self, PixArtConfig) else "ada_norm_zero"
         if self.norm_type != kind:
             raise ValueError(f"norm_type has to be {kind}")
-        if not isinstance(self.sample_size, int) or self.sample_size % self.patch_size:
-            raise ValueError("sample_size has to be one number that patch_size divides")
         if self.width % 4:
             raise ValueError("num_attention_heads · attention_head_dim must be divisible by 4")
         return self
@@ -156,5 +153,4 @@ class PixArtConfig(DiTConfig):
     @property
     def position_scale(self) -> float:
         """The divisor of the patches' positions, larger for large pictures."""
-        assert isinstance(self.sample_size, int)
-        return self.interpolation_scale or max(self.sample_size // 64, 1)
+        return self.interpolation_scale or max(self.patches * self.patch_size // 64, 1)
