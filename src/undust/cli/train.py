@@ -58,7 +58,7 @@ def train(
             console.note(sentence)
         size = sum(parameter.numel() for parameter in trainer.parameters.values())
         steps = f"steps {trainer.step + 1} to {config.run.steps} of {config.run.batch} samples"
-        if trainer.step >= config.run.steps:
+        if trainer.finished:
             steps = f"all {trainer.step} steps are done"
         console.summary(f"{config.kind}: {console.amount(size)} parameters, {steps}, in {out}")
         with console.Progress(config.run.steps, "steps", trainer.step) as bar:
@@ -72,7 +72,10 @@ def train(
                 loss = sum(losses) / len(losses)
                 for sentence in progress.notes:
                     bar.note(sentence)
-                bar.update(progress.step, f"loss {loss:.4f}, {console.amount(rate)} samples/s")
+                validation = progress.validation
+                shown = "" if validation is None else f", validation {validation:.4f}"
+                speed = f"{console.amount(rate)} samples/s"
+                bar.update(progress.step, f"loss {loss:.4f}{shown}, {speed}")
 
             finished = trainer.train(observe)
     except KeyboardInterrupt:
@@ -80,5 +83,7 @@ def train(
     if not finished:
         raise KeyboardInterrupt(f"stopped and saved at step {trainer.step}; {how}")
     model = out / "model"
+    if trainer.history.exhausted:
+        console.summary(trainer.history.stopped())
     console.line(model)
     console.summary(trainer.task.next_steps(model, config.data.folder))

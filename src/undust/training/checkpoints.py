@@ -1,12 +1,14 @@
 """Checkpoints: written whole or not at all, verified when read, the newest kept.
 
 out/checkpoints/step-00001000/
-    weights.safetensors    every trained parameter
+    weights.safetensors    every trained parameter, and the networks' buffers
     average.safetensors    their moving average
     optimizer.safetensors  the optimizer's moments
+    best.safetensors       of a run with `run.patience`: averaged weights of the lowest validation
+                           loss
     tokenizer/             of a diffusion model
     state.json             step, configuration ("recipe"), digests of the data and the first stage,
-                           and the SHA-256 of the other files
+                           the lowest validation loss, and the SHA-256 of the other files
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from undust.formats.files import atomic_folder
 from undust.formats.folder import read_json
 from undust.regular import read_text
 
-TENSOR_FILES = ("weights", "average", "optimizer")
+REQUIRED = ("weights", "average", "optimizer")
+TENSOR_FILES = (*REQUIRED, "best")
 TOKENIZER = "tokenizer"
 
 
@@ -37,7 +40,8 @@ class TrainingCheckpoint:
     """The whole state of a run, to resume it as if it had never stopped.
 
     config: `model_dump` of its configuration; inputs: digests of the run's inputs, by name; none in
-    checkpoints of earlier versions, which have no tokenizer either.
+    checkpoints of earlier versions, which have no tokenizer either. validation: the state of a
+    `ValidationHistory`.
     """
 
     step: int
@@ -47,6 +51,8 @@ class TrainingCheckpoint:
     optimizer: Mapping[str, Tensor]
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])
     tokenizer: Tokenizer | None = None
+    best: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    validation: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
@@ -59,6 +65,8 @@ def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
     with atomic_folder(target, replace=True) as building:  # a damaged one may be there
         digests: dict[str, str] = {}
         for name in TENSOR_FILES:
+            if name not in REQUIRED and not getattr(checkpoint, name):
+                continue
             path = building / f"{name}.safetensors"
             safetensors_file.save(path, getattr(checkpoint, name))
             digests[name] = safetensors_file.content_hash(path)
@@ -70,6 +78,7 @@ def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
             "step": checkpoint.step,
             "recipe": checkpoint.config,
             "inputs": dict(checkpoint.inputs),
+            "validation": dict(checkpoint.validation),
             "sha256": digests,
         }
         (building / "state.json").write_text(json.dumps(state, indent=2), "utf-8")
@@ -86,8 +95,9 @@ def load(path: Path) -> TrainingCheckpoint:
         digests = {str(name): str(digest) for name, digest in dict(state["sha256"]).items()}
         step, config = int(state["step"]), dict(state["recipe"])
         inputs = {str(name): str(digest) for name, digest in dict(state.get("inputs", {})).items()}
+        validation = dict(state.get("validation", {}))
         others = digests.keys() - set(TENSOR_FILES)
-        if step != _step(path) or not digests.keys() >= set(TENSOR_FILES):
+        if step != _step(path) or not digests.keys() >= set(REQUIRED):
             raise ValueError(f"step {step}")
         if not all(re.fullmatch(rf"{TOKENIZER}/\w+\.(json|txt)", name) for name in others):
             raise ValueError(f"files {others}")
@@ -97,10 +107,19 @@ def load(path: Path) -> TrainingCheckpoint:
         file = path / (f"{name}.safetensors" if name in TENSOR_FILES else name)
         if not file.is_file() or safetensors_file.content_hash(file) != digest:
             raise UndustError(f"{file} is damaged or absent: its SHA-256 is not the one written")
-    tensors = {name: safetensors_file.load(path / f"{name}.safetensors") for name in TENSOR_FILES}
+    tensors = {
+        name: safetensors_file.load(path / f"{name}.safetensors")
+        for name in TENSOR_FILES
+        if name in digests
+    }
     tokenizer = tokenizer_files.load(path / TOKENIZER) if others else None
     return TrainingCheckpoint(
-        step=step, config=config, **tensors, inputs=inputs, tokenizer=tokenizer
+        step=step,
+        config=config,
+        **tensors,
+        inputs=inputs,
+        tokenizer=tokenizer,
+        validation=validation,
     )
 
 

@@ -117,5 +117,14 @@ class RunConfig(Config):
     )
     log_every: int = Field(default=20, gt=0, description="steps between log lines")
     sample_every: int = Field(default=500, gt=0, description="steps between previews")
+    validate_every: int = Field(
+        default=500, gt=0, description="steps between validation losses, if pictures are held out"
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="validations without a lower loss after which the run stops; the published "
+        "model is then that of the lowest one; 0: never",
+    )
     checkpoint_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     keep: int = Field(default=3, gt=0, description="number of newest checkpoints to keep")

@@ -8,7 +8,7 @@ numbers as one without interruption, whatever the batch size or the number of wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -76,10 +76,14 @@ class SampleOrder:
 
     def batch(self, step: int, size: int) -> Batch:
         """The batch of `step` (from 0); batches continue across the ends of epochs."""
-        places = [divmod(p, len(self.groups)) for p in range(step * size, (step + 1) * size)]
-        samples = tuple(self._sample(epoch, index) for epoch, index in places)
-        epochs, indices = zip(*places, strict=True)
-        return Batch(self.seed, step, samples, epochs, indices)
+        return replace(self.draws(range(step * size, (step + 1) * size)), step=step)
+
+    def draws(self, places: range) -> Batch:
+        """The samples at places of the endless order, as a batch of step 0."""
+        pairs = [divmod(place, len(self.groups)) for place in places]
+        samples = tuple(self._sample(epoch, index) for epoch, index in pairs)
+        epochs, indices = zip(*pairs, strict=True)
+        return Batch(self.seed, 0, samples, epochs, indices)
 
     def _sample(self, epoch: int, index: int) -> int:
         if epoch != self._epoch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +27,16 @@ class Ema:
         average = list(self.average.values())
         torch._foreach_lerp_(average, list(self._weights.values()), 1 - keep)  # pyright: ignore
 
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchanges the weights and their average; a second call exchanges them back."""
-        for name, live in self._weights.items():
-            held = live.detach().clone()
-            live.copy_(self.average[name])
-            self.average[name].copy_(held)
-
     def load(self, average: dict[str, Tensor]) -> None:
         """Restores the average from a checkpoint."""
         for name, value in self.average.items():
             value.copy_(average[name])
+
+
+@torch.no_grad()
+def exchange(live: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Exchanges the contents of tensors of the same names; a second call exchanges them back."""
+    for name, value in other.items():
+        held = live[name].detach().clone()
+        live[name].copy_(value)
+        value.copy_(held)

@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,10 +27,11 @@ from undust.training import checkpoints
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import OptimizerConfig
 from undust.training.data import Batch
-from undust.training.ema import Ema
+from undust.training.ema import Ema, exchange
 from undust.training.log import Log
 from undust.training.optimizers import Optimizers
 from undust.training.task import Task, TrainingConfig
+from undust.training.validation import ValidationHistory, validate
 
 RECENT_STEPS = 100  # whose mean losses are diagnosed
 
@@ -39,7 +40,8 @@ RECENT_STEPS = 100  # whose mean losses are diagnosed
 class TrainingProgress:
     """The state of a run after a step.
 
-    samples: seen so far; seconds: that the step took; notes: for people, on the training.
+    samples: seen so far; seconds: that the step took; validation: the newest validation loss, if
+    there is one; notes: for people, on the training.
     """
 
     step: int
@@ -47,7 +49,8 @@ class TrainingProgress:
     samples: int
     losses: dict[str, float]
     seconds: float
-    notes: Sequence[str] = ()
+    validation: float | None
+    notes: Sequence[str]
 
 
 class Trainer:
@@ -74,8 +77,16 @@ class Trainer:
             name: Optimizers(parameters, settings, half=half)
             for name, settings, parameters in self._optimized()
         }
+        self.history = ValidationHistory(self.run.patience)
+        self.best: dict[str, Tensor] = {}
+        self._validated: float | None = None
         self._recent: deque[Mapping[str, float]] = deque(maxlen=RECENT_STEPS)
         self._told: set[str] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the validation loss has not fallen for long enough."""
+        return self.step >= self.run.steps or self.history.exhausted
 
     def resume(self, checkpoint: TrainingCheckpoint) -> None:
         """Continues from a checkpoint. Raises UndustError for one of other tensors."""
@@ -97,6 +108,10 @@ class Trainer:
                 optimizer.load(checkpoint.optimizer, checkpoint.step)
         except KeyError as error:
             raise UndustError(f"{self.out}: the newest checkpoint has no {error}") from error
+        same = checkpoint.inputs.get("validation") == self.task.inputs.get("validation")
+        if same and (checkpoint.best or not self.run.patience):
+            self.history.load(checkpoint.validation)
+            self.best = dict(checkpoint.best) if self.run.patience else {}
 
     def rehearse(self) -> None:
         """One step, save and preview with the least work; nothing is kept.
@@ -116,7 +131,7 @@ class Trainer:
                 self.task.preview(brief=True)
 
     def train(self, observe: Callable[[TrainingProgress], None]) -> bool:
-        """Runs to the last step; False if Ctrl-C or SIGTERM stopped it (the state is saved then).
+        """Runs to the end; False if Ctrl-C or SIGTERM stopped it (the state is saved then).
 
         Raises UndustError if the folder is removed or moved meanwhile.
         """
@@ -133,29 +148,34 @@ class Trainer:
         check: Callable[[], None],
         requested: Callable[[], bool],
     ) -> bool:
-        if self.step >= self.run.steps and not (self.out / "model").is_dir():
+        if self.finished and not (self.out / "model").is_dir():
             self.save()  # it was removed
         with Log(self.out, self.step) as log:
-            while self.step < self.run.steps:
+            while not self.finished:
                 began = time.monotonic()
                 losses = self._step()
+                seconds = time.monotonic() - began
                 check()
-                progress = TrainingProgress(
-                    self.step,
-                    self.run.steps,
-                    self.step * self.run.batch,
-                    losses,
-                    time.monotonic() - began,
-                    self._diagnoses(losses),
+                notes, row = self._diagnoses(losses), dict[str, float]()
+                if self.task.validation and self._due(self.run.validate_every):
+                    row = self._validate()
+                    notes += self.history.notes(
+                        row["validation_loss"], last=self.step >= self.run.steps
+                    )
+                samples = self.step * self.run.batch
+                observe(
+                    TrainingProgress(
+                        self.step, self.run.steps, samples, losses, seconds, self._validated, notes
+                    )
                 )
-                observe(progress)
-                last = self.step == self.run.steps
-                if last or self.step % self.run.log_every == 0:
-                    log.scalars(self.step, {**losses, **self._rates()}, progress.seconds)
-                if last or self.step % self.run.sample_every == 0:
+                if self._due(self.run.log_every):
+                    row = {**losses, **self._rates(), **row}
+                if row:
+                    log.scalars(self.step, row, seconds)
+                if self._due(self.run.sample_every):
                     with self._averaged():
                         log.picture(self.step, self.task.preview(), self.task.captions)
-                if last or requested() or self.step % self.run.checkpoint_every == 0:
+                if requested() or self._due(self.run.checkpoint_every):
                     self.save()
                 if requested():
                     return False
@@ -164,9 +184,10 @@ class Trainer:
     def save(self) -> Path:
         """Publishes the averaged weights as the model folder `out/model`, and a checkpoint.
 
-        The checkpoint comes last: a run that is killed in between does all of this again.
+        With `run.patience` those of the lowest validation loss so far are published. The checkpoint
+        comes last: a run that is killed in between does all of this again.
         """
-        with self._averaged():
+        with self._holding(self.best) if self.best else self._averaged():
             self.task.publish(self.out / "model")
         moments = [optimizer.moments() for optimizer in self.optimizers.values()]
         state = TrainingCheckpoint(
@@ -177,6 +198,8 @@ class Trainer:
             {name: value for part in moments for name, value in part.items()},
             self.task.inputs,
             self.task.tokenizer,
+            self.best,
+            self.history.state(),
         )
         return checkpoints.save(self.out / "checkpoints", state, self.run.keep)
 
@@ -249,16 +272,36 @@ class Trainer:
         self._told |= found.keys()
         return new
 
-    @contextmanager
-    def _averaged(self) -> Generator[None]:
+    def _due(self, every: int) -> bool:
+        """Whether something that is done at intervals, and at the end, is done after this step."""
+        return self.finished or self.step % every == 0
+
+    def _validate(self) -> dict[str, float]:
+        """The validation losses of the averaged weights."""
+        order = self.task.validation
+        assert order
+        with self._averaged():
+            found = validate(order, self._losses, self.run.batch, self.step)
+        self._validated = found["validation_loss"]
+        if self.history.add(self.step, self._validated) and self.run.patience:
+            best = {**self.ema.average, **self.buffers}
+            self.best = {name: value.detach().clone() for name, value in best.items()}
+        return found
+
+    def _averaged(self) -> AbstractContextManager[None]:
         """Within it the modules hold the averaged weights, in evaluation mode."""
-        self.ema.swap()
+        return self._holding(self.ema.average)
+
+    @contextmanager
+    def _holding(self, weights: Mapping[str, Tensor]) -> Generator[None]:
+        live = self._weights()
+        exchange(live, weights)
         self.task.modules.eval()
         try:
             yield
         finally:
             self.task.modules.train()
-            self.ema.swap()
+            exchange(live, weights)
 
 
 def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ MAY_CHANGE = (
     "run.muon_precision",
     "run.log_every",
     "run.sample_every",
+    "run.validate_every",
+    "run.patience",
     "run.checkpoint_every",
     "run.keep",
     "loss",

@@ -123,11 +123,13 @@ def _locked(
     notes += task.notes
     if checkpoint:
         trainer.resume(checkpoint)
+        if trainer.history.exhausted:
+            notes.append(f"{trainer.history.stopped()}; a larger run.patience continues")
         if checkpoint.step > config.run.steps:
             notes.append(
                 f"run.steps is {config.run.steps}, but {checkpoint.step} are done: nothing is "
                 "left to train"
             )
-    if trainer.step < config.run.steps:
+    if not trainer.finished:
         trainer.rehearse()
     return trainer, notes
