@@ -24,6 +24,9 @@ class UndustError(Exception):
         super().__init__(_cut(_escaped(message), LONGEST))
 
 
+LISTED = 50  # names in an error
+
+
 def unknown(
     kind: str, name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
 ) -> UndustError:
@@ -36,7 +39,8 @@ def unknown(
     meant |= {_bare(own): own for own in names}
     near = get_close_matches(_bare(name), meant, n=1)
     guess = f" did you mean '{meant[near[0]]}'?" if near else ""
-    return UndustError(f"unknown {kind} '{printable(name)}';{guess} known: {', '.join(names)}")
+    listed = ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
+    return UndustError(f"unknown {kind} '{printable(name)}';{guess} known: {listed}")
 
 
 def _bare(name: str) -> str:

@@ -60,7 +60,7 @@ def generate(
 ) -> None:
     """Generate pictures from prompts."""
     texts = list(_prompts(prompts or []))
-    if not texts:
+    if not texts and model == BUILT_IN:
         raise UndustError("no prompt: give one, such as undust generate 'a smiling cat'")
     if "size" in options:
         read_size(options["size"])
@@ -69,7 +69,7 @@ def generate(
         raise UndustError(
             f"--count: {count} is too many; {MAX_COUNT} pictures per prompt are the most"
         )
-    output = Output.choose(out, len(texts) * count)
+    output = Output.choose(out, max(len(texts), 1) * count)
     from undust.generation import loop
     from undust.pipeline import load
 

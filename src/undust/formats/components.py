@@ -14,9 +14,10 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
+from undust.conditioning.maps import MapKind
 from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import Process
-from undust.errors import UndustError, printable
+from undust.errors import UndustError, printable, unknown
 from undust.formats import safetensors_file
 from undust.formats.files import make_folder, read_whole
 from undust.formats.folder import STEMS, load_into, load_weights, read_json, write_json
@@ -26,6 +27,7 @@ from undust.networks.base import DenoiserNetwork, FirstStageNetwork
 from undust.networks.config import (
     AutoencoderConfig,
     ControlNetConfig,
+    DenoiserConfig,
     DiTConfig,
     JiTConfig,
     NetworkConfig,
@@ -67,6 +69,11 @@ class ComponentType:
     library: str = "diffusers"
     fixed: Mapping[str, object] = field(default_factory=dict[str, object])
     about: str = ""
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it is a denoiser that cannot do without text."""
+        return issubclass(self.config, DenoiserConfig) and self.config.needs_text
 
     def empty(self, config: NetworkConfig) -> nn.Module:
         """A network without weights, as `empty_network`."""
@@ -204,8 +211,9 @@ class Components:
     denoiser's network was trained with; force_zeros_for_empty_prompt: whether no prompt is encoded
     as zeros and not as the empty prompt; low_res_process: the noise process of the low-resolution
     input, None unless the model is an upscaler; max_noise_level: the most of that noise, in time
-    steps; guidance: the default guidance scale. Raises UndustError for components that do not fit
-    one another.
+    steps; guidance: the default guidance scale; classes: the names of class labels; maps: the kinds
+    of maps that are concatenated with the latents, behind all other channels. Raises UndustError
+    for components that do not fit one another.
     """
 
     autoencoder: FirstStageNetwork
@@ -217,6 +225,8 @@ class Components:
     low_res_process: Process | None = None
     max_noise_level: int = MAX_NOISE_LEVEL
     guidance: float = DEFAULT_GUIDANCE
+    classes: tuple[str, ...] = ()
+    maps: tuple[MapKind, ...] = ()
 
     def __post_init__(self) -> None:
         widths = [each.encoder.config.hidden_size for each in self.texts]
@@ -232,11 +242,35 @@ class Components:
                 f"the components do not fit: a denoiser with {config.in_channels} input and "
                 f"{config.latent_channels} output channels, for latents of {channels}"
             )
+        embeddings = getattr(config, config.label_field) if config.label_field else None
+        needed = len(self.classes) + (not config.null_class)
+        if self.classes and embeddings != needed:
+            raise UndustError(
+                f"the components do not fit: {len(self.classes)} classes and a denoiser with "
+                f"{config.label_field or 'classes'} = {embeddings}, not {needed}"
+            )
 
     @property
     def extra_channels(self) -> int:
-        """How many input channels the denoiser has beside the latent's."""
-        return self.unet.config.in_channels - self.autoencoder.latent_channels
+        """How many input channels the denoiser has beside those of the latent and the maps."""
+        own = self.autoencoder.latent_channels + sum(each.channels for each in self.maps)
+        return self.unet.config.in_channels - own
+
+    def class_number(self, name: str) -> int:
+        """The number of a class by its name, one of its names ("tench, Tinca tinca"), or number.
+
+        Raises UndustError for an unknown one.
+        """
+        wanted = name.strip().casefold()
+        names: dict[str, int] = {}
+        for number, own in enumerate(self.classes):
+            for each in (own, *own.split(",")):
+                names.setdefault(each.strip().casefold(), number)
+        if wanted in names:
+            return names[wanted]
+        if wanted.isdecimal() and int(wanted) < len(self.classes):
+            return int(wanted)
+        raise unknown("label", name, self.classes)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -8,15 +8,17 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from undust.conditioning.maps import MapKind
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import END
 from undust.diffusion.process import Process
-from undust.errors import UndustError, printable, quoted
+from undust.errors import UndustError, demand, printable, quoted
 from undust.formats import tokenizer_files
 from undust.formats.components import (
     DEFAULT_GUIDANCE,
@@ -34,21 +36,26 @@ from undust.formats.original.variants import SD1, SDXL, UPSCALER
 from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.networks.base import DenoiserNetwork, FirstStageNetwork
+from undust.networks.identity import IdentityFirstStage
 from undust.networks.text_encoder import LEGACY_END, TextEncoder
 
 # Components that a model folder may have and that generation does without.
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 DENOISERS = tuple({known.folder: None for known in types_of(DenoiserNetwork).values()})
+FIRST_STAGES = ("vae", "vqvae")
 NETWORKS = {
-    "vae": FirstStageNetwork,
+    **dict.fromkeys(FIRST_STAGES, FirstStageNetwork),
     **dict.fromkeys(DENOISERS, DenoiserNetwork),
     **dict.fromkeys(TEXTS, TextEncoder),
 }
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 PARTS = (*NETWORKS, *TEXTS.values(), "scheduler", "low_res_scheduler")  # subfolders of a model
 ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
-GUIDANCE = "_guidance_scale"  # of ours; diffusers ignores entries with "_"
+# Of ours; diffusers ignores entries with "_". DiTPipeline has the classes without it.
+GUIDANCE, CLASSES, MAPS = "_guidance_scale", "id2label", "_maps"
+MAX_CLASSES = 100_000
+_MAPS = TypeAdapter(tuple[MapKind, ...])
 VERSION = "0.42.0"  # of diffusers; some of its pipelines need one
 CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
 UPSCALER_SCALE = 0.08333  # of latents; diffusers takes it whatever the folder says
@@ -59,10 +66,16 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
 
     Raises UndustError, naming the file, for a folder that is not a whole model.
     """
-    index = read_model_index(folder)
+    index, flags = read_model_index(folder), read_json(folder / INDEX)
     texts = {name: tokens for name, tokens in TEXTS.items() if name in index or tokens in index}
     denoiser = next((name for name in DENOISERS if name in index), DENOISERS[0])
-    for name in ("vae", denoiser, *(texts or ("text_encoder",)), *texts.values()):
+    kind = types_of(DenoiserNetwork).get(index.get(denoiser, ("", ""))[1])
+    if kind and kind.needs_text and not texts:
+        texts = {"text_encoder": "tokenizer"}
+    first_stage = next((name for name in FIRST_STAGES if name in index), None)
+    if first_stage is None and kind and kind.needs_text and flags.get("vae") != [None, None]:
+        first_stage = "vae"
+    for name in (*filter(None, [first_stage]), denoiser, *texts, *texts.values()):
         found = index.get(name, ("", "none"))[1]
         wanted = types_of(NETWORKS[name]) if name in NETWORKS else TOKENIZERS
         if found not in wanted:
@@ -78,12 +91,15 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
         kind = index[denoiser][1]
         unet = load_component(place, DenoiserNetwork, dtype, class_name=kind, **_size(place))
     scale = {"scaling_factor": UPSCALER_SCALE} if "low_res_scheduler" in index else {}
-    with _naming(folder / "vae"):
-        autoencoder = load_first_stage(folder / "vae", dtype, index["vae"][1], **scale)
+    if first_stage is None:
+        autoencoder: FirstStageNetwork = IdentityFirstStage(unet.config.out_channels)
+    else:
+        place = folder / first_stage
+        with _naming(place):
+            autoencoder = load_first_stage(place, dtype, index[first_stage][1], **scale)
     large = unet.config.takes_pooled_text
     process, prediction = _scheduler(folder / "scheduler")
     small = folder / "low_res_scheduler"
-    flags = read_json(folder / INDEX)
     zeros, most = flags.get(ZEROS, True), flags.get(NOISE, MAX_NOISE_LEVEL)
     if not isinstance(zeros, bool):
         raise UndustError(f"{folder / INDEX}: {ZEROS} is {zeros!r:.40}, not true or false")
@@ -104,6 +120,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
             low_res_process=_scheduler(small)[0] if "low_res_scheduler" in index else None,
             max_noise_level=most,
             guidance=_guidance(folder, flags, conditioners, large=large),
+            classes=_classes(folder, flags),
+            maps=_maps(folder, flags),
         )
 
 
@@ -122,8 +140,10 @@ def write(
     upscaler, large = parts.low_res_process is not None, parts.unet.config.takes_pooled_text
     if parts.guidance != _family_guidance(parts.texts, upscaler=upscaler, large=large):
         index[GUIDANCE] = parts.guidance
+    first_stage = first_stage_folder(parts)
     with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
-        save_component(building / "vae", parts.autoencoder, dtype, wrote)
+        if first_stage:
+            save_component(building / first_stage, parts.autoencoder, dtype, wrote)
         save_component(building / type_of(parts.unet).folder, parts.unet, dtype, wrote)
         for text in parts.texts:
             save_component(building / text.name, text.encoder, dtype, wrote)
@@ -144,7 +164,7 @@ def weights_hash(path: Path) -> str:
     """A hash of the weights in a folder, 10 digits."""
     hashes = "".join(
         content_hash(file)
-        for name in (*TEXTS, *DENOISERS, "vae")
+        for name in (*TEXTS, *DENOISERS, *FIRST_STAGES)
         for file in sorted((path / name).glob("*.safetensors"))
     )
     return hashlib.sha256(hashes.encode()).hexdigest()[:10]
@@ -170,6 +190,26 @@ def _guidance(
     if type(given) not in (int, float) or not 0 <= given < math.inf:
         raise UndustError(f"{folder / INDEX}: {GUIDANCE} is {quoted(given)}, not a number")
     return float(given)
+
+
+def _classes(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes, by number; () without any. UndustError if one is missing."""
+    given: object = index.get(CLASSES, index.get(f"_{CLASSES}")) or {}
+    if not isinstance(given, dict) or len(given := cast("dict[str, object]", given)) > MAX_CLASSES:
+        raise UndustError(f"{folder / INDEX}: {CLASSES} is not the names of classes by number")
+    names = [given.get(str(number)) for number in range(len(given))]
+    if not all(isinstance(name, str) for name in names):
+        raise UndustError(f"{folder / INDEX}: {CLASSES} is not numbered from 0, each with a name")
+    return tuple(map(str, names))
+
+
+def _maps(folder: Path, index: Mapping[str, Any]) -> tuple[MapKind, ...]:
+    """The kinds of maps; () without any. Raises UndustError for others than `MapKind`s."""
+    try:
+        return _MAPS.validate_python(index.get(MAPS, ()))
+    except ValidationError as error:
+        reason = demand(error.errors()[0])
+        raise UndustError(f"{folder / INDEX}: {MAPS}: {reason}") from None
 
 
 def _family_guidance(texts: Sequence[TextConditioner], *, upscaler: bool, large: bool) -> float:
@@ -218,25 +258,43 @@ def _index(parts: Components) -> dict[str, Any]:
     index: dict[str, Any] = {
         "_class_name": _pipeline(parts),
         "_diffusers_version": VERSION,
-        "vae": _named(parts.autoencoder),
+        first_stage_folder(parts) or "vae": _first_stage(parts),
         type_of(parts.unet).folder: _named(parts.unet),
         **{name: [None, None] for name in (*TEXTS, *TEXTS.values()) if large},
     }
     for text in parts.texts:
         index[text.name] = _named(text.encoder)
         index[TEXTS[text.name]] = ["transformers", "CLIPTokenizer"]
-    flags: Mapping[str, Any] = {
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-    }
+    flags: dict[str, Any] = {}
     if large:
         flags = {ZEROS: parts.force_zeros_for_empty_prompt}
         if aesthetic or parts.extra_channels:
             flags |= {"requires_aesthetics_score": aesthetic}
     elif parts.low_res_process is not None:
         flags = {NOISE: parts.max_noise_level}
+    elif parts.texts:
+        flags = {
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+        }
+    if parts.classes:
+        name = CLASSES if index["_class_name"] == "DiTPipeline" else f"_{CLASSES}"
+        flags[name] = {str(number): label for number, label in enumerate(parts.classes)}
+    if parts.maps:
+        flags[MAPS] = _MAPS.dump_python(parts.maps, mode="json")
     return index | flags
+
+
+def first_stage_folder(parts: Components) -> str | None:
+    """The folder of the first stage, as diffusers' pipeline has it; None in pixel space."""
+    if isinstance(parts.autoencoder, IdentityFirstStage):
+        return None
+    return "vqvae" if _pipeline(parts) == "LDMPipeline" else "vae"
+
+
+def _first_stage(parts: Components) -> list[str] | list[None]:
+    return _named(parts.autoencoder) if first_stage_folder(parts) else [None, None]
 
 
 def _named(network: nn.Module) -> list[str]:
@@ -246,7 +304,19 @@ def _named(network: nn.Module) -> list[str]:
 
 
 def _pipeline(parts: Components) -> str:
-    """The class of the diffusers pipeline for such a model."""
+    """The class of the diffusers pipeline for such a model; DiffusionPipeline if there is none.
+
+    diffusers then opens its components, each alone.
+    """
+    denoiser = type_of(parts.unet)
+    pixels = isinstance(parts.autoencoder, IdentityFirstStage)
+    if not denoiser.needs_text or pixels or parts.maps or parts.classes:
+        plain = not (parts.texts or parts.maps or parts.extra_channels)
+        if denoiser.class_name == "DiTTransformer2DModel" and plain and not pixels:
+            return "DiTPipeline"
+        if denoiser.class_name == "UNet2DModel" and plain and not parts.classes:
+            return "DDPMPipeline" if pixels else "LDMPipeline"
+        return "DiffusionPipeline"
     family = "StableDiffusionXL" if parts.num_size_ids else "StableDiffusion"
     if parts.low_res_process is not None:
         return "StableDiffusionUpscalePipeline"

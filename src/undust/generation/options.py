@@ -47,7 +47,7 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
     for name in options.keys() - OPTIONS.keys():
         elsewhere = {other: own for other, own in OTHER_NAMES.items() if own in OPTIONS}
         raise unknown("option", name, OPTIONS, elsewhere)
-    texts = _each(prompts)
+    texts = _each(prompts) or ([] if model.texts else [""])
     if not texts:
         raise UndustError("no prompt: give one, such as 'a smiling cat'")
     if not all(isinstance(text, str) for text in texts):
@@ -163,6 +163,12 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     sides = None if extend is None else read_extend(extend)
     size = _size(model, options, begun, sides)
     model.latent_shape(*size)
+    label, maps = options.get("label"), _each(given.get("maps"))
+    if label is not None and not model.classes:
+        raise UndustError(f"label: {model.name} has no classes")
+    if len(maps) != len(model.maps):
+        kinds = ", ".join(kind.kind for kind in model.maps) or "none"
+        raise UndustError(f"maps: {model.name} takes {kinds}; {len(maps)} given")
     upscale, refiner, framing = (options.get(name) for name in ("upscale", "refiner", "framing"))
     if isinstance(upscale, int | float):
         upscale = {"factor": upscale}
@@ -186,6 +192,8 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
             resolve_guidance(read_guidance(each), model, size)
             for each in _each(given.get("guides"))
         ],
+        "label": None if label is None else model.classes[model.class_number(label)],
+        "maps": [resolved_image(ImageRef.of(each)) for each in maps],
         "width": size[0],
         "height": size[1],
         "init": begun,

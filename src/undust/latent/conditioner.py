@@ -9,11 +9,16 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from undust.adapters.offload import Offload
+from undust.conditioning.maps import MapKind
 from undust.conditioning.text import TextConditioner
+from undust.errors import UndustError
 from undust.formats.components import Components
+from undust.latent.references import image_of
 from undust.networks.conditioning import Conditioning
+from undust.recipe.files import ImageRef
 from undust.recipe.inputs import SizeConditioning
 
 
@@ -121,7 +126,76 @@ class SizeEmbedder(Embedder):
         return Conditioning(len(inputs), size_ids=ids)
 
 
-EMBEDDERS: tuple[type[Embedder], ...] = (TextEmbedder, SizeEmbedder)
+class LabelEmbedder(Embedder):
+    """Classes by number; the number after the last is no class (Ho & Salimans 2022)."""
+
+    inputs = ("label",)
+
+    def __init__(self, model: Components) -> None:
+        self._number, self._no_class = model.class_number, len(model.classes)
+
+    @classmethod
+    def of(cls, model: Components, offload: Offload) -> Self | None:  # noqa: ARG003
+        """For a model with classes."""
+        return cls(model) if model.classes else None
+
+    def __call__(self, inputs: ConditionInputs) -> Conditioning:
+        """The label [B], of names of classes or None; UndustError for an unknown name."""
+        given = [None] * len(inputs) if inputs.negative else inputs.fields["label"]
+        numbers = [self._no_class if name is None else self._number(name) for name in given]
+        return Conditioning(len(inputs), label=torch.tensor(numbers))
+
+
+class MapEmbedder(Embedder):
+    """Maps as further channels of the denoiser's input."""
+
+    inputs = ("maps", "width", "height")
+
+    def __init__(self, kinds: Sequence[MapKind], size: tuple[int, int], factor: int) -> None:
+        """size: default width and height of pictures; factor: of the first stage."""
+        self.kinds, self.size, self.factor = tuple(kinds), size, factor
+
+    @classmethod
+    def of(cls, model: Components, offload: Offload) -> Self | None:  # noqa: ARG003
+        """For a model with maps."""
+        return cls(model.maps, model.size, model.downsampling_factor) if model.maps else None
+
+    def __call__(self, inputs: ConditionInputs) -> Conditioning:
+        """extra_channels [B, C, h, w], of a sequence of maps for each picture.
+
+        A map is a file, or bytes [1 or 3, H, W] as `MapKind.read` gives them; None is its absence,
+        zeros in all its channels. Raises UndustError for another number of maps.
+        """
+        size = inputs.shared("width") or self.size[0], inputs.shared("height") or self.size[1]
+        given: Sequence[Sequence[ImageRef | Tensor | None]] = inputs.fields["maps"]
+        for maps in given:
+            if len(maps) != len(self.kinds):
+                names = ", ".join(kind.kind for kind in self.kinds)
+                raise UndustError(
+                    f"maps: the model needs {len(self.kinds)} ({names}), {len(maps)} given"
+                )
+        channels = [
+            torch.stack(
+                [
+                    self._encoded(kind, each, size, absent=inputs.negative and kind.guided)
+                    for each in column
+                ]
+            )
+            for kind, column in zip(self.kinds, zip(*given, strict=True), strict=True)
+        ]
+        return Conditioning(len(inputs), extra_channels=torch.cat(channels, 1))
+
+    def _encoded(
+        self, kind: MapKind, given: ImageRef | Tensor | None, size: tuple[int, int], *, absent: bool
+    ) -> Tensor:
+        height, width = size[1] // self.factor, size[0] // self.factor
+        if given is None or absent:
+            return torch.zeros(kind.channels, height, width)
+        pixels = given if isinstance(given, Tensor) else kind.read(image_of(given), size)
+        return kind.encode(pixels[None], (height, width))[0]
+
+
+EMBEDDERS: tuple[type[Embedder], ...] = (TextEmbedder, SizeEmbedder, LabelEmbedder, MapEmbedder)
 """All kinds, in the order in which they are evaluated."""
 
 

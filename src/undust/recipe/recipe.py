@@ -28,7 +28,7 @@ from undust.recipe.request import OPTIONS
 
 FIRST_VERSION = "0.1.0"
 # The fields in which the pictures of a batch may differ.
-OWN = {"prompt", "negative", "seed", "batch", "place", "given_noise", "toward"}
+OWN = {"prompt", "negative", "label", "seed", "batch", "place", "given_noise", "toward"}
 STRENGTH = 0.75  # default of image to image without a mask; with one it is 1
 
 
@@ -62,6 +62,8 @@ class Recipe(Frozen):
     batch: int = Field(1, ge=1, le=1024)
     place: int = Field(0, ge=0)
     given_noise: bool = False
+    label: str | None = option("label")
+    maps: tuple[ImageRef, ...] = option("maps", ())
     guides: tuple[SerializeAsAny[GuidanceSettings], ...] = option("guides", ())
     toward: Interpolation | None = Field(None, exclude_if=absent)
     init: ImageRef | None = option("init")

@@ -155,6 +155,21 @@ class Request(TypedDict, total=False):
             group=INIT,
         ),
     ]
+    label: Annotated[
+        str | None,
+        Option("Class, by name or number, for a model of classes.", "NAME", max_length=1000),
+    ]
+    maps: Annotated[
+        Several[Image | File] | None,
+        Option(
+            "Map for a model of maps: segmentation, depth or a picture. Repeatable, in the model's "
+            "order.",
+            "PICTURE",
+            repeatable=True,
+            flag="map",
+            max_length=16,
+        ),
+    ]
     noise_level: Annotated[
         int | None,
         Option(

@@ -74,10 +74,12 @@ class DenoiserConfig(NetworkConfig):
 
     text_field, label_field: the names of the fields for the width of text tokens and the number of
     classes, "" for a network that does not take them; null_class: whether the network has an
-    embedding of no class beyond that number, else it is the last of them.
+    embedding of no class beyond that number, else it is the last of them; needs_text: whether it
+    cannot do without text.
     """
 
     text_field: ClassVar[str] = ""
+    needs_text: ClassVar[bool] = False
     label_field: ClassVar[str] = ""
     null_class: ClassVar[bool] = False
 

@@ -31,6 +31,7 @@ class UNetConfig(DenoiserConfig):
     """
 
     text_field: ClassVar[str] = "cross_attention_dim"
+    needs_text: ClassVar[bool] = True
     label_field: ClassVar[str] = "num_class_embeds"
     # Keys that diffusers writes for weights that are a moving average.
     housekeeping = frozenset(
