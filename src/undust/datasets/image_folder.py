@@ -22,7 +22,15 @@ from typing import Literal
 from PIL import Image
 
 from undust.datasets import files
-from undust.datasets.metadata import LineError, Row, captions_of, columns_of, rows, text_of
+from undust.datasets.metadata import (
+    LineError,
+    Row,
+    captions_of,
+    columns_of,
+    rows,
+    text_of,
+    values_of,
+)
 from undust.errors import UndustError, printable
 from undust.formats.files import atomic_write
 from undust.pictures import check_header, conversions, read_image
@@ -36,21 +44,45 @@ SPLITS: Mapping[str, Split] = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 NO_CAPTIONS = ("file_name", "concept", "split")  # columns with another meaning
+FOLDER = "folder"  # the name of a column that each picture has: the name of its folder
 FEW = 5  # names in a note
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: its file, its captions by column (`text`, `text_ko`, …), its group and split."""
+    """One picture: its file, its captions by column (`text`, `text_ko`, …), its group and split.
+
+    columns: all text and whole numbers of its row in the metadata; place: the metadata's folder.
+    """
 
     path: Path
     captions: Mapping[str, str]
     group: str
     split: Split = "train"
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    place: Path | None = None
 
     def image(self) -> Image.Image:
         """Reads the picture; raises UndustError as `read_image`."""
         return read_image(self.path)
+
+    def column(self, name: str) -> str | None:
+        """The text or number in a column, "folder" for the folder's name; None if absent."""
+        return self.path.parent.name if name == FOLDER else self.columns.get(name)
+
+    def beside(self, column: str) -> Image.Image:
+        """Reads the picture in the file that a column names; raises UndustError as `read_image`.
+
+        Also if there is no such file in the metadata's folder.
+        """
+        name = self.columns.get(column, "")
+        if self.place is None or not name:
+            raise UndustError(f"{self.path} has no {printable(column)} in its metadata")
+        try:
+            found = _inside_of(files.FileFinder(), self.place, name, column)
+        except LineError as error:
+            raise UndustError(f"{self.path}: {error}") from None
+        return read_image(found)
 
 
 @dataclass
@@ -274,7 +306,8 @@ class _Scan:
         if split is None:
             raise LineError(f"split is '{printable(named)}', expected train, validation or test")
         below = folder.relative_to(self.folder)
-        return Sample(path, captions, text_of(row, "concept") or (below / name).as_posix(), split)
+        group = text_of(row, "concept") or (below / name).as_posix()
+        return Sample(path, captions, group, split, values_of(row), folder)
 
     def _path(self, folder: Path, name: str, row: Row) -> Path:
         if not name:
@@ -282,15 +315,7 @@ class _Scan:
                 "has no file_name, the picture's path in the folder; "
                 f"its columns: {columns_of(row)}"
             )
-        posix, windows = PurePosixPath(name), PureWindowsPath(name)
-        if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
-            raise LineError(f"file_name {name!r} leads out of the folder")
-        path = self.names.find(folder, name)
-        if path is None:
-            why = locale_lacks(name)
-            wrong = f"cannot be found: {why}" if why else "does not exist"
-            raise LineError(f"the picture '{printable(name)}' {wrong}")
-        return path
+        return _inside_of(self.names, folder, name)
 
     def _caption(self, picture: Path) -> dict[str, str]:
         """The text of the file beside a picture, its lines joined; empty if there is none."""
@@ -327,6 +352,21 @@ class _Scan:
         of = self.files
         others = [self._name(path) for path in (*of.skipped, *of.links, *of.hidden)]
         return f" that can be read; files and links there: {_few(others)}" if others else ""
+
+
+def _inside_of(
+    names: files.FileFinder, folder: Path, name: str, column: str = "file_name"
+) -> Path:
+    """The file of a name in a column; LineError if it is absent or leads out of the folder."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
+        raise LineError(f"{column} {name!r} leads out of the folder")
+    path = names.find(folder, name)
+    if path is None:
+        why = locale_lacks(name)
+        wrong = f"cannot be found: {why}" if why else "does not exist"
+        raise LineError(f"the picture '{printable(name)}' {wrong}")
+    return path
 
 
 def _rank(path: Path) -> tuple[int, str]:

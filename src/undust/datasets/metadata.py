@@ -57,6 +57,12 @@ def captions_of(row: Row) -> dict[str, str]:
     return {name: value for name, value in texts.items() if _is_whole(value) and _is_whole(name)}
 
 
+def values_of(row: Row) -> dict[str, str]:
+    """All columns with text or a whole number, as text."""
+    numbers = {name: str(value) for name, value in row.items() if type(value) is int}
+    return {name: value for name, value in numbers.items() if _is_whole(name)} | captions_of(row)
+
+
 def _json_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():

@@ -121,6 +121,14 @@ def type_of(network: nn.Module) -> ComponentType:
     return next((known for known in types if known.fixed.items() <= fields.items()), types[0])
 
 
+def new_denoiser(config: DenoiserConfig) -> DenoiserNetwork:
+    """A denoiser's network with random weights. Raises UndustError for no registered class."""
+    for known in types_of(DenoiserNetwork).values():
+        if known.config is type(config):
+            return cast("Callable[[DenoiserConfig], DenoiserNetwork]", known.network)(config)
+    raise UndustError(f"{type(config).__name__} is of no registered component")
+
+
 def load_component(
     path: Path,
     base: type[N],

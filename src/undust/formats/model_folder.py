@@ -125,6 +125,24 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
         )
 
 
+def read_texts(folder: Path) -> tuple[TextConditioner, ...]:
+    """The text encoders of a model's folder, in float32, with their last states.
+
+    Raises UndustError for a folder without any, and as `read`.
+    """
+    index = read_model_index(folder)
+    texts = {name: tokens for name, tokens in TEXTS.items() if name in index}
+    if not texts:
+        raise UndustError(f"{folder} has no text encoder")
+    with _naming(folder):
+        return tuple(
+            _text_conditioner(
+                folder / name, folder / tokens, index[name][1], torch.float32, large=False
+            )
+            for name, tokens in texts.items()
+        )
+
+
 def write(
     parts: Components,
     folder: Path,
@@ -256,7 +274,7 @@ def _index(parts: Components) -> dict[str, Any]:
     """model_index.json without the schedulers."""
     large, aesthetic = parts.num_size_ids > 0, parts.num_size_ids == 5
     index: dict[str, Any] = {
-        "_class_name": _pipeline(parts),
+        "_class_name": pipeline(parts),
         "_diffusers_version": VERSION,
         first_stage_folder(parts) or "vae": _first_stage(parts),
         type_of(parts.unet).folder: _named(parts.unet),
@@ -290,7 +308,7 @@ def first_stage_folder(parts: Components) -> str | None:
     """The folder of the first stage, as diffusers' pipeline has it; None in pixel space."""
     if isinstance(parts.autoencoder, IdentityFirstStage):
         return None
-    return "vqvae" if _pipeline(parts) == "LDMPipeline" else "vae"
+    return "vqvae" if pipeline(parts) == "LDMPipeline" else "vae"
 
 
 def _first_stage(parts: Components) -> list[str] | list[None]:
@@ -303,7 +321,7 @@ def _named(network: nn.Module) -> list[str]:
     return [kind.library, kind.class_name]
 
 
-def _pipeline(parts: Components) -> str:
+def pipeline(parts: Components) -> str:
     """The class of the diffusers pipeline for such a model; DiffusionPipeline if there is none.
 
     diffusers then opens its components, each alone.

@@ -99,3 +99,7 @@ class DenoiserNetwork(nn.Module, ABC):
         perturbed: as in `CallOptions`; control: the sum of the outputs of `ControlBranch`es. Raises
         UndustError for those that the network does not support, and for a missing condition.
         """
+
+    @abstractmethod
+    def start_at_zero(self) -> None:
+        """Initialises the output to zero, and residual branches as published, for training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from undust.formats.files import make_folder
 from undust.latent.first_stage import FirstStage, Posterior
 from undust.pictures import from_image
 from undust.training.data import Observe
-from undust.training.sources import DataSource, TrainingData
+from undust.training.sources import DataSample, DataSource, TrainingData
 
 ENCODE_BATCH = 32  # images
 READER_VERSION = 2  # raised when the same image file is read as other pixels than before
@@ -25,10 +25,17 @@ READER_VERSION = 2  # raised when the same image file is read as other pixels th
 class ImageCache:
     """The images of a data source as bytes [3, size, size], kept in memory as far as they fit."""
 
-    def __init__(self, source: DataSource, size: int, memory: int = 4 << 30) -> None:
-        """memory: bytes to use at most."""
+    def __init__(
+        self,
+        source: DataSource,
+        size: int,
+        memory: int = 4 << 30,
+        read: Callable[[DataSample], Tensor] | None = None,
+    ) -> None:
+        """memory: bytes to use at most; read: of a sample other bytes than those of its image."""
         self.source = source
         self.size = size
+        self._read = read or (lambda sample: from_image(sample.image(), (size, size)))
         self._capacity = memory // (3 * size * size)
         self._kept: dict[int, Tensor] = {}
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="images")
@@ -38,8 +45,11 @@ class ImageCache:
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
         """The images [B, 3, size, size] in [-1, 1], float32; UndustError for a broken one."""
-        images = torch.stack(list(self._readers.map(self._image, indices)))
-        return images.float() / 127.5 - 1
+        return self.bytes(indices).float() / 127.5 - 1
+
+    def bytes(self, indices: Sequence[int]) -> Tensor:
+        """The same as bytes."""
+        return torch.stack(list(self._readers.map(self._image, indices)))
 
     def preload(self, indices: Sequence[int], observe: Observe) -> None:
         """Decodes the images that memory has room for, so that a broken one is found at once."""
@@ -50,7 +60,7 @@ class ImageCache:
     def _image(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
-        image = from_image(self.source.sample(index).image(), (self.size, self.size))
+        image = self._read(self.source.sample(index))
         if len(self._kept) < self._capacity:
             self._kept[index] = image
         return image
@@ -67,6 +77,25 @@ def in_batches(
         part = indices[start : start + ENCODE_BATCH]
         yield images(part)
         observe(start + len(part), len(indices))
+
+
+class PixelLatents:
+    """Images in the place of latents, for diffusion in pixel space."""
+
+    def __init__(self, data: TrainingData, size: int, observe: Observe) -> None:
+        """size: of the images, pixels; observe: as `ImageCache.preload`."""
+        self._images = ImageCache(data.source, size)
+        self._images.preload([*data.train, *data.held_out], observe)
+        self.notes: list[str] = []
+
+    @property
+    def shape(self) -> torch.Size:
+        """(3, H, W) of one image."""
+        return torch.Size((3, self._images.size, self._images.size))
+
+    def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:  # noqa: ARG002
+        """The images [B, 3, H, W] at `indices`; there is nothing to draw."""
+        return self._images(indices)
 
 
 class LatentCache:

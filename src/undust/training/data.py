@@ -30,6 +30,10 @@ class RandomStream(IntEnum):
     NOISE = 5
     CAPTION = 6
     DROP = 7
+    DROP_LABEL = 8
+    DROP_MAP = 9
+    LOW_RESOLUTION = 10
+    MASK = 11
 
 
 @dataclass(frozen=True)

@@ -2,48 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from undust.errors import UndustError
 from undust.formats import locate, standalone_vae
-from undust.networks.config import TextEncoderConfig, UNetConfig
+from undust.networks.base import FirstStageNetwork
+from undust.networks.config import DenoiserConfig, TextEncoderConfig
+from undust.networks.identity import IdentityFirstStage
 
 
-def derived_unet(given: UNetConfig, first_stage: Path, size: int, text_width: int) -> UNetConfig:
-    """The U-Net's configuration with the sizes that are left out.
+PIXELS = Path("pixels")  # `first_stage` of a recipe for diffusion in pixel space
+C = TypeVar("C", bound=DenoiserConfig)
 
-    first_stage: its place, as `first_stage_at` finds it; size: of the images, pixels; text_width:
-    of the text encoder. Raises UndustError for sizes that contradict each other, with both.
+
+def empty_first_stage(place: Path, size: int) -> FirstStageNetwork:
+    """The first stage of a recipe, without weights.
+
+    place: as `first_stage_at` finds it; size: of the images, pixels. Raises UndustError if there is
+    none, and for a size that it cannot encode.
     """
+    if place == PIXELS:
+        return IdentityFirstStage()
     try:
-        network = standalone_vae.empty(first_stage)
+        network = standalone_vae.empty(place)
     except UndustError as error:
         raise UndustError(f"first_stage: {error}") from error
-    channels, factor = network.latent_channels, network.downsampling_factor
+    factor = network.downsampling_factor
     if size % factor:
         fits = max(1, round(size / factor)) * factor
         raise UndustError(
             f"data.size is {size}, which is not divisible by {factor}, the factor of the first "
-            f"stage {first_stage}; {fits} would be"
+            f"stage {place}; {fits} would be"
         )
-    derived = {
+    return network
+
+
+def derived_network(
+    given: C,
+    table: str,
+    first_stage: FirstStageNetwork,
+    size: int,
+    *,
+    text_width: int | None = None,
+    labels: tuple[int, str] | None = None,
+    extra: Sequence[tuple[int, str]] = (),
+) -> C:
+    """The configuration of a denoiser with the sizes that are left out.
+
+    table: its name in the recipe; size: of the images, pixels; text_width: of the text encoders,
+    None without text; labels: number of label embeddings and its reason, None where they are left
+    as they are; extra: further input channels, each with its reason. Raises UndustError for sizes that contradict each other, with both, and for a
+    condition that the network does not take.
+    """
+    channels, factor = first_stage.latent_channels, first_stage.downsampling_factor
+    latents = f"the first stage's latents have {channels} channels"
+    beside = "".join(f" and {reason} {count}" for count, reason in extra)
+    derived: dict[str, tuple[object, str]] = {
         "sample_size": (
             size // factor,
             f"data.size is {size} and the first stage's factor {factor}",
         ),
-        "in_channels": (channels, f"the first stage's latents have {channels} channels"),
-        "out_channels": (channels, f"the first stage's latents have {channels} channels"),
-        "cross_attention_dim": (text_width, f"text_encoder.hidden_size is {text_width}"),
+        "in_channels": (channels + sum(count for count, _ in extra), latents + beside),
+        "out_channels": (channels, latents),
     }
+    if text_width is None and given.needs_text:
+        raise UndustError(
+            f"{table} needs text: add a table text_encoder, or use unet2d, a U-Net without text"
+        )
+    if text_width is not None:
+        if not given.text_field:
+            raise UndustError(f"{table} takes no text: leave out text_encoder, or use unet")
+        reason = f"text_encoder.hidden_size is {text_width}"
+        derived[given.text_field] = (text_width, reason)
+    if labels is not None:
+        if not given.label_field:
+            raise UndustError(f"{table} takes no labels")
+        derived[given.label_field] = labels
     fields = given.model_dump(exclude_unset=True, exclude_none=True)
     for key, (value, reason) in derived.items():
         own = fields.get(key, value)
         if own != value and (not isinstance(own, tuple) or {*cast("tuple[int]", own)} != {value}):
             raise UndustError(
-                f"unet.{key} is {own}, but {reason}: it has to be {value}, or to be left out"
+                f"{table}.{key} is {own}, but {reason}: it has to be {value}, or to be left out"
             )
-    return UNetConfig.read({**{key: value for key, (value, _) in derived.items()}, **fields})
+    return type(given).read({**{key: value for key, (value, _) in derived.items()}, **fields})
 
 
 def check_text_encoder(given: TextEncoderConfig, vocabulary: int, length: int) -> None:
@@ -68,8 +112,10 @@ def first_stage_at(given: Path) -> Path:
     """The folder or file of the autoencoder that `first_stage` of a recipe names.
 
     given: that folder or file, the folder of a run that trained one, a model's folder or file, or
-    the name of a model. Raises UndustError if there is none.
+    the name of a model, or "pixels" for none. Raises UndustError if there is none.
     """
+    if given == PIXELS:
+        return given
     if not given.exists() and len(given.parts) > 1 and Path(given.parts[0]).is_dir():
         raise UndustError(f"first_stage: {given} does not exist")
     try:

@@ -1,83 +1,149 @@
-"""Training the denoiser: a U-Net and its text encoder, together, on latents encoded once."""
+"""Training a denoiser, on latents that are encoded once or on pixels, under any conditions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.prompt import escape
-from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import Tokenizer
 from undust.diffusion.process import Process
 from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
-from undust.formats import standalone_vae, tokenizer_files
+from undust.formats import model_folder, standalone_vae
+from undust.formats.components import DEFAULT_GUIDANCE, new_denoiser, type_of
 from undust.generation import loop
 from undust.latent.conditioner import ConditionInputs
-from undust.networks.config import TextEncoderConfig, UNetConfig
-from undust.networks.text_encoder import TextEncoder
-from undust.networks.unet import UNet
+from undust.networks.config import DenoiserConfig, TextEncoderConfig, UNet2DConfig, UNetConfig
+from undust.networks.base import FirstStageNetwork
+from undust.networks.identity import IdentityFirstStage
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
-from undust.training.caches import LatentCache
-from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
+from undust.training.caches import LatentCache, PixelLatents
+from undust.training.captions import CaptionsConfig
 from undust.training.checkpoints import TrainingCheckpoint
+from undust.training.conditions import (
+    SHOWN,
+    LabelCondition,
+    LabelsConfig,
+    MapCondition,
+    MapConfig,
+    TrainingCondition,
+)
 from undust.training.configs import OptimizerConfig, Place
 from undust.training.data import Batch, Observe, RandomStream
-from undust.training.derived import check_text_encoder, derived_unet, first_stage_at
+from undust.training.derived import (
+    PIXELS,
+    check_text_encoder,
+    derived_network,
+    empty_first_stage,
+    first_stage_at,
+)
 from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData, content_digest
 from undust.training.task import TrainingConfig
+from undust.training.text import Captions
+
+NETWORKS = ("unet", "unet2d")
+"""The tables of a recipe for the denoiser's network, of which it has one."""
 
 
 class DiffusionConfig(TrainingConfig):
-    """Trains U-Net and text encoder together on the latents of a trained first stage."""
+    """Trains a denoiser, with its own text encoder or a finished one, or without text."""
 
     kind: Literal["diffusion"] = Field(description="what is trained")
     first_stage: Place = Field(
         description="the trained autoencoder: its folder, that of its run or of a model, a file, "
-        "or a model's name"
+        'or a model\'s name; "pixels" trains on pixels, without one'
     )
     captions: CaptionsConfig = CaptionsConfig()
+    labels: LabelsConfig | None = None
+    maps: tuple[MapConfig, ...] = Field(default=(), description="maps beside each picture")
     diffusion: AnyNoiseConfig = BetaNoiseConfig()
-    unet: UNetConfig
-    text_encoder: TextEncoderConfig
+    unet: UNetConfig | None = None
+    unet2d: UNet2DConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
+    text_encoder_from: Place | None = Field(
+        default=None,
+        description="folder of a model whose finished text encoders are used, in place of one that "
+        "is trained",
+    )
     previews: tuple[str, ...] = Field(default=(), description="prompts of the previews")
 
+    @property
+    def table(self) -> str:
+        """The table of the denoiser's network."""
+        return next(name for name in NETWORKS if getattr(self, name) is not None)
+
+    @property
+    def network(self) -> DenoiserConfig:
+        """The configuration of the denoiser's network."""
+        return getattr(self, self.table)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the denoiser is conditioned on text."""
+        return self.text_encoder is not None or self.text_encoder_from is not None
+
     def complete(self) -> Self:
-        """With the first stage's place, and the U-Net's sizes where they are left out.
+        """With the first stage's place, and the network's sizes where they are left out.
 
         Raises UndustError for a first stage that is not found, and for sizes that contradict each
         other.
         """
         place, captions = first_stage_at(self.first_stage), self.captions
-        check_text_encoder(self.text_encoder, captions.vocabulary, captions.length)
-        unet = derived_unet(self.unet, place, self.data.size, self.text_encoder.hidden_size)
-        return self.model_copy(update={"first_stage": place, "unet": unet})
+        if self.text_encoder:
+            check_text_encoder(self.text_encoder, captions.vocabulary, captions.length)
+        network = derived_network(
+            self.network,
+            self.table,
+            empty_first_stage(place, self.data.size),
+            self.data.size,
+            text_width=self._text_width(),
+            extra=[(each.channels, f"the map {each.column} has") for each in self.maps],
+        )
+        return self.model_copy(update={"first_stage": place, self.table: network})
 
     def task(
         self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe
     ) -> DiffusionTask:
-        """The training of U-Net and text encoder."""
+        """The training of the denoiser."""
         return DiffusionTask(self, out, resumed, observe)
+
+    def _text_width(self) -> int | None:
+        if self.text_encoder_from is not None:
+            texts = model_folder.read_texts(self.text_encoder_from)
+            return sum(text.encoder.config.hidden_size for text in texts)
+        return self.text_encoder.hidden_size if self.text_encoder else None
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> Self:
-        if self.unet.addition_embed_type == "text_time" or self.unet.num_class_embeds is not None:
-            name = "num_class_embeds" if self.unet.num_class_embeds else "addition_embed_type"
-            raise ValueError(f"unet.{name}: a U-Net is trained here on text alone; leave it out")
-        if self.text_encoder.projects:
+        given = [name for name in NETWORKS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"has {' and '.join(given)}" if given else "has none"
+            raise ValueError(f"one table of {', '.join(NETWORKS)} is the network; this {found}")
+        network = self.network
+        if isinstance(network, UNetConfig) and network.addition_embed_type == "text_time":
+            raise ValueError("unet.addition_embed_type: text_time cannot be trained; leave it out")
+        if network.label_field and network.label_field in network.model_fields_set:
+            raise ValueError(
+                f"{self.table}.{network.label_field}: leave it out; it follows from the labels"
+            )
+        if self.text_encoder and self.text_encoder_from:
+            raise ValueError("text_encoder and text_encoder_from: one of them has to be left out")
+        if self.text_encoder and self.text_encoder.projects:
             raise ValueError("text_encoder.architectures has to be left out: CLIPTextModel")
+        if not self.has_text and "captions" in self.model_fields_set:
+            raise ValueError("captions: without a text_encoder there are none; leave them out")
         return self
 
 
@@ -97,45 +163,46 @@ class DiffusionTask:
     ) -> None:
         """As `TrainingConfig.task`. observe: called while images are encoded as latents."""
         self.config = config
-        data, captions, diffusion = config.data, config.captions, config.diffusion
-        if data.crop is not None:
+        size, diffusion = config.data.size, config.diffusion
+        if config.data.crop is not None:
             raise UndustError("data.crop: latents are made of whole pictures; leave it out")
         process, self.noise_levels = diffusion.build()
         self.weighting = WEIGHTINGS[diffusion.weighting]
-        self.data = TrainingData(data, config.seed, captions.fields)
-        samples, self.notes = self.data.training_samples, self.data.notes
-        self.notes += check_captions(captions, samples, required=resumed is None)
-        self.inputs = {
-            **self.data.inputs,
-            "first_stage": content_digest(standalone_vae.files(config.first_stage)),
-        }
+        fields = config.captions.fields if config.has_text else ()
+        self.data = TrainingData(config.data, config.seed, fields)
+        self.inputs, self.notes = self.data.inputs, self.data.notes
+        if config.first_stage != PIXELS:
+            files = standalone_vae.files(config.first_stage)
+            self.inputs["first_stage"] = content_digest(files)
+        self.text = None
+        if config.has_text:
+            self.text = Captions(config.captions, self.data, resumed, out, config.text_encoder_from)
+            self.notes += self.text.notes
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
-        self.caption_sampler = CaptionSampler(
-            captions, [sample.captions for sample in self.data.samples]
-        )
-        if resumed:
-            tokenizer = _tokenizer(resumed, out)
-        else:
-            texts = self.caption_sampler.all_texts(self.data.train)
-            tokenizer = tokenizers.train(texts, captions.vocabulary, captions.length)
-        self.notes += too_long(captions, samples, tokenizer)
-        self.model = _new_model(config, tokenizer, process)
+        labels = LabelCondition(config.labels, self.data) if config.labels else None
+        maps = MapCondition(config.maps, self.data, size) if config.maps else None
+        self.conditions: list[TrainingCondition] = [each for each in (labels, maps) if each]
+        self.model = _new_model(config, process, self.text, labels, maps)
         # Unchecked: the loop stops at the first loss that is not finite.
         self.denoise = replace(self.model.denoise, network=self.model.unet)
-        [self.text] = self.model.texts
-        self.model.latent_shape(data.size, data.size)
-        self.modules = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.text.encoder})
+        self.model.latent_shape(size, size)
+        self.modules = nn.ModuleDict({type_of(self.model.unet).folder: self.model.unet})
+        if config.text_encoder:
+            self.modules["text_encoder"] = self.model.texts[0].encoder
         self.optimizers: dict[str, OptimizerConfig] = {}
         self.order, self.validation = self.data.order, self.data.validation
-        self.latents = LatentCache(
-            self.model.first_stage,
-            self.data,
-            data.size,
-            out,
-            {"first_stage": self.inputs["first_stage"], "size": data.size},
-            observe,
-            resumed=resumed is not None,
-        )
+        if config.first_stage == PIXELS:
+            self.latents = PixelLatents(self.data, size, observe)
+        else:
+            self.latents = LatentCache(
+                self.model.first_stage,
+                self.data,
+                size,
+                out,
+                {"first_stage": self.inputs["first_stage"], "size": size},
+                observe,
+                resumed=resumed is not None,
+            )
         self.notes += self.latents.notes
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -144,7 +211,11 @@ class DiffusionTask:
         z = self.latents.sample(batch.sample, batch.normal(RandomStream.POSTERIOR, shape))
         noise = batch.normal(RandomStream.NOISE, shape)
         sigma = self.noise_levels(batch.uniform(RandomStream.TIME)[:, 0])
-        cond = self.model.conditioner(ConditionInputs(self._captions(batch), captions=True))
+        prompts = self.text(batch) if self.text else [None] * len(batch)
+        fields: dict[str, Sequence[Any]] = {}
+        for each in self.conditions:
+            fields |= each.inputs(batch)
+        cond = self.model.conditioner(ConditionInputs(prompts, fields, captions=True))
         return {"loss": self.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
 
     def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:  # noqa: ARG002
@@ -154,77 +225,87 @@ class DiffusionTask:
     @property
     def captions(self) -> tuple[str, ...]:
         """The prompts of the preview's images."""
+        if self.conditions:
+            return ()
         return self.config.previews or ("",)
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the text encoder."""
-        return self.text.tokenizer
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the text encoder, if one is trained."""
+        return self.model.texts[0].tokenizer if self.config.text_encoder else None
 
     def preview(self, *, brief: bool = False) -> Image.Image:
-        """Images of the recipe's prompts with constant seeds; brief: one image, in one step."""
+        """Images of the recipe's prompts with constant seeds; brief: one image, in one step.
+
+        With other conditions those of samples of the data, each with its maps above the image.
+        """
         steps = 1 if brief else 20
-        recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=steps)
-        recipes = recipes[: 1 if brief else None]
+        if not self.conditions:
+            recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=steps)
+            return grid(self._generated(recipes[: 1 if brief else None]))
+        train = self.data.train
+        shown = train[:: max(1, len(train) // SHOWN)][: 1 if brief else SHOWN]
+        rows: list[list[Image.Image]] = []
+        for seed, sample in enumerate(shown):
+            options: dict[str, Any] = {"seed": seed, "steps": steps}
+            for each in self.conditions:
+                options |= each.options(sample)
+            prompts = escape(self.text.first(sample)) if self.text else ()
+            maps = [image for each in self.conditions for image in each.shown(sample)]
+            rows.append([*maps, *self._generated(self.model.recipes(prompts, **options))])
+        return grid([image for column in zip(*rows, strict=True) for image in column], len(rows))
+
+    def _generated(self, recipes: list[Any]) -> list[Image.Image]:
         *_, last = loop.sample_batch(self.model, recipes)
-        return grid([picture.image for picture in loop.decode(recipes, last)])
+        return [picture.image for picture in loop.decode(recipes, last)]
 
     def publish(self, folder: Path, *, brief: bool = False) -> None:  # noqa: ARG002
         """Writes the whole model as a diffusers folder."""
         self.model.save(folder)
 
     def next_steps(self, model: Path, data: Path) -> str:  # noqa: ARG002
-        """A command that generates an image from a caption of the data."""
-        captions = self.caption_sampler.all_texts(self.data.train)
-        example = next((escape(caption) for caption in captions if caption.strip()), "")
-        return (
-            f"generate with it: undust generate {quote(example)} --model {quote(str(model))}; "
-            "diffusers opens it as StableDiffusionPipeline"
-        )
-
-    def _captions(self, batch: Batch) -> list[str | None]:
-        """A caption of each sample, or None for the unconditional input of guidance.
-
-        (Ho & Salimans 2022, algorithm 1.)
-        """
-        chances = batch.uniform(RandomStream.CAPTION, self.caption_sampler.num_chances).tolist()
-        dropped = (batch.uniform(RandomStream.DROP)[:, 0] < self.config.captions.drop).tolist()
-        return [
-            None if drop else self.caption_sampler(sample, chance)
-            for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
-        ]
+        """A command that generates an image under a condition of the data."""
+        command = ["undust", "generate", *([escape(self.text.example)] if self.text else [])]
+        command += ["--model", str(model)]
+        command += ["--label", self.model.classes[0]] if self.model.classes else []
+        for each in self.model.maps:
+            command += ["--map", f"{each.kind}.png"]
+        pipeline = model_folder.pipeline(self.model)
+        opens = f"diffusers opens it as {pipeline}"
+        if pipeline == "DiffusionPipeline":
+            opens = "diffusers has no pipeline for such a model; it opens the components"
+        return f"generate with it: {shlex.join(command)}; {opens}"
 
 
-def _new_model(config: DiffusionConfig, tokenizer: Tokenizer, process: Process) -> LatentDiffusion:
-    """A trained first stage with a new U-Net, whose output is zero, and a new text encoder."""
-    vocabulary = tokenizer.vocabulary
-    ends = {
-        "vocab_size": len(vocabulary),
-        "max_position_embeddings": config.captions.length,
-        "bos_token_id": vocabulary[tokenizers.START],
-        "eos_token_id": vocabulary[tokenizers.END],
-        "pad_token_id": vocabulary[tokenizers.END],
-    }
+def _new_model(
+    config: DiffusionConfig,
+    process: Process,
+    text: Captions | None,
+    labels: LabelCondition | None,
+    maps: MapCondition | None,
+) -> LatentDiffusion:
+    """The first stage with a new network, whose output is zero, and text encoders."""
+    first_stage: FirstStageNetwork = IdentityFirstStage()
+    if config.first_stage != PIXELS:
+        first_stage = standalone_vae.load(config.first_stage)
+    settings = config.network
+    if labels:
+        count = len(labels.classes) + (not settings.null_class)
+        settings = settings.model_copy(update={settings.label_field: count})
     torch.manual_seed(config.seed)
-    unet = UNet(config.unet)
-    unet.start_at_zero()
+    network = new_denoiser(settings)
+    network.start_at_zero()
+    texts = text.finished if text else ()
+    if text and config.text_encoder:
+        texts = (text.new_encoder(config.text_encoder),)
+    guided = labels or text or (maps and any(kind.guided for kind in maps.kinds))
     return LatentDiffusion(
-        standalone_vae.load(config.first_stage),
-        unet,
-        (TextConditioner(tokenizer, TextEncoder(config.text_encoder.model_copy(update=ends))),),
+        first_stage,
+        network,
+        texts,
         process,
         config.diffusion.prediction,
+        guidance=DEFAULT_GUIDANCE if guided else 1.0,
+        classes=labels.classes if labels else (),
+        maps=maps.kinds if maps else (),
     )
-
-
-def _tokenizer(resumed: TrainingCheckpoint, out: Path) -> Tokenizer:
-    """The tokenizer of the run that is resumed."""
-    if resumed.tokenizer:
-        return resumed.tokenizer
-    folder = out / "model" / "tokenizer"
-    if not folder.is_dir():
-        raise UndustError(
-            f"the checkpoint of step {resumed.step} is of an earlier version, which kept the "
-            f"tokenizer in {folder} alone, and that is gone: put it back"
-        )
-    return tokenizer_files.load(folder)

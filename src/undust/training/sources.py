@@ -47,8 +47,21 @@ class DataSample(Protocol):
         """The sample's part of the data: "train" is trained on."""
         ...
 
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """All text and whole numbers that are known of it, by column."""
+        ...
+
     def image(self) -> Image.Image:
         """The image, decoded at each call. Raises UndustError if it cannot be."""
+        ...
+
+    def column(self, name: str, /) -> str | None:
+        """The text or number in a column, "folder" for the folder's name; None if absent."""
+        ...
+
+    def beside(self, column: str, /) -> Image.Image:
+        """The image in the file that a column names. Raises UndustError if it cannot be read."""
         ...
 
 

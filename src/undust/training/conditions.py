@@ -1,0 +1,177 @@
+"""Conditions of a training run beside the captions: class labels and maps.
+
+Each reads the samples of a data source and gives the conditioner the inputs that sampling gives it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from undust.conditioning.maps import MAX_CLASSES, MapKind, colours_of
+from undust.errors import UndustError, printable
+from undust.training.caches import ImageCache
+from undust.training.configs import Config
+from undust.training.data import Batch, RandomStream
+from undust.training.sources import DataSample, TrainingData
+
+SHOWN = 8  # samples of a preview
+Drop = Annotated[float, Field(ge=0, le=1)]
+
+
+class LabelsConfig(Config):
+    """Class labels (Ho & Salimans 2022, section 3)."""
+
+    column: str = Field(
+        default="folder",
+        description="column of the metadata with the class, text or a number; folder: the name of "
+        "the folder that the picture is in",
+    )
+    drop: Drop = Field(default=0.1, description="share of samples trained without their class")
+
+
+class MapConfig(Config):
+    """A map beside each picture (Rombach et al. 2022, section 3.3)."""
+
+    kind: Literal["segmentation", "depth", "picture"] = Field(
+        description="segmentation: each colour is a class; depth: grey; picture: colours"
+    )
+    column: str = Field(description="column of the metadata with the map's file name")
+    classes: int | None = Field(
+        default=None, ge=1, le=MAX_CLASSES, description="number of colours of a segmentation"
+    )
+    drop: Drop = Field(default=0.0, description="share of samples trained without the map")
+
+    @model_validator(mode="after")
+    def _counted(self) -> MapConfig:
+        if (self.kind == "segmentation") != (self.classes is not None):
+            raise ValueError("classes is needed for a segmentation, and for no other map")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the denoiser."""
+        return self.classes or {"depth": 1, "picture": 3}[self.kind]
+
+
+class TrainingCondition(ABC):
+    """One kind of condition of a run."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
+        """Fields of `ConditionInputs` for a batch, one entry for each sample."""
+
+    @abstractmethod
+    def options(self, sample: int) -> Mapping[str, Any]:
+        """The same condition of one sample as options of a request, for previews."""
+
+    def shown(self, sample: int) -> list[Image.Image]:  # noqa: ARG002
+        """Pictures of the condition, shown beside the sample in previews."""
+        return []
+
+
+class LabelCondition(TrainingCondition):
+    """The class of each sample. classes: their names, in order."""
+
+    def __init__(self, config: LabelsConfig, data: TrainingData) -> None:
+        """Raises UndustError if a sample has no class, and for a single class."""
+        self.config, samples = config, data.samples
+        labels = [sample.column(config.column) for sample in samples]
+        if None in labels:
+            missing = labels.count(None)
+            columns = Counter(name for sample in samples for name in sample.columns)
+            known = ", ".join(printable(name) for name, _ in columns.most_common(10)) or "none"
+            raise UndustError(
+                f"labels.column: {missing} of {len(labels)} pictures have no "
+                f"{printable(config.column)}; columns of the data: {known}, and folder, the name "
+                "of a picture's folder"
+            )
+        self.labels = [str(label) for label in labels]
+        self.classes = tuple(sorted(set(self.labels), key=_natural))
+        if len(self.classes) < 2:
+            raise UndustError(
+                f"labels.column: all pictures have the same {config.column}, "
+                f"{printable(self.classes[0])}; to train without classes, leave out [labels]"
+            )
+
+    def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
+        """The names of classes, None where they are dropped."""
+        dropped = (batch.uniform(RandomStream.DROP_LABEL)[:, 0] < self.config.drop).tolist()
+        names = [
+            None if drop else self.labels[sample]
+            for sample, drop in zip(batch.sample, dropped, strict=True)
+        ]
+        return {"label": names}
+
+    def options(self, sample: int) -> Mapping[str, Any]:
+        """The sample's class."""
+        return {"label": self.labels[sample]}
+
+
+class MapCondition(TrainingCondition):
+    """The maps of each sample, in the order of the recipe."""
+
+    def __init__(self, configs: Sequence[MapConfig], data: TrainingData, size: int) -> None:
+        """size: of the pictures, pixels. Raises UndustError for absent and unusable maps."""
+        self.configs, self.samples, self.size = configs, data.samples, size
+        self.kinds = tuple(self._kind(config) for config in configs)
+        self._maps = [
+            ImageCache(data.source, size, read=_reader(config, kind, size))
+            for config, kind in zip(configs, self.kinds, strict=True)
+        ]
+
+    def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
+        """Of each sample its maps, as bytes; None for those that are dropped."""
+        chances = batch.uniform(RandomStream.DROP_MAP, len(self.configs))
+        columns: list[list[Tensor | None]] = []
+        for place, (config, maps) in enumerate(zip(self.configs, self._maps, strict=True)):
+            kept = (chances[:, place] >= config.drop).tolist()
+            pixels = maps.bytes(batch.sample)
+            columns.append([each if keep else None for each, keep in zip(pixels, kept, strict=True)])
+        return {"maps": [*zip(*columns, strict=True)]}
+
+    def options(self, sample: int) -> Mapping[str, Any]:
+        """The sample's maps."""
+        return {"maps": [self._image(config, sample) for config in self.configs]}
+
+    def shown(self, sample: int) -> list[Image.Image]:
+        """The sample's maps."""
+        side = (self.size, self.size)
+        return [self._image(config, sample).convert("RGB").resize(side) for config in self.configs]
+
+    def _image(self, config: MapConfig, sample: int) -> Image.Image:
+        return self.samples[sample].beside(config.column)
+
+    def _kind(self, config: MapConfig) -> MapKind:
+        colours: tuple[str, ...] = ()
+        if config.classes is not None:
+            images = (self._image(config, sample) for sample in range(len(self.samples)))
+            colours = colours_of(images, (self.size, self.size))
+            if len(colours) > config.classes:
+                raise UndustError(
+                    f"maps: {config.column} has {len(colours)} colours, and classes is "
+                    f"{config.classes}; each colour is a class"
+                )
+            colours += _unused(colours, config.classes - len(colours))
+        return MapKind(kind=config.kind, colours=colours, guided=config.drop > 0)
+
+
+def _reader(config: MapConfig, kind: MapKind, size: int) -> Callable[[DataSample], Tensor]:
+    return lambda sample: kind.read(sample.beside(config.column), (size, size))
+
+
+def _unused(used: Sequence[str], count: int) -> tuple[str, ...]:
+    """Colours for classes of which the data has no example."""
+    free = (f"#{code:06x}" for code in range(0xFFFFFF, 0, -1))
+    return tuple(colour for colour, _ in zip((c for c in free if c not in used), range(count)))
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """Numbers before names, in numerical order."""
+    return (int(name), "") if name.isdecimal() else (2**63, name)

@@ -1,0 +1,95 @@
+"""The text condition of a training run: captions, their tokenizer, and text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from undust.conditioning import tokenizer as tokenizers
+from undust.conditioning.text import TextConditioner
+from undust.conditioning.tokenizer import Tokenizer
+from undust.errors import UndustError
+from undust.formats import model_folder, tokenizer_files
+from undust.networks.config import TextEncoderConfig
+from undust.networks.text_encoder import TextEncoder
+from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
+from undust.training.checkpoints import TrainingCheckpoint
+from undust.training.data import Batch, RandomStream
+from undust.training.sources import TrainingData
+
+
+class Captions:
+    """Captions of samples, drawn at random, and the tokenizer that is learnt from them.
+
+    notes: for people, on the captions.
+    """
+
+    def __init__(
+        self,
+        config: CaptionsConfig,
+        data: TrainingData,
+        resumed: TrainingCheckpoint | None,
+        out: Path,
+        finished: Path | None = None,
+    ) -> None:
+        """finished: folder of a model whose text encoders and tokenizers are used.
+
+        Raises UndustError if there are no captions, and for a folder without text encoders.
+        """
+        self.config = config
+        samples = data.training_samples
+        self.notes = check_captions(config, samples, required=resumed is None)
+        self._sampler = CaptionSampler(config, [sample.captions for sample in data.samples])
+        texts = self._sampler.all_texts(data.train)
+        self.example = next((text for text in texts if text.strip()), "")
+        self.finished = () if finished is None else model_folder.read_texts(finished)
+        for text in self.finished:
+            text.encoder.eval().requires_grad_(False)
+        if self.finished:
+            self.tokenizer = self.finished[0].tokenizer
+        elif resumed:
+            self.tokenizer = _tokenizer(resumed, out)
+        else:
+            self.tokenizer = tokenizers.train(texts, config.vocabulary, config.length)
+        self.notes += too_long(config, samples, self.tokenizer)
+
+    def __call__(self, batch: Batch) -> list[str | None]:
+        """A caption of each sample, or None for the unconditional input of guidance.
+
+        (Ho & Salimans 2022, algorithm 1.)
+        """
+        chances = batch.uniform(RandomStream.CAPTION, self._sampler.num_chances).tolist()
+        dropped = (batch.uniform(RandomStream.DROP)[:, 0] < self.config.drop).tolist()
+        return [
+            None if drop else self._sampler(sample, chance)
+            for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
+        ]
+
+    def first(self, sample: int) -> str:
+        """One caption of a sample, always the same."""
+        return self._sampler(sample, [0.0] * self._sampler.num_chances)
+
+    def new_encoder(self, config: TextEncoderConfig) -> TextConditioner:
+        """A text encoder with random weights for the tokenizer."""
+        vocabulary = self.tokenizer.vocabulary
+        ends = {
+            "vocab_size": len(vocabulary),
+            "max_position_embeddings": self.config.length,
+            "bos_token_id": vocabulary[tokenizers.START],
+            "eos_token_id": vocabulary[tokenizers.END],
+            "pad_token_id": vocabulary[tokenizers.END],
+        }
+        return TextConditioner(self.tokenizer, TextEncoder(config.model_copy(update=ends)))
+
+
+def _tokenizer(resumed: TrainingCheckpoint, out: Path) -> Tokenizer:
+    """The tokenizer of the run that is resumed."""
+    if resumed.tokenizer:
+        return resumed.tokenizer
+    folder = out / "model" / "tokenizer"
+    if not folder.is_dir():
+        raise UndustError(
+            f"the checkpoint of step {resumed.step} is of an earlier version, which kept the "
+            f"tokenizer in {folder} alone, and that is gone: put it back"
+        )
+    return tokenizer_files.load(folder)
