@@ -87,6 +87,8 @@ MORE: dict[str, Any] = {
     "sampler": "heun",
     "schedule": "trailing",
     "given_noise": True,
+    "label": "cat",
+    "maps": [PICTURE],
     "guides": [{"name": "pag", "scale": 2.0}],
     "toward": {"prompt": "a dog", "seed": 2, "part": 0.25},
     "init": PICTURE,

@@ -354,9 +354,7 @@ class _Scan:
         return f" that can be read; files and links there: {_few(others)}" if others else ""
 
 
-def _inside_of(
-    names: files.FileFinder, folder: Path, name: str, column: str = "file_name"
-) -> Path:
+def _inside_of(names: files.FileFinder, folder: Path, name: str, column: str = "file_name") -> Path:
     """The file of a name in a column; LineError if it is absent or leads out of the folder."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):

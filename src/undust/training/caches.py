@@ -35,7 +35,7 @@ class ImageCache:
         """memory: bytes to use at most; read: of a sample other bytes than those of its image."""
         self.source = source
         self.size = size
-        self._read = read or (lambda sample: from_image(sample.image(), (size, size)))
+        self._read = read or self._pixels
         self._capacity = memory // (3 * size * size)
         self._kept: dict[int, Tensor] = {}
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="images")
@@ -56,6 +56,9 @@ class ImageCache:
         first = indices[: self._capacity]
         for done, _ in enumerate(self._readers.map(self._image, first), 1):
             observe(done, len(first))
+
+    def _pixels(self, sample: DataSample) -> Tensor:
+        return from_image(sample.image(), (self.size, self.size))
 
     def _image(self, index: int) -> Tensor:
         if index in self._kept:

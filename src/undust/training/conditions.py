@@ -8,6 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from PIL import Image
@@ -63,6 +65,11 @@ class MapConfig(Config):
 class TrainingCondition(ABC):
     """One kind of condition of a run."""
 
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """A hash of the conditions of all samples; a run is resumed only with the same."""
+
     @abstractmethod
     def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
         """Fields of `ConditionInputs` for a batch, one entry for each sample."""
@@ -96,9 +103,14 @@ class LabelCondition(TrainingCondition):
         self.classes = tuple(sorted(set(self.labels), key=_natural))
         if len(self.classes) < 2:
             raise UndustError(
-                f"labels.column: all pictures have the same {config.column}, "
-                f"{printable(self.classes[0])}; to train without classes, leave out [labels]"
+                f"labels.column: all pictures have the same {printable(config.column)}, "
+                f"{printable(self.labels[0])}; to train without classes, leave out [labels]"
             )
+
+    @property
+    def digest(self) -> str:
+        """A hash of the classes of all samples."""
+        return sha256("\n".join(self.labels).encode()).hexdigest()
 
     def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
         """The names of classes, None where they are dropped."""
@@ -126,6 +138,15 @@ class MapCondition(TrainingCondition):
             for config, kind in zip(configs, self.kinds, strict=True)
         ]
 
+    @property
+    def digest(self) -> str:
+        """A hash of the maps of all samples, as they are trained with."""
+        found = sha256()
+        for maps in self._maps:
+            for sample in range(len(self.samples)):
+                found.update(maps.bytes([sample]).numpy().data)
+        return found.hexdigest()
+
     def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
         """Of each sample its maps, as bytes; None for those that are dropped."""
         chances = batch.uniform(RandomStream.DROP_MAP, len(self.configs))
@@ -133,7 +154,9 @@ class MapCondition(TrainingCondition):
         for place, (config, maps) in enumerate(zip(self.configs, self._maps, strict=True)):
             kept = (chances[:, place] >= config.drop).tolist()
             pixels = maps.bytes(batch.sample)
-            columns.append([each if keep else None for each, keep in zip(pixels, kept, strict=True)])
+            columns.append(
+                [each if keep else None for each, keep in zip(pixels, kept, strict=True)]
+            )
         return {"maps": [*zip(*columns, strict=True)]}
 
     def options(self, sample: int) -> Mapping[str, Any]:
@@ -168,8 +191,8 @@ def _reader(config: MapConfig, kind: MapKind, size: int) -> Callable[[DataSample
 
 def _unused(used: Sequence[str], count: int) -> tuple[str, ...]:
     """Colours for classes of which the data has no example."""
-    free = (f"#{code:06x}" for code in range(0xFFFFFF, 0, -1))
-    return tuple(colour for colour, _ in zip((c for c in free if c not in used), range(count)))
+    free = (colour for code in range(0xFFFFFF, 0, -1) if (colour := f"#{code:06x}") not in used)
+    return tuple(islice(free, count))
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -12,7 +12,6 @@ from undust.networks.base import FirstStageNetwork
 from undust.networks.config import DenoiserConfig, TextEncoderConfig
 from undust.networks.identity import IdentityFirstStage
 
-
 PIXELS = Path("pixels")  # `first_stage` of a recipe for diffusion in pixel space
 C = TypeVar("C", bound=DenoiserConfig)
 
@@ -53,8 +52,8 @@ def derived_network(
 
     table: its name in the recipe; size: of the images, pixels; text_width: of the text encoders,
     None without text; labels: number of label embeddings and its reason, None where they are left
-    as they are; extra: further input channels, each with its reason. Raises UndustError for sizes that contradict each other, with both, and for a
-    condition that the network does not take.
+    as they are; extra: further input channels, each with its reason. Raises UndustError for sizes
+    that contradict each other, with both, and for a condition that the network does not take.
     """
     channels, factor = first_stage.latent_channels, first_stage.downsampling_factor
     latents = f"the first stage's latents have {channels} channels"

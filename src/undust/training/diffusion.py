@@ -22,8 +22,8 @@ from undust.formats import model_folder, standalone_vae
 from undust.formats.components import DEFAULT_GUIDANCE, new_denoiser, type_of
 from undust.generation import loop
 from undust.latent.conditioner import ConditionInputs
-from undust.networks.config import DenoiserConfig, TextEncoderConfig, UNet2DConfig, UNetConfig
 from undust.networks.base import FirstStageNetwork
+from undust.networks.config import DenoiserConfig, TextEncoderConfig, UNet2DConfig, UNetConfig
 from undust.networks.identity import IdentityFirstStage
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
@@ -178,10 +178,12 @@ class DiffusionTask:
         if config.has_text:
             self.text = Captions(config.captions, self.data, resumed, out, config.text_encoder_from)
             self.notes += self.text.notes
-        self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         labels = LabelCondition(config.labels, self.data) if config.labels else None
         maps = MapCondition(config.maps, self.data, size) if config.maps else None
         self.conditions: list[TrainingCondition] = [each for each in (labels, maps) if each]
+        if self.conditions:
+            self.inputs["conditions"] = " ".join(each.digest for each in self.conditions)
+        self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.model = _new_model(config, process, self.text, labels, maps)
         # Unchecked: the loop stops at the first loss that is not finite.
         self.denoise = replace(self.model.denoise, network=self.model.unet)

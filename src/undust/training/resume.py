@@ -47,6 +47,7 @@ INPUTS = {
     "data": "the data",
     "validation": "the held-out pictures",
     "first_stage": "the first stage's weights",
+    "conditions": "the labels and maps",
 }
 NOT_TRAINED_ON = ("validation",)
 HOW = {"data": " (a picture or a caption was added, removed, edited or moved)"}

@@ -1,0 +1,234 @@
+"""Every kind of condition: trained, saved, loaded, sampled, and obeyed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+
+import undust
+from undust.datasets import image_folder
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.pictures import from_image
+from undust.training import kinds
+from undust.training.diffusion import DiffusionConfig
+from undust.training.run import prepare, train
+
+COLOURS = {"green": (20, 200, 60), "red": (220, 30, 30), "blue": (30, 40, 210)}
+RECIPE = """
+kind = "diffusion"
+first_stage = {first_stage}
+[data]
+folder = {data}
+size = 16
+[unet2d]
+block_out_channels = [16, 16]
+down_block_types = ["DownBlock2D", "AttnDownBlock2D"]
+up_block_types = ["AttnUpBlock2D", "UpBlock2D"]
+layers_per_block = 1
+norm_num_groups = 8
+[optimizer]
+learning_rate = 4e-3
+warm_up = 1
+[run]
+steps = 3
+batch = 4
+ema = 0.95
+checkpoint_every = 100000
+sample_every = 100000
+"""
+LONGER = ("run.steps=250", "diffusion.prediction=v_prediction")
+Recipe = Callable[..., DiffusionConfig]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Squares of one colour on black: the colour is the class, the square the map."""
+    folder = tmp_path_factory.mktemp("squares")
+    rows: list[dict[str, str]] = []
+    for number in range(12):
+        name, colour = [*COLOURS.items()][number % 3]
+        left = 0 if number % 2 else 8
+        for kind in (name, "maps"):
+            (folder / kind).mkdir(exist_ok=True)
+        picture, segmentation = (Image.new("RGB", (16, 16)) for _ in range(2))
+        picture.paste(colour, (left, 4, left + 8, 12))
+        segmentation.paste((255, 255, 255), (left, 4, left + 8, 12))
+        picture.save(folder / name / f"{number}.png")
+        segmentation.save(folder / "maps" / f"{number}.png")
+        row = {"file_name": f"{name}/{number}.png", "map": f"maps/{number}.png", "text": name}
+        rows.append(row)
+    image_folder.write(folder, rows)
+    return folder
+
+
+@pytest.fixture
+def recipe(pictures: Path, first_stage: Path, tmp_path: Path) -> Recipe:
+    def read(more: str = "", *changes: str, first: str | None = "pixels") -> DiffusionConfig:
+        text = RECIPE.format(
+            data=json.dumps(str(pictures)), first_stage=json.dumps(first or str(first_stage))
+        )
+        path = tmp_path / "recipe.toml"
+        path.write_text(text + more, "utf-8")
+        config = kinds.read(path, changes)
+        assert isinstance(config, DiffusionConfig)
+        return config
+
+    return read
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.parent.name}.{name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in safetensors_file.load(path).items()
+    }
+
+
+def test_unconditional_pixels_open_as_ddpm(recipe: Recipe, tmp_path: Path) -> None:
+    assert train(recipe(), tmp_path / "run")
+    model = undust.load(tmp_path / "run/model")
+    assert (model.size, model.latent_shape(16, 16), model.guidance) == ((16, 16), (3, 16, 16), 1)
+    noise = torch.randn(1, 3, 16, 16)
+    [picture] = model.generate([], noise=noise, sampler="euler", schedule="trailing", steps=4)
+    pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path / "run/model")
+    assert isinstance(pipe.unet, diffusers.UNet2DModel)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="trailing", clip_sample=False
+    )
+    pipe.scheduler.set_timesteps(4)
+    x = noise
+    with torch.no_grad():
+        for step in pipe.scheduler.timesteps:
+            x = pipe.scheduler.step(pipe.unet(x, step).sample, step, x).prev_sample
+    assert (picture.latent - x[0]).abs().max() < 1e-3
+
+
+def test_unconditional_latents_open_as_ldm(recipe: Recipe, tmp_path: Path) -> None:
+    assert train(recipe(first=None), tmp_path / "run")
+    model = undust.load(tmp_path / "run/model")
+    assert model.latent_shape(16, 16) == (4, 8, 8)
+    pipe = diffusers.LDMPipeline.from_pretrained(tmp_path / "run/model")
+    assert isinstance(pipe.unet, diffusers.UNet2DModel)
+    again = tmp_path / "again"
+    model.save(again)
+    assert weights(again).keys() == weights(tmp_path / "run/model").keys()
+
+
+def test_labels_are_obeyed(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(
+        '[labels]\ncolumn = "text"', "run.steps=250", "diffusion.prediction=v_prediction"
+    )
+    assert train(config, tmp_path / "run")
+    model = undust.load(tmp_path / "run/model")
+    assert model.classes == ("blue", "green", "red")
+    for name, colour in COLOURS.items():
+        [picture] = model.generate([], label=name, seed=1, steps=10, guidance=2)
+        assert picture.recipe.label == name
+        channel = from_image(picture.image, (16, 16)).float().mean((1, 2)).argmax()
+        assert channel == torch.tensor(colour).argmax()
+    # By number, and the picture says again what it is of.
+    [picture] = model.generate([], label="2", seed=1, steps=2)
+    assert picture.recipe.label == "red"
+    assert model.rerun(picture.recipe).image.tobytes() == picture.image.tobytes()
+    with pytest.raises(UndustError, match="did you mean 'red'"):
+        model.generate([], label="rde")
+
+
+def test_a_segmentation_is_obeyed(recipe: Recipe, pictures: Path, tmp_path: Path) -> None:
+    maps = '[[maps]]\nkind = "segmentation"\ncolumn = "map"\nclasses = 2\n'
+    config = recipe(maps, *LONGER)
+    assert train(config, tmp_path / "run")
+    model = undust.load(tmp_path / "run/model")
+    assert [(each.kind, each.colours) for each in model.maps] == [
+        ("segmentation", ("#000000", "#ffffff"))
+    ]
+    for number in (0, 1):
+        shown = pictures / "maps" / f"{number}.png"
+        [picture] = model.generate([], maps=str(shown), seed=3, steps=10)
+        bright = from_image(picture.image, (16, 16)).float().amax(0)
+        wanted = from_image(Image.open(shown), (16, 16))[0] > 0
+        assert bright[wanted].mean() > 2 * bright[~wanted].mean()
+    with pytest.raises(UndustError, match="takes segmentation; 0 given"):
+        model.generate([])
+    with pytest.raises(UndustError, match="has the colour #ff0000, which is no class"):
+        model.generate([], maps=[Image.new("RGB", (16, 16), "red")], steps=1)
+
+
+def test_several_conditions_at_once(recipe: Recipe, pictures: Path, tmp_path: Path) -> None:
+    """Text, class, depth and a picture, on latents, each dropped at its own rate."""
+    more = (
+        '[labels]\ndrop = 0.3\n[[maps]]\nkind = "depth"\ncolumn = "map"\ndrop = 0.5\n'
+        '[[maps]]\nkind = "picture"\ncolumn = "map"\n[captions]\nvocabulary = 600\nlength = 8\n'
+        "[text_encoder]\nhidden_size = 8\nintermediate_size = 16\nnum_hidden_layers = 1\n"
+        "num_attention_heads = 2\n[unet]\nblock_out_channels = [8]\n"
+        'down_block_types = ["CrossAttnDownBlock2D"]\nup_block_types = ["CrossAttnUpBlock2D"]\n'
+        "layers_per_block = 1\nattention_head_dim = 2\nnorm_num_groups = 4\n"
+    )
+    with pytest.raises(UndustError, match="this has unet and unet2d"):
+        recipe(more, first=None)
+    text = (tmp_path / "recipe.toml").read_text("utf-8")
+    begin, end = text.index("[unet2d]"), text.index("[optimizer]")
+    (tmp_path / "recipe.toml").write_text(text[:begin] + text[end:], "utf-8")
+    config = kinds.read(tmp_path / "recipe.toml")
+    trainer, _ = prepare(config, tmp_path / "run")
+    batch = trainer.task.order.batch(0, 4096)
+    fields = {}
+    for each in trainer.task.conditions:
+        fields |= each.inputs(batch)
+    dropped = [name is None for name in fields["label"]]
+    depths, shown = zip(*fields["maps"], strict=True)
+    assert sum(dropped) / 4096 == pytest.approx(0.3, abs=0.03)
+    assert sum(each is None for each in depths) / 4096 == pytest.approx(0.5, abs=0.03)
+    assert all(each is not None for each in shown)
+    assert trainer.train(lambda _: None)
+    model = undust.load(tmp_path / "run/model")
+    assert model.unet.config.in_channels == 4 + 1 + 3
+    image = Image.open(pictures / "maps/1.png")
+    one, other = (
+        model.generate("green", label="green", maps=[shown, image], seed=1, steps=2)[0]
+        for shown in (image, Image.new("RGB", (16, 16)))
+    )
+    assert (one.latent - other.latent).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "error"),
+    [
+        (
+            '[labels]\ncolumn = "kind"',
+            [],
+            "12 of 12 pictures have no kind; columns of the data: fi",
+        ),
+        ('[[maps]]\nkind = "depth"\ncolumn = "deep"', [], "has no deep in its metadata"),
+        ('[[maps]]\nkind = "depth"\ncolumn = "text"', [], "the picture '.*' does not exist"),
+        ('[[maps]]\nkind = "segmentation"\ncolumn = "map"', [], "classes is needed"),
+        ("[captions]\ndrop = 0.2", [], "without a text_encoder there are none"),
+        ("", ["unet2d.num_class_embeds=3"], "it follows from the labels"),
+        ("", ["unet2d.in_channels=4"], "unet2d.in_channels is 4, but .* it has to be 3"),
+    ],
+)
+def test_conditions_that_cannot_be(
+    more: str, changes: list[str], error: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(UndustError, match=error):
+        prepare(recipe(more, *changes), tmp_path / "run")
+
+
+def test_other_labels_or_maps_are_not_resumed(recipe: Recipe, pictures: Path, tmp_path: Path):
+    config = recipe('[labels]\n[[maps]]\nkind = "depth"\ncolumn = "map"\n')
+    train(config, tmp_path / "run")
+    path = pictures / "maps/0.png"
+    before = path.read_bytes()
+    Image.new("RGB", (16, 16), "white").save(path)
+    try:
+        with pytest.raises(UndustError, match="the digest of the labels and maps"):
+            prepare(config, tmp_path / "run", resume=True)
+    finally:
+        path.write_bytes(before)
