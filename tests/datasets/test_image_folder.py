@@ -56,9 +56,14 @@ def test_what_is_written_is_read(folder: Path) -> None:
     write(folder, rows)
     b, a = read(folder)
     assert b == Sample(
-        folder / "sub/b.jpg", {"text": "blue “sea”", "text_ko": "바다"}, "water", "train"
+        folder / "sub/b.jpg",
+        {"text": "blue “sea”", "text_ko": "바다"},
+        "water",
+        "train",
+        rows[0],
+        folder,
     )
-    assert a == Sample(folder / "a.png", {"text": "red"}, "a.png", "test")
+    assert a == Sample(folder / "a.png", {"text": "red"}, "a.png", "test", rows[1], folder)
     assert read(folder, split="train") == [b]
     assert read(folder, split="test") == [a]
     assert [path.name for path in sorted(folder.iterdir())] == ["a.png", "metadata.jsonl", "sub"]

@@ -191,7 +191,7 @@ def test_time_steps_are_drawn_evenly_or_as_the_shift_says(diffusion_recipe: Read
 def captions(task: DiffusionTask, count: int) -> list[tuple[int, str]]:
     """The samples of a batch and the words that the text encoder was given for them."""
     seen: list[tuple[Tensor]] = []
-    embeddings = task.text.encoder.get_submodule("text_model.embeddings")
+    embeddings = task.model.texts[0].encoder.get_submodule("text_model.embeddings")
     hook = embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:1]))
     batch = task.order.batch(0, count)
     with torch.no_grad():

@@ -23,7 +23,15 @@ from undust.formats.components import DEFAULT_GUIDANCE, new_denoiser, type_of
 from undust.generation import loop
 from undust.latent.conditioner import ConditionInputs
 from undust.networks.base import FirstStageNetwork
-from undust.networks.config import DenoiserConfig, TextEncoderConfig, UNet2DConfig, UNetConfig
+from undust.networks.config import (
+    DenoiserConfig,
+    DiTConfig,
+    JiTConfig,
+    PixArtConfig,
+    TextEncoderConfig,
+    UNet2DConfig,
+    UNetConfig,
+)
 from undust.networks.identity import IdentityFirstStage
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
@@ -53,7 +61,7 @@ from undust.training.sources import TrainingData, content_digest
 from undust.training.task import TrainingConfig
 from undust.training.text import Captions
 
-NETWORKS = ("unet", "unet2d")
+NETWORKS = ("unet", "unet2d", "dit", "pixart", "jit")
 """The tables of a recipe for the denoiser's network, of which it has one."""
 
 
@@ -71,6 +79,9 @@ class DiffusionConfig(TrainingConfig):
     diffusion: AnyNoiseConfig = BetaNoiseConfig()
     unet: UNetConfig | None = None
     unet2d: UNet2DConfig | None = None
+    dit: DiTConfig | None = None
+    pixart: PixArtConfig | None = None
+    jit: JiTConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     text_encoder_from: Place | None = Field(
         default=None,
@@ -109,6 +120,7 @@ class DiffusionConfig(TrainingConfig):
             empty_first_stage(place, self.data.size),
             self.data.size,
             text_width=self._text_width(),
+            labels=self._no_labels(),
             extra=[(each.channels, f"the map {each.column} has") for each in self.maps],
         )
         return self.model_copy(update={"first_stage": place, self.table: network})
@@ -125,6 +137,13 @@ class DiffusionConfig(TrainingConfig):
             return sum(text.encoder.config.hidden_size for text in texts)
         return self.text_encoder.hidden_size if self.text_encoder else None
 
+    def _no_labels(self) -> tuple[int, str] | None:
+        """The least number of classes, for a network that cannot be without."""
+        field = type(self.network).model_fields.get(self.network.label_field)
+        if self.labels or field is None or field.default is None:
+            return None
+        return 1, "there are no labels"
+
     @model_validator(mode="after")
     def _can_be_trained(self) -> Self:
         given = [name for name in NETWORKS if getattr(self, name) is not None]
@@ -134,7 +153,9 @@ class DiffusionConfig(TrainingConfig):
         network = self.network
         if isinstance(network, UNetConfig) and network.addition_embed_type == "text_time":
             raise ValueError("unet.addition_embed_type: text_time cannot be trained; leave it out")
-        if network.label_field and network.label_field in network.model_fields_set:
+        label = type(network).model_fields.get(network.label_field)
+        given = getattr(network, network.label_field) if label else None
+        if label and given not in (label.default, 1):
             raise ValueError(
                 f"{self.table}.{network.label_field}: leave it out; it follows from the labels"
             )

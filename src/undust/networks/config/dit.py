@@ -99,6 +99,7 @@ class PixArtConfig(DiTConfig):
 
     label_field: ClassVar[str] = ""
     text_field: ClassVar[str] = "caption_channels"
+    needs_text: ClassVar[bool] = True
     null_class: ClassVar[bool] = False
 
     sample_size: int | tuple[int, int] | None = Field(
