@@ -268,7 +268,7 @@ def cut(file: str) -> Callable[[Path], None]:
         (changed("unet/config.json", act_fn="mish"), "act_fn"),
         (changed("unet/config.json", layers_per_block=2), "does not fit its configuration"),
         (changed("text_encoder/config.json", hidden_size=32), "text_encoder"),
-        (changed("model_index.json", vae=["diffusers", "AutoencoderTiny"]), "AutoencoderTiny"),
+        (changed("model_index.json", vae=["diffusers", "AutoencoderDC"]), "AutoencoderDC"),
         (changed("scheduler/scheduler_config.json", prediction_type="flow"), "prediction_type"),
     ],
 )

@@ -42,6 +42,29 @@ crop = 8
 block_out_channels = [8, 8]
 norm_num_groups = 4
 """
+# With all that a first stage can be trained with, and no feature network.
+VQ = """
+kind = "first-stage"
+[data]
+folder = {data}
+size = 16
+crop = 8
+[vq]
+block_out_channels = [8, 8]
+norm_num_groups = 4
+num_vq_embeddings = 24
+[codebook]
+update = "ema"
+revive_after = 3
+[discriminator]
+weight = 0.5
+start = 0.4
+layers = 1
+channels = 4
+[loss]
+learned_variance = true
+equivariance = 0.5
+"""
 DIFFUSION = """
 kind = "diffusion"
 first_stage = {first_stage}
@@ -137,7 +160,8 @@ def write_recipe(data: Path, first_stage: Path, tmp_path: Path) -> Write:
     """Writes the tiny recipe of a kind to a file; gives its path."""
 
     def write(kind: str) -> Path:
-        text = (FIRST_STAGE if kind == "first-stage" else DIFFUSION).format(
+        texts = {"first-stage": FIRST_STAGE, "vq": VQ, "diffusion": DIFFUSION}
+        text = texts[kind].format(
             data=json.dumps(str(data)), first_stage=json.dumps(str(first_stage))
         )
         path = tmp_path / f"{kind}.toml"

@@ -11,45 +11,12 @@ import torch.nn.functional as F
 
 from undust.errors import UndustError
 from undust.formats.components import load_first_stage
-from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig
 from undust.training.data import RandomStream
-from undust.training.first_stage import FirstStageConfig, FirstStageTask, fold_latent_stats
+from undust.training.first_stage import FirstStageConfig, FirstStageTask
 from undust.training.losses import gradient_difference
 from undust.training.run import train
 
 Read = Callable[..., FirstStageConfig]
-CONFIG = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return 2 * torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
-
-
-@torch.no_grad()
-def test_normalising_changes_the_latents_and_no_picture(x: torch.Tensor):
-    autoencoder = Autoencoder(CONFIG).eval()
-    before = autoencoder.encode(x)
-    noise = torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(1))
-    pictures = autoencoder.decode(before.sample(noise))
-    mean, deviation = before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3))
-    fold_latent_stats(autoencoder, mean, deviation)
-    after = autoencoder.encode(x)
-    torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        after.logvar, before.logvar - 2 * deviation.log()[None, :, None, None]
-    )
-    torch.testing.assert_close(
-        autoencoder.decode(after.sample(noise)), pictures, atol=1e-4, rtol=1e-4
-    )
-
-
-def test_normalising_needs_the_convolutions_beside_the_latent():
-    bare = Autoencoder(CONFIG.model_copy(update={"use_quant_conv": False}))
-    with pytest.raises(UndustError, match="use_quant_conv"):
-        fold_latent_stats(bare, torch.zeros(4), torch.ones(4))
 
 
 @torch.no_grad()
@@ -97,7 +64,8 @@ def test_the_loss_is_the_sum_that_the_recipe_says(pixel: str, first_stage_recipe
 
 def test_held_out_pictures_are_not_trained_on(first_stage_recipe: Read):
     task = FirstStageTask(first_stage_recipe(), Path("out"))
-    assert len(task.images) == 10
+    assert (len(task.data.train), len(task.data.held_out)) == (10, 2)
+    assert {*task.order.batch(0, 40).sample} == {*task.data.train}
 
 
 def test_it_learns(first_stage_recipe: Read, tmp_path: Path):

@@ -18,7 +18,7 @@ from undust.training import kinds
 from undust.training.loop import TrainingProgress
 from undust.training.run import prepare, train
 
-KINDS = ["first-stage", "diffusion"]
+KINDS = ["vq", "diffusion"]
 SOURCE = Path(__file__).parents[2] / "src"
 
 Contents = Callable[[Path], dict[str, bytes]]

@@ -221,7 +221,11 @@ def test_any_change_is_made_or_refused(text: str):
         ("first-stage", "run.stepz=3", "run.stepz: is not known; did you mean run.steps?"),
         ("first-stage", "batch=3", "batch: is not known; did you mean run.batch?"),
         ("first-stage", "optimizer.steps=3", "is not known; did you mean run.steps?"),
-        ("first-stage", "loss.q=3", "loss.q: is not known; known here: pixel, edges, scales, kl"),
+        (
+            "first-stage",
+            "loss.q=3",
+            "loss.q: is not known; known here: pixel, edges, scales, per",
+        ),
         ("diffusion", "autoencoder.x=1", 'it is a key of kind "first-stage"'),
         ("diffusion", "loss.kl=1", 'loss: is not known in a recipe of kind "diffusion"; it is a'),
         ("first-stage", "unet.x=1", 'it is a key of kind "diffusion"'),

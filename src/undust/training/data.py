@@ -34,6 +34,8 @@ class RandomStream(IntEnum):
     DROP_MAP = 9
     LOW_RESOLUTION = 10
     MASK = 11
+    REVIVAL = 12
+    TRANSFORM = 13
 
 
 @dataclass(frozen=True)

@@ -107,26 +107,26 @@ def check_text_encoder(given: TextEncoderConfig, vocabulary: int, length: int) -
         raise UndustError(f"text_encoder.{key} is {value}, but {reason}: it has to be left out")
 
 
-def first_stage_at(given: Path) -> Path:
-    """The folder or file of the autoencoder that `first_stage` of a recipe names.
+def first_stage_at(given: Path, key: str = "first_stage") -> Path:
+    """The folder or file of the autoencoder that a key of a recipe names.
 
     given: that folder or file, the folder of a run that trained one, a model's folder or file, or
-    the name of a model, or "pixels" for none. Raises UndustError if there is none.
+    the name of a model, or "pixels" for none; key: for errors. Raises UndustError if there is none.
     """
     if given == PIXELS:
         return given
     if not given.exists() and len(given.parts) > 1 and Path(given.parts[0]).is_dir():
-        raise UndustError(f"first_stage: {given} does not exist")
+        raise UndustError(f"{key}: {given} does not exist")
     try:
         found = locate.find(given)
     except UndustError as error:
-        raise UndustError(f"first_stage: {error}") from error
+        raise UndustError(f"{key}: {error}") from error
     if found.is_file():
         return found
     for place in (found, found / "model"):
         if (standalone_vae.locate(place) / "config.json").is_file():
             return standalone_vae.locate(place)
     raise UndustError(
-        f"first_stage: {found} has no autoencoder; expected the folder of one, of a run that "
+        f"{key}: {found} has no autoencoder; expected the folder of one, of a run that "
         "trained one, or of a model"
     )

@@ -1,56 +1,65 @@
-"""Training the first stage: the autoencoder between images and latents."""
+"""Training a first stage: the autoencoder between images and latents."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from undust.errors import UndustError
+from undust.formats import standalone_vae
 from undust.formats.components import save_component
 from undust.formats.files import atomic_folder
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig
+from undust.networks.base import FirstStageNetwork
+from undust.networks.encoder_decoder import EncoderDecoderNetwork
+from undust.networks.tiny import TinyAutoencoder
+from undust.networks.vq import VQAutoencoder
 from undust.pictures import grid, to_images
+from undust.training import codebook, equivariance
+from undust.training.adversarial import Adversary, DiscriminatorConfig
+from undust.training.bottlenecks import Bottleneck, Distillation, KLBottleneck, VQBottleneck
 from undust.training.caches import ImageCache, in_batches
 from undust.training.checkpoints import TrainingCheckpoint
-from undust.training.configs import Config, OptimizerConfig
+from undust.training.codebook import CodebookConfig, CodebookTraining
+from undust.training.configs import OptimizerConfig
 from undust.training.data import Batch, Observe, RandomStream, crop
-from undust.training.losses import gradient_difference
+from undust.training.first_stage_network import FirstStageNetworkConfig, decoding_parts
+from undust.training.latent_statistics import (
+    fold_latent_stats,
+    latent_statistics,
+    unusual_deviation,
+)
+from undust.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData
-from undust.training.task import TrainingConfig
 
 STATISTICS_IMAGES = 256  # whose latents are measured for the latent scale
+CHECKED_IMAGES = 32  # whose latents are measured to judge a scale that stays
 PREVIEW_IMAGES = 16
+EARLY = 0.1  # share of the run after which latents and codes are judged
+NORMALISED = {
+    "scaling_factor": 1.0,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+}
 
 
-class ReconstructionLossConfig(Config):
-    """Weights of the first stage's loss terms."""
-
-    pixel: Literal["l1", "l2"] = Field(default="l1", description="distance of pixels")
-    edges: float = Field(
-        default=1.0, ge=0, description="weight of the gradient difference, at every scale"
-    )
-    scales: int = Field(
-        default=3, gt=0, description="scales of the gradient difference, each half the last"
-    )
-    kl: float = Field(default=1e-6, ge=0, description="weight of the KL term")
-
-
-class FirstStageConfig(TrainingConfig):
+class FirstStageConfig(FirstStageNetworkConfig):
     """Trains the autoencoder between pictures and latents."""
 
     kind: Literal["first-stage"] = Field(description="what is trained")
-    autoencoder: AutoencoderConfig
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    codebook: CodebookConfig = CodebookConfig()
 
     def task(
         self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe
@@ -59,23 +68,18 @@ class FirstStageConfig(TrainingConfig):
         return FirstStageTask(self, out, resumed, observe)
 
     @model_validator(mode="after")
-    def _can_be_published(self) -> Self:
-        own = self.autoencoder
-        for name in ("in_channels", "out_channels"):
-            if getattr(own, name) != 3:
-                raise ValueError(f"autoencoder.{name} has to be 3: pictures are read as RGB")
-        # The latents' mean and deviation are folded into these convolutions.
-        for name in ("use_quant_conv", "use_post_quant_conv"):
-            if not getattr(own, name):
-                raise ValueError(f"autoencoder.{name} has to be true: it normalises the latents")
-        for name in ("shift_factor", "latents_mean", "latents_std"):
-            if getattr(own, name) is not None:
-                raise ValueError(f"autoencoder.{name} has to be left out: latents are normalised")
+    def _has_codes(self) -> Self:
+        if self.codebook != CodebookConfig() and self.table not in ("vq", ""):
+            raise ValueError(f"[codebook] is for a network [vq]; [{self.table}] has no codes")
         return self
 
 
 class FirstStageTask:
-    """Reconstruction loss and KL; the published latents have mean 0 and variance 1 per channel."""
+    """The losses of a first stage (Rombach et al. 2022, appendix G) on pictures.
+
+    "loss" is the reconstruction loss, the weighted terms of the bottleneck, and both sides of the
+    adversarial loss. The latents of the published model have mean 0 and variance 1.
+    """
 
     tokenizer = None
     captions = ()
@@ -88,46 +92,72 @@ class FirstStageTask:
         observe: Observe = lambda _done, _all: None,
     ) -> None:
         """As `TrainingConfig.task`. observe: called while images are decoded into memory."""
-        data = config.data
+        data, self.config = config.data, config
         self.data = TrainingData(data, config.seed)
-        self.notes, self.inputs = self.data.notes, self.data.inputs
+        self.inputs = {**self.data.inputs, **config.weight_digests()}
+        self.notes = self.data.notes
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
-        torch.manual_seed(config.seed)
-        self.autoencoder = Autoencoder(config.autoencoder)
+        self.autoencoder = config.new_network()
         side, factor = data.crop or data.size, self.autoencoder.downsampling_factor
         if side % factor or data.size < side:
             raise UndustError(
                 f"data.size {data.size} and data.crop {data.crop}: the side to train on has to be "
                 f"a multiple of {factor} and the crop no larger than the picture"
             )
-        self.modules = nn.ModuleDict({"autoencoder": self.autoencoder})
+        self.reconstruction = ReconstructionLoss(config.loss)
+        self.notes += self.reconstruction.notes
+        self.adversary: Adversary | None = None
+        if config.discriminator.weight:
+            self.adversary = Adversary(config.discriminator, side, config.run.steps)
+            self.notes += filter(None, [self.adversary.never_starts()])
+        self.modules = nn.ModuleDict()
+        if config.train == "all":
+            self.modules["autoencoder"] = self.autoencoder
+        else:
+            self.modules.update(decoding_parts(self.autoencoder))
+        self.bottleneck = self._bottleneck()
+        if config.loss.learned_variance:
+            self.modules["reconstruction"] = self.reconstruction
         self.optimizers: dict[str, OptimizerConfig] = {}
+        if self.adversary:
+            self.modules["discriminator"] = self.adversary.network
+            self.optimizers["discriminator"] = config.discriminator.optimizer(config.optimizer)
         self.order, self.validation = self.data.order, self.data.validation
         self.images = ImageCache(self.data.source, data.size)
         self.images.preload([*self.data.train, *self.data.held_out], observe)
-        self.config = config
+        self.notes += self._scale_notes()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, each a mean over images (KL: over the numbers of the latents)."""
-        settings = self.config.loss
+        settings, training = self.config.loss, self.modules.training
         x = self.images(batch.sample)
         if self.config.data.crop:
             x = crop(x, self.config.data.crop, batch.uniform(RandomStream.CROP, 2))
-        posterior = self.autoencoder.encode(x)
-        noise = batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:])
-        y = self.autoencoder.decode(posterior.sample(noise)).float()
-        pixel = F.l1_loss(y, x) if settings.pixel == "l1" else F.mse_loss(y, x)
-        terms = {
-            "pixel": pixel,
-            "edges": gradient_difference(y, x, settings.scales),
-            "kl": posterior.kl().float().mean() / posterior.mean[0].numel(),
-        }
-        loss = terms["pixel"] + settings.edges * terms["edges"] + settings.kl * terms["kl"]
+        z, x, terms = self.bottleneck.encode(x, batch)
+        if training and (drawn := equivariance.drawn(batch, settings.equivariance)):
+            z, x = equivariance.transformed(z, x, drawn)
+        y, more = self.bottleneck.decode(z, batch)
+        y = y.float()
+        likelihood, distances = self.reconstruction(y, x)
+        terms = {**distances, **more, **(terms if self.config.train == "all" else {})}
+        loss = likelihood + settings.weighted(terms)
+        if self.adversary and training:
+            last = self.autoencoder.last_layer
+            both, own = self.adversary.losses(x, y, likelihood, last, batch.step)
+            loss, terms = loss + both, {**terms, **own}
         return {"loss": loss, **terms}
 
-    def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:  # noqa: ARG002
-        """None yet."""
-        return {}
+    def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:
+        """Of a discriminator that has won, and of latents and codes without information."""
+        found: dict[str, str] = {}
+        if self.adversary and "discriminator" in means:
+            found["discriminator"] = self.adversary.has_won(step, means["discriminator"])
+        if step >= EARLY * self.config.run.steps:
+            if "active_channels" in means:
+                found["posterior"] = self._collapse(means["active_channels"])
+            if "codes_in_use" in means:
+                found["codebook"] = codebook.collapsed(means["codes_in_use"])
+        return {name: line for name, line in found.items() if line}
 
     @torch.no_grad()
     def preview(self, *, brief: bool = False) -> Image.Image:
@@ -142,51 +172,69 @@ class FirstStageTask:
     def publish(self, folder: Path, *, brief: bool = False) -> None:
         """Writes the autoencoder as a diffusers folder, its latents normalised.
 
-        Mean and deviation of each channel of sampled latents (a channel without information is all
-        sampling noise) are measured on the run's first images and folded into the 1×1 convolutions
-        on both sides of the latent, so that every tool that reads the folder gets latents of
-        variance 1 with a scaling factor of 1. brief: measured on two images.
+        Mean and deviation of its latents are measured on the run's first images and folded into the
+        weights beside the latent, so that every tool that reads the folder gets latents of variance
+        1 with a scaling factor of 1 (in each channel; with a codebook over all channels). If the
+        decoder alone is trained, latents and scale stay; those of a tiny first stage are its
+        teacher's scaled ones. brief: measured on two images.
         """
-        indices = self.order.batch(
-            0, min(2 if brief else STATISTICS_IMAGES, len(self.data.train))
-        ).sample
-        parts = [self.autoencoder.encode(x) for x in in_batches(self.images, indices)]
-        mean = torch.cat([part.mean for part in parts])
-        spread = torch.cat([part.logvar for part in parts]).exp().mean((0, 2, 3))
-        deviation = (mean.var((0, 2, 3)) + spread).sqrt()
-        published = Autoencoder(
-            self.config.autoencoder.model_copy(
-                update={"scaling_factor": 1.0, "sample_size": self.config.data.size}
+        published = copy.deepcopy(self.autoencoder)
+        if self.config.train == "all" and isinstance(published, EncoderDecoderNetwork):
+            network = cast("EncoderDecoderNetwork[Any]", published)
+            count = 2 if brief else STATISTICS_IMAGES
+            fold_latent_stats(network, *self._statistics(self.autoencoder, count))
+            fields = NORMALISED.keys() & type(network.config).model_fields.keys()
+            update = {name: NORMALISED[name] for name in fields}
+            network.config = network.config.model_copy(
+                update={**update, "sample_size": self.config.data.size}
             )
-        )
-        published.load_state_dict(self.autoencoder.state_dict())
-        fold_latent_stats(published, mean.mean((0, 2, 3)), deviation)
         with atomic_folder(folder, replace=True) as building:
             save_component(building, published)
 
     def next_steps(self, model: Path, data: Path) -> str:
-        """The key of a diffusion recipe that uses the first stage, and a command to measure it."""
+        """The use of the first stage in a diffusion recipe, and a command to measure it."""
+        use = f'train on its latents: a diffusion recipe with first_stage = "{model}"'
+        if self.config.tiny:
+            use = f"decode with it: undust generate PROMPT --vae {quote(str(model))}"
+        return f"{use}; measure it: undust evaluate {quote(str(model))} {quote(str(data))}"
+
+    def _bottleneck(self) -> Bottleneck:
+        """That of the network; a codebook that learns is put into the modules."""
+        match self.autoencoder:
+            case Autoencoder():
+                return KLBottleneck(self.autoencoder)
+            case VQAutoencoder():
+                training = None
+                if self.config.train == "all":
+                    training = CodebookTraining(self.config.codebook, self.autoencoder.quantize)
+                    self.modules["codebook"] = training
+                return VQBottleneck(self.autoencoder, training)
+            case TinyAutoencoder():
+                assert self.config.teacher
+                return Distillation(self.autoencoder, standalone_vae.load(self.config.teacher))
+
+    def _statistics(self, network: FirstStageNetwork, count: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [C] of the latents of the run's first images."""
+        indices = self.order.batch(0, min(count, len(self.data.train))).sample
+        return latent_statistics(network, in_batches(self.images, indices))
+
+    def _scale_notes(self) -> list[str]:
+        """A line if a scale that stays is wrong: that of `init`, or of the teacher."""
+        place, network = self.config.init, self.autoencoder
+        if isinstance(self.bottleneck, Distillation):
+            place, network = self.config.teacher, self.bottleneck.teacher.network
+        elif self.config.train == "all":
+            return []
+        assert place
+        statistics = self._statistics(network, CHECKED_IMAGES)
+        return list(filter(None, [unusual_deviation(network, *statistics, place)]))
+
+    def _collapse(self, active: float) -> str:
+        """A line on latents of which less than half the channels have information, else ""."""
+        channels = self.autoencoder.latent_channels
+        if active >= channels / 2:
+            return ""
         return (
-            f'train on its latents: a diffusion recipe with first_stage = "{model}"; measure it: '
-            f"undust evaluate {quote(str(model))} {quote(str(data))}"
+            f"the posterior has collapsed: {channels - active:.0f} of {channels} latent channels "
+            f"carry no information; a smaller loss.kl than {self.config.loss.kl:g} keeps more"
         )
-
-
-@torch.no_grad()
-def fold_latent_stats(autoencoder: Autoencoder, mean: Tensor, deviation: Tensor) -> None:
-    """Changes latents of this mean and deviation [C] to 0 and 1, with the same reconstructions.
-
-    z' = (z − m)/s is folded into `quant_conv` (the log-variance falls by 2·log s) and z = s·z' + m
-    into `post_quant_conv`. Raises UndustError if the autoencoder lacks either.
-    """
-    before, after = autoencoder.quant_conv, autoencoder.post_quant_conv
-    if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
-        raise UndustError("autoencoder: use_quant_conv and use_post_quant_conv have to be true")
-    if before.bias is None or after.bias is None:
-        raise UndustError("autoencoder: the convolutions beside the latent need their biases")
-    channels = len(mean)
-    before.weight[:channels] /= deviation[:, None, None, None]
-    before.bias[:channels] = (before.bias[:channels] - mean) / deviation
-    before.bias[channels:] -= 2 * deviation.log()
-    after.bias += after.weight[:, :, 0, 0] @ mean
-    after.weight *= deviation[None, :, None, None]

@@ -119,12 +119,12 @@ class Trainer:
         Raises UndustError for a fault that would end the run at its first save or preview.
         """
         with workspace(self.out / "model", self.out) as folder, torch.random.fork_rng(devices=[]):
-            before = {name: value.clone() for name, value in self.buffers.items()}
+            before = {name: value.clone() for name, value in self._weights().items()}
             few = min(2, self.run.batch)
             self._losses(self.task.order.batch(self.step, few))["loss"].backward()
             for parameter in self.parameters.values():
                 parameter.grad = None
-            for name, value in self.buffers.items():
+            for name, value in self._weights().items():
                 value.copy_(before[name])
             with self._averaged():
                 self.task.publish(folder / "new", brief=True)

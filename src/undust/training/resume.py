@@ -36,10 +36,18 @@ MAY_CHANGE = (
     "run.checkpoint_every",
     "run.keep",
     "loss",
+    "discriminator.weight",
+    "discriminator.start",
+    "discriminator.adaptive",
+    "discriminator.learning_rate",
+    "codebook.decay",
+    "codebook.revive_after",
     "previews",
     "data.folder",  # the content is compared by digest, as that of the first stage is
     "data.on_error",
     "first_stage",
+    "init",
+    "teacher",
     "unet.sample_size",  # a default of sampling
 )
 MAX_LISTED = 4  # changes that a refusal names
@@ -48,6 +56,8 @@ INPUTS = {
     "validation": "the held-out pictures",
     "first_stage": "the first stage's weights",
     "conditions": "the labels and maps",
+    "init": "the weights that it starts from",
+    "teacher": "the teacher's weights",
 }
 NOT_TRAINED_ON = ("validation",)
 HOW = {"data": " (a picture or a caption was added, removed, edited or moved)"}

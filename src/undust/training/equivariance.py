@@ -1,0 +1,59 @@
+"""Scale-equivariance of a first stage: the picture of a transformed latent, transformed alike.
+
+Kouzelis et al. 2025 (EQ-VAE): in a share of the steps the decoder has to turn a scaled and rotated
+latent into the equally scaled and rotated picture. Such latents are smoother, and diffusion models
+learn them sooner.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from undust.training.data import Batch, RandomStream
+
+SMALLEST = 0.25  # scale
+
+
+class Transformation(NamedTuple):
+    """A scale in (0, 1] and a number of quarter turns, counterclockwise."""
+
+    scale: float
+    turns: int
+
+    def __call__(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """A picture or latent [B,C,H,W] resized to `size` (height, width), then turned."""
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        return torch.rot90(x, self.turns, (-2, -1))
+
+
+def drawn(batch: Batch, share: float) -> Transformation | None:
+    """The transformation of a step, one for the whole batch, or None; share: of such steps.
+
+    Scales are uniform in [0.25, 1), turns in {0, 1, 2, 3}.
+    """
+    chance, scale, turns = batch.uniform(RandomStream.TRANSFORM, 3)[0].tolist()
+    if chance >= share:
+        return None
+    return Transformation(SMALLEST + (1 - SMALLEST) * scale, int(4 * turns))
+
+
+def transformed(
+    latents: Tensor, pictures: Tensor, transformation: Transformation
+) -> tuple[Tensor, Tensor]:
+    """Latents [B,C,h,w] and their pictures [B,3,f·h,f·w], both transformed.
+
+    The sides of latents are rounded to whole numbers, and the pictures are f times as large.
+    """
+    height, width = latents.shape[-2:]
+    factor = pictures.shape[-1] // width
+    small = (
+        max(1, round(height * transformation.scale)),
+        max(1, round(width * transformation.scale)),
+    )
+    large = (small[0] * factor, small[1] * factor)
+    return transformation(latents, small), transformation(pictures, large)
