@@ -22,6 +22,8 @@ from undust.cli import main
 from undust.errors import UndustError
 from undust.formats.components import save_component
 from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import TinyConfig
+from undust.networks.tiny import TinyAutoencoder
 from undust.pipeline import LatentDiffusion
 from variants import WIDTHS, build
 
@@ -339,6 +341,23 @@ def test_a_loose_first_stage(folder: Path, model: LatentDiffusion, tmp_path: Pat
         model.rerun(picture.recipe)
     with pytest.raises(UndustError, match="of other latents than the model's"):
         undust.load("emoji", vae=other)
+
+
+def test_a_tiny_first_stage_decodes(folder: Path, model: LatentDiffusion, tmp_path: Path):
+    """As in diffusers: it takes scaled latents, whatever the scale of the model's own."""
+    torch.manual_seed(0)
+    config = TinyConfig(
+        **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8, 8)),
+        **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1, 1)),
+    )
+    save_component(tmp_path / "tiny", TinyAutoencoder(config))
+    with_tiny = undust.load(folder, vae=tmp_path / "tiny")
+    latents = ours(with_tiny)
+    assert torch.equal(latents, ours(model))
+    theirs = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "tiny")
+    with torch.no_grad():
+        expected = theirs.decode(latents / theirs.config.scaling_factor).sample
+    torch.testing.assert_close(with_tiny.decode(latents), expected, atol=1e-5, rtol=1e-5)
 
 
 def shaken(network: Autoencoder) -> Autoencoder:
