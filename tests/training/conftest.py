@@ -92,6 +92,30 @@ num_hidden_layers = 1
 num_attention_heads = 2
 """
 
+COLOURS = {"green": (20, 200, 60), "red": (220, 30, 30), "blue": (30, 40, 210)}
+SQUARES = """
+kind = "diffusion"
+first_stage = {first_stage}
+[data]
+folder = {data}
+size = 16
+[unet2d]
+block_out_channels = [16, 16]
+down_block_types = ["DownBlock2D", "AttnDownBlock2D"]
+up_block_types = ["AttnUpBlock2D", "UpBlock2D"]
+layers_per_block = 1
+norm_num_groups = 8
+[optimizer]
+learning_rate = 4e-3
+warm_up = 1
+[run]
+steps = 3
+batch = 4
+ema = 0.95
+checkpoint_every = 100000
+sample_every = 100000
+"""
+
 # Many ends of words, so that a vocabulary that depends on chance shows.
 NAMES = (
     ("sky over sand", "모래 위 하늘"),
@@ -202,5 +226,41 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
     def read(folder: Path) -> dict[str, bytes]:
         files = (path for path in sorted(folder.rglob("*")) if path.is_file())
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Squares of one colour on black: the colour is the class, the square the map."""
+    folder = tmp_path_factory.mktemp("squares")
+    rows: list[dict[str, str]] = []
+    for number in range(12):
+        name, colour = [*COLOURS.items()][number % 3]
+        left = 0 if number % 2 else 8
+        for kind in (name, "maps"):
+            (folder / kind).mkdir(exist_ok=True)
+        picture, segmentation = (Image.new("RGB", (16, 16)) for _ in range(2))
+        picture.paste(colour, (left, 4, left + 8, 12))
+        segmentation.paste((255, 255, 255), (left, 4, left + 8, 12))
+        picture.save(folder / name / f"{number}.png")
+        segmentation.save(folder / "maps" / f"{number}.png")
+        row = {"file_name": f"{name}/{number}.png", "map": f"maps/{number}.png", "text": name}
+        rows.append(row)
+    image_folder.write(folder, rows)
+    return folder
+
+
+@pytest.fixture
+def recipe(pictures: Path, first_stage: Path, tmp_path: Path) -> Callable[..., DiffusionConfig]:
+    def read(more: str = "", *changes: str, first: str | None = "pixels") -> DiffusionConfig:
+        text = SQUARES.format(
+            data=json.dumps(str(pictures)), first_stage=json.dumps(first or str(first_stage))
+        )
+        path = tmp_path / "recipe.toml"
+        path.write_text(text + more, "utf-8")
+        config = kinds.read(path, changes)
+        assert isinstance(config, DiffusionConfig)
+        return config
 
     return read

@@ -90,7 +90,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
     with _naming(place):
         kind = index[denoiser][1]
         unet = load_component(place, DenoiserNetwork, dtype, class_name=kind, **_size(place))
-    scale = {"scaling_factor": UPSCALER_SCALE} if "low_res_scheduler" in index else {}
+    fixed = flags.get("_class_name") == "StableDiffusionUpscalePipeline"
+    scale = {"scaling_factor": UPSCALER_SCALE} if fixed else {}
     if first_stage is None:
         autoencoder: FirstStageNetwork = IdentityFirstStage(unet.config.out_channels)
     else:
@@ -337,7 +338,8 @@ def pipeline(parts: Components) -> str:
         return "DiffusionPipeline"
     family = "StableDiffusionXL" if parts.num_size_ids else "StableDiffusion"
     if parts.low_res_process is not None:
-        return "StableDiffusionUpscalePipeline"
+        scaled = float(parts.autoencoder.scale(torch.zeros(1))[0]) == UPSCALER_SCALE
+        return "StableDiffusionUpscalePipeline" if scaled else "DiffusionPipeline"
     if parts.extra_channels:
         return f"{family}InpaintPipeline"
     return f"{family}Img2ImgPipeline" if parts.num_size_ids == 5 else f"{family}Pipeline"

@@ -160,10 +160,7 @@ class BatchContext:
                     f"{network.name} cannot be used here: its U-Net needs {network.extra_channels} "
                     "extra input channels, which this task does not provide"
                 )
-            channels = channels.expand(count, -1, -1, -1)
-            if cond.extra_channels is not None:
-                channels = torch.cat([channels, cond.extra_channels.to(channels)], 1)
-            cond = replace(cond, extra_channels=channels)
+            cond = cond.beside(channels.expand(count, -1, -1, -1))
         if network.low_res_process is not None and self.start.noise_level is not None:
             cond = replace(cond, label=torch.full((count,), self.start.noise_level))
         return cond

@@ -179,26 +179,39 @@ def prepared(
 
 
 def _repaint_channels(model: LatentModel, image: InitImage | None, recipe: Recipe) -> Tensor | None:
-    """The extra input channels of a repainting model, [1, 1 + C, h, w]; None for other models.
-
-    The mask, and the latent of the picture with grey in the place of the masked part (Rombach et
-    al. 2022, section 4.5; the order is that of the published models).
-    """
+    """The extra input channels of a repainting model, [1, 1 + C, h, w]; None for other models."""
     if model.extra_channels == 0:
         return None
-    channels, height, width = model.latent_shape(recipe.width, recipe.height)
+    channels = model.latent_shape(recipe.width, recipe.height)[0]
     if model.extra_channels != 1 + channels:
         raise UndustError(
             f"the U-Net wants {model.extra_channels} channels beside the latent's {channels}"
         )
     if image is None or image.repaint_mask is None:
-        mask = torch.ones(1, 1, height, width)
-        seen = torch.zeros(1, 3, recipe.height, recipe.width)
-    else:
-        hidden = (image.repaint_mask >= 0.5).float()
-        mask = F.interpolate(hidden[None, None], (height, width), mode="nearest")
-        seen = image.picture * (1 - hidden)
-    return torch.cat([mask, model.encode(seen)], 1)
+        size = recipe.height, recipe.width
+        return repaint_channels(model, torch.zeros(1, 3, *size), torch.ones(1, 1, *size))
+    hidden = (image.repaint_mask >= 0.5).float()
+    return repaint_channels(model, image.picture, hidden[None, None])
+
+
+def repaint_channels(model: LatentModel, pictures: Tensor, hidden: Tensor) -> Tensor:
+    """The extra input channels of a repainting model, [B, 1 + C, h, w].
+
+    The mask, and the latents of the pictures [B, 3, H, W] with grey in the place of what is hidden,
+    [B, 1, H, W] of 0 and 1 (Rombach et al. 2022, section 4.5; the order is that of the published
+    models).
+    """
+    size = model.latent_shape(pictures.shape[-1], pictures.shape[-2])[1:]
+    mask = F.interpolate(hidden, size, mode="nearest")
+    return torch.cat([mask, model.encode(pictures * (1 - hidden))], 1)
+
+
+def noised(process: Process, small: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """The input of an upscaler: small pictures [B, 3, h, w] under noise at time steps [B]."""
+    alpha, deviation = (
+        part.float().reshape(-1, 1, 1, 1) for part in (process.alpha(level), process.std(level))
+    )
+    return alpha * small + deviation * noise
 
 
 def _upscaling(model: LatentModel, process: Process, batch: Sequence[Recipe]) -> StartState:
@@ -211,10 +224,10 @@ def _upscaling(model: LatentModel, process: Process, batch: Sequence[Recipe]) ->
         )
     _, height, width = model.latent_shape(recipe.width, recipe.height)
     small = from_image(image_of(recipe.init), (width, height)).float() / 127.5 - 1
-    time = torch.tensor(recipe.noise_level)
     if not process.time_range[0] <= recipe.noise_level <= process.time_range[1]:
         raise UndustError(f"noise level: {recipe.noise_level} is outside {process.time_range}")
-    noise = [normal(each.seed, (BESIDE, 0, 0), small.shape) for each in batch]
-    alpha, deviation = process.alpha(time).float(), process.std(time).float()
-    noised = torch.stack([alpha * small + deviation * each for each in noise])
-    return StartState(extra_channels=noised, noise_level=recipe.noise_level)
+    noise = torch.stack([normal(each.seed, (BESIDE, 0, 0), small.shape) for each in batch])
+    level = torch.full((len(batch),), recipe.noise_level)
+    return StartState(
+        extra_channels=noised(process, small, level, noise), noise_level=recipe.noise_level
+    )

@@ -72,6 +72,15 @@ class Conditioning:
         """With the fields of another conditioning of the same pictures."""
         return replace(self, **other.tensors())
 
+    def beside(self, channels: Tensor | None, label: Tensor | None = None) -> Self:
+        """With further channels [B, C, h, w] before its extra channels, and with a label [B]."""
+        cond = self if label is None else replace(self, label=label)
+        if channels is None:
+            return cond
+        if cond.extra_channels is not None:
+            channels = torch.cat([channels, cond.extra_channels.to(channels)], 1)
+        return replace(cond, extra_channels=channels)
+
     def toward(self, other: Self, part: Tensor) -> Self:
         """Spherical interpolation of each token of the text, by `part` [B], towards `other`."""
         if self.text is None or other.text is None:

@@ -66,13 +66,21 @@ class TrainingCondition(ABC):
     """One kind of condition of a run."""
 
     @property
-    @abstractmethod
     def digest(self) -> str:
-        """A hash of the conditions of all samples; a run is resumed only with the same."""
+        """A hash of the conditions of all samples; "" if they follow from the pictures."""
+        return ""
 
-    @abstractmethod
-    def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
+    def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:  # noqa: ARG002
         """Fields of `ConditionInputs` for a batch, one entry for each sample."""
+        return {}
+
+    def channels(self, batch: Batch) -> Tensor | None:  # noqa: ARG002
+        """Input channels [B, C, h, w] that stand before those of maps."""
+        return None
+
+    def label(self, batch: Batch) -> Tensor | None:  # noqa: ARG002
+        """Labels [B] that are not classes."""
+        return None
 
     @abstractmethod
     def options(self, sample: int) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ class RandomStream(IntEnum):
     DROP_MAP = 9
     LOW_RESOLUTION = 10
     MASK = 11
+    LOW_RESOLUTION_NOISE = 12
     REVIVAL = 12
     TRANSFORM = 13
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -58,6 +58,13 @@ from undust.training.derived import (
 from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData, content_digest
+from undust.training.spatial import (
+    InpaintingCondition,
+    InpaintingConfig,
+    LowResolutionCondition,
+    LowResolutionConfig,
+    low_resolution_process,
+)
 from undust.training.task import TrainingConfig
 from undust.training.text import Captions
 
@@ -76,6 +83,8 @@ class DiffusionConfig(TrainingConfig):
     captions: CaptionsConfig = CaptionsConfig()
     labels: LabelsConfig | None = None
     maps: tuple[MapConfig, ...] = Field(default=(), description="maps beside each picture")
+    low_resolution: LowResolutionConfig | None = None
+    inpainting: InpaintingConfig | None = None
     diffusion: AnyNoiseConfig = BetaNoiseConfig()
     unet: UNetConfig | None = None
     unet2d: UNet2DConfig | None = None
@@ -114,14 +123,15 @@ class DiffusionConfig(TrainingConfig):
         place, captions = first_stage_at(self.first_stage), self.captions
         if self.text_encoder:
             check_text_encoder(self.text_encoder, captions.vocabulary, captions.length)
+        first_stage = empty_first_stage(place, self.data.size)
         network = derived_network(
             self.network,
             self.table,
-            empty_first_stage(place, self.data.size),
+            first_stage,
             self.data.size,
             text_width=self._text_width(),
-            labels=self._no_labels(),
-            extra=[(each.channels, f"the map {each.column} has") for each in self.maps],
+            labels=self._labels(),
+            extra=[*self._extra(first_stage.latent_channels)],
         )
         return self.model_copy(update={"first_stage": place, self.table: network})
 
@@ -137,12 +147,24 @@ class DiffusionConfig(TrainingConfig):
             return sum(text.encoder.config.hidden_size for text in texts)
         return self.text_encoder.hidden_size if self.text_encoder else None
 
-    def _no_labels(self) -> tuple[int, str] | None:
-        """The least number of classes, for a network that cannot be without."""
+    def _labels(self) -> tuple[int, str] | None:
+        """The number of label embeddings that is known without the data, and its reason."""
+        if self.low_resolution:
+            count = self.low_resolution.max_noise_level + 1
+            return count, f"the low resolution has {count} noise levels"
         field = type(self.network).model_fields.get(self.network.label_field)
         if self.labels or field is None or field.default is None:
             return None
-        return 1, "there are no labels"
+        return 1, "there are no labels"  # of a network that cannot be without
+
+    def _extra(self, latent_channels: int) -> Iterator[tuple[int, str]]:
+        """The input channels beside the latents', each with its reason."""
+        if self.low_resolution:
+            yield 3, "the small picture has"
+        if self.inpainting:
+            yield 1 + latent_channels, "the mask and the masked picture have"
+        for each in self.maps:
+            yield each.channels, f"the map {each.column} has"
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> Self:
@@ -155,10 +177,13 @@ class DiffusionConfig(TrainingConfig):
             raise ValueError("unet.addition_embed_type: text_time cannot be trained; leave it out")
         label = type(network).model_fields.get(network.label_field)
         given = getattr(network, network.label_field) if label else None
-        if label and given not in (label.default, 1):
+        if label and given not in (label.default, 1) and not self.low_resolution:
             raise ValueError(
                 f"{self.table}.{network.label_field}: leave it out; it follows from the labels"
             )
+        if self.low_resolution and (self.labels or self.inpainting):
+            other = "labels" if self.labels else "inpainting"
+            raise ValueError(f"low_resolution and {other}: one of them has to be left out")
         if self.text_encoder and self.text_encoder_from:
             raise ValueError("text_encoder and text_encoder_from: one of them has to be left out")
         if self.text_encoder and self.text_encoder.projects:
@@ -206,6 +231,13 @@ class DiffusionTask:
             self.inputs["conditions"] = " ".join(each.digest for each in self.conditions)
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.model = _new_model(config, process, self.text, labels, maps)
+        if config.low_resolution:
+            given = config.low_resolution, self.data, size, self.model
+            self.conditions.append(LowResolutionCondition(*given))
+        if config.inpainting:
+            self.conditions.append(
+                InpaintingCondition(config.inpainting, self.data, size, self.model)
+            )
         # Unchecked: the loop stops at the first loss that is not finite.
         self.denoise = replace(self.model.denoise, network=self.model.unet)
         self.model.latent_shape(size, size)
@@ -239,6 +271,8 @@ class DiffusionTask:
         for each in self.conditions:
             fields |= each.inputs(batch)
         cond = self.model.conditioner(ConditionInputs(prompts, fields, captions=True))
+        for each in self.conditions:
+            cond = cond.beside(each.channels(batch), each.label(batch))
         return {"loss": self.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
 
     def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:  # noqa: ARG002
@@ -329,6 +363,8 @@ def _new_model(
         process,
         config.diffusion.prediction,
         guidance=DEFAULT_GUIDANCE if guided else 1.0,
+        low_res_process=low_resolution_process() if config.low_resolution else None,
+        max_noise_level=config.low_resolution.max_noise_level if config.low_resolution else 0,
         classes=labels.classes if labels else (),
         maps=maps.kinds if maps else (),
     )
