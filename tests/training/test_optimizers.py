@@ -87,7 +87,7 @@ def test_moments_are_all_that_is_needed_to_go_on(kind: str):
         assert torch.equal(whole[name], parts[name]), name
 
 
-@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16), (16, 20)])
 def test_singular_vectors_stay_and_singular_values_come_to_one(shape: tuple[int, int]):
     """In float64 the iteration is the odd polynomial, applied to each singular value by itself."""
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -102,17 +102,37 @@ def test_singular_vectors_stay_and_singular_values_come_to_one(shape: tuple[int,
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_muon_in_bfloat16_is_torchs():
+def test_a_batch_of_matrices_is_each_by_itself():
+    batch = torch.randn(3, 16, 64, generator=torch.Generator().manual_seed(0))
+    for matrices in (batch, batch[:, :, :20], batch.mT):
+        each = torch.stack([orthogonalised(one, torch.float32) for one in matrices])
+        torch.testing.assert_close(orthogonalised(matrices, torch.float32), each)
+
+
+def test_in_bfloat16_singular_values_of_any_spectrum_stay_bounded():
+    """A wide matrix, whose singular values span four decades (without a restart one comes to 6)."""
+    chance = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(200, n, generator=chance) for n in (200, 2000))
+    matrix = left @ torch.logspace(0, -4, 200).diag() @ right
+    values = torch.linalg.svdvals(orthogonalised(matrix, torch.bfloat16).float())
+    assert values.max() < 1.3
+    exact = orthogonalised(matrix.double(), torch.float64)
+    found = orthogonalised(matrix, torch.bfloat16).double()
+    assert nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (24, 100)])
+def test_muon_in_bfloat16_is_torchs(shape: tuple[int, int]):
     torch.manual_seed(0)
-    start = torch.randn(24, 40)
+    start = torch.randn(shape)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     mine = Muon([ours], 0.1, torch.bfloat16)
     peer = torch.optim.Muon([theirs], lr=RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     mine.param_groups[0]["lr"] = RATE
     for _ in range(4):
-        ours.grad = torch.randn(24, 40)
+        ours.grad = torch.randn(shape)
         theirs.grad = ours.grad.clone()
         mine.step()
         peer.step()
     moved = (start - theirs).norm()
-    assert (ours - theirs).norm() < 1e-2 * moved  # bfloat16 has 8 bits
+    assert (ours - theirs).norm() < 2e-2 * moved  # bfloat16 has 8 bits

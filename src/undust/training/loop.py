@@ -153,7 +153,7 @@ class Trainer:
         with Log(self.out, self.step) as log:
             while not self.finished:
                 began = time.monotonic()
-                losses = self._step()
+                losses = self.advance()
                 seconds = time.monotonic() - began
                 check()
                 notes, row = self._diagnoses(losses), dict[str, float]()
@@ -203,7 +203,7 @@ class Trainer:
         )
         return checkpoints.save(self.out / "checkpoints", state, self.run.keep)
 
-    def _step(self) -> dict[str, float]:
+    def advance(self) -> dict[str, float]:
         """One update; the step's losses. Raises UndustError before a NaN reaches the weights."""
         batch = self.task.order.batch(self.step, self.run.batch)
         for parameter in self.parameters.values():

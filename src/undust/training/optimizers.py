@@ -15,6 +15,11 @@ from undust.training.muon import Muon
 _NOT_HIDDEN = re.compile(r"embedding(\.weight)?$|(^|\.)conv_(in|out)\.")
 
 
+def is_hidden_matrix(name: str, value: Tensor) -> bool:
+    """Whether Muon trains a weight: a matrix, or a convolution as one, between hidden states."""
+    return value.ndim >= 2 and not _NOT_HIDDEN.search(name)
+
+
 class Optimizers:
     """Updates all parameters at the learning rate of a step.
 
@@ -36,7 +41,7 @@ class Optimizers:
         self._matrices = {
             name: nn.Parameter(value.detach().view(len(value), -1))
             for name, value in parameters.items()
-            if settings.kind == "muon" and value.ndim >= 2 and not _NOT_HIDDEN.search(name)
+            if settings.kind == "muon" and is_hidden_matrix(name, value)
         }
         rest = {name: value for name, value in parameters.items() if name not in self._matrices}
         decay = settings.weight_decay
