@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 DIGITS = 10  # shown of a hash, as in web UIs
+MAX_NAMES = 20  # of classes
 Facts = dict[str, Any]
 
 
@@ -219,9 +220,15 @@ def _model(path: Path) -> Facts:
             "latent": "x".join(map(str, model.latent_shape(width, height))),
             "process": _process(model.process, model.prediction),
             "prediction": model.prediction,
-            "tokens": model.texts[0].tokenizer.length,
-            "vocabulary": len(model.texts[0].tokenizer.vocabulary),
         }
+        if model.texts:
+            tokenizer = model.texts[0].tokenizer
+            facts |= {"tokens": tokenizer.length, "vocabulary": len(tokenizer.vocabulary)}
+        if model.classes:
+            names = ", ".join(model.classes[:MAX_NAMES])
+            facts["classes"] = names + (", …" if len(model.classes) > MAX_NAMES else "")
+        if model.maps:
+            facts["maps"] = ", ".join(kind.kind for kind in model.maps)
     return {**facts, **_numbers(files), "parts": parts}
 
 

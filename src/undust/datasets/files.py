@@ -6,9 +6,12 @@ import os
 import stat
 import unicodedata
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from undust.datasets.metadata import LineError
+from undust.errors import printable
 from undust.pictures import is_picture, suffixes
+from undust.regular import locale_lacks
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first that exists is read
 SIDECARS = (".txt", ".caption")  # caption files beside pictures; the first with text is read
@@ -104,6 +107,18 @@ class FileFinder:
             if _is_file(path) or ((path := self._composed(folder, given)) and _is_file(path)):
                 return path
         return None
+
+    def inside(self, folder: Path, name: str, column: str) -> Path:
+        """The file that a column names; LineError if it is absent or leads out of the folder."""
+        posix, windows = PurePosixPath(name), PureWindowsPath(name)
+        if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
+            raise LineError(f"{column} {name!r} leads out of the folder")
+        path = self.find(folder, name)
+        if path is None:
+            why = locale_lacks(name)
+            wrong = f"cannot be found: {why}" if why else "does not exist"
+            raise LineError(f"the picture '{printable(name)}' {wrong}")
+        return path
 
     def _composed(self, folder: Path, name: str) -> Path | None:
         """The path in the Unicode form of the files on disk, or None."""

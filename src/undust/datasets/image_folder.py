@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 from PIL import Image
@@ -33,8 +33,8 @@ from undust.datasets.metadata import (
 )
 from undust.errors import UndustError, printable
 from undust.formats.files import atomic_write
-from undust.pictures import check_header, conversions, read_image
-from undust.regular import locale_lacks, read_text
+from undust.pictures import check_header, conversions, read_image, suffixes
+from undust.regular import read_text
 
 METADATA = "metadata.jsonl"
 Split = Literal["train", "validation", "test"]
@@ -79,7 +79,7 @@ class Sample:
         if self.place is None or not name:
             raise UndustError(f"{self.path} has no {printable(column)} in its metadata")
         try:
-            found = _inside_of(files.FileFinder(), self.place, name, column)
+            found = files.FileFinder().inside(self.place, name, column)
         except LineError as error:
             raise UndustError(f"{self.path}: {error}") from None
         return read_image(found)
@@ -269,6 +269,7 @@ class _Scan:
     def _listed(self, source: Path) -> set[Path]:
         """Reads the rows of one metadata file; the pictures that they name."""
         lines: dict[Path, int] = {}
+        named: set[Path] = set()
         faults: dict[str, list[int]] = {}
         for number, row in rows(source):
             try:
@@ -281,6 +282,7 @@ class _Scan:
                     raise LineError(f"file_name {earlier!r} is already on line {lines[path]}")
                 lines[path] = number
                 self.found.samples.append(self._sample(source.parent, path, name, row))
+                named |= self._maps(source.parent, row)
             except LineError as error:
                 faults.setdefault(str(error), []).append(number)
         for fault, numbers in faults.items():
@@ -290,7 +292,16 @@ class _Scan:
             if len(numbers) > FEW:
                 where += f" and {len(numbers) - FEW} more"
             self.found.broken.append(UndustError(f"{source} {where}: {fault}"))
-        return set(lines)
+        return named.union(lines)
+
+    def _maps(self, folder: Path, row: Row) -> set[Path]:
+        """The pictures that other columns of a row name."""
+        texts = (
+            text
+            for text in captions_of(row).values()
+            if PurePath(text).suffix.lower() in suffixes()
+        )
+        return {path for text in texts if (path := self.names.find(folder, text))}
 
     def _sample(self, folder: Path, path: Path, name: str, row: Row) -> Sample:
         for column in row:
@@ -315,7 +326,7 @@ class _Scan:
                 "has no file_name, the picture's path in the folder; "
                 f"its columns: {columns_of(row)}"
             )
-        return _inside_of(self.names, folder, name)
+        return self.names.inside(folder, name, "file_name")
 
     def _caption(self, picture: Path) -> dict[str, str]:
         """The text of the file beside a picture, its lines joined; empty if there is none."""
@@ -352,19 +363,6 @@ class _Scan:
         of = self.files
         others = [self._name(path) for path in (*of.skipped, *of.links, *of.hidden)]
         return f" that can be read; files and links there: {_few(others)}" if others else ""
-
-
-def _inside_of(names: files.FileFinder, folder: Path, name: str, column: str = "file_name") -> Path:
-    """The file of a name in a column; LineError if it is absent or leads out of the folder."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
-        raise LineError(f"{column} {name!r} leads out of the folder")
-    path = names.find(folder, name)
-    if path is None:
-        why = locale_lacks(name)
-        wrong = f"cannot be found: {why}" if why else "does not exist"
-        raise LineError(f"the picture '{printable(name)}' {wrong}")
-    return path
 
 
 def _rank(path: Path) -> tuple[int, str]:

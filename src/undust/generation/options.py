@@ -53,6 +53,9 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
     if not all(isinstance(text, str) for text in texts):
         raise UndustError(f"prompt: has to be a text, or a list of texts, not {quoted(prompts)}")
     texts = [str(text).replace(BYTE_ORDER_MARK, "") for text in texts]
+    if any(texts) and not model.texts:
+        other = "; --label NAME is its class" if model.classes else ""
+        raise UndustError(f"prompt: {model.name} takes no text{other}")
     count = _whole(options, "count", 1)
     if count < 1:
         raise UndustError(f"count: has to be at least 1, not {count}")
@@ -164,6 +167,8 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     size = _size(model, options, begun, sides)
     model.latent_shape(*size)
     label, maps = options.get("label"), _each(given.get("maps"))
+    if options.get("negative") and not model.texts:
+        raise UndustError(f"negative: {model.name} takes no text")
     if label is not None and not model.classes:
         raise UndustError(f"label: {model.name} has no classes")
     if len(maps) != len(model.maps):
