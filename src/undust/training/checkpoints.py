@@ -26,7 +26,7 @@ from torch import Tensor
 from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
 from undust.formats import safetensors_file, tokenizer_files
-from undust.formats.files import atomic_folder
+from undust.formats.files import atomic_folder, make_folder
 from undust.formats.folder import read_json
 from undust.regular import read_text
 
@@ -61,7 +61,7 @@ def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
     Newer ones than this are damaged, since the run was resumed without them: they stay, uncounted.
     """
     target = folder / f"step-{checkpoint.step:08d}"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     with atomic_folder(target, replace=True) as building:  # a damaged one may be there
         digests: dict[str, str] = {}
         for name in TENSOR_FILES:
