@@ -259,7 +259,8 @@ def training() -> Iterator[Case]:
     ]
     ways = list(product(("adamw", "muon"), ("captions", "none")))
     for process, output, more in kinds:
-        for number, weight in enumerate(WEIGHTINGS):
+        weights = [name for name in WEIGHTINGS if name != "vlb" or process in discrete]
+        for number, weight in enumerate(weights):
             optimizer, words = ways[number % len(ways)]
             changed = [f"diffusion.process={process}", f"diffusion.prediction={output}", *more]
             changed += [f"diffusion.weighting={weight}", f"optimizer.kind={optimizer}"]

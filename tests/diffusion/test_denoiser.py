@@ -53,14 +53,15 @@ def test_a_perfect_network_of_any_process(name: str, prediction: str):
     torch.testing.assert_close(denoised, x0, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS.keys() - {"vlb"}))
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_loss_of_an_output_that_is_off_by_a_known_error(
     name: str, prediction: str, weighting: str
 ):
     """w(σ) · mean(e²) for each picture or film, and 0 for a perfect network."""
-    process, meaning, weight = PROCESSES[name](), PREDICTIONS[prediction], WEIGHTINGS[weighting]
+    process, meaning = PROCESSES[name](), PREDICTIONS[prediction]
+    weight = WEIGHTINGS[weighting](process)
     sigma = torch.tensor([0.1, 1.0, 9.0], dtype=torch.float64)
     shape = (3, 5, 4, 2, 2)
     x0, noise, error = (normal(seed, (0, 0, 0), shape) for seed in range(3))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from undust.diffusion.noise import normal
 from undust.diffusion.prediction import PREDICTIONS, prediction_on
-from undust.diffusion.process import EDM, VE, ContinuousVP, Flow, Process, SubVP
+from undust.diffusion.process import DISCRETE, EDM, VE, ContinuousVP, Flow, Process, SubVP
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 from undust.formats.scheduler import (
@@ -27,6 +27,7 @@ from undust.formats.scheduler import (
     EDM_PREDICTIONS,
     FLOW_CLASSES,
     FLOW_SIGMAS,
+    OWN_CLASS,
     read_scheduler,
     scheduler_config,
 )
@@ -38,6 +39,12 @@ SIGMAS = {
     "prediction_type": "flow_prediction",
 }
 EDM_EULER = {"_class_name": "EDMEulerScheduler"}
+OWN = {
+    "_class_name": OWN_CLASS,
+    "process": "flow",
+    "arguments": {},
+    "prediction_type": "v_prediction",
+}
 SHIFTS = [1.0, 3.0, 0.5]
 
 
@@ -99,15 +106,16 @@ def test_schedulers_with_flow_sigmas_are_rectified_flow(kind: str):
     assert read_scheduler(with_name(scheduler(**asked)), "here") == (Flow(1.0, 50), "flow")
 
 
+@pytest.mark.parametrize("prediction", ["flow", "sample"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 28])
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_the_flow_that_is_written_is_sampled_by_euler(shift: float, steps: int):
+def test_the_flow_that_is_written_is_sampled_by_euler(shift: float, steps: int, prediction: str):
     """Of even times, but from 1 − 1/T, where `trailing` begins at 1; no step differs from Euler's.
 
     Seen from x = x0 + σ·n, Euler's method goes straight towards x0.
     """
     process = Flow(shift)
-    theirs = DPMSolverMultistepScheduler.from_config(scheduler_config(process, "flow"))
+    theirs = DPMSolverMultistepScheduler.from_config(scheduler_config(process, prediction))
     theirs.set_timesteps(steps)
     times = (1 - 1 / process.steps) * (1 - torch.arange(steps, dtype=torch.float64) / steps)
     levels = process.std(times)
@@ -120,7 +128,8 @@ def test_the_flow_that_is_written_is_sampled_by_euler(shift: float, steps: int):
     for level, below, told in zip(levels, levels[1:], theirs.timesteps, strict=False):
         flow = (sample - x0) / level  # n − x0, since sample = (1 − τ)·x0 + τ·n
         expected = sample + (below - level) * flow
-        sample = theirs.step(flow, told, sample).prev_sample
+        output = {"flow": flow, "sample": x0}[prediction]
+        sample = theirs.step(output, told, sample).prev_sample
         torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -171,6 +180,13 @@ PROCESSES: list[tuple[Process, str]] = [
     (Flow(shift=3.0, steps=50), "flow"),
     (EDM(), "edm"),
     (EDM(0.01, 700.0, 1.0), "v_prediction"),
+    (Flow(2.0), "sample"),
+    # Under a class name of ours.
+    (Flow(2.0, 500), "v_prediction"),
+    (EDM(sigma_data=1.0), "sample"),
+    (VE(0.02, 40.0), "score"),
+    (ContinuousVP(0.2, 10.0, 500), "epsilon"),
+    (SubVP(), "v_prediction"),
 ]
 
 
@@ -219,6 +235,11 @@ def test_every_process_of_the_kind_is_read_back(
         ({**EDM_EULER, "sigma_max": float("inf")}, "sigma_max = inf"),
         ({**EDM_EULER, "sigma_data": -1}, "sigma_data = -1"),
         ({**EDM_EULER, "shift": 3.0}, "shift = 3.0"),
+        ({**OWN, "process": "cosine"}, "process = 'cosine'"),
+        ({**OWN, "arguments": {"low": 1}}, "'low' is not an argument of flow"),
+        ({**OWN, "arguments": {"steps": 2.5}}, "steps = 2.5 is not a number of time steps"),
+        ({**OWN, "arguments": {"shift": -1}}, "arguments = -1: has to be greater"),
+        ({**OWN, "prediction_type": "epsilon"}, "epsilon does not work for a process that ends"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_name(fields: dict[str, Any], reason: str):
@@ -255,21 +276,9 @@ def test_how_diffusers_would_sample_plays_no_part():
     assert read_scheduler(edm, "here") == (EDM(0.002, 120.0, 1.0), "v_prediction")
 
 
-@pytest.mark.parametrize(
-    ("process", "prediction", "reason"),
-    [
-        (SubVP(), "epsilon", "the process SubVP cannot be saved"),
-        (VE(), "score", "the process VE cannot be saved"),
-        (ContinuousVP(), "epsilon", "the process ContinuousVP cannot be saved"),
-        (Flow(), "v_prediction", "prediction = 'v_prediction'; supported: flow"),
-        (EDM(), "epsilon", "prediction = 'epsilon'; supported: edm, v_prediction"),
-    ],
-)
-def test_what_diffusers_would_not_understand_is_not_written(
-    process: Process, prediction: str, reason: str
-):
-    with pytest.raises(UndustError, match=reason):
-        scheduler_config(process, prediction)
+def test_predictions_that_no_discrete_scheduler_has_are_not_written():
+    with pytest.raises(UndustError, match="prediction_type = 'score'; supported: epsilon"):
+        scheduler_config(DISCRETE["linear"](), "score")
 
 
 FIELDS = st.sampled_from(

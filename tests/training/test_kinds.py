@@ -71,6 +71,9 @@ def test_what_cannot_be_is_named(change: str, said: str, write_recipe: Write):
         ("sigmoid", ["beta_end=0.02", "prediction=v_prediction"]),
         ("cosine", ["steps=50", "prediction=sample"]),
         ("flow", ["shift=3", "steps=500", "prediction=flow"]),
+        ("vp", ["beta_min=0.2", "beta_max=10", "times=mode", "weighting=likelihood"]),
+        ("sub-vp", ["steps=500", "prediction=score"]),
+        ("ve", ["sigma_min=0.02", "sigma_max=40", "prediction=score"]),
         ("edm", ["sigma_data=1", "p_mean=-0.5", "p_std=1", "sigma_min=0.01", "sigma_max=90"]),
     ],
 )
@@ -107,10 +110,11 @@ def test_every_process_has_its_own_keys(process: str, changes: list[str], write_
             "beta_end: .* process cosine",
         ),
         (["diffusion.prediction=flow"], "diffusion.prediction: .* with process scaled-linear"),
+        (["diffusion.shift=2", "diffusion.times=uniform"], "shift: it has to be left out where"),
         (["diffusion.p_mean=1"], "diffusion.p_mean: is not known, with process scaled-linear"),
         (
-            ["diffusion.process=sub-vp"],
-            "diffusion.process: 'sub-vp'.*'linear', 'scaled-linear'.*'flow'.*'edm'",
+            ["diffusion.process=ddpm"],
+            "diffusion.process: 'ddpm'.*'linear', 'scaled-linear'.*'flow'.*'edm'",
         ),
         (["diffusion=3"], "diffusion: "),
     ],

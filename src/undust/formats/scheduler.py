@@ -7,15 +7,25 @@ is refused.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from undust.diffusion.prediction import prediction_on
-from undust.diffusion.process import DISCRETE, EDM, VP, Flow, Process, zero_terminal_snr
+from undust.diffusion.process import (
+    DISCRETE,
+    EDM,
+    PROCESSES,
+    VP,
+    Flow,
+    Process,
+    zero_terminal_snr,
+)
 from undust.errors import UndustError, demand, limit_entries, printable, quoted
 
 BETA_SCHEDULES = {  # diffusers' name -> ours
@@ -46,6 +56,7 @@ FLOW_SIGMAS = tuple(
 # Those for rectified flow, and those for EDM, of which the first one is written.
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+OWN_CLASS = "NoiseProcess"  # of ours: what no scheduler of diffusers stands for
 # Fields that only affect sampling, unless they are fields of a process below.
 SAMPLING = frozenset(
     """algorithm_type base_image_seq_len base_shift clip_sample clip_sample_range corrector_order
@@ -59,10 +70,11 @@ SAMPLING = frozenset(
     variance_type""".split()  # noqa: SIM905
 )
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # named alike there and here
-FLOW_PREDICTION = "flow_prediction"
+FLOW_PREDICTIONS = {"flow": "flow_prediction", "sample": "sample"}  # ours -> theirs
 # What diffusers' EDM calls ε is F; v is −F of pictures scaled to deviation 1.
 EDM_PREDICTIONS = {"edm": "epsilon", "v_prediction": "v_prediction"}  # ours -> theirs
-Steps = Annotated[int, Field(ge=2, le=100_000)]
+MAX_STEPS = 100_000
+Steps = Annotated[int, Field(ge=2, le=MAX_STEPS)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 Sigma = Annotated[float, Field(ge=1e-9, le=1e9)]  # its square is a number in float32 too
 Shift = Annotated[float, Field(ge=Flow.MIN_SHIFT, le=Flow.MAX_SHIFT)]
@@ -106,9 +118,11 @@ class _Discrete(_Config):
 
     def read(self) -> tuple[Process, str]:
         if self.use_flow_sigmas:
-            if self.prediction_type != FLOW_PREDICTION:
-                raise _unsupported("prediction_type", self.prediction_type, [FLOW_PREDICTION])
-            return Flow(self.flow_shift or 1.0, self.num_train_timesteps), "flow"
+            ours = {theirs: name for name, theirs in FLOW_PREDICTIONS.items()}
+            if self.prediction_type not in ours:
+                raise _unsupported("prediction_type", self.prediction_type, ours)
+            process = Flow(self.flow_shift or 1.0, self.num_train_timesteps)
+            return process, ours[self.prediction_type]
         if self.prediction_type not in PREDICTION_TYPES:
             raise _unsupported("prediction_type", self.prediction_type, PREDICTION_TYPES)
         if self.trained_betas is not None:
@@ -168,12 +182,30 @@ class _EDM(_Config):
         return process, ours[self.prediction_type]
 
 
+class _Own(_Config):
+    process: Literal["vp", "sub-vp", "ve", "edm", "flow"]
+    arguments: dict[str, Sigma]
+    prediction_type: str
+
+    def read(self) -> tuple[Process, str]:
+        kind = PROCESSES[self.process]
+        unknown = self.arguments.keys() - inspect.signature(kind).parameters.keys()
+        if unknown:
+            raise UndustError(f"{quoted(min(unknown))} is not an argument of {self.process}")
+        steps = self.arguments.get("steps", 1000)
+        if steps != int(steps) or not 2 <= steps <= MAX_STEPS:
+            raise UndustError(f"steps = {steps:g} is not a number of time steps")
+        whole = {"steps": int(steps)} if "steps" in self.arguments else {}
+        return kind(**{**self.arguments, **whole}), self.prediction_type
+
+
 SCHEDULERS: dict[str, type[_Config]] = {
     **dict.fromkeys(CLASSES, _Discrete),
     **dict.fromkeys(KARRAS_CLASSES, _Karras),
     **dict.fromkeys(CONSISTENCY_CLASSES, _Consistency),
     **dict.fromkeys(FLOW_CLASSES, _Flow),
     **dict.fromkeys(EDM_CLASSES, _EDM),
+    OWN_CLASS: _Own,
 }
 
 
@@ -215,8 +247,9 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
 
     A discrete process is diffusers' DDIM, which then samples as `leading` + `ddim` do; betas that
     no schedule gives are written one by one. Rectified flow is its DPM-Solver++ of order 1, which
-    is Euler's method, at about the levels of `trailing`. Raises UndustError for what diffusers does
-    not know.
+    is Euler's method, at about the levels of `trailing`. Continuous processes and their predictions
+    that diffusers does not know are written under a class name of ours. Raises UndustError for
+    another prediction of a discrete process, and for a process that is not registered.
     """
     # Errors are raised here and not when the file is loaded.
     if isinstance(process, VP):
@@ -234,21 +267,17 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
             "steps_offset": 1,
             "timestep_spacing": "leading",
         }
-    if isinstance(process, Flow):
-        if prediction != "flow":
-            raise _unsupported("prediction", prediction, ["flow"])
+    if isinstance(process, Flow) and prediction in FLOW_PREDICTIONS:
         return {
             "_class_name": FLOW_SIGMAS[0],
             "num_train_timesteps": process.steps,
             "use_flow_sigmas": True,
             "flow_shift": process.shift,
-            "prediction_type": FLOW_PREDICTION,
+            "prediction_type": FLOW_PREDICTIONS[prediction],
             "solver_order": 1,
             "steps_offset": 1,  # of no effect, but the pipelines warn of others
         }
-    if isinstance(process, EDM):
-        if prediction not in EDM_PREDICTIONS:
-            raise _unsupported("prediction", prediction, EDM_PREDICTIONS)
+    if isinstance(process, EDM) and prediction in EDM_PREDICTIONS:
         return {
             "_class_name": EDM_CLASSES[0],
             "sigma_min": process.lowest,
@@ -256,10 +285,15 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
             "sigma_data": process.sigma_data,
             "prediction_type": EDM_PREDICTIONS[prediction],
         }
-    raise UndustError(
-        f"the process {type(process).__name__} cannot be saved: diffusers has no scheduler for it, "
-        "it has them for those told by a table of β, for Flow and for EDM"
-    )
+    for name, kind in PROCESSES.items():
+        if type(process) is kind:
+            return {
+                "_class_name": OWN_CLASS,
+                "process": name,
+                "arguments": asdict(cast(Any, process)),
+                "prediction_type": prediction,
+            }
+    raise UndustError(f"the process {type(process).__name__} cannot be saved")
 
 
 def _betas(process: VP) -> dict[str, Any]:

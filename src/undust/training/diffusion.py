@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from undust.conditioning.prompt import escape
 from undust.conditioning.tokenizer import Tokenizer
 from undust.diffusion.process import Process
-from undust.diffusion.weighting import WEIGHTINGS
 from undust.errors import UndustError
 from undust.formats import model_folder, standalone_vae
 from undust.formats.components import DEFAULT_GUIDANCE, new_denoiser, type_of
@@ -212,8 +211,7 @@ class DiffusionTask:
         size, diffusion = config.data.size, config.diffusion
         if config.data.crop is not None:
             raise UndustError("data.crop: latents are made of whole pictures; leave it out")
-        process, self.noise_levels = diffusion.build()
-        self.weighting = WEIGHTINGS[diffusion.weighting]
+        process, self.noise_levels, self.weighting = diffusion.build()
         fields = config.captions.fields if config.has_text else ()
         self.data = TrainingData(config.data, config.seed, fields)
         self.inputs, self.notes = self.data.inputs, self.data.notes

@@ -1,27 +1,41 @@
 """The noise process of a training run, and the noise levels at which samples are trained.
 
-To add a process: a subclass of `NoiseConfig` with its keys and `build`, and its name in
+To add a process: a subclass of `NoiseConfig` with its keys and `process_of`, and its name in
 `AnyNoiseConfig`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
-from torch import Tensor
+from pydantic import BeforeValidator, Field, model_validator
 
-from undust.diffusion.process import DISCRETE, EDM, VP, Flow, Process, zero_terminal_snr
-from undust.diffusion.weighting import lognormal
+from undust.diffusion import registry
+from undust.diffusion.process import (
+    DISCRETE,
+    EDM,
+    VE,
+    VP,
+    ContinuousVP,
+    Flow,
+    Process,
+    SubVP,
+    zero_terminal_snr,
+)
+from undust.diffusion.time_sampling import (
+    TIME_SAMPLINGS,
+    NoiseLevels,
+    lognormal,
+    shifted_times,
+    uniform_times,
+)
+from undust.diffusion.weighting import WEIGHTINGS, Weighting
 from undust.training.configs import Config
-
-NoiseLevels = Callable[[Tensor], Tensor]
-"""Numbers in (0, 1) -> σ, float64, of the same shape."""
 
 Shift = Annotated[float, Field(ge=1e-3, le=1e3)]
 Sigma = Annotated[float, Field(ge=1e-9, le=1e9)]
+Beta = Annotated[float, Field(gt=0, lt=1)]
 TimeSteps = Annotated[int, Field(ge=2, le=100_000)]
 """Of a process, as many as a scheduler_config.json may have."""
 
@@ -29,11 +43,34 @@ TimeSteps = Annotated[int, Field(ge=2, le=100_000)]
 class NoiseConfig(Config, ABC):
     """The noise process, the prediction of the network, and the loss weight by noise level."""
 
-    weighting: str = Field(default="uniform", description="loss weight at each noise level")
+    weighting: str = Field(
+        default="uniform",
+        description="loss weight at each noise level, with settings as in min-snr:gamma=5",
+    )
+    times: str | None = Field(
+        default=None,
+        description="how often each time is trained, as logit-normal:mean=0,deviation=1; "
+        "without it evenly, or by the keys of the process",
+    )
 
     @abstractmethod
-    def build(self) -> tuple[Process, NoiseLevels]:
-        """The process, and the noise levels to train at. Raises UndustError for impossible ones."""
+    def process_of(self) -> Process:
+        """The process. Raises UndustError for an impossible one."""
+
+    def build(self) -> tuple[Process, NoiseLevels, Weighting]:
+        """The process, the noise levels to train at, and their loss weight.
+
+        Raises UndustError for an impossible process, and for names and settings that do not exist.
+        """
+        process = self.process_of()
+        weighting = registry.build(WEIGHTINGS, self.weighting, process)
+        if self.times is None:
+            return process, self.own_levels(process), weighting
+        return process, registry.build(TIME_SAMPLINGS, self.times, process), weighting
+
+    def own_levels(self, process: Process) -> NoiseLevels:
+        """The noise levels to train at, without `times`."""
+        return uniform_times(process)
 
 
 class DiscreteNoiseConfig(NoiseConfig):
@@ -50,16 +87,18 @@ class DiscreteNoiseConfig(NoiseConfig):
         default=1.0, description="above 1, higher noise levels are trained more often"
     )
 
-    def _build(self, process: VP) -> tuple[Process, NoiseLevels]:
-        """The process, and its whole time steps, drawn evenly but for `shift`."""
-        discrete = zero_terminal_snr(process) if self.zero_terminal_snr else process
+    @model_validator(mode="after")
+    def _check_times(self) -> DiscreteNoiseConfig:
+        if self.times is not None and self.shift != 1:
+            raise ValueError("shift: it has to be left out where times are given")
+        return self
 
-        def at_whole_steps(uniform: Tensor) -> Tensor:
-            # Esser et al. 2024, eq. 23: the content that captions decide is decided in high noise.
-            shifted = self.shift * uniform / (1 + (self.shift - 1) * uniform)
-            return discrete.sigmas[(shifted * discrete.steps).long()]
+    def _ended(self, process: VP) -> Process:
+        return zero_terminal_snr(process) if self.zero_terminal_snr else process
 
-        return discrete, at_whole_steps
+    def own_levels(self, process: Process) -> NoiseLevels:
+        """Whole time steps, drawn evenly but for `shift`."""
+        return shifted_times(process, shift=self.shift)
 
 
 class BetaNoiseConfig(DiscreteNoiseConfig):
@@ -68,12 +107,12 @@ class BetaNoiseConfig(DiscreteNoiseConfig):
     process: Literal["linear", "scaled-linear", "sigmoid"] = Field(
         default="scaled-linear", description="growth of β"
     )
-    beta_start: float = Field(default=0.00085, gt=0, lt=1, description="first β")
-    beta_end: float = Field(default=0.012, gt=0, lt=1, description="last β")
+    beta_start: Beta = Field(default=0.00085, description="first β")
+    beta_end: Beta = Field(default=0.012, description="last β")
 
-    def build(self) -> tuple[Process, NoiseLevels]:
-        """The process, and whole time steps of it."""
-        return self._build(DISCRETE[self.process](self.steps, self.beta_start, self.beta_end))
+    def process_of(self) -> Process:
+        """The process of these β."""
+        return self._ended(DISCRETE[self.process](self.steps, self.beta_start, self.beta_end))
 
 
 class CosineNoiseConfig(DiscreteNoiseConfig):
@@ -81,9 +120,41 @@ class CosineNoiseConfig(DiscreteNoiseConfig):
 
     process: Literal["cosine"] = Field(description="ᾱ is a squared cosine")
 
-    def build(self) -> tuple[Process, NoiseLevels]:
-        """The process, and whole time steps of it."""
-        return self._build(DISCRETE[self.process](self.steps))
+    def process_of(self) -> Process:
+        """The process of that many steps."""
+        return self._ended(DISCRETE[self.process](self.steps))
+
+
+class ContinuousNoiseConfig(NoiseConfig):
+    """The continuous processes VP and sub-VP, whose β is linear in time (Song et al. 2021b)."""
+
+    process: Literal["vp", "sub-vp"] = Field(description="VP, or sub-VP with less noise in between")
+    beta_min: float = Field(default=0.1, gt=0, le=1000, description="β at time 0")
+    beta_max: float = Field(default=20.0, gt=0, le=1000, description="β at time 1")
+    steps: TimeSteps = Field(default=1000, description="time step of the highest noise level")
+    prediction: Literal["epsilon", "sample", "v_prediction", "score"] = Field(
+        default="epsilon", description="output of the network"
+    )
+
+    def process_of(self) -> Process:
+        """The process."""
+        kind = {"vp": ContinuousVP, "sub-vp": SubVP}[self.process]
+        return kind(self.beta_min, self.beta_max, self.steps)
+
+
+class VENoiseConfig(NoiseConfig):
+    """Variance exploding, log σ linear in time (Song et al. 2021b)."""
+
+    process: Literal["ve"] = Field(description="variance exploding")
+    sigma_min: Sigma = Field(default=0.01, description="lowest σ")
+    sigma_max: Sigma = Field(default=50.0, description="highest σ")
+    prediction: Literal["epsilon", "sample", "v_prediction", "score"] = Field(
+        default="epsilon", description="output of the network"
+    )
+
+    def process_of(self) -> Process:
+        """The process."""
+        return VE(self.sigma_min, self.sigma_max)
 
 
 class FlowNoiseConfig(NoiseConfig):
@@ -91,16 +162,16 @@ class FlowNoiseConfig(NoiseConfig):
 
     process: Literal["flow"] = Field(description="rectified flow")
     steps: TimeSteps = Field(default=1000, description="time step of the highest noise level")
-    prediction: Literal["flow"] = Field(default="flow", description="output of the network")
+    prediction: Literal["flow", "sample", "v_prediction"] = Field(
+        default="flow", description="output of the network"
+    )
     shift: Shift = Field(
         default=1.0, description="above 1, higher noise levels are trained and sampled more often"
     )
 
-    def build(self) -> tuple[Process, NoiseLevels]:
-        """The flow, and its times, drawn evenly before the shift."""
-        flow = Flow(self.shift, self.steps)
-        first, last = flow.time_range
-        return flow, lambda uniform: flow.sigma(first + (last - first) * uniform)
+    def process_of(self) -> Process:
+        """The flow; times are drawn before the shift."""
+        return Flow(self.shift, self.steps)
 
 
 class EDMNoiseConfig(NoiseConfig):
@@ -115,18 +186,23 @@ class EDMNoiseConfig(NoiseConfig):
     sigma_min: Sigma = Field(default=0.002, description="lowest σ of sampling")
     sigma_max: Sigma = Field(default=80.0, description="highest σ of sampling")
     sigma_data: Sigma = Field(default=0.5, description="standard deviation of the latents")
-    p_mean: float = Field(default=-1.2, ge=-20, le=20, description="mean of log σ in training")
+    p_mean: float = Field(
+        default=-1.2, ge=-20, le=20, description="mean of log σ in training, without times"
+    )
     p_std: float = Field(
         default=1.2, gt=0, le=20, description="standard deviation of log σ in training"
     )
-    prediction: Literal["edm", "v_prediction"] = Field(
-        default="edm", description="output of the network: F, or −F"
+    prediction: Literal["edm", "v_prediction", "sample", "epsilon"] = Field(
+        default="edm", description="output of the network: F, or −F, the clean latents, the noise"
     )
 
-    def build(self) -> tuple[Process, NoiseLevels]:
-        """The process, and log-normal noise levels."""
-        process = EDM(self.sigma_min, self.sigma_max, self.sigma_data)
-        return process, lambda uniform: lognormal(uniform, self.p_mean, self.p_std)
+    def process_of(self) -> Process:
+        """The process."""
+        return EDM(self.sigma_min, self.sigma_max, self.sigma_data)
+
+    def own_levels(self, process: Process) -> NoiseLevels:  # noqa: ARG002
+        """Log-normal noise levels."""
+        return lambda uniform: lognormal(uniform, self.p_mean, self.p_std)
 
 
 def _default_process(table: object) -> object:
@@ -134,7 +210,12 @@ def _default_process(table: object) -> object:
 
 
 AnyNoiseConfig = Annotated[
-    BetaNoiseConfig | CosineNoiseConfig | FlowNoiseConfig | EDMNoiseConfig,
+    BetaNoiseConfig
+    | CosineNoiseConfig
+    | ContinuousNoiseConfig
+    | VENoiseConfig
+    | FlowNoiseConfig
+    | EDMNoiseConfig,
     Field(discriminator="process"),
     BeforeValidator(_default_process),
 ]
