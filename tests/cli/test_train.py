@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from undust.cli import main
-from undust.evaluation.first_stage import measure
+from undust.evaluation.first_stage import first_stage_figures, reconstruction
+from undust.evaluation.pictures import PictureSet
 from undust.formats.components import load_first_stage
 from undust.formats.locks import FileLock
 
@@ -165,12 +166,15 @@ def test_a_first_stage_alone_is_measured(
 ):
     trained = undust("train", first_stage_recipe, "--out", "run")
     assert f"undust evaluate run/model {pictures}" in trained.err
-    done = undust("evaluate", "run/model", pictures)
+    done = undust("evaluate", "run/model", pictures, "--features", "none", "--perceptual", "none")
     assert done.code == 0, done.err
     assert done.out.count("first stage: ") == 2
     found = json.loads(undust("evaluate", "run/model", pictures, "--json").out)
     paths = sorted(pictures.glob("*.png"))
-    expected = measure(load_first_stage(here / "run/model"), paths, (16, 16))
+    set_of_pictures = PictureSet.of_files(paths, (16, 16))
+    expected = reconstruction(
+        first_stage_figures(load_first_stage(here / "run/model"), set_of_pictures)
+    )
     assert found["first_stage"] == expected.model_dump()
     assert (found["size"], found["first_stage_on"]) == ([16, 16], "pictures")
     assert found["model_hash"] == json.loads(undust("inspect", "run/model", "--json").out)["hash"]

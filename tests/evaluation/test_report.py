@@ -13,7 +13,8 @@ from PIL import Image
 import undust
 from undust.datasets import image_folder
 from undust.errors import UndustError
-from undust.evaluation.first_stage import measure
+from undust.evaluation.first_stage import first_stage_figures
+from undust.evaluation.pictures import PictureSet
 from undust.evaluation.report import ModelReport, evaluate
 from undust.pipeline import LatentDiffusion
 
@@ -129,7 +130,7 @@ def test_the_report_says_what_it_depends_on(model: LatentDiffusion, data: Path):
     assert (
         "first stage: PSNR",
         f"{report.first_stage.psnr:.2f} dB",
-        "4 held-out pictures",
+        "4 held-out pictures, 32x32",
     ) in table
 
 
@@ -164,7 +165,8 @@ def test_the_first_stage_is_measured_picture_by_picture(model: LatentDiffusion, 
         y = model.autoencoder.decode(model.autoencoder.encode(x).mean).clamp(-1, 1)
         error = ((x - y).double().numpy() ** 2).mean()
         ratios.append(float(10 * np.log10(4 / error)))
-    measured = measure(model.autoencoder, drawn[:3], (32, 32))
-    assert measured.pictures == 3
-    assert measured.psnr == pytest.approx(np.mean(ratios), rel=1e-5)
-    assert -1 < measured.ssim < 1
+    pictures = PictureSet.of_files(drawn[:3], (32, 32))
+    ratio, likeness = first_stage_figures(model.autoencoder, pictures)
+    assert ratio.name == "PSNR, 3 pictures, 32x32"
+    assert ratio.value == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert -1 < likeness.value < 1

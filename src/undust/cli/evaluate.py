@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undust.cli import console
 from undust.cli.options import Model, request_options
+from undust.errors import UndustError
+
+if TYPE_CHECKING:
+    from undust.evaluation.report import FirstStageReport, ModelReport
+
+NETWORKS = "Networks of the figures"  # a group in the help
 
 
 @request_options("steps", "guidance")
@@ -24,44 +32,134 @@ def evaluate(
     template: Annotated[
         str, typer.Option(metavar="TEXT", help="Text around captions, such as 'a picture of a {}'.")
     ] = "{}",
+    pictures: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of pictures for distances of sets, with conditions of the data in a "
+            "random order.  [default: those of the captions; 1000 without text]",
+        ),
+    ] = None,
+    map_columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="COLUMN", help="Column of a map's file, in the model's order."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the first picture.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the pictures; an evaluation that was stopped goes on there.",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Only generate this part of the pictures into --out, beside other processes.",
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="Feature network of distances of sets: efficientnet-lite0, vgg16, a file, a "
+            "folder, or none.  [default: efficientnet-lite0 if installed]",
+            rich_help_panel=NETWORKS,
+        ),
+    ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="Feature network of the perceptual distance.  [default: vgg16 if installed]",
+            rich_help_panel=NETWORKS,
+        ),
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Weights of LPIPS for --perceptual.", rich_help_panel=NETWORKS
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="CLIP folder for the CLIP score.", rich_help_panel=NETWORKS
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Measure a model's caption recall and the reconstruction error of its first stage.
+    """Measure a model: the distance of its pictures from real ones, and its first stage's error.
 
-    MODEL may also be the folder of a first stage, of which only the latter is measured.
+    MODEL may also be the folder of a first stage, of which only the latter is measured. A figure's
+    name has all that it depends on; figures of different names are not comparable.
     """
-    from undust.evaluation import report
+    from undust.evaluation.networks import FigureNetworks
+    from undust.evaluation.report import Evaluation, evaluate_first_stage
+    from undust.formats.files import expanded
     from undust.formats.folder import INDEX
     from undust.pipeline import load
 
-    folder = Path(model)
+    folder, place = Path(model), _part(part, out)
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
-        alone = report.evaluate_first_stage(folder, data)
-        if json:
-            typer.echo(console.as_json(alone.model_dump(mode="json"), indent=2))
-        else:
-            console.table(["what", "figure>", "of"], alone.rows())
-            size = "x".join(map(str, alone.size))
-            console.summary(
-                f"{console.seconds(alone.seconds)}: {size} px, {model} {alone.model_hash}"
-            )
-        return
+        networks = FigureNetworks.load(features, perceptual, heads)
+        with console.counted("pictures", "reconstructing pictures") as observe:
+            alone = evaluate_first_stage(folder, data, networks, observe)
+        size = "x".join(map(str, alone.size))
+        return _print(alone, json, [f"{size} px, {model} {alone.model_hash}"])
     loaded = load(model)
-    with console.counted("steps", "generating pictures of captions") as observe:
-        found = report.evaluate(
+    # A part of the pictures needs no networks.
+    networks = FigureNetworks() if place else FigureNetworks.load(features, perceptual, heads, clip)
+    with (
+        console.counted("steps", "generating pictures") as observe,
+        console.counted("pictures", "reading real pictures") as observe_real,
+    ):
+        planned = Evaluation.plan(
             loaded,
             data,
             captions=captions,
+            pictures=pictures,
             seed=seed,
             template=template,
-            observe=observe,
+            maps=map_columns or (),
+            networks=networks.to(loaded.device),
+            folder=expanded(out) if out else None,
+            observe_real=observe_real,
             **options,
         )
+        if place:
+            rest = planned.sample(place, observe)
+            missing = f"{rest} pictures of other parts are missing" if rest else "all are there"
+            return console.summary(
+                f"part {part} is in {out}, {missing}; the command without --part measures them"
+            )
+        found = planned.report(observe, observe_real)
+    nearest = [f"nearest by {found.nearness}"] if found.recall else []
+    return _print(found, json, [console.settings(found), *nearest])
+
+
+def _part(part: str | None, out: Path | None) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    if out is None:
+        raise UndustError("part: it needs --out, the folder where the parts come together")
+    if not (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)):
+        raise UndustError(f"part: has to be K/N, such as 1/4, not {part}")
+    return int(found[1]), int(found[2])
+
+
+def _print(found: ModelReport | FirstStageReport, json: bool, about: Sequence[str]) -> None:
+    """Prints a report; about: lines on its settings, which the JSON has too."""
+    for note in found.notes:
+        console.note(note)
     if json:
         typer.echo(console.as_json(found.model_dump(mode="json"), indent=2))
         return
     console.table(["what", "figure>", "of"], found.rows())
-    console.summary(f"{console.seconds(found.seconds)}: {console.settings(found)}")
-    console.summary(f"nearest by {found.nearness}")
+    first, *more = about
+    for line in (f"{console.seconds(found.seconds)}: {first}", *more):
+        console.summary(line)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from undust.evaluation.metrics import WINDOW, smooth
-from undust.pictures import from_image, read_image
+from undust.evaluation.pictures import PictureSet, in_unit_range
 
 SIDE = 32  # pixels
 NEARNESS = (
@@ -32,35 +31,34 @@ def features(pictures: Tensor) -> Tensor:
 
 
 class ReferenceSet:
-    """The distinct pictures of a data set, to which generated ones are compared.
+    """The distinct pictures of a set, to which generated ones are compared.
 
-    number: path -> index of the distinct picture; files with the same pixels at `size` (width,
-    height) have the same index.
+    number: of each picture the index of its distinct one; equal pixels have the same index.
     """
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
-        self.number: dict[Path, int] = {}
+    def __init__(self, pictures: PictureSet) -> None:
+        self.number: list[int] = []
         seen: dict[bytes, int] = {}
         rows: list[Tensor] = []
-        for path in paths:
-            picture = from_image(read_image(path), size)
-            digest = hashlib.sha256(picture.numpy().data).digest()
-            if digest not in seen:
-                seen[digest] = len(seen)
-                rows.append(features(picture[None] / 127.5 - 1))
-            self.number[path] = seen[digest]
+        for batch in pictures.batches():
+            for picture in batch:
+                digest = hashlib.sha256(picture.numpy().data).digest()
+                if digest not in seen:
+                    seen[digest] = len(seen)
+                    rows.append(features(in_unit_range(picture[None])))
+                self.number.append(seen[digest])
         self._features = torch.cat(rows)
 
     def __len__(self) -> int:
         return len(self._features)
 
-    def ranks(self, generated: Tensor, wanted: Sequence[Path]) -> list[int]:
+    def ranks(self, generated: Tensor, wanted: Sequence[int]) -> list[int]:
         """For each picture [B, 3, H, W] the number of references nearer than the wanted one.
 
-        0 if the wanted picture is the nearest.
+        wanted: indices in the set. 0 if the wanted picture is the nearest.
         """
         distances = torch.cdist(
             features(generated), self._features, compute_mode="donot_use_mm_for_euclid_dist"
         )
-        right = torch.tensor([[self.number[path]] for path in wanted])
+        right = torch.tensor([[self.number[place]] for place in wanted])
         return (distances < distances.gather(1, right)).sum(1).tolist()

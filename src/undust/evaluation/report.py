@@ -1,31 +1,34 @@
-"""The evaluation of a model on a data set: caption recall and first stage."""
+"""The evaluation of a model on a data set: the figures that its kind has."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
-from undust.conditioning.prompt import escape
 from undust.datasets import image_folder
 from undust.datasets.image_folder import Sample
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
-from undust.evaluation.first_stage import Reconstruction, measure
-from undust.evaluation.recall import NEARNESS, ReferenceSet
+from undust.evaluation.figure import Figure
+from undust.evaluation.first_stage import Reconstruction, first_stage_figures, reconstruction
+from undust.evaluation.generated import GeneratedFigures, PictureQuery, queries_of
+from undust.evaluation.networks import FigureNetworks
+from undust.evaluation.pictures import PictureSet
+from undust.evaluation.recall import NEARNESS
+from undust.evaluation.sampling import Observe, SampledPictures, ignore
 from undust.formats.components import load_first_stage
 from undust.formats.safetensors_file import files_hash
-from undust.generation import loop
-from undust.pictures import from_image
 from undust.pipeline import LatentDiffusion
-from undust.recipe.recipe import Recipe
 
 HELD_OUT = "held-out pictures"
 LANGUAGES = ("text", "text_ko")  # caption fields of training captions, used in turn
+MOST = 1000  # pictures that are sampled of a model without text unless a number is given
 
 
 class Recall(BaseModel):
@@ -41,9 +44,11 @@ class Recall(BaseModel):
 class ModelReport(BaseModel):
     """The results, and all settings that they depend on.
 
-    pictures: number of distinct reference pictures; recall: of "training captions" and "held-out
-    captions", and of each caption field if there are several ("training captions, text_ko");
-    first_stage: measured on the pictures named by first_stage_on.
+    figures: all results; recall, first_stage: some of them in the form of earlier versions:
+    recall of "training captions" and "held-out captions", and of each caption field if there are
+    several ("training captions, text_ko"); first_stage, measured on the pictures named by
+    first_stage_on, None for a model of pixels. pictures: number of distinct reference pictures;
+    notes: on figures that are left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,10 +56,11 @@ class ModelReport(BaseModel):
     model: str
     model_hash: str
     data: str
+    figures: tuple[Figure, ...]
     pictures: int
     recall: dict[str, Recall]
     nearness: str
-    first_stage: Reconstruction
+    first_stage: Reconstruction | None
     first_stage_on: str
     steps: int
     guidance: float
@@ -63,15 +69,11 @@ class ModelReport(BaseModel):
     seed: int
     template: str
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """A table for people: what was measured, the figure, and on how much."""
-        rows: list[tuple[str, str, str]] = []
-        for kind, recall in self.recall.items():
-            of = f"{recall.captions} captions among {self.pictures} pictures"
-            rows.append((f"{kind}: right picture nearest", f"{recall.top1:.1%}", of))
-            rows.append((f"{kind}: among the nearest 5", f"{recall.top5:.1%}", of))
-        return rows + _first_stage_rows(self.first_stage, self.first_stage_on)
+        """A table for people: what was measured, the figure, and on what."""
+        return [(figure.what, figure.shown, figure.basis) for figure in self.figures]
 
 
 class FirstStageReport(BaseModel):
@@ -83,191 +85,286 @@ class FirstStageReport(BaseModel):
     model_hash: str
     data: str
     size: tuple[int, int]
+    figures: tuple[Figure, ...]
     first_stage: Reconstruction
     first_stage_on: str
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """A table for people: what was measured, the figure, and on how much."""
-        return _first_stage_rows(self.first_stage, self.first_stage_on)
+        """A table for people: what was measured, the figure, and on what."""
+        return [(figure.what, figure.shown, figure.basis) for figure in self.figures]
 
 
-class CaptionQuery(NamedTuple):
-    """A caption to generate a picture of, and the picture that it belongs to."""
+@dataclass(eq=False)
+class Evaluation:
+    """A model and all that is to be measured of it, before any picture is sampled.
 
-    kind: str
-    field: str
-    caption: str
-    path: Path
+    figures: of the pictures of "captions" and of "pictures" with the conditions of the data, which
+    are kept in folders of these names.
+    """
+
+    model: LatentDiffusion
+    data: str
+    samples: list[Sample]
+    networks: FigureNetworks
+    figures: list[tuple[str, GeneratedFigures]]
+    folder: Path | None
+
+    @classmethod
+    def plan(
+        cls,
+        model: LatentDiffusion,
+        data: Path | str,
+        *,
+        captions: int = 200,
+        held_out: Sequence[str] = ("text",),
+        pictures: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        template: str = "{}",
+        maps: Sequence[str] = (),
+        networks: FigureNetworks | None = None,
+        folder: Path | None = None,
+        observe_real: Observe = ignore,
+    ) -> Evaluation:
+        """Chooses the figures by the model and the data.
+
+        Caption recall, for a model with text: of `captions` training pictures, each of another
+        group and in turn English and Korean where there is Korean, and of all captions of the
+        held-out pictures (the splits test and validation) in the fields `held_out`. Distances of
+        sets: of those pictures, or of `pictures` others with the conditions of the data set in a
+        random order. template: put around each caption, such as "a picture of a {}"; maps: columns
+        of the data with the files of the model's maps; networks: those of the figures; folder:
+        where the pictures are kept; observe_real: called with numbers of real pictures. Raises
+        UndustError for a folder that is not a data set or lacks what the model is conditioned on.
+        """
+        if captions < 0:
+            raise UndustError(f"captions: has to be at least 0, not {captions}")
+        if pictures is not None and pictures < 2:
+            raise UndustError(f"pictures: has to be at least 2, not {pictures}")
+        samples = image_folder.read(data)
+        real = PictureSet.of_files([sample.path for sample in samples], model.size)
+        ask = partial(_query, samples, _label_column(model, samples, data), maps)
+        texts = bool(model.texts)
+        queries: list[PictureQuery] = []
+        if texts:
+            queries = [*_training(samples, captions, seed, ask), *_held_out(samples, held_out, ask)]
+            if not queries:
+                raise UndustError(f"{data} has no captions; they belong in {image_folder.METADATA}")
+        elif pictures is None:
+            pictures = max(2, min(MOST, len(samples)))
+        own = {"steps": steps, "guidance": guidance}
+        figures = partial(
+            GeneratedFigures,
+            real,
+            networks=networks,
+            seed=seed,
+            template=template,
+            options={name: value for name, value in own.items() if value is not None},
+            observe_real=observe_real,
+        )
+        chosen: list[tuple[str, GeneratedFigures]] = []
+        if queries:
+            chosen.append(("captions", figures(queries, sets=pictures is None)))
+        if pictures is not None:
+            drawn = queries_of(pictures, len(samples), seed, ask)
+            chosen.append(("pictures", figures(drawn, recall=False)))
+        return cls(model, str(data), samples, networks or FigureNetworks(), chosen, folder)
+
+    @property
+    def sampled(self) -> list[SampledPictures]:
+        """The pictures of each set of figures, sampled when they are asked for."""
+        return [
+            figures.sampled(self.model, self.folder / name if self.folder else None)
+            for name, figures in self.figures
+        ]
+
+    def sample(self, part: tuple[int, int], observe: Observe = ignore) -> int:
+        """Samples a part of the pictures into the folder; the number that others have to sample.
+
+        As `SampledPictures.sample`.
+        """
+        sets = self.sampled
+        done, total = 0, sum(each.steps for each in sets)
+        rest = 0
+        for each in sets:
+            rest += each.sample(part, partial(_further, observe, done, total))
+            done += each.steps
+        return rest
+
+    def report(self, observe: Observe = ignore, observe_real: Observe = ignore) -> ModelReport:
+        """Samples what is missing, and measures; observe: called with numbers of steps."""
+        began = time.monotonic()
+        model, sets = self.model, self.sampled
+        found: list[Figure] = []
+        done, total = 0, sum(each.steps for each in sets)
+        for (_, figures), each in zip(self.figures, sets, strict=True):
+            found += figures.measure(each, partial(_further, observe, done, total))
+            done += each.steps
+        stage: list[Figure] = []
+        tests = [sample.path for sample in self.samples if sample.split != "train"]
+        on = HELD_OUT if tests else "pictures"
+        if model.autoencoder.downsampling_factor > 1:
+            paths = tests or [sample.path for sample in self.samples]
+            pictures = PictureSet.of_files(paths, model.size, on)
+            stage = first_stage_figures(model.autoencoder, pictures, self.networks, observe_real)
+        first, (_, any_figures) = sets[0].recipes[0], self.figures[0]
+        recall = [(figures, name) for name, figures in self.figures if figures.recall]
+        return ModelReport(
+            model=model.name,
+            model_hash=model.hash,
+            data=self.data,
+            figures=(*found, *(_of_first_stage(figure) for figure in stage)),
+            pictures=len(recall[0][0].reference if recall else any_figures.real),
+            recall=_recall(found),
+            nearness=NEARNESS,
+            first_stage=reconstruction(stage) if stage else None,
+            first_stage_on=on,
+            steps=first.steps,
+            guidance=first.guidance,
+            sampler=first.sampler,
+            schedule=first.schedule,
+            seed=any_figures.seed,
+            template=any_figures.template,
+            seconds=round(time.monotonic() - began, 1),
+            notes=self.networks.notes,
+        )
 
 
 def evaluate(
     model: LatentDiffusion,
     data: Path | str,
     *,
-    captions: int = 200,
-    held_out: Sequence[str] = ("text",),
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    template: str = "{}",
-    observe: Callable[[int, int], None] | None = None,
+    observe: Observe = ignore,
+    observe_real: Observe = ignore,
+    **options: Any,
 ) -> ModelReport:
-    """Generates pictures of captions of a data set and measures recall and the first stage.
+    """Generates pictures and measures; the options are those of `Evaluation.plan`.
 
-    Captions are those of `captions` training pictures, each of another group and in turn English
-    and Korean where there is Korean, and all captions of the held-out pictures (the splits test and
-    validation) in the fields `held_out`. The first stage is measured on the held-out pictures, or
-    on all pictures without any. template: put around each caption, such as "a picture of a {}";
     observe: called after each step of a batch with the number of picture-steps done and of all.
-    Raises UndustError for a folder that is not a data set or has no captions, and for a template
-    without {}.
+    """
+    planned = Evaluation.plan(model, data, observe_real=observe_real, **options)
+    return planned.report(observe, observe_real)
+
+
+def evaluate_first_stage(
+    folder: Path,
+    data: Path | str,
+    networks: FigureNetworks | None = None,
+    observe: Observe = ignore,
+) -> FirstStageReport:
+    """The figures of the first stage in a folder, at the size in its configuration.
+
+    Measured on the held-out pictures of a data set, or on all without any; observe: called with
+    numbers of pictures. Raises UndustError for a folder that is not a first stage, and as
+    `image_folder.read`.
     """
     began = time.monotonic()
-    if captions < 0:
-        raise UndustError(f"captions: has to be at least 0, not {captions}")
-    if "{}" not in template:
-        raise UndustError(f"template: {template!r} has no {{}} for the caption")
-    samples = image_folder.read(data)
-    queries = [*_training(samples, captions, seed), *_held_out(samples, held_out)]
-    if not queries:
-        raise UndustError(f"{data} has no captions; they belong in {image_folder.METADATA}")
-    recipes = [
-        recipe
-        for place, query in enumerate(queries)
-        for recipe in model.recipes(
-            template.replace("{}", escape(query.caption)),
-            steps=steps,
-            guidance=guidance,
-            seed=seed + place,
-        )
-    ]
-    reference = ReferenceSet([sample.path for sample in samples], model.size)
-    ranks = _ranks(model, recipes, reference, [query.path for query in queries], observe)
-    tests = [sample.path for sample in samples if sample.split != "train"]
-    first = recipes[0]
-    return ModelReport(
-        model=model.name,
-        model_hash=model.hash,
-        data=str(data),
-        pictures=len(reference),
-        recall=_recall(queries, ranks),
-        nearness=NEARNESS,
-        first_stage=measure(model.autoencoder, tests or list(reference.number), model.size),
-        first_stage_on=HELD_OUT if tests else "pictures",
-        steps=first.steps,
-        guidance=first.guidance,
-        sampler=first.sampler,
-        schedule=first.schedule,
-        seed=seed,
-        template=template,
-        seconds=round(time.monotonic() - began, 1),
-    )
-
-
-def evaluate_first_stage(folder: Path, data: Path | str) -> FirstStageReport:
-    """PSNR and SSIM of the first stage in a folder, at the size in its configuration.
-
-    Measured on the held-out pictures of a data set, or on all without any. Raises UndustError for a
-    folder that is not a first stage, and as `image_folder.read`.
-    """
-    began = time.monotonic()
+    networks = networks or FigureNetworks()
     autoencoder = load_first_stage(folder)
     samples = image_folder.read(data)
     tests = [sample.path for sample in samples if sample.split == "test"]
+    on, paths = HELD_OUT if tests else "pictures", tests or [s.path for s in samples]
+    pictures = PictureSet.of_files(paths, autoencoder.image_size, on)
+    figures = first_stage_figures(autoencoder, pictures, networks, observe)
     return FirstStageReport(
         model=folder.resolve().name,
         model_hash=files_hash(sorted(folder.glob("*.safetensors")))[:10],
         data=str(data),
         size=autoencoder.image_size,
-        first_stage=measure(
-            autoencoder, tests or [s.path for s in samples], autoencoder.image_size
-        ),
-        first_stage_on=HELD_OUT if tests else "pictures",
+        figures=tuple(_of_first_stage(figure) for figure in figures),
+        first_stage=reconstruction(figures),
+        first_stage_on=on,
         seconds=round(time.monotonic() - began, 1),
+        notes=networks.notes,
     )
 
 
-def _first_stage_rows(figures: Reconstruction, on: str) -> list[tuple[str, str, str]]:
-    of = f"{figures.pictures} {on}"
-    return [
-        ("first stage: PSNR", f"{figures.psnr:.2f} dB", of),
-        ("first stage: SSIM", f"{figures.ssim:.3f}", of),
-    ]
+def _further(observe: Observe, before: int, total: int, done: int, _all: int) -> None:
+    """Observes a part of the work that begins after `before`."""
+    observe(before + done, total)
 
 
-def _training(samples: Iterable[Sample], count: int, seed: int) -> list[CaptionQuery]:
+def _of_first_stage(figure: Figure) -> Figure:
+    return figure.model_copy(update={"quantity": f"first stage: {figure.quantity}"})
+
+
+def _query(
+    samples: Sequence[Sample],
+    label: str | None,
+    maps: Sequence[str],
+    picture: int,
+    kind: str = "",
+    column: str = "text",
+) -> PictureQuery:
+    """The conditions of a real picture."""
+    sample = samples[picture]
+    options: dict[str, Any] = {}
+    if label is not None:
+        options["label"] = sample.column(label)
+    if maps:
+        options["maps"] = [sample.beside(name) for name in maps]
+    caption = sample.captions.get(column) or next(iter(sample.captions.values()), "")
+    return PictureQuery(caption, kind, column if kind else "", picture, options)
+
+
+def _label_column(
+    model: LatentDiffusion, samples: Sequence[Sample], data: Path | str
+) -> str | None:
+    """The column of the data that has the model's classes; None for a model without classes."""
+    if not model.classes:
+        return None
+    columns = dict.fromkeys(["folder", *(name for sample in samples for name in sample.columns)])
+    for column in columns:
+        if all(sample.column(column) in model.classes for sample in samples):
+            return column
+    raise UndustError(
+        f"{data} has no column with the model's classes, such as {model.classes[0]}; columns: "
+        f"{', '.join(columns)}"
+    )
+
+
+def _training(samples: Sequence[Sample], count: int, seed: int, ask: Any) -> list[PictureQuery]:
     """Captions of at most `count` groups, in a random order by the seed."""
-    concepts: dict[str, list[Sample]] = {}
-    for sample in samples:
+    concepts: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
         if sample.split == "train" and any(field in sample.captions for field in LANGUAGES):
-            concepts.setdefault(sample.group, []).append(sample)
+            concepts.setdefault(sample.group, []).append(place)
     drawn = uniform(seed, (0, 0, 0), (len(concepts), 2))
     members = list(concepts.values())
-    queries: list[CaptionQuery] = []
+    queries: list[PictureQuery] = []
     for which in drawn[:, 0].argsort()[:count].tolist():
-        sample = members[which][int(drawn[which, 1] * len(members[which]))]
-        fields = [field for field in LANGUAGES if field in sample.captions]
+        place = members[which][int(drawn[which, 1] * len(members[which]))]
+        fields = [field for field in LANGUAGES if field in samples[place].captions]
         field = fields[len(queries) % len(fields)]
-        queries.append(
-            CaptionQuery("training captions", field, sample.captions[field], sample.path)
-        )
+        queries.append(ask(place, "training captions", field))
     return queries
 
 
-def _held_out(samples: Iterable[Sample], fields: Sequence[str]) -> list[CaptionQuery]:
+def _held_out(samples: Sequence[Sample], fields: Sequence[str], ask: Any) -> list[PictureQuery]:
     return [
-        CaptionQuery("held-out captions", field, sample.captions[field], sample.path)
-        for sample in samples
+        ask(place, "held-out captions", field)
+        for place, sample in enumerate(samples)
         if sample.split != "train"
         for field in fields
         if field in sample.captions
     ]
 
 
-def _ranks(
-    model: LatentDiffusion,
-    recipes: list[Recipe],
-    reference: ReferenceSet,
-    wanted: list[Path],
-    observe: Callable[[int, int], None] | None,
-) -> list[int]:
-    """For each recipe's picture the number of reference pictures nearer than the wanted one."""
-    ranks: list[int] = []
-    done, total = 0, sum(recipe.total_steps for recipe in recipes)
-
-    def observed(step: loop.Step) -> loop.Step:
-        nonlocal done
-        done += len(step.x)
-        if observe:
-            observe(done, total)
-        return step
-
-    for batch in loop.batches(model, recipes):
-        *_, last = map(observed, loop.sample_batch(model, batch))
-        pictures = loop.decode(batch, last)
-        generated = torch.stack([from_image(picture.image, model.size) for picture in pictures])
-        paths = wanted[len(ranks) : len(ranks) + len(batch)]
-        ranks += reference.ranks(generated / 127.5 - 1, paths)
-    return ranks
-
-
-def _recall(queries: Sequence[CaptionQuery], ranks: Sequence[int]) -> dict[str, Recall]:
-    """By kind of caption, and by field for kinds with several fields."""
-    groups: dict[str, dict[str, list[int]]] = {}
-    for query, rank in zip(queries, ranks, strict=True):
-        groups.setdefault(query.kind, {}).setdefault(query.field, []).append(rank)
-    recall: dict[str, Recall] = {}
-    for kind, fields in groups.items():
-        recall[kind] = _shares([rank for ranks in fields.values() for rank in ranks])
-        if len(fields) > 1:
-            recall |= {f"{kind}, {name}": _shares(ranks) for name, ranks in fields.items()}
-    return recall
-
-
-def _shares(ranks: Sequence[int]) -> Recall:
-    return Recall(
-        captions=len(ranks),
-        top1=sum(rank < 1 for rank in ranks) / len(ranks),
-        top5=sum(rank < 5 for rank in ranks) / len(ranks),
-    )
+def _recall(figures: Iterable[Figure]) -> dict[str, Recall]:
+    """The figures of recall by kind of caption."""
+    shares: dict[str, dict[str, Figure]] = {}
+    for figure in figures:
+        kind, _, quantity = figure.quantity.partition(": ")
+        if quantity in ("right picture nearest", "among the nearest 5"):
+            shares.setdefault(kind, {})[quantity] = figure
+    return {
+        kind: Recall(
+            captions=own["right picture nearest"].count,
+            top1=own["right picture nearest"].value,
+            top5=own["among the nearest 5"].value,
+        )
+        for kind, own in shares.items()
+    }

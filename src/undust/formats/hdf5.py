@@ -34,7 +34,7 @@ def read(path: Path) -> dict[str, Tensor]:
     weights do not need: links, compressed, virtual or external data, other types.
     """
     try:
-        import h5py  # pyright: ignore[reportMissingImports]
+        import h5py
     except ImportError as error:
         raise UndustError(
             "it is an HDF5 file, and reading it needs another package: pip install undust[features]"

@@ -18,12 +18,15 @@ class FeatureNetwork(nn.Module, ABC):
     """A trained network that describes pictures [B,3,H,W] in [-1,1]; always in evaluation mode.
 
     name: for logs and figures; side: pixels of the squares to which `pooled` and `probabilities`
-    resize pictures, None for their own size; resizing: its name in figures.
+    resize pictures, None for their own size; resizing: its name in figures; classifies: whether it
+    has `probabilities`; published: whether FID, KID and inception score are defined by it.
     """
 
     name: str
     side: int | None
     resizing = "bicubic, antialiased"
+    classifies = False
+    published = False
 
     @abstractmethod
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:

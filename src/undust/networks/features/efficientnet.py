@@ -68,6 +68,8 @@ class Block(nn.Module):
 class EfficientNetLite0(FeatureNetwork):
     """Its maps are the last of each size: 16, 24, 40, 112 and 320 channels."""
 
+    classifies = True
+
     def __init__(self, name: str = "EfficientNet-Lite0") -> None:
         super().__init__()
         self.name, self.side = name, 224

@@ -21,6 +21,7 @@ class ReferenceInception(FeatureNetwork):
     name = "Inception 2015-12-05"
     side = 299
     resizing = "bilinear of TensorFlow 1"
+    classifies = published = True
 
     def __init__(self, network: Any) -> None:
         super().__init__()

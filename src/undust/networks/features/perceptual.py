@@ -18,7 +18,8 @@ class PerceptualDistance(nn.Module):
     """Σ over layers of the mean over positions of ‖w ⊙ (x̂ − ŷ)‖² (Zhang et al. 2018, eq. 1).
 
     x̂ and ŷ are the feature maps divided by their length at each position. heads: the squares of w
-    for each layer [C]; None for ones. name: for logs and figures. The weights stay as they are;
+    for each layer [C]; None for ones. kind: "LPIPS" with heads, else "perceptual distance"; name:
+    with the network's, for logs and figures. The weights stay as they are;
     gradients go to the pictures. Raises UndustError for heads of other widths than the maps, found
     at the first pictures.
     """
@@ -26,7 +27,8 @@ class PerceptualDistance(nn.Module):
     def __init__(self, features: FeatureNetwork, heads: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         self.features = features
-        self.name = f"{'LPIPS' if heads else 'perceptual distance'}, {features.name}"
+        self.kind = "LPIPS" if heads else "perceptual distance"
+        self.name = f"{self.kind}, {features.name}"
         self._layers = len(heads) if heads else 0
         for index, head in enumerate(heads or ()):
             self.register_buffer(f"head{index}", head.flatten()[:, None, None])
