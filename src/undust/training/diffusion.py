@@ -54,6 +54,7 @@ from undust.training.derived import (
     empty_first_stage,
     first_stage_at,
 )
+from undust.training.latent_statistics import rescale_latents
 from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData, content_digest
@@ -343,6 +344,8 @@ def _new_model(
     first_stage: FirstStageNetwork = IdentityFirstStage()
     if config.first_stage != PIXELS:
         first_stage = standalone_vae.load(config.first_stage)
+    if config.low_resolution and config.has_text:
+        rescale_latents(first_stage, model_folder.UPSCALER_SCALE)  # that of diffusers' pipeline
     settings = config.network
     if labels:
         count = len(labels.classes) + (not settings.null_class)

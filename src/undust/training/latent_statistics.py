@@ -58,6 +58,22 @@ def fold_latent_stats(network: EncoderDecoderNetwork[Any], mean: Tensor, deviati
     after.weight *= deviation[None, :, None, None]
 
 
+def rescale_latents(network: FirstStageNetwork, scaling_factor: float) -> None:
+    """Changes the scaling factor of a first stage, and its weights, with the same scaled latents.
+
+    One that has no convolutions beside the latent, or another mean than 0, is left as it is.
+    """
+    if not isinstance(network, EncoderDecoderNetwork):
+        return
+    scale, shift = network.scale(torch.zeros(1))
+    foldable = isinstance(network.quant_conv, nn.Conv2d) and isinstance(shift, float)
+    if not foldable or shift or not isinstance(scale, float):
+        return
+    like = next(network.parameters()).new_ones(network.latent_channels)
+    fold_latent_stats(network, 0 * like, scaling_factor / scale * like)
+    network.config = network.config.model_copy(update={"scaling_factor": scaling_factor})
+
+
 def unusual_deviation(
     network: FirstStageNetwork, mean: Tensor, deviation: Tensor, path: Path
 ) -> str:
