@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,12 +21,13 @@ from undust.training.losses import straight_through
 INFORMATIVE = 0.01  # nats a channel has per latent pixel if it has any information
 
 Terms = dict[str, Tensor]
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Encoded(NamedTuple):
-    """Latents to decode [B,C,h,w], the pictures that they should give, and loss terms."""
+class Reconstruction(NamedTuple):
+    """Decoded pictures [B,3,H,W], the pictures that they should be, and loss terms."""
 
-    latents: Tensor
+    decoded: Tensor
     pictures: Tensor
     terms: Terms
 
@@ -33,12 +35,11 @@ class Encoded(NamedTuple):
 class Bottleneck(Protocol):
     """A kind of first stage in training. Terms are means; the recipe's `loss` has their weights."""
 
-    def encode(self, x: Tensor, batch: Batch) -> Encoded:
-        """Of pictures [B,3,H,W] in [-1,1]."""
-        ...
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
+        """Encodes and decodes pictures [B,3,H,W] in [-1,1].
 
-    def decode(self, latents: Tensor, batch: Batch) -> tuple[Tensor, Terms]:
-        """Pictures [B,3,f·h,f·w], and further terms."""
+        transform: of latents [B,C,h,w] and their pictures, before decoding.
+        """
         ...
 
 
@@ -48,20 +49,19 @@ class KLBottleneck:
     def __init__(self, network: Autoencoder) -> None:
         self.network = network
 
-    def encode(self, x: Tensor, batch: Batch) -> Encoded:
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
         """The terms are "kl", per number of the latent, and how many channels have information."""
         posterior = self.network.encode(x)
         mean, logvar = posterior.mean, posterior.logvar
         noise = batch.normal(RandomStream.POSTERIOR, mean.shape[1:])
+        z, x = transform(posterior.sample(noise), x)
+        y = self.network.decode(z)
+        # After decoding: sums of gradients in another order would be other bits than formerly.
         kl = posterior.kl().float().mean() / mean[0].numel()
         with torch.no_grad():
             squares = mean.float().square() + logvar.float().exp() - 1 - logvar.float()
             active = (squares.mean((0, 2, 3)) / 2 > INFORMATIVE).float().sum()
-        return Encoded(posterior.sample(noise), x, {"kl": kl, "active_channels": active})
-
-    def decode(self, latents: Tensor, batch: Batch) -> tuple[Tensor, Terms]:  # noqa: ARG002
-        """Without further terms."""
-        return self.network.decode(latents), {}
+        return Reconstruction(y, x, {"kl": kl, "active_channels": active})
 
 
 class VQBottleneck:
@@ -73,19 +73,15 @@ class VQBottleneck:
     def __init__(self, network: VQAutoencoder, training: CodebookTraining | None) -> None:
         self.network, self.training = network, training
 
-    def encode(self, x: Tensor, batch: Batch) -> Encoded:  # noqa: ARG002
-        """Without terms."""
-        return Encoded(self.network.encode(x).mean, x, {})
-
-    def decode(self, latents: Tensor, batch: Batch) -> tuple[Tensor, Terms]:
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
         """The terms are "commitment" of latents to their codes, "codebook" and the codes' use.
 
         Both are mean squared distances (van den Oord et al. 2017, eq. 3): "commitment" has
         gradients to the latents alone, "codebook" to the codes alone, and is left out if they
         follow moving averages.
         """
-        quantize, training = self.network.quantize, self.training
-        z = latents.float()
+        z, x = transform(self.network.encode(x).mean, x)
+        z, quantize, training = z.float(), self.network.quantize, self.training
         learning = training if training is not None and training.training else None
         if learning is not None:
             learning.revive(z, batch)
@@ -96,11 +92,10 @@ class VQBottleneck:
             terms["commitment"] = F.mse_loss(z, codes.detach())
             if training.config.update == "gradient":
                 terms["codebook"] = F.mse_loss(codes, z.detach())
-        quantised = straight_through(z, codes)
         if learning is not None:
             learning.update(z, index)
             terms |= learning.figures()
-        return self.network.decode_codes(quantised), terms
+        return Reconstruction(self.network.decode_codes(straight_through(z, codes)), x, terms)
 
 
 class Distillation:
@@ -110,16 +105,12 @@ class Distillation:
         """teacher: frozen."""
         self.network, self.teacher = network, FirstStage(teacher)
 
-    def encode(self, x: Tensor, batch: Batch) -> Encoded:
-        """The teacher's latents and pictures; the term is the "latent" mean squared error."""
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
+        """The term is "latent", the mean squared error of the latents of pictures."""
         with torch.no_grad():
             posterior = self.teacher.encode(x)
             shape = posterior.mean.shape[1:]
-            latents = posterior.sample(batch.normal(RandomStream.POSTERIOR, shape))
-            pictures = self.teacher.decode(latents)
+            drawn = posterior.sample(batch.normal(RandomStream.POSTERIOR, shape))
+            z, pictures = transform(drawn, self.teacher.decode(drawn))
         error = F.mse_loss(self.network.encode(x).mean.float(), posterior.mean)
-        return Encoded(latents, pictures, {"latent": error})
-
-    def decode(self, latents: Tensor, batch: Batch) -> tuple[Tensor, Terms]:  # noqa: ARG002
-        """Without further terms."""
-        return self.network.decode(latents), {}
+        return Reconstruction(self.network.decode(z), pictures, {"latent": error})

@@ -21,39 +21,35 @@ SMALLEST = 0.25  # scale
 class Transformation(NamedTuple):
     """A scale in (0, 1] and a number of quarter turns, counterclockwise."""
 
-    scale: float
-    turns: int
+    scale: float = 1.0
+    turns: int = 0
 
-    def __call__(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """A picture or latent [B,C,H,W] resized to `size` (height, width), then turned."""
+    def __call__(self, latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B,C,h,w] and their pictures [B,3,f·h,f·w], both transformed.
+
+        The sides of latents are rounded to whole numbers, and the pictures are f times as large.
+        """
+        height, width = latents.shape[-2:]
+        factor = pictures.shape[-1] // width
+        small = max(1, round(height * self.scale)), max(1, round(width * self.scale))
+        large = small[0] * factor, small[1] * factor
+        return self._of_size(latents, small), self._of_size(pictures, large)
+
+    def _of_size(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[-2:] != size:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        return torch.rot90(x, self.turns, (-2, -1))
+        return torch.rot90(x, self.turns, (-2, -1)) if self.turns else x
 
 
-def drawn(batch: Batch, share: float) -> Transformation | None:
-    """The transformation of a step, one for the whole batch, or None; share: of such steps.
+UNCHANGED = Transformation()
+
+
+def drawn(batch: Batch, share: float) -> Transformation:
+    """The transformation of a step, one for the whole batch; share: of the steps that have one.
 
     Scales are uniform in [0.25, 1), turns in {0, 1, 2, 3}.
     """
     chance, scale, turns = batch.uniform(RandomStream.TRANSFORM, 3)[0].tolist()
     if chance >= share:
-        return None
+        return UNCHANGED
     return Transformation(SMALLEST + (1 - SMALLEST) * scale, int(4 * turns))
-
-
-def transformed(
-    latents: Tensor, pictures: Tensor, transformation: Transformation
-) -> tuple[Tensor, Tensor]:
-    """Latents [B,C,h,w] and their pictures [B,3,f·h,f·w], both transformed.
-
-    The sides of latents are rounded to whole numbers, and the pictures are f times as large.
-    """
-    height, width = latents.shape[-2:]
-    factor = pictures.shape[-1] // width
-    small = (
-        max(1, round(height * transformation.scale)),
-        max(1, round(width * transformation.scale)),
-    )
-    large = (small[0] * factor, small[1] * factor)
-    return transformation(latents, small), transformation(pictures, large)

@@ -17,8 +17,8 @@ from undust.errors import UndustError
 from undust.formats import standalone_vae
 from undust.formats.components import save_component
 from undust.formats.files import atomic_folder
+from undust.latent.first_stage import FirstStage
 from undust.networks.autoencoder import Autoencoder
-from undust.networks.base import FirstStageNetwork
 from undust.networks.encoder_decoder import EncoderDecoderNetwork
 from undust.networks.tiny import TinyAutoencoder
 from undust.networks.vq import VQAutoencoder
@@ -133,13 +133,11 @@ class FirstStageTask:
         x = self.images(batch.sample)
         if self.config.data.crop:
             x = crop(x, self.config.data.crop, batch.uniform(RandomStream.CROP, 2))
-        z, x, terms = self.bottleneck.encode(x, batch)
-        if training and (drawn := equivariance.drawn(batch, settings.equivariance)):
-            z, x = equivariance.transformed(z, x, drawn)
-        y, more = self.bottleneck.decode(z, batch)
+        transform = equivariance.drawn(batch, settings.equivariance if training else 0)
+        y, x, terms = self.bottleneck(x, batch, transform)
         y = y.float()
         likelihood, distances = self.reconstruction(y, x)
-        terms = {**distances, **more, **(terms if self.config.train == "all" else {})}
+        terms = {**distances, **(terms if self.config.train == "all" else {})}
         loss = likelihood + settings.weighted(terms)
         if self.adversary and training:
             last = self.autoencoder.last_layer
@@ -182,7 +180,9 @@ class FirstStageTask:
         if self.config.train == "all" and isinstance(published, EncoderDecoderNetwork):
             network = cast("EncoderDecoderNetwork[Any]", published)
             count = 2 if brief else STATISTICS_IMAGES
-            fold_latent_stats(network, *self._statistics(self.autoencoder, count))
+            indices = self.order.batch(0, min(count, len(self.data.train))).sample
+            batches = in_batches(self.images, indices)
+            fold_latent_stats(network, *latent_statistics(self.autoencoder, batches))
             fields = NORMALISED.keys() & type(network.config).model_fields.keys()
             update = {name: NORMALISED[name] for name in fields}
             network.config = network.config.model_copy(
@@ -213,11 +213,7 @@ class FirstStageTask:
                 assert self.config.teacher
                 return Distillation(self.autoencoder, standalone_vae.load(self.config.teacher))
 
-    def _statistics(self, network: FirstStageNetwork, count: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [C] of the latents of the run's first images."""
-        indices = self.order.batch(0, min(count, len(self.data.train))).sample
-        return latent_statistics(network, in_batches(self.images, indices))
-
+    @torch.no_grad()
     def _scale_notes(self) -> list[str]:
         """A line if a scale that stays is wrong: that of `init`, or of the teacher."""
         place, network = self.config.init, self.autoencoder
@@ -226,8 +222,8 @@ class FirstStageTask:
         elif self.config.train == "all":
             return []
         assert place
-        statistics = self._statistics(network, CHECKED_IMAGES)
-        return list(filter(None, [unusual_deviation(network, *statistics, place)]))
+        images = self.images(self.data.train[:CHECKED_IMAGES])
+        return unusual_deviation(network, FirstStage(network).encode(images), place)
 
     def _collapse(self, active: float) -> str:
         """A line on latents of which less than half the channels have information, else ""."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from undust.errors import UndustError
+from undust.latent.first_stage import Posterior
 from undust.networks.base import FirstStageNetwork
 from undust.networks.encoder_decoder import EncoderDecoderNetwork
 from undust.networks.vq import VQAutoencoder
@@ -74,23 +75,17 @@ def rescale_latents(network: FirstStageNetwork, scaling_factor: float) -> None:
     network.config = network.config.model_copy(update={"scaling_factor": scaling_factor})
 
 
-def unusual_deviation(
-    network: FirstStageNetwork, mean: Tensor, deviation: Tensor, path: Path
-) -> str:
-    """A line for people if the scaled latents of a first stage do not vary by about 1, else "".
+def unusual_deviation(network: FirstStageNetwork, latents: Posterior, place: Path) -> list[str]:
+    """A line for people if scaled latents do not vary by about 1, else none.
 
-    mean, deviation: of its unscaled latents [C]; path: its place.
+    latents: of pictures, by the first stage `network` at `place`.
     """
-    scale, shift = network.scale(mean)
-    factor = torch.as_tensor(scale).flatten()
-    centres = (mean - torch.as_tensor(shift).flatten()) * factor
-    variance = (deviation * factor).square().mean() + centres.var(unbiased=False)
-    found = float(variance.sqrt())
+    variance = latents.mean.var(unbiased=False) + latents.deviation.square().mean()
+    found, now = float(variance.sqrt()), float(getattr(network.config, "scaling_factor", 1.0))
     if USUAL[0] <= found <= USUAL[1]:
-        return ""
-    now = float(getattr(network.config, "scaling_factor", 1.0))
-    return (
-        f"the scaled latents of {path} have a deviation of {found:.3g}, and diffusion models "
+        return []
+    return [
+        f"the scaled latents of {place} have a deviation of {found:.3g}, and diffusion models "
         f"expect 1: a scaling_factor of {now / found:.4g} in its config.json makes it so, not "
         f"{now:.4g}"
-    )
+    ]
