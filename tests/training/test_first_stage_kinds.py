@@ -251,13 +251,19 @@ def test_what_does_not_fit_is_refused(
 # Faults of runs that really have them
 
 
-def test_a_scale_that_does_not_fit_is_told(published: Path, recipe: Recipe, tmp_path: Path):
+def test_a_scale_that_does_not_fit_is_told(
+    published: Path, recipe: Recipe, write_recipe: Callable[[str], Path], tmp_path: Path
+):
+    """To whom trains the decoder alone, and to whom trains a diffusion model on its latents."""
     fields = {**read_json(published / "config.json"), "scaling_factor": 90.0}
     save_component(published, Autoencoder(AutoencoderConfig.read(fields)))
     config = recipe(autoencoder=None, init=str(published), train="decoder", run={"steps": 1})
     told = [line for line in notes(config, tmp_path / "out") if "have a deviation of" in line]
     assert len(told) == 1
     assert str(published) in told[0]
+    diffusion = kinds.read(write_recipe("diffusion"), [f"first_stage={published}"])
+    _, found = prepare(diffusion, tmp_path / "diffusion")
+    assert [line for line in found if "have a deviation of" in line]
 
 
 def test_a_discriminator_that_never_starts_is_told(recipe: Recipe, tmp_path: Path):

@@ -54,7 +54,7 @@ from undust.training.derived import (
     empty_first_stage,
     first_stage_at,
 )
-from undust.training.latent_statistics import rescale_latents
+from undust.training.latent_statistics import rescale_latents, unusual_deviation
 from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData, content_digest
@@ -248,7 +248,7 @@ class DiffusionTask:
         if config.first_stage == PIXELS:
             self.latents = PixelLatents(self.data, size, observe)
         else:
-            self.latents = LatentCache(
+            self.latents = cache = LatentCache(
                 self.model.first_stage,
                 self.data,
                 size,
@@ -257,6 +257,9 @@ class DiffusionTask:
                 observe,
                 resumed=resumed is not None,
             )
+            if not resumed:
+                network, latents = self.model.autoencoder, cache.posterior
+                self.notes += unusual_deviation(network, latents, config.first_stage)
         self.notes += self.latents.notes
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

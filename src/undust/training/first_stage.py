@@ -125,7 +125,7 @@ class FirstStageTask:
         self.order, self.validation = self.data.order, self.data.validation
         self.images = ImageCache(self.data.source, data.size)
         self.images.preload([*self.data.train, *self.data.held_out], observe)
-        self.notes += self._scale_notes()
+        self.notes += [] if resumed else self._scale_notes()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, each a mean over images (KL: over the numbers of the latents)."""
