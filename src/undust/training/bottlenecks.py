@@ -24,7 +24,7 @@ Terms = dict[str, Tensor]
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Reconstruction(NamedTuple):
+class Reconstructed(NamedTuple):
     """Decoded pictures [B,3,H,W], the pictures that they should be, and loss terms."""
 
     decoded: Tensor
@@ -35,7 +35,7 @@ class Reconstruction(NamedTuple):
 class Bottleneck(Protocol):
     """A kind of first stage in training. Terms are means; the recipe's `loss` has their weights."""
 
-    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstructed:
         """Encodes and decodes pictures [B,3,H,W] in [-1,1].
 
         transform: of latents [B,C,h,w] and their pictures, before decoding.
@@ -49,7 +49,7 @@ class KLBottleneck:
     def __init__(self, network: Autoencoder) -> None:
         self.network = network
 
-    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstructed:
         """The terms are "kl", per number of the latent, and how many channels have information."""
         posterior = self.network.encode(x)
         mean, logvar = posterior.mean, posterior.logvar
@@ -61,7 +61,7 @@ class KLBottleneck:
         with torch.no_grad():
             squares = mean.float().square() + logvar.float().exp() - 1 - logvar.float()
             active = (squares.mean((0, 2, 3)) / 2 > INFORMATIVE).float().sum()
-        return Reconstruction(y, x, {"kl": kl, "active_channels": active})
+        return Reconstructed(y, x, {"kl": kl, "active_channels": active})
 
 
 class VQBottleneck:
@@ -73,7 +73,7 @@ class VQBottleneck:
     def __init__(self, network: VQAutoencoder, training: CodebookTraining | None) -> None:
         self.network, self.training = network, training
 
-    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstructed:
         """The terms are "commitment" of latents to their codes, "codebook" and the codes' use.
 
         Both are mean squared distances (van den Oord et al. 2017, eq. 3): "commitment" has
@@ -95,7 +95,7 @@ class VQBottleneck:
         if learning is not None:
             learning.update(z, index)
             terms |= learning.figures()
-        return Reconstruction(self.network.decode_codes(straight_through(z, codes)), x, terms)
+        return Reconstructed(self.network.decode_codes(straight_through(z, codes)), x, terms)
 
 
 class Distillation:
@@ -105,7 +105,7 @@ class Distillation:
         """teacher: frozen."""
         self.network, self.teacher = network, FirstStage(teacher)
 
-    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstruction:
+    def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstructed:
         """The term is "latent", the mean squared error of the latents of pictures."""
         with torch.no_grad():
             posterior = self.teacher.encode(x)
@@ -113,4 +113,4 @@ class Distillation:
             drawn = posterior.sample(batch.normal(RandomStream.POSTERIOR, shape))
             z, pictures = transform(drawn, self.teacher.decode(drawn))
         error = F.mse_loss(self.network.encode(x).mean.float(), posterior.mean)
-        return Reconstruction(self.network.decode(z), pictures, {"latent": error})
+        return Reconstructed(self.network.decode(z), pictures, {"latent": error})
