@@ -167,6 +167,6 @@ def test_errors_name_what_is_missing_or_does_not_fit() -> None:
         with pytest.raises(UndustError, match=message):
             DiTConfig.read({**TINY, **fields})
     with pytest.raises(UndustError, match="sample_size of 128"):
-        PixArtConfig.read({})
+        PixArtConfig.read({"sample_size": 128})
     with pytest.raises(UndustError, match="has to be 32, the width"):
         PixArtConfig.read({**TINY, "caption_channels": 12, "cross_attention_dim": 20})

@@ -329,7 +329,8 @@ def pipeline(parts: Components) -> str:
     """
     denoiser = type_of(parts.unet)
     pixels = isinstance(parts.autoencoder, IdentityFirstStage)
-    if not denoiser.needs_text or pixels or parts.maps or parts.classes:
+    crossed = denoiser.class_name == "UNet2DConditionModel"
+    if not crossed or pixels or parts.maps or parts.classes:
         plain = not (parts.texts or parts.maps or parts.extra_channels)
         if denoiser.class_name == "DiTTransformer2DModel" and plain and not pixels:
             return "DiTPipeline"

@@ -135,7 +135,9 @@ class PixArtConfig(DiTConfig):
 
     @model_validator(mode="after")
     def _check_text(self) -> PixArtConfig:
-        if self.use_additional_conditions is None and self.sample_size == 128:
+        # A recipe leaves out the size, which is derived; a config.json has it.
+        large = "sample_size" in self.model_fields_set and self.sample_size == 128
+        if self.use_additional_conditions is None and large:
             raise ValueError(
                 "use_additional_conditions is true where it is left out with a sample_size of 128, "
                 "which is not supported; false is"
