@@ -46,7 +46,7 @@ def test_pixels_edges_features_and_variance(pixel: str):
     x, y = pictures()
     ours = loss(pixel=pixel, edges=0.3, scales=2, learned_variance=True)
     features = TwoLayers().double()
-    ours._perceptual.append(PerceptualDistance(features))
+    ours.perceptual.append(PerceptualDistance(features))
     ours.config = ours.config.model_copy(update={"perceptual": 0.8})
     with torch.no_grad():
         ours.log_variance.fill_(-0.4)

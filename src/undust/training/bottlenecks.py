@@ -53,7 +53,7 @@ class KLBottleneck:
         """The terms are "kl", per number of the latent, and how many channels have information."""
         posterior = self.network.encode(x)
         mean, logvar = posterior.mean, posterior.logvar
-        noise = batch.normal(RandomStream.POSTERIOR, mean.shape[1:])
+        noise = batch.normal(RandomStream.POSTERIOR, mean.shape[1:]).to(mean.device)
         z, x = transform(posterior.sample(noise), x)
         y = self.network.decode(z)
         # After decoding: sums of gradients in another order would be other bits than formerly.
@@ -110,7 +110,7 @@ class Distillation:
         with torch.no_grad():
             posterior = self.teacher.encode(x)
             shape = posterior.mean.shape[1:]
-            drawn = posterior.sample(batch.normal(RandomStream.POSTERIOR, shape))
+            drawn = posterior.sample(batch.normal(RandomStream.POSTERIOR, shape).to(x.device))
             z, pictures = transform(drawn, self.teacher.decode(drawn))
         error = F.mse_loss(self.network.encode(x).mean.float(), posterior.mean)
         return Reconstructed(self.network.decode(z), pictures, {"latent": error})

@@ -70,7 +70,9 @@ class ImageCache:
 
 
 def in_batches(
-    images: ImageCache, indices: Sequence[int], observe: Observe = lambda _done, _all: None
+    images: Callable[[Sequence[int]], Tensor],
+    indices: Sequence[int],
+    observe: Observe = lambda _done, _all: None,
 ) -> Iterator[Tensor]:
     """The images at `indices`, [≤ENCODE_BATCH, 3, H, W] at a time.
 

@@ -76,7 +76,7 @@ class CodebookTraining(nn.Module):
         if not len(dead):
             return
         chances = batch.uniform(RandomStream.REVIVAL, math.prod(z.shape[2:]))
-        drawn = latents[chances.flatten().argsort()[: len(dead)]]
+        drawn = latents[chances.flatten().argsort()[: len(dead)].to(latents.device)]
         self.codes[dead] = drawn
         self.idle[dead] = 0
         if self.config.update == "ema":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, Self, cast
@@ -106,6 +106,7 @@ class FirstStageTask:
             )
         self.reconstruction = ReconstructionLoss(config.loss)
         self.notes += self.reconstruction.notes
+        self._frozen: list[nn.Module] = [*self.reconstruction.perceptual]
         self.adversary: Adversary | None = None
         if config.discriminator.weight:
             self.adversary = Adversary(config.discriminator, side, config.run.steps)
@@ -130,7 +131,7 @@ class FirstStageTask:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, each a mean over images (KL: over the numbers of the latents)."""
         settings, training = self.config.loss, self.modules.training
-        x = self.images(batch.sample)
+        x = self._pictures(batch.sample)
         if self.config.data.crop:
             x = crop(x, self.config.data.crop, batch.uniform(RandomStream.CROP, 2))
         transform = equivariance.drawn(batch, settings.equivariance if training else 0)
@@ -162,9 +163,9 @@ class FirstStageTask:
         """Images of the data set above their reconstructions; brief: one of them."""
         train = self.data.train
         apart = max(1, len(train) // PREVIEW_IMAGES)
-        x = self.images(train[::apart][: 1 if brief else PREVIEW_IMAGES])
+        x = self._pictures(train[::apart][: 1 if brief else PREVIEW_IMAGES])
         y = self.autoencoder.decode(self.autoencoder.encode(x).mode())
-        return grid(to_images(torch.cat([x, y])), columns=len(x))
+        return grid(to_images(torch.cat([x, y]).cpu()), columns=len(x))
 
     @torch.no_grad()
     def publish(self, folder: Path, *, brief: bool = False) -> None:
@@ -176,13 +177,14 @@ class FirstStageTask:
         decoder alone is trained, latents and scale stay; those of a tiny first stage are its
         teacher's scaled ones. brief: measured on two images.
         """
-        published = copy.deepcopy(self.autoencoder)
+        published = copy.deepcopy(self.autoencoder).cpu()
         if self.config.train == "all" and isinstance(published, EncoderDecoderNetwork):
             network = cast("EncoderDecoderNetwork[Any]", published)
             count = 2 if brief else STATISTICS_IMAGES
             indices = self.order.batch(0, min(count, len(self.data.train))).sample
-            batches = in_batches(self.images, indices)
-            fold_latent_stats(network, *latent_statistics(self.autoencoder, batches))
+            batches = in_batches(self._pictures, indices)
+            mean, deviation = latent_statistics(self.autoencoder, batches)
+            fold_latent_stats(network, mean.cpu(), deviation.cpu())
             fields = NORMALISED.keys() & type(network.config).model_fields.keys()
             update = {name: NORMALISED[name] for name in fields}
             network.config = network.config.model_copy(
@@ -198,6 +200,13 @@ class FirstStageTask:
             use = f"decode with it: undust generate PROMPT --vae {quote(str(model))}"
         return f"{use}; measure it: undust evaluate {quote(str(model))} {quote(str(data))}"
 
+    def _pictures(self, indices: Sequence[int]) -> Tensor:
+        """Images on the device of the modules, to which the networks that do not learn move."""
+        device = next(self.modules.parameters()).device
+        for network in (self.autoencoder, *self._frozen):
+            network.to(device)
+        return self.images(indices).to(device)
+
     def _bottleneck(self) -> Bottleneck:
         """That of the network; a codebook that learns is put into the modules."""
         match self.autoencoder:
@@ -211,7 +220,9 @@ class FirstStageTask:
                 return VQBottleneck(self.autoencoder, training)
             case TinyAutoencoder():
                 assert self.config.teacher
-                return Distillation(self.autoencoder, standalone_vae.load(self.config.teacher))
+                teacher = standalone_vae.load(self.config.teacher)
+                self._frozen.append(teacher)
+                return Distillation(self.autoencoder, teacher)
 
     @torch.no_grad()
     def _scale_notes(self) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 ADAPTIVE_EPS = 1e-4
 ADAPTIVE_LARGEST = 1e4
+ADAPTIVE_SCALE = 2.0**10  # of losses, so that their gradients are in the range of float16
 
 
 def gradient_difference(x: Tensor, y: Tensor, scales: int) -> Tensor:
@@ -57,7 +58,7 @@ def adaptive_weight(likelihood: Tensor, adversarial: Tensor, last_layer: Tensor)
     gradient goes through it. Both graphs are kept.
     """
     norms = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+        torch.autograd.grad(ADAPTIVE_SCALE * loss, last_layer, retain_graph=True)[0].float().norm()
         for loss in (likelihood, adversarial)
     ]
-    return (norms[0] / (norms[1] + ADAPTIVE_EPS)).clamp(0, ADAPTIVE_LARGEST)
+    return (norms[0] / (norms[1] + ADAPTIVE_SCALE * ADAPTIVE_EPS)).clamp(0, ADAPTIVE_LARGEST)

@@ -73,7 +73,7 @@ class ReconstructionLossConfig(Config):
 class ReconstructionLoss(nn.Module):
     """The distance of pictures: pixels, edges and features, over a learned variance if wished.
 
-    perceptual: None unless it has a weight; log_variance: None unless it is learned.
+    perceptual: one distance if it has a weight; log_variance: None unless it is learned.
     """
 
     def __init__(self, config: ReconstructionLossConfig) -> None:
@@ -82,16 +82,16 @@ class ReconstructionLoss(nn.Module):
         self.config = config
         self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_variance else None
         # In a list, so that its frozen weights are no part of this module.
-        self._perceptual: list[PerceptualDistance] = []
+        self.perceptual: list[PerceptualDistance] = []
         if config.perceptual:
             heads = load_heads(config.perceptual_heads) if config.perceptual_heads else None
             features = load_features(config.perceptual_network)
-            self._perceptual.append(PerceptualDistance(features, heads))
+            self.perceptual.append(PerceptualDistance(features, heads))
 
     @property
     def notes(self) -> list[str]:
         """A line that names the feature network, if there is one."""
-        return [f"loss.perceptual: {distance.name}" for distance in self._perceptual]
+        return [f"loss.perceptual: {distance.name}" for distance in self.perceptual]
 
     def forward(self, y: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstructions y and pictures x [B,3,H,W] in float32 → the loss, and its terms."""
@@ -102,7 +102,7 @@ class ReconstructionLoss(nn.Module):
         terms["edges"] = gradient_difference(y, x, config.scales)
         loss = config.edges * terms["edges"]
         loss = terms["pixel"] + loss if "pixel" in terms else loss
-        for distance in self._perceptual:
+        for distance in self.perceptual:
             terms["perceptual"] = distance(y, x).float().mean()
             loss = loss + config.perceptual * terms["perceptual"]
         if self.log_variance is not None:
