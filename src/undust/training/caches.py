@@ -15,7 +15,7 @@ from undust.formats import safetensors_file
 from undust.formats.files import make_folder
 from undust.latent.first_stage import FirstStage, Posterior
 from undust.pictures import from_image
-from undust.training.data import Observe
+from undust.training.data import CPU, Observe
 from undust.training.sources import DataSample, DataSource, TrainingData
 
 ENCODE_BATCH = 32  # images
@@ -31,9 +31,13 @@ class ImageCache:
         size: int,
         memory: int = 4 << 30,
         read: Callable[[DataSample], Tensor] | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """memory: bytes to use at most; read: of a sample other bytes than those of its image."""
-        self.source = source
+        """memory: bytes to use at most; read: of a sample other bytes than those of its image.
+
+        device: of the images that are returned.
+        """
+        self.source, self.device = source, device
         self.size = size
         self._read = read or self._pixels
         self._capacity = memory // (3 * size * size)
@@ -45,7 +49,7 @@ class ImageCache:
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
         """The images [B, 3, size, size] in [-1, 1], float32; UndustError for a broken one."""
-        return self.bytes(indices).float() / 127.5 - 1
+        return self.bytes(indices).to(self.device).float() / 127.5 - 1
 
     def bytes(self, indices: Sequence[int]) -> Tensor:
         """The same as bytes."""

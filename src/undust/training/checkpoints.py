@@ -41,7 +41,7 @@ class TrainingCheckpoint:
 
     config: `model_dump` of its configuration; inputs: digests of the run's inputs, by name; none in
     checkpoints of earlier versions, which have no tokenizer either. validation: the state of a
-    `ValidationHistory`.
+    `ValidationHistory`; loss_scale: of a `LossScale`.
     """
 
     step: int
@@ -53,6 +53,7 @@ class TrainingCheckpoint:
     tokenizer: Tokenizer | None = None
     best: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     validation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    loss_scale: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
@@ -79,6 +80,7 @@ def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
             "recipe": checkpoint.config,
             "inputs": dict(checkpoint.inputs),
             "validation": dict(checkpoint.validation),
+            "loss_scale": dict(checkpoint.loss_scale),
             "sha256": digests,
         }
         (building / "state.json").write_text(json.dumps(state, indent=2), "utf-8")
@@ -95,7 +97,7 @@ def load(path: Path) -> TrainingCheckpoint:
         digests = {str(name): str(digest) for name, digest in dict(state["sha256"]).items()}
         step, config = int(state["step"]), dict(state["recipe"])
         inputs = {str(name): str(digest) for name, digest in dict(state.get("inputs", {})).items()}
-        validation = dict(state.get("validation", {}))
+        more = {name: dict(state.get(name, {})) for name in ("validation", "loss_scale")}
         others = digests.keys() - set(TENSOR_FILES)
         if step != _step(path) or not digests.keys() >= set(REQUIRED):
             raise ValueError(f"step {step}")
@@ -119,7 +121,7 @@ def load(path: Path) -> TrainingCheckpoint:
         **tensors,
         inputs=inputs,
         tokenizer=tokenizer,
-        validation=validation,
+        **more,
     )
 
 

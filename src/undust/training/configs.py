@@ -6,12 +6,15 @@ Unknown keys are refused by name. The tables of a single kind are in the module 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from undust.formats.files import expanded
+from undust.networks import dtype_and_device
 
 MAX_STEPS = 10**9
 Place = Annotated[Path, AfterValidator(expanded)]
@@ -68,7 +71,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the hidden matrices.
 
-    The learning rate rises linearly, stays, and falls linearly.
+    The learning rate rises linearly in the warm-up, then follows its schedule: trapezoid (constant,
+    with a linear fall in the cool-down), constant, cosine or linear (to 0 at the end).
     """
 
     kind: Literal["adamw", "muon"] = Field(default="adamw", description="method")
@@ -77,11 +81,15 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled weight decay, times the learning rate"
     )
+    schedule: Literal["trapezoid", "constant", "cosine", "linear"] = Field(
+        default="trapezoid", description="learning rate after the warm-up"
+    )
     warm_up: StepsOrShare = Field(
         default=0, description="steps of linear rise at the start; below 1, a share of run.steps"
     )
     cool_down: StepsOrShare = Field(
-        default=0, description="steps of linear fall at the end; below 1, a share of run.steps"
+        default=0,
+        description="steps of linear fall at the end of a trapezoid; below 1, a share of run.steps",
     )
     clip: float = Field(default=1.0, gt=0, description="maximum norm of the gradient")
 
@@ -97,8 +105,20 @@ class OptimizerConfig(Config):
         """Learning rate of `step` (from 0) in a run of `steps`."""
         up, down = self.ramps(steps)
         rise = min(1.0, (step + 1) / (up + 1))
-        fall = min(1.0, (steps - step) / (down + 1))
+        left = (steps - step) / max(1, steps - up)  # of the part after the warm-up, at most 1
+        fall = {
+            "trapezoid": min(1.0, (steps - step) / (down + 1)),
+            "constant": 1.0,
+            "cosine": (1 - math.cos(math.pi * min(1.0, left))) / 2,
+            "linear": min(1.0, left),
+        }[self.schedule]
         return self.learning_rate * rise * fall
+
+    @model_validator(mode="after")
+    def _cools_down(self) -> Self:
+        if self.cool_down and self.schedule != "trapezoid":
+            raise ValueError(f"cool_down is part of schedule trapezoid, not of {self.schedule}")
+        return self
 
 
 class RunConfig(Config):
@@ -106,11 +126,26 @@ class RunConfig(Config):
 
     steps: int = Field(gt=0, le=MAX_STEPS, description="steps of the whole run")
     batch: int = Field(gt=0, le=2**20, description="samples per step")
+    accumulate: int = Field(
+        default=1,
+        gt=0,
+        description="parts in which the samples of a step are computed, to save memory",
+    )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="compute the activations of each block twice instead of keeping them",
+    )
+    compile: bool = Field(default=False, description="compile the networks with torch.compile")
     ema: float = Field(
         default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: no averaging"
     )
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        default="fp32", description="of the computation; auto: bf16 where measured to be faster"
+    device: Literal["cpu", "cuda", "mps", "auto"] = Field(
+        default="cpu", description="where the networks are trained; auto: an accelerator if any"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        default="fp32",
+        description="of the computation; auto: bf16 where measured to be faster; fp16 scales the "
+        "loss",
     )
     muon_precision: Literal["fp32", "bf16", "auto"] = Field(
         default="auto", description="of Muon's orthogonalisation; auto: the faster one, measured"
@@ -128,3 +163,11 @@ class RunConfig(Config):
     )
     checkpoint_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     keep: int = Field(default=3, gt=0, description="number of newest checkpoints to keep")
+
+    @property
+    def place(self) -> torch.device:
+        """The device. Raises UndustError for one that is not available."""
+        if self.device == "auto":
+            found = torch.accelerator.current_accelerator(check_available=True)
+            return found or torch.device("cpu")
+        return dtype_and_device.device(self.device)

@@ -8,7 +8,7 @@ numbers as one without interruption, whatever the batch size or the number of wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from undust.diffusion.noise import normal, uniform
 
+CPU = torch.device("cpu")
 Observe = Callable[[int, int], object]
 """Called with the number of images that are done, and of all."""
 
@@ -44,7 +45,7 @@ class Batch:
     """The samples of one step, and the counters of their random numbers.
 
     sample: [B] indices into the data source; epoch, index: [B] their positions in the run; step:
-    the number of earlier steps.
+    the number of earlier steps; device: of the normal numbers.
     """
 
     seed: int
@@ -52,13 +53,14 @@ class Batch:
     sample: tuple[int, ...]
     epoch: tuple[int, ...]
     index: tuple[int, ...]
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.sample)
 
     def normal(self, stream: RandomStream, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers [B, *shape], float32."""
-        return normal(self.seed, self._counters(stream), shape)
+        return normal(self.seed, self._counters(stream), shape).to(self.device)
 
     def uniform(self, stream: RandomStream, count: int = 1) -> Tensor:
         """Numbers in (0, 1), [B, count], float64."""
@@ -75,22 +77,24 @@ class SampleOrder:
     group, a concept of 25 variants is drawn as often as a concept of one.
     """
 
-    def __init__(self, groups: Sequence[Sequence[int]], seed: int) -> None:
-        self.groups = groups
+    def __init__(
+        self, groups: Sequence[Sequence[int]], seed: int, device: torch.device = CPU
+    ) -> None:
+        self.groups, self.device = groups, device
         self.seed = seed
         self._epoch = -1
         self._permutation: list[int] = []
 
     def batch(self, step: int, size: int) -> Batch:
         """The batch of `step` (from 0); batches continue across the ends of epochs."""
-        return replace(self.draws(range(step * size, (step + 1) * size)), step=step)
+        return self.draws(range(step * size, (step + 1) * size), step)
 
-    def draws(self, places: range) -> Batch:
-        """The samples at places of the endless order, as a batch of step 0."""
+    def draws(self, places: range, step: int) -> Batch:
+        """The samples at places of the endless order, as a batch of `step`."""
         pairs = [divmod(place, len(self.groups)) for place in places]
         samples = tuple(self._sample(epoch, index) for epoch, index in pairs)
         epochs, indices = zip(*pairs, strict=True)
-        return Batch(self.seed, 0, samples, epochs, indices)
+        return Batch(self.seed, step, samples, epochs, indices, self.device)
 
     def _sample(self, epoch: int, index: int) -> int:
         if epoch != self._epoch:

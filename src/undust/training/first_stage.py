@@ -93,7 +93,7 @@ class FirstStageTask:
     ) -> None:
         """As `TrainingConfig.task`. observe: called while images are decoded into memory."""
         data, self.config = config.data, config
-        self.data = TrainingData(data, config.seed)
+        self.data = TrainingData(data, config.seed, device=config.run.place)
         self.inputs = {**self.data.inputs, **config.weight_digests()}
         self.notes = self.data.notes
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
@@ -124,7 +124,7 @@ class FirstStageTask:
             self.modules["discriminator"] = self.adversary.network
             self.optimizers["discriminator"] = config.discriminator.optimizer(config.optimizer)
         self.order, self.validation = self.data.order, self.data.validation
-        self.images = ImageCache(self.data.source, data.size)
+        self.images = ImageCache(self.data.source, data.size, device=config.run.place)
         self.images.preload([*self.data.train, *self.data.held_out], observe)
         self.notes += [] if resumed else self._scale_notes()
 

@@ -26,8 +26,8 @@ from undust.formats.locks import FileLock
 from undust.training import checkpoints
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import OptimizerConfig
-from undust.training.data import Batch
 from undust.training.ema import Ema, exchange
+from undust.training.gradients import Gradients
 from undust.training.log import Log
 from undust.training.optimizers import Optimizers
 from undust.training.task import Task, TrainingConfig
@@ -69,9 +69,12 @@ class Trainer:
         self.task, self.config, self.run = task, config, config.run
         self.out, self._lock = out, lock
         self.step = 0
+        self.device = self.run.place
+        task.modules.to(self.device)
         self.parameters = dict(task.modules.named_parameters())
         self.buffers = persistent_buffers(task.modules)
         self.ema = Ema(self.parameters, self.run.ema)
+        self.gradients = Gradients(task, self.run, self.device)
         half = self.run.muon_precision != "fp32"
         self.optimizers = {
             name: Optimizers(parameters, settings, half=half)
@@ -103,11 +106,14 @@ class Trainer:
             for name, value in weights.items():
                 value.copy_(checkpoint.weights[name])
         self.ema.load(dict(checkpoint.average))
+        updates = checkpoint.step - int(checkpoint.loss_scale.get("skipped", 0))
         try:
             for optimizer in self.optimizers.values():
-                optimizer.load(checkpoint.optimizer, checkpoint.step)
+                optimizer.load(checkpoint.optimizer, updates)
         except KeyError as error:
             raise UndustError(f"{self.out}: the newest checkpoint has no {error}") from error
+        if self.gradients.scale:
+            self.gradients.scale.load(checkpoint.loss_scale)
         same = checkpoint.inputs.get("validation") == self.task.inputs.get("validation")
         if same and (checkpoint.best or not self.run.patience):
             self.history.load(checkpoint.validation)
@@ -121,7 +127,7 @@ class Trainer:
         with workspace(self.out / "model", self.out) as folder, torch.random.fork_rng(devices=[]):
             before = {name: value.clone() for name, value in self._weights().items()}
             few = min(2, self.run.batch)
-            self._losses(self.task.order.batch(self.step, few))["loss"].backward()
+            self.gradients.backward(self.step, few)
             for parameter in self.parameters.values():
                 parameter.grad = None
             for name, value in self._weights().items():
@@ -200,21 +206,25 @@ class Trainer:
             self.task.tokenizer,
             self.best,
             self.history.state(),
+            self.gradients.scale.state() if self.gradients.scale else {},
         )
         return checkpoints.save(self.out / "checkpoints", state, self.run.keep)
 
     def advance(self) -> dict[str, float]:
         """One update; the step's losses. Raises UndustError before a NaN reaches the weights."""
-        batch = self.task.order.batch(self.step, self.run.batch)
         for parameter in self.parameters.values():
             parameter.grad = None
-        losses = self._losses(batch)
-        losses["loss"].backward()
+        values = self.gradients.backward(self.step, self.run.batch)
+        self.gradients.unscale(self.parameters.values())
         norms = {
-            _suffixed("gradient_norm", name): optimizer.clip()
+            _suffixed("gradient_norm", name): float(optimizer.clip())
             for name, optimizer in self.optimizers.items()
         }
-        values = {name: float(value.detach()) for name, value in {**losses, **norms}.items()}
+        overflow = self.gradients.scale and not self.gradients.scale.update(norms.values())
+        if overflow and all(map(math.isfinite, values.values())):
+            self.step += 1
+            return values
+        values |= norms
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             folder = self.out / "checkpoints"
@@ -230,11 +240,6 @@ class Trainer:
         self.ema.update(self.step)
         self.step += 1
         return values
-
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        half = self.run.precision == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return self.task.losses(batch)
 
     def _weights(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers, by name."""
@@ -281,7 +286,7 @@ class Trainer:
         order = self.task.validation
         assert order
         with self._averaged():
-            found = validate(order, self._losses, self.run.batch, self.step)
+            found = validate(order, self.gradients.losses, self.run.batch, self.step)
         self._validated = found["validation_loss"]
         if self.history.add(self.step, self._validated) and self.run.patience:
             best = {**self.ema.average, **self.buffers}

@@ -67,9 +67,9 @@ class Optimizers:
             optimizer.step()
 
     def moments(self) -> dict[str, Tensor]:
-        """The state for a checkpoint, by "parameter.moment"."""
+        """The state for a checkpoint, by "parameter.moment"; zeros before the first update."""
         return {
-            f"{name}.{moment}": optimizer.state[value][moment]
+            f"{name}.{moment}": optimizer.state[value].get(moment, torch.zeros_like(value))
             for name, value, optimizer, moments in self._owned()
             for moment in moments
         }

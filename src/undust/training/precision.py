@@ -23,6 +23,8 @@ def resolved(config: C, before: Mapping[str, Any] | None = None) -> tuple[C, str
     before: the table `run` of the checkpoint that is resumed; "auto" keeps its precisions. Versions
     without `muon_precision` used bfloat16.
     """
+    if config.run.place.type != "cpu":
+        return _on_device(config)
     if config.optimizer.kind == "muon" and config.run.muon_precision == "auto":
         muon = "bf16" if before is not None or bfloat16_speed() >= 1 else "fp32"
         muon = (before or {}).get("muon_precision", muon)
@@ -32,7 +34,7 @@ def resolved(config: C, before: Mapping[str, Any] | None = None) -> tuple[C, str
 
 def _resolved(config: C, before: str | None) -> tuple[C, str]:
     requested = config.run.precision
-    if requested == "fp32":
+    if requested in ("fp32", "fp16"):
         return config, ""
     if requested == "auto" and before in ("fp32", "bf16"):
         return _with(config, precision=before), ""
@@ -45,6 +47,13 @@ def _resolved(config: C, before: str | None) -> tuple[C, str]:
         return config, slower if ratio < 1 else ""
     chosen = "bf16" if ratio >= MIN_SPEEDUP else "fp32"
     return _with(config, precision=chosen), f"run.precision auto: {chosen}, since {measured}"
+
+
+def _on_device(config: C) -> tuple[C, str]:
+    """As `resolved`, on an accelerator: bfloat16 in place of "auto"."""
+    names = ("precision", "muon_precision")
+    auto = [name for name in names if getattr(config.run, name) == "auto"]
+    return _with(config, **dict.fromkeys(auto, "bf16")), ""
 
 
 @cache

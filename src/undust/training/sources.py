@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import torch
 from PIL import Image
 
 from undust.datasets import image_folder
@@ -23,7 +24,7 @@ from undust.diffusion.registry import Registry
 from undust.errors import UndustError
 from undust.formats.safetensors_file import content_hash
 from undust.training.configs import DataConfig
-from undust.training.data import SampleOrder
+from undust.training.data import CPU, SampleOrder
 
 VALIDATION_SEED = 2**64 - 1  # of every run's validation loss
 MAX_HELD_OUT = 256  # samples of a validation loss
@@ -133,10 +134,17 @@ class TrainingData:
     the order in which they are drawn, validation with numbers that do not depend on `seed`.
     """
 
-    def __init__(self, config: DataConfig, seed: int, caption_fields: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        caption_fields: Iterable[str] = (),
+        device: torch.device = CPU,
+    ) -> None:
         """Raises UndustError if there is nothing to train on, or to hold out as configured.
 
-        caption_fields: columns of captions that are part of the digests.
+        caption_fields: columns of captions that are part of the digests; device: of the random
+        numbers.
         """
         self.source = SOURCES[config.source](config)
         self.samples = [self.source.sample(index) for index in range(len(self.source))]
@@ -144,9 +152,9 @@ class TrainingData:
         if not self.train:
             held_out = f"; {len(self.samples)} are held out from training" if self.samples else ""
             raise UndustError(f"{config.folder} has no training pictures{held_out}")
-        self.order = SampleOrder(groups(self.samples, self.train, config.draw_by), seed)
+        self.order = SampleOrder(groups(self.samples, self.train, config.draw_by), seed, device)
         self.validation = (
-            SampleOrder([[index] for index in self.held_out], VALIDATION_SEED)
+            SampleOrder([[index] for index in self.held_out], VALIDATION_SEED, device)
             if self.held_out
             else None
         )

@@ -41,7 +41,7 @@ def validate(
     sums: dict[str, float] = {}
     with torch.no_grad():
         for start in range(0, draws, size):
-            batch = replace(order.draws(range(start, min(start + size, draws))), step=step)
+            batch = order.draws(range(start, min(start + size, draws)), step)
             for name, value in losses(batch).items():
                 sums[name] = sums.get(name, 0.0) + len(batch) * float(value)
     return {f"validation_{name}": total / draws for name, total in sums.items()}
