@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 import undust
+from undust.conditioning.maps import MapKind
 from undust.datasets import image_folder
+from undust.diffusion.process import Flow
 from undust.errors import UndustError
 from undust.evaluation.distributions import frechet_distance, kernel_distance, precision_recall
 from undust.evaluation.first_stage import first_stage_figures
@@ -20,8 +22,12 @@ from undust.evaluation.generated import GeneratedFigures, PictureQuery, queries_
 from undust.evaluation.networks import ClipScore, FigureNetworks
 from undust.evaluation.pictures import PictureSet
 from undust.evaluation.report import evaluate
+from undust.formats.recipe_png import read_recipe
+from undust.networks.config.unet2d import UNet2DConfig
 from undust.networks.features.base import FeatureNetwork
 from undust.networks.features.perceptual import PerceptualDistance
+from undust.networks.identity import IdentityFirstStage
+from undust.networks.unet import UNet2D
 from undust.pictures import from_image
 from undust.pipeline import LatentDiffusion
 
@@ -184,3 +190,68 @@ def test_networks_by_name(monkeypatch: pytest.MonkeyPatch):
     assert FigureNetworks.load("none", "none").notes == ()
     with pytest.raises(UndustError, match="heads: name their network too"):
         FigureNetworks.load(heads="vgg.pth")
+
+
+def conditioned(classes: tuple[str, ...], maps: tuple[MapKind, ...]) -> LatentDiffusion:
+    """A model of 32 px pictures without text, with random weights."""
+    torch.manual_seed(0)
+    config = UNet2DConfig(
+        sample_size=32,
+        in_channels=3 + sum(kind.channels for kind in maps),
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        num_class_embeds=len(classes) + 1 if classes else None,
+    )
+    stage = IdentityFirstStage(3, (32, 32))
+    network = UNet2D(config)
+    process = Flow()
+    model = LatentDiffusion(
+        stage, network, (), process, "flow", guidance=1.0, classes=classes, maps=maps
+    )
+    model.name, model.hash = "conditioned", "0"
+    return model
+
+
+@pytest.fixture
+def columns(data: Path) -> Path:
+    """The same pictures with a class and a map."""
+    rows = []
+    for number, path in enumerate(sorted(data.glob("*.png"))):
+        Image.new("L", (32, 32), 10 * number).save(data / f"map-{number}.bmp")
+        kind = {"shape": ("round", "square")[number % 2], "near": f"map-{number}.bmp"}
+        rows.append({"file_name": path.name, **kind})
+    image_folder.write(data, rows)
+    return data
+
+
+def test_models_without_text_are_given_the_classes_and_maps_of_the_data(
+    columns: Path, tmp_path: Path
+):
+    model = conditioned(("round", "square"), (MapKind(kind="depth"),))
+    networks = FigureNetworks(features=Means())
+    report = evaluate(
+        model, columns, steps=1, maps=["near"], networks=networks, folder=tmp_path / "out"
+    )
+    assert report.recall == {}
+    assert report.first_stage is None  # pixels are no latents
+    found = {figure.quantity: figure.count for figure in report.figures}
+    assert found["Fréchet distance"] == 16
+    made = [read_recipe(path) for path in sorted((tmp_path / "out/pictures").glob("*.png"))]
+    assert sorted(recipe["label"] for recipe in made) == ["round"] * 8 + ["square"] * 8
+    maps = {recipe["maps"][0]["hash"] for recipe in made}
+    assert len(maps) == 16
+    with pytest.raises(UndustError, match=r"no column with the model's classes, such as red; col"):
+        evaluate(conditioned(("red", "blue"), ()), columns, steps=1)
+    with pytest.raises(UndustError, match="takes depth; 0 given"):
+        evaluate(model, columns, steps=1)
+
+
+def test_an_unconditional_model_is_sampled_as_often_as_there_are_pictures(data: Path):
+    report = evaluate(conditioned((), ()), data, steps=1, networks=FigureNetworks(Means()))
+    assert {figure.count for figure in report.figures} == {16}
+    assert all("seed 0" in figure.name for figure in report.figures)
+    with pytest.raises(UndustError, match="pictures: has to be at least 2, not 1"):
+        evaluate(conditioned((), ()), data, pictures=1)
