@@ -57,6 +57,22 @@ def notes(config: FirstStageConfig, out: Path) -> list[str]:
     return first + found
 
 
+@pytest.mark.parametrize(("factor", "channels"), [(2, 1), (32, 64)])
+@pytest.mark.parametrize("table", ["autoencoder", "vq"])
+def test_factors_and_channels(
+    table: str, factor: int, channels: int, recipe: Recipe, tmp_path: Path
+):
+    network = {"block_out_channels": [4] * factor.bit_length(), "norm_num_groups": 2}
+    sizes = {table: {**network, "latent_channels": channels}}
+    config = recipe(**{"autoencoder": None, "data": {"size": 64, "crop": None}, **sizes})
+    task = FirstStageTask(config, tmp_path)
+    task.losses(task.order.batch(0, 2))["loss"].backward()
+    assert all(p.grad is not None for p in task.modules.parameters())
+    task.publish(tmp_path / "model", brief=True)
+    latents = load_first_stage(tmp_path / "model").encode(torch.zeros(1, 3, 64, 64)).mean
+    assert latents.shape == (1, channels, 64 // factor, 64 // factor)
+
+
 # VQ
 
 

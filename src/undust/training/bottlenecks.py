@@ -50,7 +50,7 @@ class KLBottleneck:
         self.network = network
 
     def __call__(self, x: Tensor, batch: Batch, transform: Transform) -> Reconstructed:
-        """The terms are "kl", per number of the latent, and how many channels have information."""
+        """The terms are "kl", per number of the latent, and the number of informative channels."""
         posterior = self.network.encode(x)
         mean, logvar = posterior.mean, posterior.logvar
         noise = batch.normal(RandomStream.POSTERIOR, mean.shape[1:]).to(mean.device)

@@ -18,8 +18,8 @@ from undust.training.losses import gradient_difference, negative_log_likelihood
 class ReconstructionLossConfig(Config):
     """Weights of the first stage's loss terms.
 
-    Each term is a mean. The published KL loss is a sum over the N numbers of a picture: divided by
-    N it is this one with kl = 1e-6·n/N, where n is the number of numbers of its latent.
+    Each term is a mean, as in the published VQ loss. The published KL loss is a sum over the N
+    numbers of a picture: divided by N it is this one with kl = 1e-6·n/N, for a latent of n numbers.
     """
 
     pixel: Literal["l1", "l2", "none"] = Field(default="l1", description="distance of pixels")
@@ -39,8 +39,7 @@ class ReconstructionLossConfig(Config):
         default=None, description="file with LPIPS' weights of its channels; left out: all equal"
     )
     learned_variance: bool = Field(
-        default=False,
-        description="divide the error by a learned variance",
+        default=False, description="divide the error by a learned variance"
     )
     equivariance: float = Field(
         default=0.0,
@@ -60,7 +59,7 @@ class ReconstructionLossConfig(Config):
     )
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor | float:
-        """The weighted sum of the terms beside the reconstruction; those without weight are not."""
+        """The weighted sum of the bottleneck's terms; terms without a weight are only logged."""
         weights = {
             "kl": self.kl,
             "codebook": self.codebook,
@@ -71,9 +70,9 @@ class ReconstructionLossConfig(Config):
 
 
 class ReconstructionLoss(nn.Module):
-    """The distance of pictures: pixels, edges and features, over a learned variance if wished.
+    """The distance of pictures: pixels, edges and features, divided by a variance that is learned.
 
-    perceptual: one distance if it has a weight; log_variance: None unless it is learned.
+    perceptual: empty if it has no weight; log_variance: None if it is not learned.
     """
 
     def __init__(self, config: ReconstructionLossConfig) -> None:
