@@ -125,7 +125,7 @@ def check_captions(
         folders = sorted({PurePosixPath(sample.group).parent.name for sample in samples} - {""})
         if not known and len(folders) > 1:
             names = ", ".join(map(printable, folders[:3]))
-            remedy += f"; names of folders ({names}, …) are not read"
+            remedy += f"; names of folders ({names}, …) are classes with a table [labels]"
         raise UndustError(
             f"captions.fields: no picture has a caption in {', '.join(config.fields)}; {columns}: "
             f"{remedy}. To train without captions: captions.fields = []"

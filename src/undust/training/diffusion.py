@@ -284,7 +284,7 @@ class DiffusionTask:
     @property
     def captions(self) -> tuple[str, ...]:
         """The prompts of the preview's images."""
-        if self.conditions:
+        if self.conditions or not self.text:
             return ()
         return self.config.previews or ("",)
 
@@ -300,7 +300,9 @@ class DiffusionTask:
         """
         steps = 1 if brief else 20
         if not self.conditions:
-            recipes = self.model.recipes([*map(escape, self.captions)], seed=0, steps=steps)
+            prompts = [*map(escape, self.captions)] if self.text else ()
+            count = 1 if self.text else SHOWN
+            recipes = self.model.recipes(prompts, seed=0, steps=steps, count=count)
             return grid(self._generated(recipes[: 1 if brief else None]))
         train = self.data.train
         shown = train[:: max(1, len(train) // SHOWN)][: 1 if brief else SHOWN]
