@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +17,9 @@ from undust.conditioning.prompt import escape
 from undust.conditioning.tokenizer import Tokenizer
 from undust.diffusion.process import Process
 from undust.errors import UndustError
+from undust.evaluation.figure import Figure
+from undust.evaluation.generated import PictureQuery
+from undust.evaluation.networks import FigureNetworks
 from undust.formats import model_folder, standalone_vae
 from undust.formats.components import DEFAULT_GUIDANCE, new_denoiser, type_of
 from undust.generation import loop
@@ -34,6 +37,7 @@ from undust.networks.config import (
 from undust.networks.identity import IdentityFirstStage
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
+from undust.training import figures
 from undust.training.caches import LatentCache, PixelLatents
 from undust.training.captions import CaptionsConfig
 from undust.training.checkpoints import TrainingCheckpoint
@@ -54,6 +58,7 @@ from undust.training.derived import (
     empty_first_stage,
     first_stage_at,
 )
+from undust.training.figures import FiguresConfig
 from undust.training.latent_statistics import rescale_latents, unusual_deviation
 from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
@@ -316,6 +321,14 @@ class DiffusionTask:
             rows.append([*maps, *self._generated(self.model.recipes(prompts, **options))])
         return grid([image for column in zip(*rows, strict=True) for image in column], len(rows))
 
+    def _query(self, sample: int) -> PictureQuery:
+        options: dict[str, Any] = {}
+        for each in self.conditions:
+            options |= each.options(sample)
+        if not self.text:
+            return PictureQuery("", options=options)
+        return PictureQuery(self.text.first(sample), "training captions", options=options)
+
     def _generated(self, recipes: list[Any]) -> list[Image.Image]:
         *_, last = loop.sample_batch(self.model, recipes)
         return [picture.image for picture in loop.decode(recipes, last)]
@@ -323,6 +336,12 @@ class DiffusionTask:
     def publish(self, folder: Path, *, brief: bool = False) -> None:  # noqa: ARG002
         """Writes the whole model as a diffusers folder."""
         self.model.save(folder)
+
+    def figures(
+        self, config: FiguresConfig, networks: FigureNetworks
+    ) -> Callable[[], list[Figure]]:
+        """Measures pictures of the conditions of training pictures."""
+        return figures.of_diffusion(self.model, self.data, self._query, config, networks)
 
     def next_steps(self, model: Path, data: Path) -> str:  # noqa: ARG002
         """A command that generates an image under a condition of the data."""

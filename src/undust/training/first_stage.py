@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, Self, cast
@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from undust.errors import UndustError
+from undust.evaluation.figure import Figure
+from undust.evaluation.networks import FigureNetworks
 from undust.formats import standalone_vae
 from undust.formats.components import save_component
 from undust.formats.files import atomic_folder
@@ -23,7 +25,7 @@ from undust.networks.encoder_decoder import EncoderDecoderNetwork
 from undust.networks.tiny import TinyAutoencoder
 from undust.networks.vq import VQAutoencoder
 from undust.pictures import grid, to_images
-from undust.training import codebook, equivariance
+from undust.training import codebook, equivariance, figures
 from undust.training.adversarial import Adversary, DiscriminatorConfig
 from undust.training.bottlenecks import Bottleneck, Distillation, KLBottleneck, VQBottleneck
 from undust.training.caches import ImageCache, in_batches
@@ -31,6 +33,7 @@ from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.codebook import CodebookConfig, CodebookTraining
 from undust.training.configs import OptimizerConfig
 from undust.training.data import Batch, Observe, RandomStream, crop
+from undust.training.figures import FiguresConfig
 from undust.training.first_stage_network import FirstStageNetworkConfig, decoding_parts
 from undust.training.latent_statistics import (
     fold_latent_stats,
@@ -192,6 +195,13 @@ class FirstStageTask:
             )
         with atomic_folder(folder, replace=True) as building:
             save_component(building, published)
+
+    def figures(
+        self, config: FiguresConfig, networks: FigureNetworks
+    ) -> Callable[[], list[Figure]]:
+        """Measures reconstructions of held-out pictures."""
+        size = self.config.data.size
+        return figures.of_first_stage(self.autoencoder, (size, size), self.data, config, networks)
 
     def next_steps(self, model: Path, data: Path) -> str:
         """The use of the first stage in a diffusion recipe, and a command to measure it."""

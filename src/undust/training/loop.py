@@ -80,6 +80,11 @@ class Trainer:
             name: Optimizers(parameters, settings, half=half)
             for name, settings, parameters in self._optimized()
         }
+        self._networks = None
+        if config.figures.every:
+            self._networks = config.figures.networks().to(self.device)
+            task.notes += self._networks.notes
+            self._figures = task.figures(config.figures, self._networks)
         self.history = ValidationHistory(self.run.patience)
         self.best: dict[str, Tensor] = {}
         self._validated: float | None = None
@@ -120,9 +125,9 @@ class Trainer:
             self.best = dict(checkpoint.best) if self.run.patience else {}
 
     def rehearse(self) -> None:
-        """One step, save and preview with the least work; nothing is kept.
+        """One step, save, preview and figures with the least work; nothing is kept.
 
-        Raises UndustError for a fault that would end the run at its first save or preview.
+        Raises UndustError for a fault that would end the run at the first of these.
         """
         with workspace(self.out / "model", self.out) as folder, torch.random.fork_rng(devices=[]):
             before = {name: value.clone() for name, value in self._weights().items()}
@@ -135,6 +140,8 @@ class Trainer:
             with self._averaged():
                 self.task.publish(folder / "new", brief=True)
                 self.task.preview(brief=True)
+                if self._networks:
+                    self.task.figures(self.config.figures.brief, self._networks)()
 
     def train(self, observe: Callable[[TrainingProgress], None]) -> bool:
         """Runs to the end; False if Ctrl-C or SIGTERM stopped it (the state is saved then).
@@ -168,6 +175,11 @@ class Trainer:
                     notes += self.history.notes(
                         row["validation_loss"], last=self.step >= self.run.steps
                     )
+                if self._networks and self._due(self.config.figures.every):
+                    with self._averaged():
+                        found = self._figures()
+                    row |= {figure.name: figure.value for figure in found}
+                    notes += [f"{figure.name}: {figure.shown}" for figure in found]
                 samples = self.step * self.run.batch
                 observe(
                     TrainingProgress(

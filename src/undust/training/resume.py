@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "run.patience",
     "run.checkpoint_every",
     "run.keep",
+    "figures",
     "loss",
     "discriminator.weight",
     "discriminator.start",

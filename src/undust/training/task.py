@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -12,9 +12,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from undust.conditioning.tokenizer import Tokenizer
+from undust.evaluation.figure import Figure
+from undust.evaluation.networks import FigureNetworks
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import Config, DataConfig, OptimizerConfig, RunConfig
 from undust.training.data import Batch, Observe, SampleOrder
+from undust.training.figures import FiguresConfig
 
 
 class Task(Protocol):
@@ -80,6 +83,12 @@ class Task(Protocol):
         """
         ...
 
+    def figures(
+        self, config: FiguresConfig, networks: FigureNetworks
+    ) -> Callable[[], list[Figure]]:
+        """A function that measures the current weights, in evaluation mode."""
+        ...
+
     def next_steps(self, model: Path, data: Path) -> str:
         """A line for people: uses of the finished model, trained with the data in a folder."""
         ...
@@ -92,6 +101,7 @@ class TrainingConfig(Config, ABC):
     data: DataConfig
     optimizer: OptimizerConfig
     run: RunConfig
+    figures: FiguresConfig = FiguresConfig()
 
     def complete(self) -> Self:
         """This configuration with the keys that follow from other keys filled in.
