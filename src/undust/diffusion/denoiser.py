@@ -77,17 +77,20 @@ class NetworkDenoiser(Generic[C]):
         sigma: Tensor,
         cond: C,
         weighting: Weighting = uniform_weight,
+        input_noise: Tensor | None = None,
     ) -> Tensor:
         """The training loss [B] of clean pictures x0 [B, …] under unit noise at σ [B].
 
         The weighted mean squared error of the network's output (Rombach et al. 2022, eq. 3; the
         weighting is γ(t) of seed 001, eq. 3). sigma may have a wider precision than x0, in which
-        the time step is computed.
+        the time step is computed; input_noise: the noise of the network's input, if it is not that
+        of the target.
         """
         timestep = self.process.timestep(sigma).float()
         sigma = sigma.to(x0)
         level = sigma.reshape(-1, *[1] * (x0.ndim - 1))
-        x = (x0 + level * noise) * self.process.input_scale(level)
+        given = noise if input_noise is None else input_noise
+        x = (x0 + level * given) * self.process.input_scale(level)
         output = self.network(x, timestep, cond).to(x0)
         error = (output - self.prediction.target(x0, noise, level)).square()
         return weighting(sigma, self.prediction) * error.mean(tuple(range(1, x0.ndim)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ Observe = Callable[[int, int], object]
 """Called with the number of images that are done, and of all."""
 
 
+@unique
 class RandomStream(IntEnum):
     """The use of a random number: one counter word, so that no two uses share numbers."""
 
@@ -35,9 +36,11 @@ class RandomStream(IntEnum):
     DROP_MAP = 9
     LOW_RESOLUTION = 10
     MASK = 11
-    LOW_RESOLUTION_NOISE = 12
     REVIVAL = 12
     TRANSFORM = 13
+    LOW_RESOLUTION_NOISE = 14
+    OFFSET = 15
+    PERTURBATION = 16
 
 
 @dataclass(frozen=True)

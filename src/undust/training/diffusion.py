@@ -60,6 +60,7 @@ from undust.training.derived import (
 )
 from undust.training.figures import FiguresConfig
 from undust.training.latent_statistics import rescale_latents, unusual_deviation
+from undust.training.noise import NoiseChangesConfig, training_noise
 from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData, content_digest
@@ -91,6 +92,7 @@ class DiffusionConfig(TrainingConfig):
     low_resolution: LowResolutionConfig | None = None
     inpainting: InpaintingConfig | None = None
     diffusion: AnyNoiseConfig = BetaNoiseConfig()
+    noise: NoiseChangesConfig = NoiseChangesConfig()
     unet: UNetConfig | None = None
     unet2d: UNet2DConfig | None = None
     dit: DiTConfig | None = None
@@ -271,7 +273,9 @@ class DiffusionTask:
         """The weighted squared error of the network's output, a mean over the batch."""
         shape = self.latents.shape
         z = self.latents.sample(batch.sample, batch.normal(RandomStream.POSTERIOR, shape))
-        noise = batch.normal(RandomStream.NOISE, shape)
+        # The validation loss is comparable between runs with other noise.
+        changes = self.config.noise if self.modules.training else NoiseChangesConfig()
+        noise, given = training_noise(changes, batch, shape)
         sigma = self.noise_levels(batch.uniform(RandomStream.TIME)[:, 0])
         prompts = self.text(batch) if self.text else [None] * len(batch)
         fields: dict[str, Sequence[Any]] = {}
@@ -280,7 +284,8 @@ class DiffusionTask:
         cond = self.model.conditioner(ConditionInputs(prompts, fields, captions=True))
         for each in self.conditions:
             cond = cond.beside(each.channels(batch), each.label(batch))
-        return {"loss": self.denoise.loss(z, noise, sigma, cond, self.weighting).mean()}
+        loss = self.denoise.loss(z, noise, sigma, cond, self.weighting, input_noise=given)
+        return {"loss": loss.mean()}
 
     def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:  # noqa: ARG002
         """None yet."""
