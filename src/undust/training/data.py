@@ -36,9 +36,9 @@ class RandomStream(IntEnum):
     DROP_MAP = 9
     LOW_RESOLUTION = 10
     MASK = 11
-    REVIVAL = 12
+    LOW_RESOLUTION_NOISE = 12
     TRANSFORM = 13
-    LOW_RESOLUTION_NOISE = 14
+    REVIVAL = 14
     OFFSET = 15
     PERTURBATION = 16
 
