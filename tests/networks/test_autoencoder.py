@@ -89,6 +89,13 @@ def test_extreme_variances_are_bounded(shake) -> None:
         assert (ours.encode(torch.zeros(1, 3, 8, 8)).logvar == bound).all()
 
 
+def test_what_is_called_is_what_is_compiled(shake) -> None:
+    ours, _ = pair(shake)
+    ours.compile()
+    assert ours.encoder._compiled_call_impl is not None
+    assert ours.decoder._compiled_call_impl is not None
+
+
 def test_last_layer_is_the_last(shake) -> None:
     ours, _ = pair(shake)
     ours.last_layer.zero_()

@@ -16,11 +16,13 @@ from undust.errors import UndustError
 from undust.formats import standalone_vae
 from undust.formats.components import load_first_stage, save_component
 from undust.formats.folder import read_json
+from undust.latent.first_stage import FirstStage
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.networks.tiny import TinyAutoencoder
 from undust.networks.vq import VQAutoencoder
-from undust.training import kinds
+from undust.training import equivariance, kinds
+from undust.training.data import RandomStream
 from undust.training.first_stage import FirstStageConfig, FirstStageTask
 from undust.training.run import prepare, train
 
@@ -71,6 +73,24 @@ def test_factors_and_channels(
     task.publish(tmp_path / "model", brief=True)
     latents = load_first_stage(tmp_path / "model").encode(torch.zeros(1, 3, 64, 64)).mean
     assert latents.shape == (1, channels, 64 // factor, 64 // factor)
+
+
+def test_the_decoded_picture_of_a_transformed_latent(recipe: Recipe):
+    """It is compared with the picture transformed alike, in the training alone."""
+    config = recipe(loss={"equivariance": 1.0, "edges": 0.0}, data={"crop": None})
+    task = FirstStageTask(config, Path("out"))
+    batch = task.order.batch(3, 4)
+    x = task.images(batch.sample)
+    posterior = task.autoencoder.encode(x)
+    noise = batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:])
+    z = posterior.sample(noise)
+    small, large = equivariance.drawn(batch, 1.0)(z, x)
+    assert small.shape != z.shape
+    expected = (task.autoencoder.decode(small) - large).abs().mean()
+    torch.testing.assert_close(task.losses(batch)["pixel"], expected)
+    task.modules.eval()
+    plain = (task.autoencoder.decode(z) - x).abs().mean()
+    torch.testing.assert_close(task.losses(batch)["pixel"], plain)
 
 
 # VQ
@@ -184,6 +204,7 @@ def test_the_decoder_alone(published: Path, recipe: Recipe, tmp_path: Path):
 
 
 def test_all_of_it_from_another_run(first_stage: Path, recipe: Recipe, tmp_path: Path):
+    assert recipe(autoencoder=None, init="emoji").autoencoder.latent_channels == 16
     config = recipe(autoencoder=None, init=str(first_stage))
     task = FirstStageTask(config, tmp_path)
     before = load_first_stage(first_stage)
@@ -216,6 +237,17 @@ def test_a_tiny_one_learns_from_its_teacher(first_stage: Path, recipe: Recipe, t
         optimizer={"learning_rate": 1e-2, "warm_up": 3},
         data={"crop": None},
     )
+    task = FirstStageTask(config, tmp_path)
+    teacher, student = load_first_stage(first_stage), task.autoencoder
+    batch = task.order.batch(0, 4)
+    x = task.images(batch.sample)
+    posterior = FirstStage(teacher).encode(x)
+    z = posterior.sample(batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:]))
+    terms = task.losses(batch)
+    pictures = FirstStage(teacher).decode(z)
+    torch.testing.assert_close(terms["pixel"], (student.decode(z) - pictures).abs().mean())
+    error = (student.encode(x).mean - posterior.mean).square().mean()
+    torch.testing.assert_close(terms["latent"], error)
     losses: list[dict[str, float]] = []
     train(config, tmp_path, observe=lambda progress: losses.append(progress.losses))
     for name in ("latent", "pixel"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,12 @@ class FirstStageNetwork(nn.Module, ABC):
     def scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:  # noqa: ARG002
         """(s, m) for latents z [B,C,h,w]: denoisers are trained on (z − m)·s."""
         return 1.0, 0.0
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles encoder and decoder, which are called without `forward`."""
+        for name in ("encoder", "decoder"):
+            if isinstance(part := getattr(self, name, None), nn.Module):
+                part.compile(*args, **kwargs)
 
     @abstractmethod
     def encode(self, x: Tensor, *, streamed: bool = False) -> DiagonalGaussian:
