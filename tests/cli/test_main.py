@@ -17,7 +17,17 @@ SOURCE = Path(__file__).parents[2] / "src"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
 COMMANDS = (
     *("generate", "rerun", "inspect", "models", "samplers", "schedules"),
-    *("data", "train", "evaluate", "guidances", "interpolate", "invert", "likelihood", "lab"),
+    *(
+        "data",
+        "train",
+        "ema",
+        "evaluate",
+        "guidances",
+        "interpolate",
+        "invert",
+        "likelihood",
+        "lab",
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from undust.cli import (
     console,
     convert,
     data,
+    ema,
     evaluate,
     generate,
     habits,
@@ -59,6 +60,7 @@ app.add_typer(schedules.app, name="schedules")
 app.command()(listing.guidances)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
+app.command()(ema.ema)
 app.command()(evaluate.evaluate)
 app.add_typer(lab.app, name="lab")
 

@@ -6,6 +6,7 @@ out/checkpoints/step-00001000/
     optimizer.safetensors  the optimizer's moments
     best.safetensors       of a run with `run.patience`: averaged weights of the lowest validation
                            loss
+    profiles.safetensors   of a run with `run.snapshot_every`: its power-function averages
     tokenizer/             of a diffusion model
     state.json             step, configuration ("recipe"), digests of the data and the first stage,
                            the lowest validation loss, and the SHA-256 of the other files
@@ -31,7 +32,7 @@ from undust.formats.folder import read_json
 from undust.regular import read_text
 
 REQUIRED = ("weights", "average", "optimizer")
-TENSOR_FILES = (*REQUIRED, "best")
+TENSOR_FILES = (*REQUIRED, "best", "profiles")
 TOKENIZER = "tokenizer"
 
 
@@ -53,6 +54,7 @@ class TrainingCheckpoint:
     tokenizer: Tokenizer | None = None
     best: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     validation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    profiles: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     loss_scale: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

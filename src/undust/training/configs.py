@@ -150,6 +150,12 @@ class RunConfig(Config):
     muon_precision: Literal["fp32", "bf16", "auto"] = Field(
         default="auto", description="of Muon's orthogonalisation; auto: the faster one, measured"
     )
+    snapshot_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps between snapshots of two averages, from which undust ema makes one of "
+        "any length; 0: none",
+    )
     log_every: int = Field(default=20, gt=0, description="steps between log lines")
     sample_every: int = Field(default=500, gt=0, description="steps between previews")
     validate_every: int = Field(

@@ -24,6 +24,7 @@ from undust.errors import UndustError
 from undust.formats.files import workspace
 from undust.formats.locks import FileLock
 from undust.training import checkpoints
+from undust.training.averaging import PowerAverages, remove_later, save_snapshot
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import OptimizerConfig
 from undust.training.ema import Ema, exchange
@@ -74,6 +75,7 @@ class Trainer:
         self.parameters = dict(task.modules.named_parameters())
         self.buffers = persistent_buffers(task.modules)
         self.ema = Ema(self.parameters, self.run.ema)
+        self.profiles = PowerAverages(self.parameters) if self.run.snapshot_every else None
         self.gradients = Gradients(task, self.run, self.device)
         half = self.run.muon_precision != "fp32"
         self.optimizers = {
@@ -115,6 +117,8 @@ class Trainer:
         try:
             for optimizer in self.optimizers.values():
                 optimizer.load(checkpoint.optimizer, updates)
+            if self.profiles:
+                self.profiles.load(checkpoint.profiles)
         except KeyError as error:
             raise UndustError(f"{self.out}: the newest checkpoint has no {error}") from error
         if self.gradients.scale:
@@ -163,6 +167,7 @@ class Trainer:
     ) -> bool:
         if self.finished and not (self.out / "model").is_dir():
             self.save()  # it was removed
+        remove_later(self.out, self.step)
         with Log(self.out, self.step) as log:
             while not self.finished:
                 began = time.monotonic()
@@ -193,6 +198,8 @@ class Trainer:
                 if self._due(self.run.sample_every):
                     with self._averaged():
                         log.picture(self.step, self.task.preview(), self.task.captions)
+                if self.profiles and self._due(self.run.snapshot_every):
+                    save_snapshot(self.out, self.step, self.profiles.averages)
                 if requested() or self._due(self.run.checkpoint_every):
                     self.save()
                 if requested():
@@ -218,6 +225,7 @@ class Trainer:
             self.task.tokenizer,
             self.best,
             self.history.state(),
+            self.profiles.averages if self.profiles else {},
             self.gradients.scale.state() if self.gradients.scale else {},
         )
         return checkpoints.save(self.out / "checkpoints", state, self.run.keep)
@@ -232,11 +240,9 @@ class Trainer:
             _suffixed("gradient_norm", name): float(optimizer.clip())
             for name, optimizer in self.optimizers.items()
         }
-        overflow = self.gradients.scale and not self.gradients.scale.update(norms.values())
-        if overflow and all(map(math.isfinite, values.values())):
-            self.step += 1
-            return values
-        values |= norms
+        scale = self.gradients.scale
+        if not scale or scale.update(norms.values()):
+            values |= norms
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             folder = self.out / "checkpoints"
@@ -247,10 +253,13 @@ class Trainer:
                 f"as they were, {last}; a lower optimizer.learning_rate or "
                 "run.precision=fp32 may help"
             )
-        for optimizer in self.optimizers.values():
-            optimizer.step(optimizer.settings.rate(self.step, self.run.steps))
-        self.ema.update(self.step)
+        if norms.keys() <= values.keys():  # else the gradients were not finite in float16
+            for optimizer in self.optimizers.values():
+                optimizer.step(optimizer.settings.rate(self.step, self.run.steps))
+            self.ema.update(self.step)
         self.step += 1
+        if self.profiles:
+            self.profiles.update(self.step)
         return values
 
     def _weights(self) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ from undust.errors import UndustError
 from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
 from undust.training import checkpoints
+from undust.training.averaging import reconstructed
 from undust.training.data import Observe
+from undust.training.kinds import parse
 from undust.training.loop import Trainer, TrainingProgress
 from undust.training.precision import resolved
 from undust.training.resume import compare_configs, same_run
@@ -133,3 +135,26 @@ def _locked(
     if not trainer.finished:
         trainer.rehearse()
     return trainer, notes
+
+
+def publish_average(
+    out: Path,
+    length: float,
+    folder: Path,
+    step: int | None = None,
+    observe: Observe = lambda _done, _all: None,
+) -> None:
+    """Writes the model of a run with the average of a length as its weights.
+
+    The run's data and inputs have to be as they were. Raises UndustError as `reconstructed` and
+    `TrainingConfig.task` do, and for a folder without a whole checkpoint.
+    """
+    averaged = reconstructed(out, length, step)
+    checkpoint, refused = checkpoints.newest(out / "checkpoints")
+    if not checkpoint:
+        raise UndustError(refused[0] if refused else f"{out} has no checkpoint")
+    config = parse(checkpoint.config, str(out)).complete()
+    task = config.task(out, checkpoint, observe)
+    task.modules.load_state_dict({**checkpoint.weights, **averaged})
+    task.modules.eval()
+    task.publish(folder)
