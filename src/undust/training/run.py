@@ -9,10 +9,9 @@ from pathlib import Path
 from undust.errors import UndustError
 from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
-from undust.training import checkpoints
+from undust.training import checkpoints, kinds
 from undust.training.averaging import reconstructed
 from undust.training.data import Observe
-from undust.training.kinds import parse
 from undust.training.loop import Trainer, TrainingProgress
 from undust.training.precision import resolved
 from undust.training.resume import compare_configs, same_run
@@ -153,7 +152,7 @@ def publish_average(
     checkpoint, refused = checkpoints.newest(out / "checkpoints")
     if not checkpoint:
         raise UndustError(refused[0] if refused else f"{out} has no checkpoint")
-    config = parse(checkpoint.config, str(out)).complete()
+    config = kinds.parse(checkpoint.config, str(out)).complete()
     task = config.task(out, checkpoint, observe)
     task.modules.load_state_dict({**checkpoint.weights, **averaged})
     task.modules.eval()
