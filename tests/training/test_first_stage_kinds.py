@@ -153,6 +153,14 @@ def test_the_gradients_of_the_vq_loss(recipe: Recipe):
     torch.testing.assert_close(weight.grad, torch.zeros_like(weight).index_add(0, index, rows))
 
 
+def test_half_precision_and_parts_of_a_batch(recipe: Recipe, tmp_path: Path):
+    run = {"precision": "bf16", "accumulate": 2, "steps": 2}
+    config = recipe("vq", run=run, loss={"equivariance": 1.0}, discriminator={"start": 0})
+    losses: list[dict[str, float]] = []
+    assert train(config, tmp_path, observe=lambda progress: losses.append(progress.losses))
+    assert all("commitment" in row for row in losses)
+
+
 def test_a_diffusion_model_on_latents_before_quantisation(
     recipe: Recipe, write_recipe: Callable[[str], Path], tmp_path: Path
 ):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from undust.diffusion.noise import uniform
 from undust.training.data import Batch, RandomStream
 
 SMALLEST = 0.25  # scale
@@ -37,7 +38,8 @@ class Transformation(NamedTuple):
 
     def _of_size(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[-2:] != size:
-            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+            # In float32: processors have no other precision for it.
+            x = F.interpolate(x.float(), size, mode="bilinear", antialias=True)
         return torch.rot90(x, self.turns, (-2, -1)) if self.turns else x
 
 
@@ -45,11 +47,12 @@ UNCHANGED = Transformation()
 
 
 def drawn(batch: Batch, share: float) -> Transformation:
-    """The transformation of a step, one for the whole batch; share: of the steps that have one.
+    """The transformation of a step, one for all its samples; share: of the steps that have one.
 
     Scales are uniform in [0.25, 1), turns in {0, 1, 2, 3}.
     """
-    chance, scale, turns = batch.uniform(RandomStream.TRANSFORM, 3)[0].tolist()
+    counter = (batch.step, 0, RandomStream.TRANSFORM)
+    chance, scale, turns = uniform(batch.seed, counter, (3,)).tolist()
     if chance >= share:
         return UNCHANGED
     return Transformation(SMALLEST + (1 - SMALLEST) * scale, int(4 * turns))
