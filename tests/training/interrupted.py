@@ -1,7 +1,7 @@
 """Trains in children of its own that something happens to; `test_interrupted.py` runs it.
 
-    python interrupted.py killed RECIPE OUT       SIGKILL at 20 random moments
-    python interrupted.py full RECIPE OUT BYTES   no file can grow beyond so many bytes
+    python interrupted.py killed RECIPE OUT KILLS [KEY=VALUE…]   SIGKILL at random moments
+    python interrupted.py full RECIPE OUT BYTES                  no file can grow beyond so many
 
 Torch is imported here once, and computes in the children only: a process in which it has computed
 does not fork well, and one of its own for each child would take seconds to start.
@@ -25,9 +25,10 @@ import torch.utils.tensorboard.writer  # pyright: ignore[reportUnusedImport]
 
 from undust.errors import UndustError
 from undust.training import kinds
-from undust.training.run import train
+from undust.training.data import Batch
+from undust.training.loop import Trainer
+from undust.training.run import prepare
 
-KILLS = 20
 Recipe = kinds.AnyTrainingConfig
 
 
@@ -43,7 +44,9 @@ def start(recipe: Recipe, out: Path) -> tuple[int, int]:
         return child, steps
     code = 1
     try:
-        train(recipe, out, resume=True, observe=lambda _: os.write(told, b"."))
+        trainer, _ = prepare(recipe, out, resume=True)
+        record_samples(trainer, out.with_name(f"{out.name}.samples"))
+        trainer.train(lambda _: os.write(told, b"."))
         code = 0
     except UndustError as error:
         say(str(error))
@@ -52,6 +55,20 @@ def start(recipe: Recipe, out: Path) -> tuple[int, int]:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def record_samples(trainer: Trainer, path: Path) -> None:
+    """Appends the epoch, place and index of each sample that is trained on, a line for each."""
+    losses = trainer.task.losses
+    record = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def recorded(batch: Batch) -> dict[str, torch.Tensor]:
+        if torch.is_grad_enabled():
+            rows = zip(batch.epoch, batch.index, batch.sample, strict=True)
+            os.write(record, "".join(f"{e} {i} {s}\n" for e, i, s in rows).encode())
+        return losses(batch)
+
+    trainer.task.losses = recorded  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def say(line: str) -> None:
@@ -70,7 +87,7 @@ def newest(out: Path) -> int:
     return max(steps, default=0)
 
 
-def killed(recipe: Recipe, out: Path) -> None:
+def killed(recipe: Recipe, out: Path, kills: int) -> None:
     """Whole in OUT/whole, and in OUT/killed-0, … until there were enough kills.
 
     One kill in four while the child gets ready, the others within a sixth of the run's time after
@@ -84,13 +101,13 @@ def killed(recipe: Recipe, out: Path) -> None:
     finished = time.monotonic()
     chance = random.Random(0)
     steps: list[list[int]] = []
-    while sum(map(len, steps)) < KILLS:
+    while sum(map(len, steps)) < kills:
         folder = out / f"killed-{len(steps)}"
         steps.append([])
         ended = None
         while ended != 0:
             child, pipe = start(recipe, folder)
-            if sum(map(len, steps)) < KILLS:
+            if sum(map(len, steps)) < kills:
                 if chance.random() < 1 / 4:
                     time.sleep(chance.uniform(0, ready - began))
                 else:
@@ -116,6 +133,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     what, path, folder, *rest = sys.argv[1:]
     if what == "killed":
-        killed(kinds.read(Path(path)), Path(folder))
+        killed(kinds.read(Path(path), rest[1:]), Path(folder), int(rest[0]))
     else:
         full(kinds.read(Path(path)), Path(folder), int(rest[0]))

@@ -19,6 +19,23 @@ from undust.training.loop import TrainingProgress
 from undust.training.run import prepare, train
 
 KINDS = ["vq", "diffusion"]
+KILLS = "UNDUST_KILLS"  # environment: kills of every case; scripts/killed
+CASES: dict[str, tuple[str, list[str]]] = {
+    "first stage": ("first-stage", []),
+    "codes and a discriminator": ("vq", []),
+    "diffusion": ("diffusion", []),
+    "Muon in bfloat16": ("diffusion", ["optimizer.kind=muon", "run.precision=bf16"]),
+    "float16 in parts": ("diffusion", ["run.precision=fp16", "run.accumulate=3"]),
+    "patience": ("diffusion", ["run.validate_every=2", "run.patience=99"]),
+    "snapshots": ("first-stage", ["run.snapshot_every=3", "run.checkpoint_activations=true"]),
+    "labels": ("diffusion", ['labels.column="text"']),
+    "inpainting": ("diffusion", ["inpainting={}", "unet.in_channels=9"]),
+    "pixels": (
+        "diffusion",
+        ["first_stage=pixels", "unet.sample_size=16", "unet.in_channels=3", "unet.out_channels=3"],
+    ),
+}
+FEW = ("codes and a discriminator", "diffusion")  # without it
 SOURCE = Path(__file__).parents[2] / "src"
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -52,20 +69,39 @@ def results(out: Path, contents: Contents) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_20_random_moments(
-    kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
+@pytest.mark.parametrize("name", CASES if KILLS in os.environ else FEW)
+def test_killed_at_random_moments(
+    name: str, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
-    recipe = write_recipe(kind)
-    recipe.write_text(recipe.read_text("utf-8").replace("steps = 6", "steps = 24"), "utf-8")
-    (printed,) = in_children("killed", recipe, tmp_path / "out")
+    kind, changes = CASES[name]
+    kills = int(os.environ.get(KILLS, 6))
+    recipe, out = write_recipe(kind), tmp_path / "out"
+    (printed,) = in_children("killed", recipe, out, kills, "run.steps=24", *changes)
     runs: list[list[int]] = json.loads(printed)
-    assert sum(map(len, runs)) == 20
-    assert len({step for steps in runs for step in steps}) > 3  # at many places of the run
-    whole = results(tmp_path / "out/whole", contents)
+    assert sum(map(len, runs)) == kills
+    places = {step for steps in runs for step in steps}
+    assert len(places) > min(3, kills // 4)  # at several of the run
+    whole = results(out / "whole", contents)
     assert {"weights.safetensors", "average.safetensors", "optimizer.safetensors"} <= set(whole)
+    samples = samples_of(out / "whole.samples")
     for number in range(len(runs)):
-        assert results(tmp_path / f"out/killed-{number}", contents) == whole
+        assert results(out / f"killed-{number}", contents) == whole
+        assert samples_of(out / f"killed-{number}.samples") == samples
+    task = kinds.read(recipe, changes).complete().task(out / "whole", None, lambda _d, _a: None)
+    groups = task.order.groups
+    assert samples.keys() == {divmod(place, len(groups)) for place in range(24 * 4)}
+    for epoch in range(24 * 4 // len(groups)):
+        drawn = [samples[epoch, index] for index in range(len(groups))]
+        assert all(sum(sample in group for sample in drawn) == 1 for group in groups)
+
+
+def samples_of(path: Path) -> dict[tuple[int, int], int]:
+    """The sample at each epoch and place that was trained on; the same each time it was."""
+    found: dict[tuple[int, int], int] = {}
+    for line in path.read_text().splitlines():
+        epoch, index, sample = map(int, line.split())
+        assert found.setdefault((epoch, index), sample) == sample
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

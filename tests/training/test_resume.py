@@ -16,11 +16,13 @@ from PIL import Image
 from undust.errors import UndustError
 from undust.formats.components import load_first_stage, save_component
 from undust.networks.autoencoder import Autoencoder
+from undust.training import kinds
 from undust.training.checkpoints import TrainingCheckpoint
+from undust.training.config_keys import tables
 from undust.training.diffusion import DiffusionConfig
 from undust.training.first_stage import FirstStageConfig
 from undust.training.loop import TrainingProgress
-from undust.training.resume import compare_configs
+from undust.training.resume import MAY_CHANGE, compare_configs, may_change
 from undust.training.run import check_run, prepare, train
 
 FirstStage = Callable[..., FirstStageConfig]
@@ -376,3 +378,29 @@ def test_making_latents_is_told(diffusion_recipe: Diffusion, tmp_path: Path):
     told: list[tuple[int, int]] = []
     prepare(diffusion_recipe(), tmp_path, observe=lambda done, total: told.append((done, total)))
     assert told == [(10, 12), (12, 12)]  # two are held out
+
+
+def test_every_key_is_refused_or_listed_with_a_reason(
+    first_stage_recipe: FirstStage, diffusion_recipe: Diffusion, tmp_path: Path
+):
+    """A new key is refused until it is listed, and the list has no key that does not exist."""
+    keys = {
+        f"{table}.{key}".lstrip(".")
+        for config in kinds.KINDS.values()
+        for table, model in tables(config)
+        for key in model.model_fields
+    }
+    assert all(reason.strip() for reason in MAY_CHANGE.values())
+    assert MAY_CHANGE.keys() <= keys
+    for recipe in (first_stage_recipe(), diffusion_recipe()):
+        now = recipe.model_dump(mode="json")
+        for table in ("data", "optimizer", "run"):
+            for key in now[table]:
+                before = {**now, table: {**now[table], key: "another"}}
+                checkpoint = TrainingCheckpoint(2, before, {}, {}, {})
+                if may_change(f"{table}.{key}"):
+                    (line,) = compare_configs(checkpoint, recipe, tmp_path)
+                    assert f"{table}.{key} another → " in line
+                else:
+                    with pytest.raises(UndustError, match=rf"{table}\.{key} was another, is "):
+                        compare_configs(checkpoint, recipe, tmp_path)
