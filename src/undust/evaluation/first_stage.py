@@ -11,7 +11,7 @@ from torch import Tensor
 from undust.evaluation.distributions import frechet_distance
 from undust.evaluation.figure import Figure, with_features
 from undust.evaluation.metrics import psnr, ssim
-from undust.evaluation.networks import FeatureSet, FigureNetworks
+from undust.evaluation.networks import AT_ONCE, FeatureSet, FigureNetworks
 from undust.evaluation.pictures import PictureSet, in_unit_range
 from undust.latent.first_stage import FirstStage
 from undust.networks.base import FirstStageNetwork
@@ -58,8 +58,10 @@ def first_stage_figures(
         terms.setdefault("SSIM", []).append(ssim(x, y))
         if perceptual:
             place = next(perceptual.features.parameters(), x).device
-            distances = perceptual(x.to(place), y.to(place)).cpu()
-            terms.setdefault("perceptual", []).append(distances)
+            together = max(1, AT_ONCE // x[0, 0].numel())
+            for ours, theirs in zip(x.split(together), y.split(together), strict=True):
+                distances = perceptual(ours.to(place), theirs.to(place)).cpu()
+                terms.setdefault("perceptual", []).append(distances)
         if before and after:
             before.add(x)
             after.add(y)

@@ -31,6 +31,8 @@ from undust.formats.vision_transformers import load_clip_text
 from undust.networks.features.base import FeatureNetwork
 from undust.networks.features.perceptual import PerceptualDistance
 
+AT_ONCE = 4 * 224**2  # pixels; more make a CPU wait for memory: 75 ms a picture instead of 46
+
 
 class FeatureSet:
     """The features of pictures that are added batch by batch.
@@ -46,10 +48,12 @@ class FeatureSet:
     @torch.inference_mode()
     def add(self, x: Tensor) -> None:
         """Adds pictures [B,3,H,W] in [-1,1]."""
-        x = x.to(_device(self.network))
-        self._pooled.append(self.network.pooled(x).float().cpu())
-        if self.classes:
-            self._probabilities.append(self.network.probabilities(x).float().cpu())
+        side = self.network.side or max(x.shape[-2:])
+        for part in x.split(max(1, AT_ONCE // side**2)):
+            part = part.to(_device(self.network))
+            self._pooled.append(self.network.pooled(part).float().cpu())
+            if self.classes:
+                self._probabilities.append(self.network.probabilities(part).float().cpu())
 
     @property
     def pooled(self) -> Tensor:
