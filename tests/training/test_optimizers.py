@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
 
+from undust.errors import UndustError
 from undust.training.configs import OptimizerConfig
 from undust.training.muon import Muon, orthogonalised
 from undust.training.optimizers import Optimizers
@@ -136,3 +138,39 @@ def test_muon_in_bfloat16_is_torchs(shape: tuple[int, int]):
         peer.step()
     moved = (start - theirs).norm()
     assert (ours - theirs).norm() < 2e-2 * moved  # bfloat16 has 8 bits
+
+
+def test_in_8_bits_moments_go_on_to_the_bit():
+    """A matrix of 4,096 elements has quantised moments; the bias has not."""
+    if find_spec("torchao") is None:
+        with pytest.raises(UndustError, match=r"needs torchao: pip install undust\[torchao\]"):
+            Optimizers(parameters(), OptimizerConfig(kind="adamw-8bit", learning_rate=1))
+        return
+
+    def made() -> dict[str, nn.Parameter]:
+        torch.manual_seed(0)
+        return {name: nn.Parameter(torch.randn(n)) for name, n in (("w", 4096), ("b", 8))}
+
+    settings = OptimizerConfig(kind="adamw-8bit", learning_rate=1, weight_decay=0.1)
+
+    def steps(of: dict[str, nn.Parameter], optimizers: Optimizers, numbers: range) -> None:
+        for number in numbers:
+            chance = torch.Generator().manual_seed(number)
+            for value in of.values():
+                value.grad = torch.randn(value.shape, generator=chance)
+            optimizers.step(RATE)
+
+    whole, parts, exact = made(), made(), made()
+    steps(whole, Optimizers(whole, settings), range(4))
+    first = Optimizers(parts, settings)
+    steps(parts, first, range(2))
+    moments = {name: value.clone() for name, value in first.moments().items()}
+    assert {"w.exp_avg.codes", "w.exp_avg_sq.scale", "b.exp_avg"} <= moments.keys()
+    second = Optimizers(parts, settings)
+    second.load(moments, 2)
+    steps(parts, second, range(2, 4))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    steps(exact, Optimizers(exact, settings.model_copy(update={"kind": "adamw"})), range(4))
+    for name, value in exact.items():
+        moved = (value - made()[name]).norm()
+        assert (whole[name] - value).norm() < 0.1 * moved, name

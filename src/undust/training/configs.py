@@ -75,7 +75,9 @@ class OptimizerConfig(Config):
     with a linear fall in the cool-down), constant, cosine or linear (to 0 at the end).
     """
 
-    kind: Literal["adamw", "muon"] = Field(default="adamw", description="method")
+    kind: Literal["adamw", "muon", "adamw-8bit"] = Field(
+        default="adamw", description="method; adamw-8bit keeps its moments in 8 bits, with torchao"
+    )
     learning_rate: float = Field(gt=0, description="learning rate between warm-up and cool-down")
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), description="β₁ and β₂ of AdamW")
     weight_decay: float = Field(

@@ -1,4 +1,4 @@
-"""The optimizers of a run: AdamW, or Muon for hidden matrices and AdamW for the rest."""
+"""The optimizers of a run: AdamW, also in 8 bits, or Muon for hidden matrices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from undust.training.configs import OptimizerConfig
+from undust.training.eight_bit import adamw_8bit, load_moments, plain_tensors
 from undust.training.muon import Muon
 
 # Weights that are not matrices between hidden states: embeddings, first and last layers.
@@ -45,8 +46,13 @@ class Optimizers:
         }
         rest = {name: value for name, value in parameters.items() if name not in self._matrices}
         decay = settings.weight_decay
+        self._quantized = settings.kind == "adamw-8bit"
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest.values(), betas=settings.betas, weight_decay=decay, fused=True)
+            adamw_8bit(rest.values(), settings.betas, decay)
+            if self._quantized
+            else torch.optim.AdamW(
+                rest.values(), betas=settings.betas, weight_decay=decay, fused=True
+            )
         ]
         if self._matrices:
             dtype = torch.bfloat16 if half else torch.float32
@@ -63,23 +69,34 @@ class Optimizers:
             matrix.grad = None if gradient is None else gradient.flatten(1)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
             optimizer.step()
 
     def moments(self) -> dict[str, Tensor]:
         """The state for a checkpoint, by "parameter.moment"; zeros before the first update."""
         return {
-            f"{name}.{moment}": optimizer.state[value].get(moment, torch.zeros_like(value))
+            part: tensor
             for name, value, optimizer, moments in self._owned()
             for moment in moments
+            for part, tensor in plain_tensors(
+                f"{name}.{moment}", optimizer.state[value].get(moment, torch.zeros_like(value))
+            )
         }
 
     def load(self, moments: Mapping[str, Tensor], step: int) -> None:
         """Restores the moments of a checkpoint after `step` updates; KeyError if one is absent."""
+        if self._quantized:
+            load_moments(self._optimizers[0], self._parameters, moments, step)
+            return
         for name, value, optimizer, wanted in self._owned():
+            place = value.device
+            updates = {"step": torch.tensor(float(step), device=place)}
             optimizer.state[value] = {
-                **{moment: moments[f"{name}.{moment}"].clone() for moment in wanted},
-                **({"step": torch.tensor(float(step))} if name not in self._matrices else {}),
+                **{moment: moments[f"{name}.{moment}"].to(place, copy=True) for moment in wanted},
+                **(updates if name not in self._matrices else {}),
             }
 
     def _owned(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer, tuple[str, ...]]]:
