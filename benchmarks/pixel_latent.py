@@ -4,8 +4,8 @@
 
 All are unconditional denoisers of rectified flow, with the same optimizer and batches, of a number
 of weights within 5 % of --weights. Each runs in a process of its own. Its steps are those that a
-few timed ones say fit into --minutes; quality is measured at the end, and at a quarter and a half
-of the time in runs of their own length with --parts. A run that was stopped continues, and a
+few timed ones say fit into --minutes; quality is measured at the end. --parts 0.25 0.5 1 adds runs of a quarter
+and a half of the time. A run that was stopped continues, and a
 finished one is not repeated: results are in OUT/NAME/result.json, the table in OUT/table.md, and
 pictures in OUT/pictures.png, a row for each. The first stage's own training is not in the time.
 """
@@ -127,7 +127,6 @@ def measure(given: argparse.Namespace, name: str, part: float) -> None:
         "training": config.run.batch / planned["pace"],
         "sampling": 1 / sampling,
         "training_memory": training_memory,
-        "memory": peak_memory(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "figures": {figure.name: figure.shown for figure in found},
@@ -248,14 +247,22 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The results as a table in Markdown, and where they were measured."""
     figures = list(dict.fromkeys(name for row in rows for name in row["figures"]))
     heads = ["", "minutes", "weights (first stage)", "steps", "training, pictures/s"]
-    heads += ["sampling, pictures/s", "memory, GiB", *(name.split(",")[0] for name in figures)]
+    heads += [
+        "sampling, pictures/s",
+        "training memory, GiB",
+        *(name.split(",")[0] for name in figures),
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         own = f"{row['weights'] / 1e6:.2f}M"
         if row["weights of the first stage"]:
             own += f" ({row['weights of the first stage'] / 1e6:.2f}M)"
         cells = [row["name"], f"{row['minutes']:g}", own, str(row["steps"])]
-        cells += [f"{row['training']:.1f}", f"{row['sampling']:.2f}", f"{row['memory']:.2f}"]
+        cells += [
+            f"{row['training']:.1f}",
+            f"{row['sampling']:.2f}",
+            f"{row['training_memory']:.2f}",
+        ]
         cells += [row["figures"].get(name, "") for name in figures]
         lines.append("| " + " | ".join(cells) + " |")
     threads = {row["threads"] for row in rows}
