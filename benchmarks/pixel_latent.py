@@ -4,10 +4,10 @@
 
 All are unconditional denoisers of rectified flow, with the same optimizer and batches, of a number
 of weights within 5 % of --weights. Each runs in a process of its own. Its steps are those that a
-few timed ones say fit into --minutes; quality is measured at the end. --parts 0.25 0.5 1 adds runs of a quarter
-and a half of the time. A run that was stopped continues, and a
-finished one is not repeated: results are in OUT/NAME/result.json, the table in OUT/table.md, and
-pictures in OUT/pictures.png, a row for each. The first stage's own training is not in the time.
+few timed ones say fit into --minutes; quality is measured at the end, and with --parts 0.25 0.5 1
+of runs of a quarter and a half of the time too. A run that was stopped continues, and a finished
+one is not repeated: results are in OUT/NAME/result.json, the table in OUT/table.md, and pictures in
+OUT/pictures.png, a row for each. The first stage's own training is not in the time.
 """
 
 from __future__ import annotations
