@@ -112,11 +112,23 @@ def test_it_is_the_papers_network(shake, assert_close) -> None:
         assert_close(network(x, timestep, Conditioning(2, label=label)), expected)
 
 
-def test_its_sizes_are_the_papers() -> None:
-    """JiT-B/16 for ImageNet has 131M parameters (table 9), the places being computed."""
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "bottleneck", "start", "millions"),
+    [(768, 12, 12, 128, 4, 131), (1024, 24, 16, 128, 8, 459), (1280, 32, 16, 256, 10, 953)],
+)
+def test_its_sizes_are_the_papers(width, layers, heads, bottleneck, start, millions) -> None:
+    """JiT-B/16, L/16 and H/16 for ImageNet (table 9), without the places, which are computed."""
+    config = JiTConfig(
+        hidden_size=width,
+        num_layers=layers,
+        num_attention_heads=heads,
+        bottleneck_dim=bottleneck,
+        num_classes=1000,
+    )
+    assert config.in_context_start == start
     with torch.device("meta"):
-        network = JiT(JiTConfig(num_classes=1000))
-    assert round(sum(each.numel() for each in network.parameters()) / 1e6) == 131
+        network = JiT(config)
+    assert round(sum(each.numel() for each in network.parameters()) / 1e6) == millions
 
 
 def test_attention_depends_on_relative_places() -> None:

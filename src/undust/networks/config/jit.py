@@ -42,7 +42,9 @@ class JiTConfig(PatchConfig):
         32, description="tokens of the class beside those of the patches"
     )
     in_context_start: LengthOr0 = Field(
-        4, description="blocks before the one from which the tokens of the class are there"
+        default_factory=lambda data: data["num_layers"] // 3,
+        description="blocks before the one from which the tokens of the class are there; in the "
+        "paper a third of num_layers",
     )
     text_channels: Length | None = Field(
         None, description="channels of text tokens, for cross-attention in every block"
