@@ -1,7 +1,7 @@
 """Samples a second of the training loop against a minimal loop of diffusers and transformers.
 
     python benchmarks/training_throughput.py [--rounds 5] [--batch 64] [--optimizer adamw muon]
-                                             [--precision fp32 bf16] [--threads 1]
+                                             [--precision fp32 bf16] [--threads 1] [--device cpu]
 
 The networks and batches of recipes/emoji-diffusion.toml: a U-Net and a text encoder trained on
 latents that are in memory. The minimal loop is what a training script has in its inner loop, with
@@ -47,16 +47,22 @@ def main() -> None:
     parser.add_argument("--optimizer", nargs="+", default=["adamw", "muon"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{torch.get_num_threads()} threads, batches of {options.batch}")
+    print(f"{torch.get_num_threads()} threads, batches of {options.batch}, {options.device}")
     with tempfile.TemporaryDirectory() as folder:
         make_inputs(Path(folder))
         for optimizer in options.optimizer:
             for precision in options.precision:
                 changes = {
                     "optimizer": {"kind": optimizer, "warm_up": 0, "cool_down": 0},
-                    "run": {"precision": precision, "batch": options.batch, "steps": 10**6},
+                    "run": {
+                        "precision": precision,
+                        "batch": options.batch,
+                        "steps": 10**6,
+                        "device": options.device,
+                    },
                 }
                 compare(Path(folder), changes, options.rounds)
 
@@ -77,6 +83,8 @@ def compare(folder: Path, changes: dict[str, dict[str, object]], rounds: int) ->
             for name, step in steps.items():
                 began = time.perf_counter(), time.process_time()
                 step()
+                if trainer.device.type != "cpu":
+                    torch.accelerator.synchronize()
                 if number:  # the first is slower
                     wall[name].append(time.perf_counter() - began[0])
                     processor[name].append(time.process_time() - began[1])
@@ -96,19 +104,20 @@ def compare(folder: Path, changes: dict[str, dict[str, object]], rounds: int) ->
 def minimal_loop(config: DiffusionConfig, task: DiffusionTask) -> Step:
     """One step of the loop that we are compared with."""
     keys = config.unet.model_dump(exclude_none=True)
-    unet = UNet2DConditionModel(**keys)
+    device = config.run.place
+    unet = UNet2DConditionModel(**keys).to(device)
     unet.load_state_dict(task.model.unet.state_dict())
     text_config = task.model.texts[0].encoder.config.model_dump(exclude_none=True)
-    text_encoder = CLIPTextModel(CLIPTextConfig(**text_config))
+    text_encoder = CLIPTextModel(CLIPTextConfig(**text_config)).to(device)
     scheduler = DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
     )
-    latents = task.latents.posterior.mean
+    latents = task.latents.posterior.mean.to(device)
     tokenizer, batch = task.model.texts[0].tokenizer, config.run.batch
-    ids = tokenizer([sample.captions["text"] for sample in task.data.samples])
+    ids = tokenizer([sample.captions["text"] for sample in task.data.samples]).to(device)
     parameters = {
         **dict(unet.named_parameters(prefix="unet")),
         **dict(text_encoder.named_parameters(prefix="text_encoder")),
@@ -117,12 +126,12 @@ def minimal_loop(config: DiffusionConfig, task: DiffusionTask) -> Step:
     half = config.run.precision == "bf16"
 
     def step() -> float:
-        chosen = torch.randint(len(latents), (batch,))
+        chosen = torch.randint(len(latents), (batch,), device=device)
         z = latents[chosen]
         noise = torch.randn_like(z)
-        timesteps = torch.randint(0, 1000, (batch,))
+        timesteps = torch.randint(0, 1000, (batch,), device=device)
         noisy = scheduler.add_noise(z, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             states = text_encoder(ids[chosen]).last_hidden_state
             output = unet(noisy, timesteps, states).sample
         target = scheduler.get_velocity(z, noise, timesteps)
