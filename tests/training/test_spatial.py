@@ -32,31 +32,41 @@ def test_a_masked_picture_is_completed(recipe: Recipe, pictures: Path, tmp_path:
     mask.paste(255, (0, 8, 16, 16))
     for name in ("green/0.png", "red/1.png", "blue/2.png"):
         image = Image.open(pictures / name)
-        [picture] = model.generate([], init=image, mask=mask, seed=1, steps=10)
-        wanted, found = (
-            from_image(each, (16, 16))[:, 8:12].float() for each in (image, picture.image)
-        )
+        made = model.generate([], init=image, mask=mask, seed=1, count=6, steps=10)
+        pixels = torch.stack([from_image(each.image, (16, 16)).float() for each in made])
+        wanted, found = from_image(image, (16, 16))[:, 8:12].float(), pixels.mean(0)[:, 8:12]
         square = wanted.amax(0) > 0
         assert found[:, square].mean(1).argmax() == wanted[:, square].mean(1).argmax()
-        assert found[:, square].mean() > 2 * found[:, ~square].mean()
+        assert found[:, square].mean() > 1.5 * found[:, ~square].mean()
 
 
 def test_a_small_picture_is_enlarged(
     recipe: Recipe, pictures: Path, first_stage: Path, tmp_path: Path
 ) -> None:
-    config = recipe("[low_resolution]\nmax_noise_level = 100", *LONGER, first=None)
+    longer = (*LONGER, "run.steps=350", "run.batch=8")
+    config = recipe("[low_resolution]\nmax_noise_level = 100", *longer, first=None)
     assert train(config, tmp_path / "run")
     model = undust.load(tmp_path / "run/model")
     assert (model.max_noise_level, model.unet.config.num_class_embeds) == (100, 101)
     images = [Image.open(pictures / name) for name in ("green/0.png", "red/1.png", "blue/2.png")]
     small = [image.resize((8, 8), Image.Resampling.LANCZOS) for image in images]
-    made = [model.generate([], init=each, noise_level=5, seed=1, steps=10)[0] for each in small]
-    # The latents of a first stage with random weights; each result is nearest to its own picture.
-    own = [model.encode(from_image(image, (16, 16))[None] / 127.5 - 1)[0] for image in images]
-    distances = torch.stack(
-        [torch.stack([(each.latent - z).square().mean() for z in own]) for each in made]
-    )
-    assert distances.argmin(1).tolist() == [0, 1, 2]
+    own = torch.stack([from_image(image, (16, 16)) / 127.5 - 1 for image in images])
+    own = model.encode(own).flatten(1)
+    made = torch.stack(
+        [
+            torch.stack(
+                [
+                    picture.latent
+                    for picture in model.generate(
+                        [], init=each, noise_level=5, seed=1, count=4, steps=10
+                    )
+                ]
+            ).mean(0)
+            for each in small
+        ]
+    ).flatten(1)
+    # The first stage has random weights: each result is nearest to the latents of its own picture.
+    assert torch.cdist(made, own).argmin(1).tolist() == [0, 1, 2]
     with pytest.raises(UndustError, match="trained with at most 100, not 101"):
         model.generate([], init=small[0], noise_level=101)
 
