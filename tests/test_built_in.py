@@ -88,12 +88,11 @@ def test_its_copy_in_half_precision_opens_in_diffusers(precision: str, most: flo
         assert chosen or apart.max() < 0.75
 
 
-@pytest.mark.parametrize("sampler", ["rk45", "dpm-adaptive"])
-def test_adaptive_samplers_paint_each_picture_alone(emoji, sampler: str):
+def test_adaptive_samplers_paint_each_picture_alone(emoji):
     """A step that rounding accepts in a batch and rejects alone moved bytes by up to 4."""
     prompts = ["a smiling cat", "웃는 고양이"]
-    together = emoji.generate(prompts, seed=1002, sampler=sampler, steps=8)
-    (alone,) = emoji.generate(prompts[1], seed=1002, sampler=sampler, steps=8)
+    together = emoji.generate(prompts, seed=1002, sampler="dpm-adaptive", steps=8)
+    (alone,) = emoji.generate(prompts[1], seed=1002, sampler="dpm-adaptive", steps=8)
     assert [picture.recipe.batch for picture in together] == [1, 1]
     assert together[1].image.tobytes() == alone.image.tobytes()
 

@@ -69,10 +69,8 @@ def adapters(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 CASES = [
-    ("sd1", ()),
-    ("sd1", ("init",)),
+    ("sd1", ("init", "guides")),
     ("sd1", ("lora", "control", "mask")),
-    ("sd1", ("guides",)),
     ("sd1-inpainting", ("mask",)),
     ("sdxl", ("refiner", "upscale")),
     ("x4-upscaler", ()),

@@ -224,7 +224,7 @@ def test_any_change_is_made_or_refused(text: str):
     [
         ("first-stage", "run.stepz=3", "run.stepz: is not known; did you mean run.steps?"),
         ("first-stage", "batch=3", "batch: is not known; did you mean run.batch?"),
-        ("first-stage", "optimizer.steps=3", "is not known; did you mean run.steps?"),
+        ("first-stage", "optimizer.steps=3", "did you mean run.steps or figures.steps?"),
         (
             "first-stage",
             "loss.q=3",
