@@ -6,8 +6,8 @@
 
 On the latents of the built-in model's first stage (the super-resolution too). Held-out pictures
 give the conditions. Each number is measured on the pictures that were generated for their own
-condition and, to compare, on the same pictures with the conditions of others. Writes
-docs/training/conditions.md and its pictures; runs that are stopped continue.
+condition and, to compare, on the same pictures with the conditions of others. Prints the rows of
+docs/conditions.md and writes its pictures; runs that are stopped continue.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from emoji_maps import colour_class, depth, segmented
 
 SIZE, SMALL, SHOWN, COUNT = 64, 8, 8, 48
-PAGE = Path(__file__).parents[1] / "docs" / "training"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 UNET2D = {
     "block_out_channels": [96, 160],
     "down_block_types": ["AttnDownBlock2D", "AttnDownBlock2D"],
@@ -220,7 +220,6 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=[*KINDS])
     options = parser.parse_args()
     samples = [each for each in image_folder.read(options.data) if each.split != "train"][:COUNT]
-    PAGE.joinpath("pictures").mkdir(parents=True, exist_ok=True)
     rows: list[str] = []
     for kind in options.kinds:
         out = options.out / kind.replace(" ", "-")
@@ -232,8 +231,8 @@ def main() -> None:
         train(config, out, resume=True, observe=progress(kind, options.steps))
         model = undust.load(out / "model")
         own, other, sheet = measured(kind, model, samples)
-        name = f"{kind.replace(' ', '-')}.png"
-        sheet.save(PAGE / "pictures" / name)
+        name = f"condition-{kind.replace(' ', '-')}.png"
+        sheet.save(PICTURES / name)
         figure = f"{own:.2f} | {other:.2f}" if kind in MEASURES else "– | –"
         rows.append(
             f"| {kind} | {MEASURES.get(kind, '–')} | {figure} | ![]({'pictures/' + name}) |"
