@@ -245,7 +245,7 @@ def test_models_without_text_are_given_the_classes_and_maps_of_the_data(
     assert len(maps) == 16
     with pytest.raises(UndustError, match=r"no column with the model's classes, such as red; col"):
         evaluate(conditioned(("red", "blue"), ()), columns, steps=1)
-    with pytest.raises(UndustError, match="takes depth; 0 given"):
+    with pytest.raises(UndustError, match="takes depth; 0 given; --map COLUMN"):
         evaluate(model, columns, steps=1)
 
 

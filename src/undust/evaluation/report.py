@@ -144,6 +144,12 @@ class Evaluation:
             raise UndustError(f"captions: has to be at least 0, not {captions}")
         if pictures is not None and pictures < 2:
             raise UndustError(f"pictures: has to be at least 2, not {pictures}")
+        if len(maps) != len(model.maps):
+            kinds = ", ".join(kind.kind for kind in model.maps) or "none"
+            raise UndustError(
+                f"maps: {model.name} takes {kinds}; {len(maps)} given; --map COLUMN names the "
+                "column of the metadata with the files of each"
+            )
         samples = image_folder.read(data)
         real = PictureSet.of_files([sample.path for sample in samples], model.size)
         ask = partial(_query, samples, _label_column(model, samples, data), maps)
