@@ -3,15 +3,17 @@
 .venv/bin/python benchmarks/first_stage_ablation.py --data data/emoji-64 --minutes 20
 
 Each variant is one recipe with `--set` lines. Its steps are those that a few timed ones say fit
-into the time, so that warm-up and cool-down fit too. A run that was stopped continues, and a
-finished one is not repeated: the results are in OUT/VARIANT/result.json, the table in OUT/table.md,
-and pictures with their reconstructions in OUT/pictures.png, a row for each variant.
+into the time, so that warm-up and cool-down fit too; all are timed before the first is trained. A
+run that was stopped continues, and a finished one is not repeated: the results are in
+OUT/VARIANT/result.json, the table in OUT/table.md, and pictures with their reconstructions in
+OUT/pictures.png, a row for each variant.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -50,6 +52,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 TIMED = 24  # steps
 BATCH = 50  # pictures of a feature network
 SHOWN = 12  # pictures
+RECIPE = "variant.toml"
 
 
 def main() -> None:
@@ -58,16 +61,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/first-stage-ablation"))
     parser.add_argument("--minutes", type=float, default=20.0, help="training of each variant")
     parser.add_argument("--pictures", type=int, default=500, help="measured ones, at most")
+    parser.add_argument("--init", help="a first stage to start from; else from random weights")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
+    changes = [f"data.folder={given.data}", *given.changes]
+    for name in given.only:
+        out = given.out / name.replace(" ", "-")
+        out.mkdir(parents=True, exist_ok=True)
+        write_recipe(out / RECIPE, VARIANTS[name][0], given.init)
+        set_plan(out, name, changes, given.minutes * 60)
     pictures = measured_pictures(given.data, given.pictures)
     features = load_features("vgg16"), load_features("efficientnet-lite0")
     rows: list[dict[str, float | str]] = []
     shown = [pictures[:SHOWN]]
     for name in given.only:
-        changes = [f"data.folder={given.data}", *given.changes]
-        folder = trained(given.out / name.replace(" ", "-"), name, changes, given.minutes * 60)
+        folder = trained(given.out / name.replace(" ", "-"), name, changes)
         network = load_first_stage(folder / "model")
         shown.append(reconstruct(network, pictures[:SHOWN]))
         result = folder / "result.json"
@@ -83,19 +92,29 @@ def main() -> None:
     print(page)
 
 
-def trained(out: Path, name: str, changes: Sequence[str], seconds: float) -> Path:
-    """The folder of a variant's run, trained for so many seconds at the pace of its first steps."""
-    recipe, own = VARIANTS[name]
-    path, changes = RECIPES / f"{recipe}.toml", [*changes, *own]
-    out.mkdir(parents=True, exist_ok=True)
-    plan = out / "plan.json"
-    if not plan.is_file():
-        pace = seconds_per_step(path, changes)
-        plan.write_text(json.dumps({"steps": int(seconds / pace), "pace": pace}), "utf-8")
-    steps = json.loads(plan.read_text("utf-8"))["steps"]
+def write_recipe(path: Path, name: str, init: str | None) -> None:
+    """One of the recipes; if it starts from a first stage, without a network of its own."""
+    text = (RECIPES / f"{name}.toml").read_text("utf-8")
+    if init:
+        text = f'init = "{init}"\n' + re.sub(r"(?ms)^\[autoencoder\].*?(?=^\[)", "", text)
+    path.write_text(text, "utf-8")
+
+
+def set_plan(out: Path, name: str, changes: Sequence[str], seconds: float) -> None:
+    """Times a few steps of a variant; writes the number that fits into so many seconds."""
+    planned = out / "plan.json"
+    if not planned.is_file():
+        pace = seconds_per_step(out / RECIPE, [*changes, *VARIANTS[name][1]])
+        planned.write_text(json.dumps({"steps": int(seconds / pace), "pace": pace}), "utf-8")
+
+
+def trained(out: Path, name: str, changes: Sequence[str]) -> Path:
+    """The folder of a variant's run of the planned number of steps."""
+    steps = json.loads((out / "plan.json").read_text("utf-8"))["steps"]
     every = max(1, steps // 10)
     lengths = [f"run.{key}={every}" for key in ("sample_every", "checkpoint_every")]
-    config = kinds.read(path, [*changes, f"run.steps={steps}", *lengths])
+    own = [*changes, *VARIANTS[name][1], f"run.steps={steps}", *lengths]
+    config = kinds.read(out / RECIPE, own)
     train(config, out, resume=True, observe=lambda done: say(name, done.step, done.steps))
     return out
 

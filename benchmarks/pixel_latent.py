@@ -4,10 +4,11 @@
 
 All are unconditional denoisers of rectified flow, with the same optimizer and batches, of a number
 of weights within 5 % of --weights. Each runs in a process of its own. Its steps are those that a
-few timed ones say fit into --minutes; quality is measured at the end, and with --parts 0.25 0.5 1
-of runs of a quarter and a half of the time too. A run that was stopped continues, and a finished
-one is not repeated: results are in OUT/NAME/result.json, the table in OUT/table.md, and pictures in
-OUT/pictures.png, a row for each. The first stage's own training is not in the time.
+few timed ones say fit into --minutes (all are timed before the first one is trained); quality is
+measured at the end, and with --parts 0.25 0.5 1 of runs of a quarter and a half of the time too. A
+run that was stopped continues, and a finished one is not repeated: results are in
+OUT/NAME/result.json, the table in OUT/table.md, and pictures in OUT/pictures.png, a row for each.
+The first stage's own training is not in the time.
 """
 
 from __future__ import annotations
@@ -70,16 +71,19 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a child does
     given = parser.parse_args()
     if given.one:
-        name, part = given.one.split(":")
-        measure(given, name, float(part))
+        task, name, part = given.one.split(":")
+        TASKS[task](given, name, float(part))
         return
+    for part in given.parts:
+        for name in given.only:
+            if not (given.out / f"{name}-{part:g}/plan.json").is_file():
+                child("plan", name, part)
     rows: list[dict[str, Any]] = []
     for part in given.parts:
         for name in given.only:
             folder = given.out / f"{name}-{part:g}"
             if not (folder / "result.json").is_file():
-                child = [sys.executable, __file__, *sys.argv[1:], "--one", f"{name}:{part}"]
-                subprocess.run(child, check=True)
+                child("measure", name, part)
             rows.append(json.loads((folder / "result.json").read_text("utf-8")))
             page = "\n".join(table(rows)) + "\n"
             (given.out / "table.md").write_text(page, "utf-8")
@@ -88,17 +92,26 @@ def main() -> None:
     print((given.out / "table.md").read_text("utf-8"))
 
 
+def child(task: str, name: str, part: float) -> None:
+    """A task of one of them in a process of its own."""
+    own = ["--one", f"{task}:{name}:{part}"]
+    subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], check=True)
+
+
+def plan(given: argparse.Namespace, name: str, part: float) -> None:
+    """Times a few steps of one of them; writes the number that fits into its time."""
+    out = given.out / f"{name}-{part:g}"
+    out.mkdir(parents=True, exist_ok=True)
+    pace = seconds_per_step(parsed(recipe(given, name), given.changes))
+    steps = max(1, int(60 * given.minutes * part / pace))
+    (out / "plan.json").write_text(json.dumps({"steps": steps, "pace": pace}), "utf-8")
+
+
 def measure(given: argparse.Namespace, name: str, part: float) -> None:
     """Trains, samples and measures one of them; writes its result."""
     out = given.out / f"{name}-{part:g}"
-    out.mkdir(parents=True, exist_ok=True)
-    plan = out / "plan.json"
     tree = recipe(given, name)
-    if not plan.is_file():
-        pace = seconds_per_step(parsed(tree, given.changes))
-        steps = max(1, int(60 * given.minutes * part / pace))
-        plan.write_text(json.dumps({"steps": steps, "pace": pace}), "utf-8")
-    planned = json.loads(plan.read_text("utf-8"))
+    planned = json.loads((out / "plan.json").read_text("utf-8"))
     every = max(1, planned["steps"] // 10)
     tree["run"] |= {"steps": planned["steps"], "checkpoint_every": every}
     config = parsed(tree, given.changes)
@@ -142,7 +155,13 @@ def recipe(given: argparse.Namespace, name: str) -> dict[str, Any]:
         "first_stage": "pixels" if pixels else given.first_stage,
         "data": {"folder": str(given.data), "size": given.size},
         "optimizer": {"learning_rate": 4e-4, "warm_up": 0.02, "cool_down": 0.2},
-        "run": {"steps": TIMED, "batch": given.batch, "ema": 0.999, "sample_every": 10**8},
+        "run": {
+            "steps": TIMED,
+            "batch": given.batch,
+            "ema": 0.999,
+            "precision": "auto",
+            "sample_every": 10**8,
+        },
         "diffusion": FLOW,
     }
     if name == "pixel-jit":
@@ -275,6 +294,8 @@ def say(name: str, step: int, steps: int) -> None:
     if step == steps or step % 100 == 0:
         print(f"{name}: {step} of {steps} steps", flush=True)
 
+
+TASKS = {"plan": plan, "measure": measure}
 
 if __name__ == "__main__":
     main()
