@@ -3,201 +3,60 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import torch
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from undust.conditioning.prompt import escape
 from undust.conditioning.tokenizer import Tokenizer
-from undust.diffusion.process import Process
 from undust.errors import UndustError
 from undust.evaluation.figure import Figure
 from undust.evaluation.generated import PictureQuery
 from undust.evaluation.networks import FigureNetworks
 from undust.formats import model_folder, standalone_vae
-from undust.formats.components import DEFAULT_GUIDANCE, new_denoiser, type_of
+from undust.formats.components import type_of
 from undust.generation import loop
 from undust.latent.conditioner import ConditionInputs
-from undust.networks.base import FirstStageNetwork
-from undust.networks.config import (
-    DenoiserConfig,
-    DiTConfig,
-    JiTConfig,
-    PixArtConfig,
-    TextEncoderConfig,
-    UNet2DConfig,
-    UNetConfig,
-)
-from undust.networks.identity import IdentityFirstStage
 from undust.pictures import grid
-from undust.pipeline import LatentDiffusion
 from undust.training import figures
 from undust.training.caches import LatentCache, PixelLatents
-from undust.training.captions import CaptionsConfig
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.conditions import (
     SHOWN,
     LabelCondition,
-    LabelsConfig,
     MapCondition,
-    MapConfig,
     TrainingCondition,
 )
-from undust.training.configs import OptimizerConfig, Place
+from undust.training.configs import OptimizerConfig
 from undust.training.data import Batch, Observe, RandomStream
-from undust.training.derived import (
-    PIXELS,
-    check_text_encoder,
-    derived_network,
-    empty_first_stage,
-    first_stage_at,
-)
+from undust.training.derived import PIXELS
+from undust.training.diffusion_model import DiffusionModelConfig
 from undust.training.figures import FiguresConfig
-from undust.training.latent_statistics import rescale_latents, unusual_deviation
+from undust.training.latent_statistics import unusual_deviation
 from undust.training.noise import NoiseChangesConfig, training_noise
-from undust.training.noise_levels import AnyNoiseConfig, BetaNoiseConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData, content_digest
-from undust.training.spatial import (
-    InpaintingCondition,
-    InpaintingConfig,
-    LowResolutionCondition,
-    LowResolutionConfig,
-    low_resolution_process,
-)
-from undust.training.task import TrainingConfig
+from undust.training.spatial import InpaintingCondition, LowResolutionCondition
 from undust.training.text import Captions
 
-NETWORKS = ("unet", "unet2d", "dit", "pixart", "jit")
-"""The tables of a recipe for the denoiser's network, of which it has one."""
 
-
-class DiffusionConfig(TrainingConfig):
+class DiffusionConfig(DiffusionModelConfig):
     """Trains a denoiser, with its own text encoder or a finished one, or without text."""
 
     kind: Literal["diffusion"] = Field(description="what is trained")
-    first_stage: Place = Field(
-        description="the trained autoencoder: its folder, that of its run or of a model, a file, "
-        'or a model\'s name; "pixels" trains on pixels, without one'
-    )
-    captions: CaptionsConfig = CaptionsConfig()
-    labels: LabelsConfig | None = None
-    maps: tuple[MapConfig, ...] = Field(default=(), description="maps beside each picture")
-    low_resolution: LowResolutionConfig | None = None
-    inpainting: InpaintingConfig | None = None
-    diffusion: AnyNoiseConfig = BetaNoiseConfig()
     noise: NoiseChangesConfig = NoiseChangesConfig()
-    unet: UNetConfig | None = None
-    unet2d: UNet2DConfig | None = None
-    dit: DiTConfig | None = None
-    pixart: PixArtConfig | None = None
-    jit: JiTConfig | None = None
-    text_encoder: TextEncoderConfig | None = None
-    text_encoder_from: Place | None = Field(
-        default=None,
-        description="folder of a model whose finished text encoders are used, in place of one that "
-        "is trained",
-    )
     previews: tuple[str, ...] = Field(default=(), description="prompts of the previews")
-
-    @property
-    def table(self) -> str:
-        """The table of the denoiser's network."""
-        return next(name for name in NETWORKS if getattr(self, name) is not None)
-
-    @property
-    def network(self) -> DenoiserConfig:
-        """The configuration of the denoiser's network."""
-        return getattr(self, self.table)
-
-    @property
-    def has_text(self) -> bool:
-        """Whether the denoiser is conditioned on text."""
-        return self.text_encoder is not None or self.text_encoder_from is not None
-
-    def complete(self) -> Self:
-        """With the first stage's place, and the network's sizes where they are left out.
-
-        Raises UndustError for a first stage that is not found, and for sizes that contradict each
-        other.
-        """
-        place, captions = first_stage_at(self.first_stage), self.captions
-        if self.text_encoder:
-            check_text_encoder(self.text_encoder, captions.vocabulary, captions.length)
-        first_stage = empty_first_stage(place, self.data.size)
-        network = derived_network(
-            self.network,
-            self.table,
-            first_stage,
-            self.data.size,
-            text_width=self._text_width(),
-            labels=self._labels(),
-            extra=[*self._extra(first_stage.latent_channels)],
-        )
-        return self.model_copy(update={"first_stage": place, self.table: network})
 
     def task(
         self, out: Path, resumed: TrainingCheckpoint | None, observe: Observe
     ) -> DiffusionTask:
         """The training of the denoiser."""
         return DiffusionTask(self, out, resumed, observe)
-
-    def _text_width(self) -> int | None:
-        if self.text_encoder_from is not None:
-            texts = model_folder.read_texts(self.text_encoder_from)
-            return sum(text.encoder.config.hidden_size for text in texts)
-        return self.text_encoder.hidden_size if self.text_encoder else None
-
-    def _labels(self) -> tuple[int, str] | None:
-        """The number of label embeddings that is known without the data, and its reason."""
-        if self.low_resolution:
-            count = self.low_resolution.max_noise_level + 1
-            return count, f"the low resolution has {count} noise levels"
-        field = type(self.network).model_fields.get(self.network.label_field)
-        if self.labels or field is None or field.default is None:
-            return None
-        return 1, "there are no labels"  # of a network that cannot be without
-
-    def _extra(self, latent_channels: int) -> Iterator[tuple[int, str]]:
-        """The input channels beside the latents', each with its reason."""
-        if self.low_resolution:
-            yield 3, "the small picture has"
-        if self.inpainting:
-            yield 1 + latent_channels, "the mask and the masked picture have"
-        for each in self.maps:
-            yield each.channels, f"the map {each.column} has"
-
-    @model_validator(mode="after")
-    def _can_be_trained(self) -> Self:
-        given = [name for name in NETWORKS if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = f"has {' and '.join(given)}" if given else "has none"
-            raise ValueError(f"one table of {', '.join(NETWORKS)} is the network; this {found}")
-        network = self.network
-        if isinstance(network, UNetConfig) and network.addition_embed_type == "text_time":
-            raise ValueError("unet.addition_embed_type: text_time cannot be trained; leave it out")
-        label = type(network).model_fields.get(network.label_field)
-        given = getattr(network, network.label_field) if label else None
-        if label and given not in (label.default, 1) and not self.low_resolution:
-            raise ValueError(
-                f"{self.table}.{network.label_field}: leave it out; it follows from the labels"
-            )
-        if self.low_resolution and (self.labels or self.inpainting):
-            other = "labels" if self.labels else "inpainting"
-            raise ValueError(f"low_resolution and {other}: one of them has to be left out")
-        if self.text_encoder and self.text_encoder_from:
-            raise ValueError("text_encoder and text_encoder_from: one of them has to be left out")
-        if self.text_encoder and self.text_encoder.projects:
-            raise ValueError("text_encoder.architectures has to be left out: CLIPTextModel")
-        if not self.has_text and "captions" in self.model_fields_set:
-            raise ValueError("captions: without a text_encoder there are none; leave them out")
-        return self
 
 
 class DiffusionTask:
@@ -236,7 +95,7 @@ class DiffusionTask:
         if self.conditions:
             self.inputs["conditions"] = " ".join(each.digest for each in self.conditions)
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
-        self.model = _new_model(config, process, self.text, labels, maps)
+        self.model = config.new_model(process, self.text, labels, maps)
         if config.low_resolution:
             given = config.low_resolution, self.data, size, self.model
             self.conditions.append(LowResolutionCondition(*given))
@@ -360,41 +219,3 @@ class DiffusionTask:
         if pipeline == "DiffusionPipeline":
             opens = "diffusers has no pipeline for such a model; it opens the components"
         return f"generate with it: {shlex.join(command)}; {opens}"
-
-
-def _new_model(
-    config: DiffusionConfig,
-    process: Process,
-    text: Captions | None,
-    labels: LabelCondition | None,
-    maps: MapCondition | None,
-) -> LatentDiffusion:
-    """The first stage with a new network, whose output is zero, and text encoders."""
-    first_stage: FirstStageNetwork = IdentityFirstStage()
-    if config.first_stage != PIXELS:
-        first_stage = standalone_vae.load(config.first_stage)
-    if config.low_resolution and config.has_text:
-        rescale_latents(first_stage, model_folder.UPSCALER_SCALE)  # that of diffusers' pipeline
-    settings = config.network
-    if labels:
-        count = len(labels.classes) + (not settings.null_class)
-        settings = settings.model_copy(update={settings.label_field: count})
-    torch.manual_seed(config.seed)
-    network = new_denoiser(settings)
-    network.start_at_zero()
-    texts = text.finished if text else ()
-    if text and config.text_encoder:
-        texts = (text.new_encoder(config.text_encoder),)
-    guided = labels or text or (maps and any(kind.guided for kind in maps.kinds))
-    return LatentDiffusion(
-        first_stage,
-        network,
-        texts,
-        process,
-        config.diffusion.prediction,
-        guidance=DEFAULT_GUIDANCE if guided else 1.0,
-        low_res_process=low_resolution_process() if config.low_resolution else None,
-        max_noise_level=config.low_resolution.max_noise_level if config.low_resolution else 0,
-        classes=labels.classes if labels else (),
-        maps=maps.kinds if maps else (),
-    )
