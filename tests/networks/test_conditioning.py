@@ -17,7 +17,7 @@ from undust.diffusion.interpolation import slerp
 from undust.errors import UndustError
 from undust.networks.conditioning import CallOptions, Conditioning
 
-FIELDS = ("text", "pooled", "size_ids", "label", "extra_channels", "negative")
+FIELDS = ("text", "pooled", "size_ids", "label", "estimate", "extra_channels", "negative")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def full(count: int, tokens: int = 3, seed: int = 0, **fields: Any) -> Condition
             torch.randn(count, 5, generator=draw),
             torch.randint(0, 99, (count, 6), generator=draw),
             torch.randint(0, 99, (count,), generator=draw),
+            torch.randn(count, 4, 3, 3, generator=draw),
             torch.randn(count, 2, 3, 3, generator=draw),
             torch.randint(0, 2, (count,), generator=draw) == 1,
         ),
@@ -131,7 +132,7 @@ def test_precision_and_place_of_each_field():
     """Sizes lose nothing: 1023 is no number of bfloat16."""
     half = full(2).to(torch.device("cpu"), torch.bfloat16)
     kinds = {name: tensor.dtype for name, tensor in half.tensors().items()}
-    expected = dict.fromkeys(("text", "pooled", "extra_channels"), torch.bfloat16)
+    expected = dict.fromkeys(("text", "pooled", "estimate", "extra_channels"), torch.bfloat16)
     numbers = {"size_ids": torch.int64, "label": torch.int64, "negative": torch.bool}
     assert kinds == expected | numbers
 

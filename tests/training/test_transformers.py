@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from torch import Tensor
 
 import undust
+from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
+from undust.generation.inversion import bits_per_dimension
+from undust.networks.conditioning import Conditioning
 from undust.pictures import from_image
 from undust.training import kinds
 from undust.training.diffusion import DiffusionConfig
@@ -166,3 +171,60 @@ def test_jit_takes_no_perturbed_attention_and_dit_does(transformer: Recipe, tmp_
                 model.generate([], **given)
         else:
             assert model.generate([], **given)
+
+
+def test_self_conditioning(transformer: Recipe, tmp_path: Path, contents: Contents) -> None:
+    """Chen et al. 2022, "Analog Bits", algorithm 2, written out with the network."""
+    own = "self_conditioning=0.5"
+    for steps in (2, 4):
+        parts = transformer("jit, classes", own, f"run.steps={steps}")
+        train(parts, tmp_path / "parts", resume=True)
+    train(transformer("jit, classes", own), tmp_path / "whole")
+    checkpoint = "checkpoints/step-00000004"
+    assert contents(tmp_path / "parts" / checkpoint) == contents(tmp_path / "whole" / checkpoint)
+    model = undust.load(tmp_path / "whole/model")
+    assert model.self_conditioned
+    assert model.unet.config.in_channels == 6
+    with pytest.raises(UndustError, match="no probability flow"):
+        bits_per_dimension(model, [], torch.zeros(1), steps=1, probes=1, seed=0)
+    for number, parameter in enumerate(model.unet.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+
+    def estimate(x: Tensor, sigma: Tensor, label: int, last: Tensor) -> Tensor:
+        cond = Conditioning(1, label=torch.tensor([label]))
+        both = torch.cat([x * model.process.input_scale(sigma), last], 1).float()
+        with torch.no_grad():
+            return model.unet(both, model.process.timestep(sigma)[None].float(), cond)
+
+    start = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    given = {"label": "red", "steps": 3, "sampler": "euler", "guidance": 3.0}
+    [picture] = model.generate([], noise=start, **given)
+    levels = sigmas(picture.recipe.schedule, model.process, 3)
+    x = model.process.start(start, levels[0])
+    last = {2: torch.zeros_like(x), 3: torch.zeros_like(x)}  # red, and no class
+    for sigma, following in pairwise(levels):
+        last = {label: estimate(x, sigma, label, last[label]) for label in last}
+        x0 = last[3] + 3.0 * (last[2] - last[3])
+        x = x0 + (following / sigma) * (x - x0)
+    torch.testing.assert_close(picture.latent, x[0].float(), atol=1e-4, rtol=1e-4)
+
+
+def test_self_conditioning_in_training(transformer: Recipe, tmp_path: Path) -> None:
+    """Algorithm 1: about half of the samples have the estimate of a call without gradients."""
+    config = transformer("jit, nothing", "self_conditioning=0.5", "run.batch=64")
+    task = config.complete().task(tmp_path, None, lambda _done, _all: None)
+    network = task.modules["transformer"]
+    for number, parameter in enumerate(network.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+    calls: list[tuple[Tensor, Tensor]] = []
+    network.register_forward_hook(
+        lambda _module, given, output: calls.append((given[2].estimate, output))
+    )
+    task.losses(task.order.batch(0, 64))["loss"].backward()
+    (nothing, first), (estimate, output) = calls
+    assert not nothing.any()
+    assert not first.requires_grad
+    assert output.requires_grad
+    chosen = estimate.flatten(1).any(1)
+    assert torch.equal(estimate[chosen], first[chosen])
+    assert 16 <= chosen.sum() <= 48

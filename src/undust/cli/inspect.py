@@ -227,6 +227,8 @@ def _model(path: Path) -> Facts:
         if model.classes:
             names = ", ".join(model.classes[:MAX_NAMES])
             facts["classes"] = names + (", …" if len(model.classes) > MAX_NAMES else "")
+        if model.self_conditioned:
+            facts["self-conditioned"] = "yes"
         if model.maps:
             facts["maps"] = ", ".join(kind.kind for kind in model.maps)
     return {**facts, **_numbers(files), "parts": parts}

@@ -220,8 +220,10 @@ class Components:
     as zeros and not as the empty prompt; low_res_process: the noise process of the low-resolution
     input, None unless the model is an upscaler; max_noise_level: the most of that noise, in time
     steps; guidance: the default guidance scale; classes: the names of class labels; maps: the kinds
-    of maps that are concatenated with the latents, behind all other channels. Raises UndustError
-    for components that do not fit one another.
+    of maps that are concatenated with the latents, behind all other channels; self_conditioned:
+    whether the denoiser takes its last estimate, in the channels behind the latents (Chen et al.
+    2022, "Analog Bits", section 3.2). Raises UndustError for components that do not fit one
+    another.
     """
 
     autoencoder: FirstStageNetwork
@@ -235,6 +237,7 @@ class Components:
     guidance: float = DEFAULT_GUIDANCE
     classes: tuple[str, ...] = ()
     maps: tuple[MapKind, ...] = ()
+    self_conditioned: bool = False
 
     def __post_init__(self) -> None:
         widths = [each.encoder.config.hidden_size for each in self.texts]
@@ -260,8 +263,9 @@ class Components:
 
     @property
     def extra_channels(self) -> int:
-        """How many input channels the denoiser has beside those of the latent and the maps."""
-        own = self.autoencoder.latent_channels + sum(each.channels for each in self.maps)
+        """Input channels of the denoiser beside those of latent, last estimate and maps."""
+        own = self.autoencoder.latent_channels * (1 + self.self_conditioned)
+        own += sum(each.channels for each in self.maps)
         return self.unet.config.in_channels - own
 
     def class_number(self, name: str) -> int:

@@ -54,6 +54,7 @@ PARTS = (*NETWORKS, *TEXTS.values(), "scheduler", "low_res_scheduler")  # subfol
 ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
 # Of ours; diffusers ignores entries with "_". DiTPipeline has the classes without it.
 GUIDANCE, CLASSES, MAPS = "_guidance_scale", "id2label", "_maps"
+SELF_CONDITIONED = "_self_conditioned"
 MAX_CLASSES = 100_000
 _MAPS = TypeAdapter(tuple[MapKind, ...])
 VERSION = "0.42.0"  # of diffusers; some of its pipelines need one
@@ -101,9 +102,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
     large = unet.config.takes_pooled_text
     process, prediction = _scheduler(folder / "scheduler")
     small = folder / "low_res_scheduler"
-    zeros, most = flags.get(ZEROS, True), flags.get(NOISE, MAX_NOISE_LEVEL)
-    if not isinstance(zeros, bool):
-        raise UndustError(f"{folder / INDEX}: {ZEROS} is {zeros!r:.40}, not true or false")
+    zeros = _flag(folder, flags, ZEROS, default=True)
+    most = flags.get(NOISE, MAX_NOISE_LEVEL)
     if type(most) is not int or most < 0:
         raise UndustError(f"{folder / INDEX}: {NOISE} is {quoted(most)}, not a number of steps")
     with _naming(folder):
@@ -117,12 +117,13 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
             conditioners,
             process,
             prediction,
-            force_zeros_for_empty_prompt=large and zeros,
+            force_zeros_for_empty_prompt=zeros and large,
             low_res_process=_scheduler(small)[0] if "low_res_scheduler" in index else None,
             max_noise_level=most,
             guidance=_guidance(folder, flags, conditioners, large=large),
             classes=_classes(folder, flags),
             maps=_maps(folder, flags),
+            self_conditioned=_flag(folder, flags, SELF_CONDITIONED, default=False),
         )
 
 
@@ -209,6 +210,14 @@ def _guidance(
     if type(given) not in (int, float) or not 0 <= given < math.inf:
         raise UndustError(f"{folder / INDEX}: {GUIDANCE} is {quoted(given)}, not a number")
     return float(given)
+
+
+def _flag(folder: Path, index: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    """An entry that is true or false. Raises UndustError for another."""
+    given = index.get(name, default)
+    if not isinstance(given, bool):
+        raise UndustError(f"{folder / INDEX}: {name} is {quoted(given)}, not true or false")
+    return given
 
 
 def _classes(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
@@ -300,6 +309,8 @@ def _index(parts: Components) -> dict[str, Any]:
     if parts.classes:
         name = CLASSES if index["_class_name"] == "DiTPipeline" else f"_{CLASSES}"
         flags[name] = {str(number): label for number, label in enumerate(parts.classes)}
+    if parts.self_conditioned:
+        flags[SELF_CONDITIONED] = True
     if parts.maps:
         flags[MAPS] = _MAPS.dump_python(parts.maps, mode="json")
     return index | flags
@@ -330,8 +341,8 @@ def pipeline(parts: Components) -> str:
     denoiser = type_of(parts.unet)
     pixels = isinstance(parts.autoencoder, IdentityFirstStage)
     crossed = denoiser.class_name == "UNet2DConditionModel"
-    if not crossed or pixels or parts.maps or parts.classes:
-        plain = not (parts.texts or parts.maps or parts.extra_channels)
+    if not crossed or pixels or parts.maps or parts.classes or parts.self_conditioned:
+        plain = not (parts.texts or parts.maps or parts.extra_channels or parts.self_conditioned)
         if denoiser.class_name == "DiTTransformer2DModel" and plain and not pixels:
             return "DiTPipeline"
         if denoiser.class_name == "UNet2DModel" and plain and not parts.classes:

@@ -148,7 +148,9 @@ class BatchContext:
         if controls:
             cond = replace(cond, negative=torch.full((len(cond),), negative))
         options = CallOptions((self._perturbation,) * len(cond), controls)
-        return ConditionedDenoiser(network.denoise, cond, options)
+        return ConditionedDenoiser(
+            network.denoise, cond, options, self_conditioned=network.self_conditioned
+        )
 
     def _with_start(self, cond: Conditioning) -> Conditioning:
         """With the extra channels and the noise level of the start."""

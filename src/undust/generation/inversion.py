@@ -9,6 +9,7 @@ from torch import Tensor
 
 from undust.diffusion import inversion, likelihood
 from undust.diffusion.schedules import SCHEDULES, sigmas
+from undust.errors import UndustError
 from undust.generation.guided import guided
 from undust.generation.loop import Step
 from undust.latent.model import LatentModel
@@ -53,8 +54,11 @@ def bits_per_dimension(
 
     Of the latents under the process's least noise, by `steps` steps of the classical Runge-Kutta
     method along the probability flow; `probes` random vectors, which `seed` fixes, estimate its
-    divergence. The fewer bits, the likelier. Raises UndustError as `diffusion.likelihood` does.
+    divergence. The fewer bits, the likelier. Raises UndustError as `diffusion.likelihood` does, and
+    for a self-conditioned model, whose estimates are no function of x and σ alone.
     """
+    if model.self_conditioned:
+        raise UndustError(f"{model.name} is self-conditioned: it has no probability flow")
     process = model.process
     levels = SCHEDULES["exponential"](process, steps + 1)[:-1]
     deviation = float(process.start(torch.ones(1), levels[0]))

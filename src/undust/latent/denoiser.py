@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from undust.adapters.control import summed
@@ -24,13 +25,17 @@ class PlacedNetwork:
         network: DenoiserNetwork,
         offload: Offload | None = None,
         explain: Callable[..., UndustError] | None = None,
+        *,
+        self_conditioned: bool = False,
     ) -> None:
         """offload: moves the network and ControlNets to its device; None to leave them in place.
 
         explain: makes the error for an output with NaN or infinity, as `finite.explain`; None to
-        return such an output.
+        return such an output; self_conditioned: whether the network takes an earlier estimate,
+        which is 0 where there is none.
         """
         self.network, self._offload, self._explain = network, offload or Offload(None), explain
+        self.self_conditioned = self_conditioned
 
     def __call__(
         self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions = NONE
@@ -42,6 +47,8 @@ class PlacedNetwork:
         weight = next(self.network.parameters())
         device = self._offload.device or weight.device
         latents, timestep = x.to(device, weight.dtype), timestep.to(device)
+        if self.self_conditioned and cond.estimate is None:
+            cond = cond.with_estimate(torch.zeros_like(x))
         cond = cond.to(device, weight.dtype)
         control = summed(
             self._offload.run(each.network, partial(each, latents, timestep, cond))
@@ -53,5 +60,7 @@ class PlacedNetwork:
         output = self._offload.run(self.network, call).to(x)
         if self._explain is None or output.isfinite().all():
             return output
-        unchecked = PlacedNetwork(self.network, self._offload)
+        unchecked = PlacedNetwork(
+            self.network, self._offload, self_conditioned=self.self_conditioned
+        )
         raise self._explain(x, cond, options, partial(unchecked, x, timestep, cond))

@@ -124,7 +124,9 @@ class LatentModel(Components):
         prediction = prediction_on(self.process, self.prediction)
         explain = partial(finite.explain, self.networks, self._lora_names)
         self.denoise: NetworkDenoiser[Conditioning] = NetworkDenoiser(
-            PlacedNetwork(self.unet, offload, explain), self.process, prediction
+            PlacedNetwork(self.unet, offload, explain, self_conditioned=self.self_conditioned),
+            self.process,
+            prediction,
         )
 
     @property

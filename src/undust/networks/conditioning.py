@@ -21,7 +21,8 @@ class Conditioning:
 
     text: [B, T, D], the text encoders' states of each token of each prompt; pooled: [B, P], the
     prompt as one vector; size_ids: [B, N], the numbers beside it (Podell et al. 2023, section 2.2);
-    label: [B], a class; extra_channels: [B, C, h, w], maps that are concatenated with the latents;
+    label: [B], a class; estimate: [B, C, h, w], an earlier estimate of the clean latents, for
+    self-conditioning; extra_channels: [B, C, h, w], maps that are concatenated with the latents;
     negative: [B], whether an entry is a negative prompt, which matters to some ControlNets. Raises
     UndustError for a field with another number of entries.
     """
@@ -31,6 +32,7 @@ class Conditioning:
     pooled: Tensor | None = None
     size_ids: Tensor | None = None
     label: Tensor | None = None
+    estimate: Tensor | None = None
     extra_channels: Tensor | None = None
     negative: Tensor | None = None
 
@@ -67,6 +69,15 @@ class Conditioning:
         if not bool(((self.label >= 0) & (self.label < classes)).all()):
             raise UndustError(f"class labels are 0 to {classes - 1}, not {self.label.max().item()}")
         return self.label
+
+    def network_input(self, x: Tensor) -> Tensor:
+        """Latents x [B, C, h, w] with the estimate and the extra channels behind them."""
+        behind = [each for each in (self.estimate, self.extra_channels) if each is not None]
+        return torch.cat([x, *behind], 1) if behind else x
+
+    def with_estimate(self, x0: Tensor) -> Self:
+        """With an earlier estimate x0 [B, C, h, w] of the clean latents."""
+        return replace(self, estimate=x0)
 
     def merged(self, other: Self) -> Self:
         """With the fields of another conditioning of the same pictures."""

@@ -198,8 +198,7 @@ class AnyDiT(DenoiserNetwork):
         """
         if control:
             raise UndustError("a diffusion transformer takes no ControlNet")
-        if cond.extra_channels is not None:
-            x = torch.cat([x, cond.extra_channels], 1)
+        x = cond.network_input(x)
         grid = patch_grid(x, self.config.patch_size)
         rows, columns = grid
         size = self.config.patches / self.config.position_scale

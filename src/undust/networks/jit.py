@@ -191,8 +191,7 @@ class JiT(DenoiserNetwork):
         config = self.config
         if config.text_channels and cond.text is None:
             raise UndustError("this network needs text for each picture")
-        if cond.extra_channels is not None:
-            x = torch.cat([x, cond.extra_channels], 1)
+        x = cond.network_input(x)
         grid = patch_grid(x, config.patch_size)
         step = (config.patches / grid[0], config.patches / grid[1])
         tokens = self.x_embedder(x)

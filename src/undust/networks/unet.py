@@ -276,8 +276,7 @@ class AnyUNet(UNetEncoder, DenoiserNetwork):
         such a block, a missing condition and a control of other shapes.
         """
         time, context = self.embed(timestep, cond, x.dtype), cond.text
-        if cond.extra_channels is not None:
-            x = torch.cat([x, cond.extra_channels], 1)
+        x = cond.network_input(x)
         states = self.down(self.conv_in(x), time, context)
         x = states[-1]
         if any(perturbed) and not (self.mid_block and self.mid_block.attentions):

@@ -41,6 +41,7 @@ class RandomStream(IntEnum):
     REVIVAL = 14
     OFFSET = 15
     PERTURBATION = 16
+    SELF_CONDITIONING = 17
 
 
 @dataclass(frozen=True)

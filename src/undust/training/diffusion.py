@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from undust.formats import model_folder, standalone_vae
 from undust.formats.components import type_of
 from undust.generation import loop
 from undust.latent.conditioner import ConditionInputs
+from undust.networks.conditioning import Conditioning
 from undust.pictures import grid
 from undust.training import figures
 from undust.training.caches import LatentCache, PixelLatents
@@ -143,8 +145,21 @@ class DiffusionTask:
         cond = self.model.conditioner(ConditionInputs(prompts, fields, captions=True))
         for each in self.conditions:
             cond = cond.beside(each.channels(batch), each.label(batch))
+        if self.config.self_conditioning:
+            x = z + sigma.to(z).reshape(-1, 1, 1, 1) * given
+            cond = self._self_conditioned(batch, x, sigma.to(z), cond)
         loss = self.denoise.loss(z, noise, sigma, cond, self.weighting, input_noise=given)
         return {"loss": loss.mean()}
+
+    def _self_conditioned(
+        self, batch: Batch, x: Tensor, sigma: Tensor, cond: Conditioning
+    ) -> Conditioning:
+        """With the estimate of a first call for some samples (Chen et al. 2022, algorithm 1)."""
+        nothing = torch.zeros_like(x)
+        with torch.no_grad():
+            first = self.denoise(x, sigma, cond.with_estimate(nothing))
+        chosen = batch.uniform(RandomStream.SELF_CONDITIONING) < self.config.self_conditioning
+        return cond.with_estimate(first.to(x) * chosen.to(x).reshape(-1, 1, 1, 1))
 
     def diagnoses(self, step: int, means: Mapping[str, float]) -> dict[str, str]:  # noqa: ARG002
         """None yet."""

@@ -71,6 +71,13 @@ class DiffusionModelConfig(TrainingConfig, ABC):
     dit: DiTConfig | None = None
     pixart: PixArtConfig | None = None
     jit: JiTConfig | None = None
+    self_conditioning: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of samples whose network input has the estimate of a first call, in "
+        "channels of their own; 0: a network without them (Chen et al. 2022 train with 0.5)",
+    )
     text_encoder: TextEncoderConfig | None = None
     text_encoder_from: Place | None = Field(
         default=None,
@@ -149,6 +156,7 @@ class DiffusionModelConfig(TrainingConfig, ABC):
             max_noise_level=self.low_resolution.max_noise_level if self.low_resolution else 0,
             classes=labels.classes if labels else (),
             maps=maps.kinds if maps else (),
+            self_conditioned=self.self_conditioning > 0,
         )
 
     def _text_width(self) -> int | None:
@@ -169,6 +177,8 @@ class DiffusionModelConfig(TrainingConfig, ABC):
 
     def _extra(self, latent_channels: int) -> Iterator[tuple[int, str]]:
         """The input channels beside the latents', each with its reason."""
+        if self.self_conditioning:
+            yield latent_channels, "the last estimate has"
         if self.low_resolution:
             yield 3, "the small picture has"
         if self.inpainting:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, Generic, TypeVar
 
@@ -33,11 +33,16 @@ GuidanceRequest = Generator["Sequence[Denoise]", Sequence[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ConditionedDenoiser(Generic[C]):
-    """A network with one condition: the leaf of every tree of guidance."""
+    """A network with one condition: the leaf of every tree of guidance.
+
+    self_conditioned: whether the network takes its last estimate in the run, which then is set by
+    the condition's method `with_estimate`.
+    """
 
     denoise: Denoiser[C]
     cond: C
     options: Options | None = None
+    self_conditioned: bool = False
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The estimate [B, …] of the clean x [B, …] at sigma [B]."""
@@ -57,7 +62,7 @@ class ConditionedDenoiser(Generic[C]):
             raise UndustError(
                 "guidance: conditions with and without options cannot be evaluated together"
             )
-        return ConditionedDenoiser(self.denoise, self.cond.concat(other.cond), options)
+        return replace(self, cond=self.cond.concat(other.cond), options=options)
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,14 @@ class GuidedRun:
             batch: ConditionedDenoiser[Any] = reduce(ConditionedDenoiser[Any].concat, group)
             xs = torch.cat([x] * count) if count > 1 else x
             sigmas = sigma.repeat(count) if count > 1 else sigma
+            if batch.self_conditioned and self.memory is not None:
+                last = [self.memory.get(id(leaf), torch.zeros_like(x)) for leaf in group]
+                batch = replace(batch, cond=batch.cond.with_estimate(torch.cat(last)))
             parts = batch.denoise(xs, sigmas, *batch.arguments).chunk(count)
-            known |= {id(leaf): part for leaf, part in zip(group, parts, strict=True)}
+            found = {id(leaf): part for leaf, part in zip(group, parts, strict=True)}
+            known |= found
+            if batch.self_conditioned and self.memory is not None:
+                self.memory.update(found)
         return _combined(self.denoise, requests, known)
 
 
