@@ -13,13 +13,18 @@ from threading import Thread
 
 import huggingface_hub.constants
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 import undust
 from undust.errors import UndustError
-from undust.formats import locate
-from undust.formats.hub import fetch, is_name, wanted
+from undust.formats import hub as hub_files
+from undust.formats import locate, safetensors_file
+from undust.formats.feature_networks import load_features, load_heads
+from undust.formats.hub import fetch, fetch_network, is_name, wanted, wanted_of_network
+from undust.networks.features.vgg import VGG16
 from undust.training.derived import first_stage_at
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
@@ -198,6 +203,80 @@ def test_pickles_are_not_fetched(hub: Hub):
     with pytest.raises(UndustError, match=f"{NAME} has no safetensors file of its unet"):
         fetch(NAME)
     assert not [path for path in hub.asked if path.endswith(".bin")]
+
+
+# Networks that are a repository of their own
+
+
+def test_a_network_is_fetched_without_what_it_does_not_need(hub: Hub, tmp_path: Path):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Dinov2Config(**small, image_size=16, patch_size=8)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "dino").iterdir()}
+    needed = {*files, "preprocessor_config.json", "vocab.json", "merges.txt"}
+    files |= dict.fromkeys(needed - files.keys(), b"{}")
+    beside = ("pytorch_model.bin", "onnx/model.onnx", "flax_model.msgpack", "README.md", "run.py")
+    hub.files["dust/dino"] = files | dict.fromkeys(beside, b"never read")
+    network = load_features("dust/dino")
+    folder = fetch_network("dust/dino")
+    assert {path.name for path in folder.rglob("*")} == needed
+    digest = safetensors_file.files_hash([folder / "model.safetensors"])[:8]
+    assert network.name == f"DINOv2 (dino, {digest})"
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(network.pooled(x), load_features(str(tmp_path / "dino")).pooled(x))
+    hub.asked.clear()
+    assert locate.find_network(f"dust/dino@{COMMITS['main']}") == folder
+    assert hub.asked == []
+    assert locate.find_network("dust/dino@v1").name == COMMITS["v1"]
+
+
+def test_a_repository_of_one_file_of_weights(hub: Hub, tmp_path: Path):
+    """VGG16 as timm names its tensors, and the heads of LPIPS."""
+    widths = (64, 128, 256, 512, 512)
+    heads = {f"lin{k}.model.1.weight": torch.rand(1, n, 1, 1) for k, n in enumerate(widths)}
+    ours = VGG16()
+    head = {"pre_logits.fc1.bias": torch.zeros(8), "head.fc.bias": torch.zeros(2)}
+    for name, tensors in (("vgg", {**ours.state_dict(), **head}), ("heads", heads)):
+        safetensors_file.save(tmp_path / name, tensors)
+        content = (tmp_path / name).read_bytes()
+        hub.files[f"dust/{name}"] = {f"{name}.safetensors": content}
+    hub.files["dust/vgg"]["config.json"] = b'{"architecture": "vgg16"}'
+    x = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(load_features("dust/vgg").maps(x), ours.maps(x))
+    assert all(
+        torch.equal(found, given.flatten())
+        for found, given in zip(load_heads(Path("dust/heads")), heads.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["config.json", "pytorch_model.bin"], "has no safetensors file; nothing is fetched"),
+        (["model_index.json", "all.safetensors"], "is a whole model .model_index.json., not a"),
+        (["a.safetensors", "b.safetensors"], "has 2 files of weights; download one, such as a"),
+    ],
+)
+def test_other_repositories_are_no_networks(hub: Hub, files: list[str], reason: str):
+    hub.files["dust/other"] = dict.fromkeys(files, b"{}")
+    with pytest.raises(UndustError, match=f"dust/other {reason}"):
+        load_features("dust/other")
+    assert not [path for path in hub.asked if path.endswith((".bin", ".safetensors"))]
+
+
+def test_the_parts_of_a_network_in_several_files():
+    parts = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    needed = ["config.json", "model.safetensors.index.json", *parts]
+    assert sorted(wanted_of_network(NAME, [*needed, "model.fp16.safetensors"])) == sorted(needed)
+
+
+def test_a_path_comes_before_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "dust" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate.find_network("dust/tiny") == Path("dust/tiny")
+    assert locate.find_network("nets/vgg.h5") == Path("nets/vgg.h5")
+    assert hub_files.title(tmp_path / "dust" / "tiny") == "tiny"
+    assert hub.asked == []
 
 
 def test_without_the_package_the_extra_is_named():

@@ -66,7 +66,7 @@ def evaluate(
         typer.Option(
             metavar="NAME|PATH",
             help="Feature network of distances of sets: efficientnet-lite0, vgg16, a file, a "
-            "folder, or none.  [default: efficientnet-lite0 if installed]",
+            "folder, org/name on the hub, or none.  [default: efficientnet-lite0 if installed]",
             rich_help_panel=NETWORKS,
         ),
     ] = None,
@@ -81,13 +81,17 @@ def evaluate(
     heads: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH", help="Weights of LPIPS for --perceptual.", rich_help_panel=NETWORKS
+            metavar="NAME|PATH",
+            help="Weights of LPIPS for --perceptual: a file, or org/name on the hub.",
+            rich_help_panel=NETWORKS,
         ),
     ] = None,
     clip: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH", help="CLIP folder for the CLIP score.", rich_help_panel=NETWORKS
+            metavar="NAME|PATH",
+            help="CLIP for the CLIP score: a folder, or org/name on the hub.",
+            rich_help_panel=NETWORKS,
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -26,7 +26,7 @@ from undust.formats.feature_networks import (
     load_features,
     load_heads,
 )
-from undust.formats.files import expanded
+from undust.formats.locate import find_network
 from undust.formats.vision_transformers import load_clip_text
 from undust.networks.features.base import FeatureNetwork
 from undust.networks.features.perceptual import PerceptualDistance
@@ -153,18 +153,18 @@ class FigureNetworks:
     ) -> Self:
         """By names or paths as for `load_features`; None: as installed, "none": left out.
 
-        heads: a file of the package lpips; clip: a folder. Raises UndustError for what does not
-        exist, and for heads without the network that they belong to.
+        heads: a file of the package lpips; clip: a folder; both may be on the hub. Raises
+        UndustError for what does not exist, and for heads without the network that they belong to.
         """
         if heads and perceptual in (None, "none"):
             raise UndustError("heads: name their network too, such as torchvision's VGG16 by path")
         network, notes = _named(features, "efficientnet-lite0", "distances of sets are")
         trunk, more = _named(perceptual, "vgg16", "the perceptual distance is")
-        weights = load_heads(expanded(heads)) if heads else None
+        weights = load_heads(heads) if heads else None
         return cls(
             network,
             PerceptualDistance(trunk, weights) if trunk else None,
-            ClipScore(expanded(clip)) if clip else None,
+            ClipScore(find_network(clip)) if clip else None,
             (*notes, *more),
         )
 

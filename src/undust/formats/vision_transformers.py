@@ -14,7 +14,7 @@ from torch import Tensor
 from undust.conditioning.clip import clip
 from undust.conditioning.text import TextConditioner
 from undust.errors import UndustError, printable
-from undust.formats import safetensors_file, tokenizer_files
+from undust.formats import hub, safetensors_file, tokenizer_files
 from undust.formats.files import read_whole
 from undust.formats.folder import load_into, load_weights, read_json
 from undust.formats.networks import empty_network
@@ -157,7 +157,7 @@ def _load(folder: Path) -> VisionTransformer:
     else:
         title, shape, names = "CLIP", _clip_shape(fields, tensors), CLIP_NAMES
     digest = safetensors_file.files_hash(sorted(folder.glob("*.safetensors")))[:8]
-    name = f"{title} ({folder.resolve().name}, {digest})"
+    name = f"{title} ({hub.title(folder)}, {digest})"
     network = empty_network(lambda _: VisionTransformer(shape, name), NetworkConfig())
     renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():

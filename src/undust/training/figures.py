@@ -17,7 +17,7 @@ from undust.evaluation.pictures import PictureSet
 from undust.networks.base import FirstStageNetwork
 from undust.pictures import from_image
 from undust.pipeline import LatentDiffusion
-from undust.training.configs import Config
+from undust.training.configs import Config, Place
 from undust.training.sources import TrainingData
 
 SEED = 0  # of every run's figures, so that they are comparable
@@ -34,8 +34,8 @@ class FiguresConfig(Config):
     steps: int = Field(default=20, gt=0, le=1000, description="sampling steps of a picture")
     features: str | None = Field(
         default=None,
-        description="feature network of distances of sets: efficientnet-lite0, vgg16, a path or "
-        "none; left out: efficientnet-lite0 if it is installed",
+        description="feature network of distances of sets: efficientnet-lite0, vgg16, a path, "
+        "org/name on the hub, or none; left out: efficientnet-lite0 if it is installed",
     )
     perceptual: str | None = Field(
         default=None,
@@ -43,9 +43,18 @@ class FiguresConfig(Config):
         "it is installed",
     )
 
+    heads: Place | None = Field(
+        default=None,
+        description="file with LPIPS' weights for `perceptual`, or org/name on the hub",
+    )
+    clip: Place | None = Field(
+        default=None, description="CLIP folder for the CLIP score, or org/name on the hub"
+    )
+
     def networks(self) -> FigureNetworks:
         """The networks. Raises UndustError for those that do not exist."""
-        return FigureNetworks.load(self.features, self.perceptual)
+        heads, clip = (str(place) if place else None for place in (self.heads, self.clip))
+        return FigureNetworks.load(self.features, self.perceptual, heads, clip)
 
     @property
     def brief(self) -> FiguresConfig:

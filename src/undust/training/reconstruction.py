@@ -33,10 +33,13 @@ class ReconstructionLossConfig(Config):
         default=0.0, ge=0, description="weight of the perceptual distance; published: 1"
     )
     perceptual_network: str = Field(
-        default="vgg16", description="feature network of the perceptual distance: name or path"
+        default="vgg16",
+        description="feature network of the perceptual distance: name, path or org/name on the hub",
     )
     perceptual_heads: Place | None = Field(
-        default=None, description="file with LPIPS' weights of its channels; left out: all equal"
+        default=None,
+        description="file with LPIPS' weights of its channels, or org/name on the hub; left out: "
+        "all equal",
     )
     learned_variance: bool = Field(
         default=False, description="divide the error by a learned variance"
