@@ -90,36 +90,45 @@ def newest(out: Path) -> int:
 def killed(recipe: Recipe, out: Path, kills: int) -> None:
     """Whole in OUT/whole, and in OUT/killed-0, … until there were enough kills.
 
-    One kill in four while the child gets ready, the others within a sixth of the run's time after
-    its first step. Prints the newest checkpoint's step at each, for every one of these folders.
+    One kill in four while the child gets ready, the others after one to four of its steps and a
+    random part of the time of two. Prints for each of these folders, at each kill, the step of the
+    newest checkpoint, and whether files were being written after the first step.
     """
     child, pipe = start(recipe, out / "whole")
     began = time.monotonic()
     os.read(pipe, 1)
     ready = time.monotonic()
     assert end(child) == 0
-    finished = time.monotonic()
+    two_steps = 2 * (time.monotonic() - ready) / recipe.run.steps
     chance = random.Random(0)
-    steps: list[list[int]] = []
-    while sum(map(len, steps)) < kills:
-        folder = out / f"killed-{len(steps)}"
-        steps.append([])
+    moments: list[list[tuple[int, bool]]] = []
+    while sum(map(len, moments)) < kills:
+        folder = out / f"killed-{len(moments)}"
+        moments.append([])
         ended = None
         while ended != 0:
+            before, trains = workspaces(folder), False
             child, pipe = start(recipe, folder)
-            if sum(map(len, steps)) < kills:
+            if sum(map(len, moments)) < kills:
                 if chance.random() < 1 / 4:
                     time.sleep(chance.uniform(0, ready - began))
                 else:
-                    os.read(pipe, 1)
-                    time.sleep(chance.uniform(0, (finished - ready) / 6))
+                    for _ in range(chance.randint(1, 4)):
+                        trains = os.read(pipe, 1) != b""
+                    time.sleep(chance.uniform(0, two_steps))
                 os.kill(child, signal.SIGKILL)
             ended = end(child)
             os.close(pipe)
             assert ended in (0, -signal.SIGKILL), ended
             if ended:
-                steps[-1].append(newest(folder))
-    say(json.dumps(steps))
+                writes = trains and not workspaces(folder) <= before
+                moments[-1].append((newest(folder), writes))
+    say(json.dumps(moments))
+
+
+def workspaces(out: Path) -> set[Path]:
+    """Folders and files below `out` that are being written, or were by a killed child."""
+    return set(out.rglob(".undust-*.tmp"))
 
 
 def full(recipe: Recipe, out: Path, room: int) -> None:
