@@ -59,9 +59,10 @@ class FaultyDisk:
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             self.call(name)
-            if name == "fsync":
-                self._unsynced.discard(os.fstat(arguments[0]).st_ino)
-            return function(*arguments, **options)
+            if name != "fsync":
+                return function(*arguments, **options)
+            self._unsynced.discard(os.fstat(arguments[0]).st_ino)  # a real one takes long
+            return None
 
         return call
 

@@ -106,6 +106,12 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
         _sync(target.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder: after a crash it is complete or absent. Raises UndustError if it stays."""
+    with workspace(path, path.parent) as place:
+        path.rename(place / "new")
+
+
 def restore(path: Path) -> None:
     """Restores a folder whose writer was killed after moving it aside; else does nothing."""
     _remove_leftovers(path.parent)

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
 from undust.formats import safetensors_file, tokenizer_files
-from undust.formats.files import atomic_folder, make_folder
+from undust.formats.files import atomic_folder, make_folder, remove_folder
 from undust.formats.folder import read_json
 from undust.regular import read_text
 
@@ -88,7 +88,8 @@ def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
         (building / "state.json").write_text(json.dumps(state, indent=2), "utf-8")
     until_now = [path for path in _newest_first(folder) if _step(path) <= checkpoint.step]
     for old in until_now[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(UndustError):
+            remove_folder(old)
     return target
 
 
