@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import undust
-from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.evaluation.sampling import SampledPictures
 from undust.generation import loop
@@ -116,42 +109,3 @@ def test_whatever_lies_in_the_folder(data: st.DataObject, model: LatentDiffusion
         assert torch.equal(everything(sampled(model, folder, 2)), whole)
     except UndustError as error:
         assert str(error).isprintable()
-
-
-def test_an_evaluation_that_is_killed_goes_on(tiny_model: Path, draw: Draw, tmp_path: Path):
-    """kill -9 while it samples; the same command again prints the uninterrupted one's figures."""
-    data = tmp_path / "data"
-    data.mkdir()
-    for number, picture in enumerate(draw(12)):
-        picture.save(data / f"{number:02}.png")
-    image_folder.write(
-        data, [{"file_name": f"{k:02}.png", "text": f"thing {k}"} for k in range(12)]
-    )
-    code = (
-        "import sys; from undust.generation import loop; loop.MAX_BATCH_PIXELS = 2 * 32 * 32; "
-        "from undust.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    networks = ("--features", "none", "--perceptual", "none")
-    options = ("--steps", "20", *networks, "--json")
-
-    def command(out: str) -> list[str]:
-        where = [str(tiny_model), str(data), "--out", str(tmp_path / out)]
-        return [sys.executable, "-c", code, "evaluate", *where, *options]
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    folder = tmp_path / "killed" / "captions"
-    while process.poll() is None and not (folder.is_dir() and len(list(folder.glob("0*"))) > 2):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    there = len(list(folder.glob("0*.png")))
-    assert 2 < there < 12
-    found = [
-        json.loads(subprocess.check_output(command(out), env=environment))
-        for out in ("killed", "whole")
-    ]
-    assert found[0]["figures"] == found[1]["figures"]
-    assert files(folder) == files(tmp_path / "whole" / "captions")

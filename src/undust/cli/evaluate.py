@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +64,14 @@ def evaluate(
             help="Only generate this part of the pictures into --out, beside other processes.",
         ),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Number of processes that generate pictures; each loads the model.",
+        ),
+    ] = 1,
     features: Annotated[
         str | None,
         typer.Option(
@@ -103,6 +114,7 @@ def evaluate(
     name has all that it depends on; figures of different names are not comparable.
     """
     from undust.evaluation.networks import FigureNetworks
+    from undust.evaluation.processes import Processes
     from undust.evaluation.report import Evaluation, evaluate_first_stage
     from undust.formats.files import expanded
     from undust.formats.folder import INDEX
@@ -118,10 +130,11 @@ def evaluate(
     loaded = load(model)
     # A part of the pictures needs no networks.
     networks = FigureNetworks() if place else FigureNetworks.load(features, perceptual, heads, clip)
-    with (
-        console.counted("steps", "generating pictures") as observe,
-        console.counted("pictures", "reading real pictures") as observe_real,
-    ):
+    with ExitStack() as stack:
+        observe_real = stack.enter_context(console.counted("pictures", "reading real pictures"))
+        kept = expanded(out) if out else None
+        if processes > 1 and not kept:
+            kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="undust-")))
         planned = Evaluation.plan(
             loaded,
             data,
@@ -131,17 +144,21 @@ def evaluate(
             template=template,
             maps=map_columns or (),
             networks=networks.to(loaded.device),
-            folder=expanded(out) if out else None,
+            folder=kept,
             observe_real=observe_real,
             **options,
         )
-        if place:
-            rest = planned.sample(place, observe)
-            missing = f"{rest} pictures of other parts are missing" if rest else "all are there"
-            return console.summary(
-                f"part {part} is in {out}, {missing}; the command without --part measures them"
-            )
-        found = planned.report(observe, observe_real)
+        spread = Processes(processes, partial(load, model)) if processes > 1 else None
+        if place or spread:
+            with console.counted("steps", "generating pictures") as observe:
+                rest = planned.sample(place or (1, 1), observe, spread)
+            if place:
+                missing = f"{rest} pictures of other parts are missing" if rest else "all are there"
+                return console.summary(
+                    f"part {part} is in {out}, {missing}; the command without --part measures them"
+                )
+        with console.counted("steps", f"{'read' if spread else 'generat'}ing pictures") as observe:
+            found = planned.report(observe, observe_real)
     nearest = [f"nearest by {found.nearness}"] if found.recall else []
     return _print(found, json, [console.settings(found), *nearest])
 

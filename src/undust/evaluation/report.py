@@ -20,6 +20,7 @@ from undust.evaluation.first_stage import Reconstruction, first_stage_figures, r
 from undust.evaluation.generated import GeneratedFigures, PictureQuery, queries_of
 from undust.evaluation.networks import FigureNetworks
 from undust.evaluation.pictures import PictureSet
+from undust.evaluation.processes import Processes
 from undust.evaluation.recall import NEARNESS
 from undust.evaluation.sampling import Observe, SampledPictures, ignore
 from undust.formats.components import load_first_stage
@@ -187,12 +188,21 @@ class Evaluation:
             for name, figures in self.figures
         ]
 
-    def sample(self, part: tuple[int, int], observe: Observe = ignore) -> int:
+    def sample(
+        self,
+        part: tuple[int, int] = (1, 1),
+        observe: Observe = ignore,
+        processes: Processes | None = None,
+    ) -> int:
         """Samples a part of the pictures into the folder; the number that others have to sample.
 
-        As `SampledPictures.sample`.
+        As `SampledPictures.sample`; processes: None for this process alone.
         """
         sets = self.sampled
+        if processes:
+            batches = [batch for each in sets for batch in each.missing(part)]
+            processes.sample(batches, observe)
+            observe = ignore
         done, total = 0, sum(each.steps for each in sets)
         rest = 0
         for each in sets:

@@ -57,18 +57,26 @@ class SampledPictures:
         """The sampling steps of all pictures."""
         return sum(recipe.total_steps for recipe in self.recipes)
 
-    def sample(self, part: tuple[int, int], observe: Observe = ignore) -> int:
-        """Samples every n-th batch, from the k-th (from 1), that is not in the folder yet.
+    def missing(self, part: tuple[int, int]) -> list[tuple[list[Recipe], list[Path]]]:
+        """The batches of a part that are not in the folder yet, with their files.
 
-        part: (k, n). Returns how many pictures the folder lacks after that. Raises UndustError for
-        a part that does not exist, without a folder, and for a folder with other pictures.
+        part: (k, n), every n-th batch from the k-th (from 1). Raises UndustError as `sample`.
         """
-        which, count = part
-        if not 1 <= which <= count:
-            raise UndustError(f"part: {which}/{count} is not one of 1/{count} to {count}/{count}")
-        if self.folder is None:
-            raise UndustError("part: a folder is needed, where the parts come together")
-        own = range(which - 1, len(self.batches), count)
+        folder, own = self._part(part)
+        return [
+            (self.batches[index], self._paths(index, folder))
+            for index in own
+            if not self._kept(index)
+        ]
+
+    def sample(self, part: tuple[int, int], observe: Observe = ignore) -> int:
+        """Samples the batches of a part that are not in the folder yet.
+
+        part: as for `missing`. Returns how many pictures the folder lacks after that. Raises
+        UndustError for a part that does not exist, without a folder, and for a folder with other
+        pictures.
+        """
+        _, own = self._part(part)
         total = sum(self._steps(index) for index in own)
         done = 0
         for index in own:
@@ -78,6 +86,15 @@ class SampledPictures:
             observe(done, total)
         rest = [index for index in range(len(self.batches)) if index not in own]
         return sum(len(self.batches[index]) for index in rest if not self._kept(index))
+
+    def _part(self, part: tuple[int, int]) -> tuple[Path, range]:
+        """The folder, and the batches of a part."""
+        which, count = part
+        if not 1 <= which <= count:
+            raise UndustError(f"part: {which}/{count} is not one of 1/{count} to {count}/{count}")
+        if self.folder is None:
+            raise UndustError("part: a folder is needed, where the parts come together")
+        return self.folder, range(which - 1, len(self.batches), count)
 
     def pictures(self, observe: Observe = ignore) -> Iterator[tuple[range, Tensor]]:
         """The indices of the recipes of each batch, and its pictures [B,3,H,W] in [-1,1].
@@ -105,17 +122,8 @@ class SampledPictures:
             return []
 
     def _sampled(self, index: int, observe: Callable[[int], None]) -> list[Image.Image]:
-        batch, last = self.batches[index], None
-        for last in loop.sample_batch(self.model, batch):
-            if last.index + 1 < last.total:
-                observe((last.index + 1) * len(batch))
-        if last is None:
-            raise UndustError("a recipe without steps gives no picture")
-        pictures = loop.decode(batch, last)
-        if self.folder is not None:
-            for picture, path in zip(pictures, self._paths(index, self.folder), strict=True):
-                picture.save(path)
-        return [picture.image for picture in pictures]
+        paths = None if self.folder is None else self._paths(index, self.folder)
+        return sampled_batch(self.model, self.batches[index], paths, observe)
 
     def _steps(self, index: int) -> int:
         return sum(recipe.total_steps for recipe in self.batches[index])
@@ -132,6 +140,28 @@ class SampledPictures:
                 self._paths(index, self.folder), self.batches[index], strict=True
             )
         )
+
+
+def sampled_batch(
+    model: LatentDiffusion,
+    batch: Sequence[Recipe],
+    paths: Sequence[Path] | None,
+    observe: Callable[[int], None],
+) -> list[Image.Image]:
+    """The pictures of a batch, written to files with their recipes if there are paths.
+
+    observe: called with the number of steps that are done, but not of all.
+    """
+    last = None
+    for last in loop.sample_batch(model, batch):
+        if last.index + 1 < last.total:
+            observe((last.index + 1) * len(batch))
+    if last is None:
+        raise UndustError("a recipe without steps gives no picture")
+    pictures = loop.decode(batch, last)
+    for picture, path in zip(pictures, paths or (), strict=paths is not None):
+        picture.save(path)
+    return [picture.image for picture in pictures]
 
 
 def _is_of(path: Path, recipe: Recipe) -> bool:
