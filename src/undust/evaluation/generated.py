@@ -15,7 +15,7 @@ from undust.conditioning.prompt import escape
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.evaluation.figure import Figure, with_features
-from undust.evaluation.networks import FeatureSet, FigureNetworks, set_figures
+from undust.evaluation.networks import ClipScore, FeatureSet, FigureNetworks, set_figures
 from undust.evaluation.pictures import PictureSet, in_unit_range
 from undust.evaluation.recall import ReferenceSet
 from undust.evaluation.sampling import Observe, SampledPictures, ignore
@@ -69,6 +69,16 @@ class GeneratedFigures:
         self.features = self.networks.features if sets else None
         self._observe_real = observe_real
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is any figure, given the networks."""
+        return self.recall or self.features is not None or self._clip is not None
+
+    @property
+    def _clip(self) -> ClipScore | None:
+        """The CLIP score's network, if there are captions."""
+        return self.networks.clip if any(query.caption for query in self.queries) else None
+
     def recipes(self, model: LatentDiffusion) -> list[Recipe]:
         """The recipe of each query's picture."""
         return [
@@ -94,11 +104,14 @@ class GeneratedFigures:
 
     @torch.inference_mode()
     def measure(self, sampled: SampledPictures, observe: Observe = ignore) -> list[Figure]:
-        """The figures of sampled pictures, from `sampled`."""
+        """The figures of sampled pictures, from `sampled`; they are not sampled for no figure."""
+        if not self.measured:
+            observe(sampled.steps, sampled.steps)
+            return []
         ranks: list[int] = []
         scores: list[Tensor] = []
         features = self.features and FeatureSet(self.features, classes=self.features.classifies)
-        clip = self.networks.clip if any(query.caption for query in self.queries) else None
+        clip = self._clip
         for places, x in sampled.pictures(observe):
             queries = [self.queries[place] for place in places]
             if self.recall:

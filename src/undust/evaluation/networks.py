@@ -31,6 +31,8 @@ from undust.formats.vision_transformers import load_clip_text
 from undust.networks.features.base import FeatureNetwork
 from undust.networks.features.perceptual import PerceptualDistance
 
+SETS, PERCEPTUAL = "efficientnet-lite0", "vgg16"  # the default networks
+DEFAULTS = {SETS: "distances of sets", PERCEPTUAL: "the perceptual distance"}
 AT_ONCE = 4 * 224**2  # pixels; more make a CPU wait for memory: 75 ms a picture instead of 46
 
 
@@ -158,14 +160,18 @@ class FigureNetworks:
         """
         if heads and perceptual in (None, "none"):
             raise UndustError("heads: name their network too, such as torchvision's VGG16 by path")
-        network, notes = _named(features, "efficientnet-lite0", "distances of sets are")
-        trunk, more = _named(perceptual, "vgg16", "the perceptual distance is")
+        network, trunk = _named(features, SETS), _named(perceptual, PERCEPTUAL)
+        missing = [
+            default
+            for name, default in ((features, SETS), (perceptual, PERCEPTUAL))
+            if name is None and not installed(default)
+        ]
         weights = load_heads(heads) if heads else None
         return cls(
             network,
             PerceptualDistance(trunk, weights) if trunk else None,
             ClipScore(find_network(clip)) if clip else None,
-            (*notes, *more),
+            _notes(missing),
         )
 
     def to(self, device: torch.device) -> Self:
@@ -179,13 +185,20 @@ class FigureNetworks:
         return self
 
 
-def _named(name: str | None, default: str, what: str) -> tuple[FeatureNetwork | None, list[str]]:
-    """The network of that name or path, and a note if the default is not installed."""
-    if name == "none":
-        return None, []
-    if name is None and not installed(default):
-        return None, [f"{what} left out; needed is {default}: {PACKAGES[default].install}"]
-    return load_features(name or default), []
+def _named(name: str | None, default: str) -> FeatureNetwork | None:
+    """The network of that name or path, or the default one if it is installed."""
+    if name == "none" or (name is None and not installed(default)):
+        return None
+    return load_features(name or default)
+
+
+def _notes(missing: Sequence[str]) -> tuple[str, ...]:
+    """A line on the figures that are left out for want of default networks."""
+    if not missing:
+        return ()
+    left_out = " and ".join(f"{DEFAULTS[name]} (needs {name})" for name in missing)
+    # Installing VGG16 installs the other network too.
+    return (f"left out: {left_out}; to install: {PACKAGES[missing[-1]].install}",)
 
 
 def _device(network: nn.Module) -> torch.device:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from undust.evaluation.figure import Figure
 from undust.evaluation.metrics import WINDOW, smooth
 from undust.evaluation.pictures import PictureSet, in_unit_range
 
@@ -17,6 +19,16 @@ NEARNESS = (
     f"Euclidean distance of the pictures on white, averaged to {SIDE}x{SIDE} pixels RGB and "
     "smoothed by a Gaussian of 1.5 of these; pictures equal to the bit count as one"
 )
+
+
+class Recall(BaseModel):
+    """Shares of captions whose own picture is the nearest, or among the five nearest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    captions: int
+    top1: float
+    top5: float
 
 
 def features(pictures: Tensor) -> Tensor:
@@ -62,3 +74,20 @@ class ReferenceSet:
         )
         right = torch.tensor([[self.number[place]] for place in wanted])
         return (distances < distances.gather(1, right)).sum(1).tolist()
+
+
+def recall_by_kind(figures: Iterable[Figure]) -> dict[str, Recall]:
+    """The figures of recall by kind of caption."""
+    shares: dict[str, dict[str, Figure]] = {}
+    for figure in figures:
+        kind, _, quantity = figure.quantity.partition(": ")
+        if quantity in ("right picture nearest", "among the nearest 5"):
+            shares.setdefault(kind, {})[quantity] = figure
+    return {
+        kind: Recall(
+            captions=own["right picture nearest"].count,
+            top1=own["right picture nearest"].value,
+            top5=own["among the nearest 5"].value,
+        )
+        for kind, own in shares.items()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,28 +18,19 @@ from undust.errors import UndustError
 from undust.evaluation.figure import Figure
 from undust.evaluation.first_stage import Reconstruction, first_stage_figures, reconstruction
 from undust.evaluation.generated import GeneratedFigures, PictureQuery, queries_of
-from undust.evaluation.networks import FigureNetworks
+from undust.evaluation.networks import SETS, FigureNetworks
 from undust.evaluation.pictures import PictureSet
 from undust.evaluation.processes import Processes
-from undust.evaluation.recall import NEARNESS
+from undust.evaluation.recall import NEARNESS, Recall, recall_by_kind
 from undust.evaluation.sampling import Observe, SampledPictures, ignore
 from undust.formats.components import load_first_stage
+from undust.formats.feature_networks import PACKAGES
 from undust.formats.safetensors_file import files_hash
 from undust.pipeline import LatentDiffusion
 
 HELD_OUT = "held-out pictures"
 LANGUAGES = ("text", "text_ko")  # caption fields of training captions, used in turn
 MOST = 1000  # pictures that are sampled of a model without text unless a number is given
-
-
-class Recall(BaseModel):
-    """Shares of captions whose own picture is the nearest, or among the five nearest."""
-
-    model_config = ConfigDict(frozen=True)
-
-    captions: int
-    top1: float
-    top5: float
 
 
 class ModelReport(BaseModel):
@@ -188,17 +179,33 @@ class Evaluation:
             for name, figures in self.figures
         ]
 
+    def check(self) -> None:
+        """Raises UndustError if there is nothing to measure, for want of feature networks."""
+        if not self._has_first_stage and not any(figures.measured for _, figures in self.figures):
+            raise UndustError(
+                f"nothing of {self.model.name} can be measured without a feature network: "
+                f"{PACKAGES[SETS].install}, or --features NAME|PATH"
+            )
+
+    @property
+    def _has_first_stage(self) -> bool:
+        return self.model.autoencoder.downsampling_factor > 1
+
     def sample(
         self,
-        part: tuple[int, int] = (1, 1),
+        part: tuple[int, int] | None = None,
         observe: Observe = ignore,
         processes: Processes | None = None,
     ) -> int:
-        """Samples a part of the pictures into the folder; the number that others have to sample.
+        """Samples pictures into the folder; the number that others have to sample.
 
-        As `SampledPictures.sample`; processes: None for this process alone.
+        part: as for `SampledPictures.sample`; None for all that are measured here; processes: None
+        for this process alone.
         """
         sets = self.sampled
+        if part is None:
+            part, pairs = (1, 1), zip(self.figures, sets, strict=True)
+            sets = [each for (_, figures), each in pairs if figures.measured]
         if processes:
             batches = [batch for each in sets for batch in each.missing(part)]
             processes.sample(batches, observe)
@@ -211,7 +218,11 @@ class Evaluation:
         return rest
 
     def report(self, observe: Observe = ignore, observe_real: Observe = ignore) -> ModelReport:
-        """Samples what is missing, and measures; observe: called with numbers of steps."""
+        """Samples what is missing, and measures; observe: called with numbers of steps.
+
+        Pictures without any figure are not sampled. Raises UndustError if there is no figure.
+        """
+        self.check()
         began = time.monotonic()
         model, sets = self.model, self.sampled
         found: list[Figure] = []
@@ -222,7 +233,7 @@ class Evaluation:
         stage: list[Figure] = []
         tests = [sample.path for sample in self.samples if sample.split != "train"]
         on = HELD_OUT if tests else "pictures"
-        if model.autoencoder.downsampling_factor > 1:
+        if self._has_first_stage:
             paths = tests or [sample.path for sample in self.samples]
             pictures = PictureSet.of_files(paths, model.size, on)
             stage = first_stage_figures(model.autoencoder, pictures, self.networks, observe_real)
@@ -234,7 +245,7 @@ class Evaluation:
             data=self.data,
             figures=(*found, *(_of_first_stage(figure) for figure in stage)),
             pictures=len(recall[0][0].reference if recall else any_figures.real),
-            recall=_recall(found),
+            recall=recall_by_kind(found),
             nearness=NEARNESS,
             first_stage=reconstruction(stage) if stage else None,
             first_stage_on=on,
@@ -367,20 +378,3 @@ def _held_out(samples: Sequence[Sample], fields: Sequence[str], ask: Any) -> lis
         for field in fields
         if field in sample.captions
     ]
-
-
-def _recall(figures: Iterable[Figure]) -> dict[str, Recall]:
-    """The figures of recall by kind of caption."""
-    shares: dict[str, dict[str, Figure]] = {}
-    for figure in figures:
-        kind, _, quantity = figure.quantity.partition(": ")
-        if quantity in ("right picture nearest", "among the nearest 5"):
-            shares.setdefault(kind, {})[quantity] = figure
-    return {
-        kind: Recall(
-            captions=own["right picture nearest"].count,
-            top1=own["right picture nearest"].value,
-            top5=own["among the nearest 5"].value,
-        )
-        for kind, own in shares.items()
-    }
