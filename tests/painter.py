@@ -20,6 +20,7 @@ class ColourPainter:
     downsampling_factor = 1
     latents = (3, 1, 1.0, 0.0)
     extra_channels = 0
+    self_conditioned = False
     low_res_process = None
     max_noise_level = 350
     size = (8, 8)
