@@ -2,6 +2,7 @@
 
     python benchmarks/training_throughput.py [--rounds 5] [--batch 64] [--optimizer adamw muon]
                                              [--precision fp32 bf16] [--threads 1] [--device cpu]
+                                             [--compile]
 
 The networks and batches of recipes/emoji-diffusion.toml: a U-Net and a text encoder trained on
 latents that are in memory. The minimal loop is what a training script has in its inner loop, with
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="run.compile, and theirs compiled")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{torch.get_num_threads()} threads, batches of {options.batch}, {options.device}")
@@ -62,6 +64,7 @@ def main() -> None:
                         "batch": options.batch,
                         "steps": 10**6,
                         "device": options.device,
+                        "compile": options.compile,
                     },
                 }
                 compare(Path(folder), changes, options.rounds)
@@ -79,13 +82,14 @@ def compare(folder: Path, changes: dict[str, dict[str, object]], rounds: int) ->
         steps = {"ours": trainer.advance, "theirs": minimal_loop(trainer.config, trainer.task)}
         wall: dict[str, list[float]] = {name: [] for name in steps}
         processor: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(rounds + 1):
+        warm_up = 3 if trainer.config.run.compile else 1
+        for number in range(rounds + warm_up):
             for name, step in steps.items():
                 began = time.perf_counter(), time.process_time()
                 step()
                 if trainer.device.type != "cpu":
                     torch.accelerator.synchronize()
-                if number:  # the first is slower
+                if number >= warm_up:
                     wall[name].append(time.perf_counter() - began[0])
                     processor[name].append(time.process_time() - began[1])
     optimizer, precision = trainer.config.optimizer.kind, trainer.config.run.precision
@@ -109,6 +113,9 @@ def minimal_loop(config: DiffusionConfig, task: DiffusionTask) -> Step:
     unet.load_state_dict(task.model.unet.state_dict())
     text_config = task.model.texts[0].encoder.config.model_dump(exclude_none=True)
     text_encoder = CLIPTextModel(CLIPTextConfig(**text_config)).to(device)
+    if config.run.compile:
+        unet.compile()
+        text_encoder.compile()
     scheduler = DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -55,14 +55,24 @@ class RotaryPositions:
         return torch.cat([others, torch.stack(turned, -1).flatten(-2)], 1)
 
 
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm in at least float32: torch's for a weight of another precision is slower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…,C] → […,C], in the precision of x."""
+        assert self.weight is not None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x)
+
+
 class RotaryAttention(nn.Module):
     """Self-attention with normalised queries and keys, rotated by their places."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_norm = nn.RMSNorm(channels // heads, EPS)
-        self.k_norm = nn.RMSNorm(channels // heads, EPS)
+        self.q_norm = RMSNorm(channels // heads, EPS)
+        self.k_norm = RMSNorm(channels // heads, EPS)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
@@ -96,14 +106,14 @@ class JiTBlock(nn.Module):
     def __init__(self, config: JiTConfig) -> None:
         super().__init__()
         width, heads = config.hidden_size, config.num_attention_heads
-        self.norm1 = nn.RMSNorm(width, EPS)
+        self.norm1 = RMSNorm(width, EPS)
         self.attn = RotaryAttention(width, heads)
         text = config.text_channels
-        self.norm_text = nn.RMSNorm(width, EPS) if text else None
+        self.norm_text = RMSNorm(width, EPS) if text else None
         self.attn_text = (
             Attention(width, heads=heads, context_channels=text, bias=True) if text else None
         )
-        self.norm2 = nn.RMSNorm(width, EPS)
+        self.norm2 = RMSNorm(width, EPS)
         self.mlp = SwiGLU(width, int(int(width * config.mlp_ratio) * 2 / 3))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
@@ -138,7 +148,7 @@ class FinalLayer(nn.Module):
     def __init__(self, config: JiTConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.norm_final = nn.RMSNorm(width, EPS)
+        self.norm_final = RMSNorm(width, EPS)
         self.linear = nn.Linear(width, config.patch_size**2 * config.out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
