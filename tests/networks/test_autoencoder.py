@@ -19,6 +19,10 @@ LAYOUTS = {
         "use_post_quant_conv": False,
         "shift_factor": 0.1159,
     },
+    "attention at a level of the encoder and one of the decoder": {
+        "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+    },
     "without attention": {"mid_block_add_attention": False},
     "one level, one channel of colour": {
         "block_out_channels": (16,),

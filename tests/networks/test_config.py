@@ -171,7 +171,7 @@ def test_defaults_are_those_of_transformers() -> None:
         (AutoencoderConfig, "latents_std", [0.0] * 4),
         (AutoencoderConfig, "latents_std", [1.0] * 3),
         (AutoencoderConfig, "act_fn", "relu"),
-        (AutoencoderConfig, "down_block_types", ["AttnDownEncoderBlock2D"]),
+        (AutoencoderConfig, "down_block_types", ["AttnDownBlock2D"]),
         (AutoencoderConfig, "up_block_types", ["UpDecoderBlock2D"] * 2),
         (AutoencoderConfig, "block_out_channels", []),
         (AutoencoderConfig, "norm_num_groups", 48),

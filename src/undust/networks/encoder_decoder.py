@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Generic, TypeVar
 
 import torch
@@ -21,10 +21,11 @@ LARGE = 1024 * 1024  # pixels; larger pictures are streamed
 C = TypeVar("C", bound=EncoderDecoderConfig)
 
 
-class Level(nn.Sequential):
+class Level(nn.Module):
     """Residual blocks at one resolution, then the change to the next resolution.
 
-    step: the published name of the resampling layer and the layer; None for the last level.
+    attention: whether self-attention over all pixels follows each block; step: the published name
+    of the resampling layer and the layer; None for the last level.
     """
 
     def __init__(
@@ -34,15 +35,34 @@ class Level(nn.Sequential):
         *,
         layers: int,
         groups: int,
+        attention: bool,
         step: tuple[str, nn.Module] | None,
     ) -> None:
-        channels = [in_channels] + [out_channels] * layers
-        resnets = (ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(channels))
         super().__init__()
-        self.add_module("resnets", nn.Sequential(*resnets))
+        channels = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(
+            ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(channels)
+        )
+        self.attentions = nn.ModuleList(
+            PixelAttention(out_channels, groups=groups, eps=EPS) for _ in range(layers * attention)
+        )
+        self._step = step and step[0]
         if step is not None:
             name, layer = step
             self.add_module(name, nn.Sequential(layer))
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """The layers in order."""
+        for block, *attention in zip_longest(self.resnets, self.attentions):
+            yield from filter(None, (block, *attention))
+        if self._step:
+            yield from self.get_submodule(self._step).children()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] → [B,C',H',W']."""
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 class Mid(nn.Module):
@@ -69,10 +89,10 @@ class Mid(nn.Module):
 
 
 def _layers(levels: nn.Sequential) -> Iterator[nn.Module]:
-    """The residual blocks and resampling layers of levels, in order."""
-    for level in levels.children():
-        for part in level.children():
-            yield from part.children()
+    """The layers of levels, in order."""
+    for level in levels:
+        assert isinstance(level, Level)
+        yield from level
 
 
 class Encoder(nn.Module):
@@ -85,9 +105,15 @@ class Encoder(nn.Module):
         self.down_blocks = nn.Sequential()
         for i, (before, width) in enumerate(pairwise((widths[0], *widths))):
             last = i == len(widths) - 1
-            step = None if last else ("downsamplers", Downsample(width, padding=0))
-            layers = config.layers_per_block
-            self.down_blocks.append(Level(before, width, layers=layers, groups=groups, step=step))
+            level = Level(
+                before,
+                width,
+                layers=config.layers_per_block,
+                groups=groups,
+                attention=config.down_block_types[i] == "AttnDownEncoderBlock2D",
+                step=None if last else ("downsamplers", Downsample(width, padding=0)),
+            )
+            self.down_blocks.append(level)
         self.mid_block = Mid(widths[-1], groups=groups, attention=config.mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -116,9 +142,15 @@ class Decoder(nn.Module):
         self.up_blocks = nn.Sequential()
         for i, (before, width) in enumerate(pairwise((widths[0], *widths))):
             last = i == len(widths) - 1
-            step = None if last else ("upsamplers", Upsample(width))
-            layers = config.layers_per_block + 1
-            self.up_blocks.append(Level(before, width, layers=layers, groups=groups, step=step))
+            level = Level(
+                before,
+                width,
+                layers=config.layers_per_block + 1,
+                groups=groups,
+                attention=config.up_block_types[i] == "AttnUpDecoderBlock2D",
+                step=None if last else ("upsamplers", Upsample(width)),
+            )
+            self.up_blocks.append(level)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 

@@ -15,9 +15,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from undust.errors import UndustError
 from undust.formats.networks import empty_network
-from undust.formats.original import key_map, keys
+from undust.formats.original import infer, key_map, keys
 from undust.formats.original.key_map import KeySpec, TensorLayout
 from undust.formats.original.variants import FIRST_STAGE, UNET, VARIANTS
+from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from undust.networks.unet import UNet
 
@@ -91,6 +92,20 @@ def test_diffusers_converts_our_first_stage_to_its_own(fields):
     assert all(torch.equal(tensor, own[name]) for name, tensor in converted.items())
     back = key_map.from_original(file, where)
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items())
+
+
+def test_attention_at_a_level_of_the_first_stage():
+    """As in kl-f16 and kl-f32 of the latent diffusion paper; diffusers' converter has no such."""
+    config = AutoencoderConfig(
+        block_out_channels=(32, 32, 64),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+    )
+    own = empty_network(Autoencoder, config).state_dict()
+    file = {spec.key: own[name].shape for name, spec in keys.first_stage(own, config).items()}
+    assert "encoder.down.2.attn.0.proj_out.weight" in file
+    assert "decoder.up.2.attn.1.norm.bias" in file
+    assert infer.first_stage(file, sample_size=32) == config
 
 
 def test_diffusers_converts_our_open_clip_to_its_own():

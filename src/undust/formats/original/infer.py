@@ -116,6 +116,14 @@ def first_stage(
             "in_channels": _length(shapes, "encoder.conv_in.weight", 1),
             "out_channels": _length(shapes, "decoder.conv_out.weight", 0),
             "block_out_channels": [_length(shapes, level, 0) for level in levels],
+            "down_block_types": [
+                f"{'Attn' * (f'encoder.down.{level}.attn.0.q.weight' in shapes)}DownEncoderBlock2D"
+                for level in range(len(levels))
+            ],
+            "up_block_types": [
+                f"{'Attn' * (f'decoder.up.{level}.attn.0.q.weight' in shapes)}UpDecoderBlock2D"
+                for level in reversed(range(len(levels)))
+            ],
             "layers_per_block": len(_there(shapes, "encoder.down.0.block.{}.conv1.weight")),
             "latent_channels": _length(shapes, "decoder.conv_in.weight", 1),
             "sample_size": sample_size,

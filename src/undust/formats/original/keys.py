@@ -238,10 +238,7 @@ def _first_stage_modules(config: AutoencoderConfig) -> Modules:
             f"{half}.conv_norm_out": f"{half}.norm_out",
             f"{half}.conv_out": f"{half}.conv_out",
         }
-        modules |= {
-            f"{half}.mid_block.attentions.0.{ours}": f"{half}.mid.attn_1.{theirs}"
-            for ours, theirs in PIXEL_ATTENTION.items()
-        }
+        modules |= _pixel_attention(f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1")
     for level in range(levels):
         # The original numbers the decoder's levels by resolution, as the encoder's.
         for ours, theirs, way, layers in (
@@ -250,8 +247,13 @@ def _first_stage_modules(config: AutoencoderConfig) -> Modules:
         ):
             for layer in range(config.layers_per_block + layers):
                 modules[f"{ours}.resnets.{layer}"] = f"{theirs}.block.{layer}"
+                modules |= _pixel_attention(f"{ours}.attentions.{layer}", f"{theirs}.attn.{layer}")
             modules[f"{ours}.{way}samplers.0.conv"] = f"{theirs}.{way}sample.conv"
     return modules
+
+
+def _pixel_attention(ours: str, theirs: str) -> Modules:
+    return {f"{ours}.{mine}": f"{theirs}.{other}" for mine, other in PIXEL_ATTENTION.items()}
 
 
 def _open_clip_modules(config: TextEncoderConfig) -> Modules:

@@ -26,14 +26,13 @@ class EncoderDecoderConfig(NetworkConfig):
         min_length=1,
         description="channels of each level, the finest first; each but the first halves the size",
     )
-    # There is only one kind of level, so these fields may be missing.
-    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...] = Field(
+    down_block_types: tuple[Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"], ...] = Field(
         default_factory=lambda data: ("DownEncoderBlock2D",) * len(data["block_out_channels"]),
-        description="kind of each level of the encoder; there is one",
+        description="kind of each level of the encoder, the finest first; Attn: with attention",
     )
-    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = Field(
+    up_block_types: tuple[Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"], ...] = Field(
         default_factory=lambda data: ("UpDecoderBlock2D",) * len(data["block_out_channels"]),
-        description="kind of each level of the decoder; there is one",
+        description="kind of each level of the decoder, the coarsest first; Attn: with attention",
     )
     layers_per_block: Length = Field(
         1, description="residual blocks of a level of the encoder; the decoder has one more"
