@@ -1,10 +1,8 @@
-"""Trains in children of its own that something happens to; `test_interrupted.py` runs it.
+"""Trains in children of its own and kills them; `test_interrupted.py` runs it.
 
-    python interrupted.py killed RECIPE OUT KILLS [KEY=VALUE…]   SIGKILL at random moments
-    python interrupted.py full RECIPE OUT BYTES                  no file can grow beyond so many
-
-Torch is imported here once, and computes in the children only: a process in which it has computed
-does not fork well, and one of its own for each child would take seconds to start.
+A line of the input is JSON: the recipe's path, a folder, the number of kills, and changes of the
+recipe. Torch is imported here once, and computes in the children only: a process in which it has
+computed does not fork well, and one of its own for each child would take seconds to start.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import time
@@ -23,7 +20,6 @@ import torch
 import torch._dynamo  # the first optimizer would import it, in every child again
 import torch.utils.tensorboard.writer  # pyright: ignore[reportUnusedImport]
 
-from undust.errors import UndustError
 from undust.training import kinds
 from undust.training.data import Batch
 from undust.training.loop import Trainer
@@ -48,9 +44,6 @@ def start(recipe: Recipe, out: Path) -> tuple[int, int]:
         record_samples(trainer, out.with_name(f"{out.name}.samples"))
         trainer.train(lambda _: os.write(told, b"."))
         code = 0
-    except UndustError as error:
-        say(str(error))
-        code = 2
     except BaseException:
         traceback.print_exc()
     finally:
@@ -71,11 +64,6 @@ def record_samples(trainer: Trainer, path: Path) -> None:
     trainer.task.losses = recorded  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 def end(child: int) -> int:
     """How the child ended: its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -88,7 +76,7 @@ def newest(out: Path) -> int:
 
 
 def killed(recipe: Recipe, out: Path, kills: int) -> None:
-    """Whole in OUT/whole, and in OUT/killed-0, … until there were enough kills.
+    """Trains whole in out/whole, and in out/killed-0, … until there were enough kills.
 
     One kill in four while the child gets ready, the others after one to four of its steps and a
     random part of the time of two. Prints for each of these folders, at each kill, the step of the
@@ -123,7 +111,8 @@ def killed(recipe: Recipe, out: Path, kills: int) -> None:
             if ended:
                 writes = trains and not workspaces(folder) <= before
                 moments[-1].append((newest(folder), writes))
-    say(json.dumps(moments))
+    sys.stdout.write(json.dumps(moments) + "\n")
+    sys.stdout.flush()
 
 
 def workspaces(out: Path) -> set[Path]:
@@ -131,17 +120,8 @@ def workspaces(out: Path) -> set[Path]:
     return set(out.rglob(".undust-*.tmp"))
 
 
-def full(recipe: Recipe, out: Path, room: int) -> None:
-    """Trains with a disk on which no file can be larger; prints how that ended."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-    child, _ = start(recipe, out)
-    say(str(end(child)))
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, path, folder, *rest = sys.argv[1:]
-    if what == "killed":
-        killed(kinds.read(Path(path), rest[1:]), Path(folder), int(rest[0]))
-    else:
-        full(kinds.read(Path(path)), Path(folder), int(rest[0]))
+    for line in sys.stdin:
+        path, folder, kills, changes = json.loads(line)
+        killed(kinds.read(Path(path), changes), Path(folder), kills)

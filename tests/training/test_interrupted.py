@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from undust.errors import UndustError
 from undust.training import kinds
 from undust.training.loop import TrainingProgress
 from undust.training.run import prepare, train
@@ -42,19 +44,6 @@ Contents = Callable[[Path], dict[str, bytes]]
 Write = Callable[[str], Path]
 
 
-def in_children(*arguments: object) -> list[str]:
-    """The lines that interrupted.py prints."""
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("interrupted.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 def results(out: Path, contents: Contents) -> dict[str, bytes]:
     """What a run leaves: its last checkpoint, its model, pictures and log, without its seconds."""
     last = max((out / "checkpoints").glob("step-*"))
@@ -69,15 +58,35 @@ def results(out: Path, contents: Contents) -> dict[str, bytes]:
     }
 
 
+@pytest.fixture(scope="module")
+def killer() -> Iterator[subprocess.Popen[str]]:
+    """A process of interrupted.py."""
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("interrupted.py")],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
 @pytest.mark.parametrize("name", CASES if KILLS in os.environ else FEW)
 def test_killed_at_random_moments(
-    name: str, write_recipe: Write, tmp_path: Path, contents: Contents
+    name: str,
+    killer: subprocess.Popen[str],
+    write_recipe: Write,
+    tmp_path: Path,
+    contents: Contents,
 ):
     kind, changes = CASES[name]
-    kills = int(os.environ.get(KILLS, 6))
+    kills, steps = int(os.environ.get(KILLS, 6)), 24 if KILLS in os.environ else 12
     recipe, out = write_recipe(kind), tmp_path / "out"
-    (printed,) = in_children("killed", recipe, out, kills, "run.steps=24", *changes)
-    runs: list[list[tuple[int, bool]]] = json.loads(printed)
+    assert killer.stdin and killer.stdout
+    changes = [f"run.steps={steps}", *changes]
+    killer.stdin.write(json.dumps([str(recipe), str(out), kills, changes]) + "\n")
+    killer.stdin.flush()
+    runs: list[list[tuple[int, bool]]] = json.loads(killer.stdout.readline())
     moments = [moment for run in runs for moment in run]
     writing = sum(writes for _, writes in moments)
     sys.stdout.write(f"{kills} kills of {len(runs)} runs, {writing} while files were written\n")
@@ -92,8 +101,8 @@ def test_killed_at_random_moments(
         assert samples_of(out / f"killed-{number}.samples") == samples
     task = kinds.read(recipe, changes).complete().task(out / "whole", None, lambda _d, _a: None)
     groups = task.order.groups
-    assert samples.keys() == {divmod(place, len(groups)) for place in range(24 * 4)}
-    for epoch in range(24 * 4 // len(groups)):
+    assert samples.keys() == {divmod(place, len(groups)) for place in range(steps * 4)}
+    for epoch in range(steps * 4 // len(groups)):
         drawn = [samples[epoch, index] for index in range(len(groups))]
         assert all(sum(sample in group for sample in drawn) == 1 for group in groups)
 
@@ -147,17 +156,20 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
     """The first checkpoint is there; then no file can be as large as a checkpoint's."""
-    path, out = write_recipe(kind), tmp_path / "out"
-    recipe = kinds.read(path)
+    recipe, out = kinds.read(write_recipe(kind)), tmp_path / "out"
     train(recipe, tmp_path / "whole")
     trainer, _ = prepare(recipe, out)
     trainer.train(lambda progress: progress.step == 2 and signal.raise_signal(signal.SIGINT))
     saved = contents(out / "checkpoints")
     room = (out / "checkpoints/step-00000002/weights.safetensors").stat().st_size - 1
-    *said, code = in_children("full", path, out, room)
-    assert code == "2", said
-    assert len(said) == 1
-    assert re.fullmatch(rf"cannot write {out}/\S+: File too large", said[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(UndustError) as error:
+            train(recipe, out, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.fullmatch(rf"cannot write {out}/\S+: File too large", str(error.value))
     assert contents(out / "checkpoints") == saved
     assert train(recipe, out, resume=True)
     assert results(out, contents) == results(tmp_path / "whole", contents)

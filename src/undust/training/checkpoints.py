@@ -75,7 +75,8 @@ def save(folder: Path, checkpoint: TrainingCheckpoint, keep: int) -> Path:
             digests[name] = safetensors_file.content_hash(path)
         if checkpoint.tokenizer:
             tokenizer_files.save(building / TOKENIZER, checkpoint.tokenizer)
-            for path in sorted((building / TOKENIZER).iterdir()):
+            written = (path for path in (building / TOKENIZER).iterdir() if path.is_file())
+            for path in sorted(written):  # a workspace that could not be removed is a folder
                 digests[f"{TOKENIZER}/{path.name}"] = safetensors_file.content_hash(path)
         state = {
             "step": checkpoint.step,
