@@ -59,19 +59,19 @@ def test_a_profile_that_is_there_is_itself():
 def test_it_is_the_average_of_the_weights_of_all_steps(
     first_stage_recipe: FirstStage, tmp_path: Path, contents: Contents
 ):
-    changes = ("run.snapshot_every=10", "run.checkpoint_every=30", "run.sample_every=100")
-    recipe = first_stage_recipe("run.steps=60", *changes)
+    changes = ("run.snapshot_every=5", "run.checkpoint_every=15", "run.sample_every=100")
+    recipe = first_stage_recipe("run.steps=30", *changes)
     trainer, _ = prepare(recipe, tmp_path / "whole")
     weights: list[torch.Tensor] = []
     trainer.train(lambda _: weights.append(trainer.parameters[NAME].detach().double().clone()))
-    assert snapshot_steps(tmp_path / "whole") == [10, 20, 30, 40, 50, 60]
+    assert snapshot_steps(tmp_path / "whole") == [5, 10, 15, 20, 25, 30]
 
     def direct(length: float) -> torch.Tensor:
-        power = np.arange(61) ** (Profile.of(length, 1).exponent + 1)
+        power = np.arange(31) ** (Profile.of(length, 1).exponent + 1)
         shares = torch.tensor(np.diff(power) / power[-1])
         return (shares[:, None, None, None, None] * torch.stack(weights)).sum(0)
 
-    last = safetensors_file.load(tmp_path / "whole/snapshots/step-00000060.safetensors")
+    last = safetensors_file.load(tmp_path / "whole/snapshots/step-00000030.safetensors")
     for length in LENGTHS:
         torch.testing.assert_close(
             last[f"{length}/{NAME}"].double(), direct(length), rtol=1e-5, atol=1e-6
@@ -81,9 +81,9 @@ def test_it_is_the_average_of_the_weights_of_all_steps(
         error = reconstructed(tmp_path / "whole", length)[NAME].double() - direct(length)
         assert error.norm() < 0.05 * apart, length
 
-    shorter = first_stage_recipe("run.steps=30", *changes)
+    shorter = first_stage_recipe("run.steps=15", *changes)
     train(shorter, tmp_path / "parts")
-    (tmp_path / "parts/snapshots/step-00000040.safetensors").write_bytes(
+    (tmp_path / "parts/snapshots/step-00000020.safetensors").write_bytes(
         b"of a run that was killed"
     )
     train(recipe, tmp_path / "parts", resume=True)

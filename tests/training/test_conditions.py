@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import diffusers
@@ -19,7 +20,6 @@ from undust.training.diffusion import DiffusionConfig
 from undust.training.run import prepare, train
 
 COLOURS = {"green": 1, "red": 0, "blue": 2}  # of `pictures`, and their channels
-LONGER = ("run.steps=250", "diffusion.prediction=v_prediction")
 Recipe = Callable[..., DiffusionConfig]
 
 
@@ -61,43 +61,39 @@ def test_unconditional_latents_open_as_ldm(recipe: Recipe, tmp_path: Path) -> No
     assert weights(again).keys() == weights(tmp_path / "run/model").keys()
 
 
-def test_labels_are_obeyed(recipe: Recipe, tmp_path: Path) -> None:
-    config = recipe(
-        '[labels]\ncolumn = "text"', "run.steps=250", "diffusion.prediction=v_prediction"
+def test_labels_and_a_segmentation_are_obeyed(
+    recipe: Recipe, pictures: Path, tmp_path: Path
+) -> None:
+    """The label is the colour of the square, the map its place."""
+    more = '[labels]\n[[maps]]\nkind = "segmentation"\ncolumn = "map"\nclasses = 2\n'
+    assert train(
+        recipe(more, "run.steps=120", "diffusion.prediction=v_prediction"), tmp_path / "run"
     )
-    assert train(config, tmp_path / "run")
     model = undust.load(tmp_path / "run/model")
     assert model.classes == ("blue", "green", "red")
-    for name, channel in COLOURS.items():
-        [picture] = model.generate([], label=name, seed=1, steps=10, guidance=2)
-        assert picture.recipe.label == name
-        assert from_image(picture.image, (16, 16)).float().mean((1, 2)).argmax() == channel
-    # By number, and the picture says again what it is of.
-    [picture] = model.generate([], label="2", seed=1, steps=2)
-    assert picture.recipe.label == "red"
-    assert model.rerun(picture.recipe).image.tobytes() == picture.image.tobytes()
-    with pytest.raises(UndustError, match="did you mean 'red'"):
-        model.generate([], label="rde")
-
-
-def test_a_segmentation_is_obeyed(recipe: Recipe, pictures: Path, tmp_path: Path) -> None:
-    maps = '[[maps]]\nkind = "segmentation"\ncolumn = "map"\nclasses = 2\n'
-    config = recipe(maps, *LONGER)
-    assert train(config, tmp_path / "run")
-    model = undust.load(tmp_path / "run/model")
     assert [(each.kind, each.colours) for each in model.maps] == [
         ("segmentation", ("#000000", "#ffffff"))
     ]
-    for number in (0, 1):
+    for number, name in product((0, 1), COLOURS):
         shown = pictures / "maps" / f"{number}.png"
-        [picture] = model.generate([], maps=str(shown), seed=3, steps=10)
-        bright = from_image(picture.image, (16, 16)).float().amax(0)
+        options = {"label": name, "maps": str(shown), "guidance": 2}
+        [picture] = model.generate([], **options, seed=3, steps=10)
+        assert picture.recipe.label == name
+        pixels = from_image(picture.image, (16, 16)).float()
         wanted = from_image(Image.open(shown), (16, 16))[0] > 0
+        assert pixels[:, wanted].mean(1).argmax() == COLOURS[name]
+        bright = pixels.amax(0)
         assert bright[wanted].mean() > 2 * bright[~wanted].mean()
+    # By number, and the picture says again what it is of.
+    [picture] = model.generate([], label="2", maps=str(shown), seed=1, steps=2)
+    assert picture.recipe.label == "red"
+    assert model.rerun(picture.recipe).image.tobytes() == picture.image.tobytes()
+    with pytest.raises(UndustError, match="did you mean 'red'"):
+        model.generate([], label="rde", maps=str(shown))
     with pytest.raises(UndustError, match="takes segmentation; 0 given"):
-        model.generate([])
+        model.generate([], label="red")
     with pytest.raises(UndustError, match="has the colour #ff0000, which is no class"):
-        model.generate([], maps=[Image.new("RGB", (16, 16), "red")], steps=1)
+        model.generate([], label="red", maps=[Image.new("RGB", (16, 16), "red")], steps=1)
 
 
 def test_several_conditions_at_once(recipe: Recipe, pictures: Path, tmp_path: Path) -> None:

@@ -116,8 +116,7 @@ def samples_of(path: Path) -> dict[tuple[int, int], int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "number"), [("vq", signal.SIGINT), ("diffusion", signal.SIGTERM)])
 def test_asked_to_stop_it_saves_and_goes_on(
     kind: str, number: signal.Signals, write_recipe: Write, tmp_path: Path, contents: Contents
 ):

@@ -137,7 +137,7 @@ def test_stopping_is_exact_with_resume(
 ):
     """A rate so high that the loss does not fall, in one run and in one of three parts."""
     changes = ("optimizer.learning_rate=0.3", "run.validate_every=1", "run.patience=3")
-    recipe = diffusion_recipe("run.steps=50", "run.sample_every=50", *changes)
+    recipe = diffusion_recipe("run.steps=50", "run.batch=16", *changes)
     assert train(recipe, tmp_path / "whole")
     end = len(rows(tmp_path / "whole"))
     assert 3 < end < 50
@@ -163,7 +163,9 @@ def test_stopping_is_exact_with_resume(
     assert any(note.startswith("stopped after 3 validations without a lower") for note in notes)
     assert trainer.train(lambda _: None)
     assert train(
-        diffusion_recipe(f"run.steps={end + 1}", *changes[:2]), tmp_path / "whole", resume=True
+        diffusion_recipe(f"run.steps={end + 1}", "run.batch=16", *changes[:2]),
+        tmp_path / "whole",
+        resume=True,
     )
     assert rows(tmp_path / "whole")[-1]["step"] == end + 1
 
