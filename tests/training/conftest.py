@@ -179,6 +179,19 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def exact_first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `first_stage`, with latents that are three times as large and have no noise."""
+    folder = tmp_path_factory.mktemp("exact")
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        autoencoder = Autoencoder(AUTOENCODER.model_copy(update={"scaling_factor": 3.0}))
+        autoencoder.state_dict()["quant_conv.weight"][4:] = 0
+        autoencoder.state_dict()["quant_conv.bias"][4:] = -20
+        save_component(folder, autoencoder)
+    return folder
+
+
 @pytest.fixture
 def write_recipe(data: Path, first_stage: Path, tmp_path: Path) -> Write:
     """Writes the tiny recipe of a kind to a file; gives its path."""

@@ -41,10 +41,11 @@ def test_a_masked_picture_is_completed(recipe: Recipe, pictures: Path, tmp_path:
 
 
 def test_a_small_picture_is_enlarged(
-    recipe: Recipe, pictures: Path, first_stage: Path, tmp_path: Path
+    recipe: Recipe, pictures: Path, exact_first_stage: Path, tmp_path: Path
 ) -> None:
-    longer = (*LONGER, "run.steps=350", "run.batch=8")
-    config = recipe("[low_resolution]\nmax_noise_level = 100", *longer, first=None)
+    longer = (*LONGER, "run.steps=120", "run.batch=8")
+    more = "[low_resolution]\nmax_noise_level = 100"
+    config = recipe(more, *longer, first=str(exact_first_stage))
     assert train(config, tmp_path / "run")
     model = undust.load(tmp_path / "run/model")
     assert (model.max_noise_level, model.unet.config.num_class_embeds) == (100, 101)

@@ -14,9 +14,6 @@ from PIL import Image
 
 from undust.datasets import image_folder
 from undust.formats import safetensors_file
-from undust.formats.components import save_component
-from undust.networks.autoencoder import Autoencoder
-from undust.networks.config import AutoencoderConfig
 from undust.training.diffusion import DiffusionConfig, DiffusionTask
 from undust.training.first_stage import FirstStageConfig
 from undust.training.loop import TrainingProgress
@@ -51,7 +48,9 @@ def test_it_is_the_mean_of_the_samples_whatever_the_seed_and_the_batch(
 
 
 @pytest.fixture
-def overfitting(diffusion_recipe: Diffusion, tmp_path: Path) -> Callable[..., DiffusionConfig]:
+def overfitting(
+    diffusion_recipe: Diffusion, exact_first_stage: Path, tmp_path: Path
+) -> Callable[..., DiffusionConfig]:
     """40 pictures of 8 px and as many captions, which a small network soon knows by heart."""
     folder = tmp_path / "forty"
     folder.mkdir()
@@ -66,18 +65,11 @@ def overfitting(diffusion_recipe: Diffusion, tmp_path: Path) -> Callable[..., Di
         split = "train" if number < 40 else "validation"
         table.append({"file_name": f"{name}.png", "text": name, "split": split})
     image_folder.write(folder, table)
-    torch.manual_seed(1)
-    config = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=3)
-    autoencoder = Autoencoder(config)
-    with torch.no_grad():  # latents without noise
-        autoencoder.state_dict()["quant_conv.weight"][4:] = 0
-        autoencoder.state_dict()["quant_conv.bias"][4:] = -20
-    save_component(tmp_path / "exact", autoencoder)
 
     def recipe(*changes: str) -> DiffusionConfig:
         return diffusion_recipe(
             f"data.folder={folder}",
-            f"first_stage={tmp_path / 'exact'}",
+            f"first_stage={exact_first_stage}",
             "data.size=8",
             'captions.fields=["text"]',
             "captions.drop=0",
