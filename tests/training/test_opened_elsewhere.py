@@ -42,6 +42,16 @@ def with_table(recipe: DiffusionConfig, **tables: Any) -> DiffusionConfig:
     return config
 
 
+def test_latents_without_a_condition(recipe: Recipe, tmp_path: Path) -> None:
+    assert train(recipe(first=None), tmp_path)
+    pipe, model = opened(tmp_path / "model"), undust.load(tmp_path / "model")
+    assert isinstance(pipe, diffusers.LDMPipeline)
+    theirs = pipe(generator=torch.Generator().manual_seed(0), **THEIRS).images[0]
+    [ours] = model.generate([], noise=noise(), **OURS)
+    assert np.abs(np.asarray(ours.image, float) - 255 * theirs).max() < ROUNDING
+    assert np.ptp(np.asarray(ours.image)) > 10
+
+
 def test_inpainting(diffusion_recipe: Recipe, data: Path, tmp_path: Path) -> None:
     recipe = diffusion_recipe("run.steps=2")
     assert train(with_table(recipe, inpainting={}), tmp_path)
