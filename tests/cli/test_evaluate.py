@@ -40,6 +40,8 @@ def test_what_cannot_be_measured(undust: Run, tiny_model: Path, here: Path):
         assert done.code == 2
         assert done.err.count("\n") == 1
         assert said in done.err
+    done = undust("evaluate", tiny_model / "vae", here, "--clip", "clip")
+    assert "vae has no captions, with which a CLIP score compares pictures" in done.err
 
 
 def test_parts_come_together_in_a_folder(undust: Run, tiny_model: Path, pictures: Path):

@@ -127,13 +127,18 @@ def evaluate(
         return networks
 
     folder, place = Path(model), _part(part, out)
+    captionless = f"clip: {model} has no captions, with which a CLIP score compares pictures"
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
+        if clip:
+            raise UndustError(captionless)
         networks = loaded_networks(perceptual)
         with console.counted("pictures", "reconstructing pictures") as observe:
             alone = evaluate_first_stage(folder, data, networks, observe)
         size = "x".join(map(str, alone.size))
         return _print(alone, json, [f"{size} px, {model} {alone.model_hash}"])
     loaded = load(model)
+    if clip and not loaded.texts:
+        raise UndustError(captionless)
     if loaded.autoencoder.downsampling_factor == 1 and not heads:
         perceptual = "none"  # it measures a first stage
     # A part of the pictures needs no networks.
