@@ -174,14 +174,15 @@ MEASURES = {
     "depth": "correlation of the depth",
     "low resolution": "PSNR to the condition at 8×8, dB",
     "mask": "PSNR of the hidden half to the original, dB",
-    "class and segmentation": "share of pixels of the segmentation's class",
 }
+ALSO = {"class and segmentation": ("class", "segmentation")}
+"""Kinds of several conditions, of which each is measured."""
 
 
 def measured(
     kind: str, model: LatentDiffusion, samples: Sequence[Sample]
-) -> tuple[float, float, Image.Image]:
-    """The agreement with its own condition, with the next sample's, and a sheet of pictures."""
+) -> tuple[dict[str, tuple[float, float]], Image.Image]:
+    """For each condition the agreement with its own and the next sample's; a sheet of pictures."""
     made: list[np.ndarray] = []
     sheet: list[list[Image.Image]] = []
     for seed, sample in enumerate(samples):
@@ -192,11 +193,15 @@ def measured(
         column = [shown] if shown else []
         original = to_images(from_image(sample.image(), (SIZE, SIZE))[None] / 127.5 - 1)
         sheet.append([*column, picture.image, *original] if kind != "none" else [picture.image])
-    own = [agreement(kind, each, sample) for each, sample in zip(made, samples, strict=True)]
-    others = [*samples[1:], samples[0]]
-    wrong = [agreement(kind, each, sample) for each, sample in zip(made, others, strict=True)]
+    found: dict[str, tuple[float, float]] = {}
+    for name in ALSO.get(kind, (kind,)):
+        own, other = (
+            [agreement(name, each, sample) for each, sample in zip(made, given, strict=True)]
+            for given in (samples, [*samples[1:], samples[0]])
+        )
+        found[name] = float(np.mean(own)), float(np.mean(other))
     rows = [image for row in zip(*sheet[:SHOWN], strict=True) for image in row]
-    return float(np.mean(own)), float(np.mean(wrong)), grid(rows, SHOWN)
+    return found, grid(rows, SHOWN)
 
 
 def progress(kind: str, steps: int) -> Callable[[TrainingProgress], None]:
@@ -230,14 +235,15 @@ def main() -> None:
                 shutil.copyfile(latents, out / latents.name)
         train(config, out, resume=True, observe=progress(kind, options.steps))
         model = undust.load(out / "model")
-        own, other, sheet = measured(kind, model, samples)
+        found, sheet = measured(kind, model, samples)
         name = f"condition-{kind.replace(' ', '-')}.png"
         sheet.save(PICTURES / name)
-        figure = f"{own:.2f} | {other:.2f}" if kind in MEASURES else "– | –"
-        rows.append(
-            f"| {kind} | {MEASURES.get(kind, '–')} | {figure} | ![]({'pictures/' + name}) |"
-        )
-        print(rows[-1], flush=True)
+        for each, (own, other) in found.items():
+            figure = f"{own:.2f} | {other:.2f}" if each in MEASURES else "– | –"
+            rows.append(
+                f"| {kind} | {MEASURES.get(each, '–')} | {figure} | ![]({'pictures/' + name}) |"
+            )
+            print(rows[-1], flush=True)
     (options.out / "table.md").write_text("\n".join(rows) + "\n", "utf-8")
 
 

@@ -8,6 +8,7 @@ few timed ones say fit into --minutes (all are timed before the first one is tra
 measured at the end, and with --parts 0.25 0.5 1 of runs of a quarter and a half of the time too. A
 run that was stopped continues, and a finished one is not repeated: results are in
 OUT/NAME/result.json, the table in OUT/table.md, and pictures in OUT/pictures.png, a row for each.
+Sampling is timed at the end, in alternation.
 The first stage's own training is not in the time.
 """
 
@@ -47,7 +48,7 @@ NAMES = {
     "pixel-jit": "JiT on pixels",
 }
 TOLERANCE = 0.05  # of the number of weights
-TIMED, SHOWN = 12, 12  # steps, pictures
+TIMED, SHOWN, ROUNDS = 12, 12, 3  # steps, pictures, timings of sampling
 Network = tuple[str, dict[str, Any]]
 """The name of a recipe's table, and its fields."""
 FLOW = {"process": "flow", "times": "logit-normal:mean=0.8,deviation=0.8"}
@@ -85,8 +86,8 @@ def main() -> None:
             if not (folder / "result.json").is_file():
                 child("measure", name, part)
             rows.append(json.loads((folder / "result.json").read_text("utf-8")))
-            page = "\n".join(table(rows)) + "\n"
-            (given.out / "table.md").write_text(page, "utf-8")
+    time_sampling(given, rows)
+    (given.out / "table.md").write_text("\n".join(table(rows)) + "\n", "utf-8")
     shown = [Image.open(given.out / row["folder"] / "shown.png") for row in rows]
     grid(shown, columns=1).save(given.out / "pictures.png")
     print((given.out / "table.md").read_text("utf-8"))
@@ -118,9 +119,7 @@ def measure(given: argparse.Namespace, name: str, part: float) -> None:
     train(config, out, resume=True, observe=lambda done: say(name, done.step, done.steps))
     training_memory = peak_memory()
     model = undust.load(out / "model")
-    began = time.perf_counter()
     pictures = model.generate([], count=SHOWN, seed=0, steps=given.steps)
-    sampling = (time.perf_counter() - began) / SHOWN
     grid([picture.image for picture in pictures], columns=SHOWN).save(out / "shown.png")
     paths = [sample.path for sample in image_folder.read(given.data)]
     paths = paths[:: max(1, len(paths) // given.real)][: given.real]
@@ -138,13 +137,25 @@ def measure(given: argparse.Namespace, name: str, part: float) -> None:
         "minutes": given.minutes * part,
         "steps": planned["steps"],
         "training": config.run.batch / planned["pace"],
-        "sampling": 1 / sampling,
         "training_memory": training_memory,
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "figures": {figure.name: figure.shown for figure in found},
     }
     (out / "result.json").write_text(json.dumps(result, indent=1), "utf-8")
+
+
+def time_sampling(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Adds the pictures a second that each samples, the median of rounds in alternation."""
+    models = [undust.load(given.out / row["folder"] / "model") for row in rows]
+    seconds: list[list[float]] = [[] for _ in models]
+    for _ in range(ROUNDS):
+        for model, times in zip(models, seconds, strict=True):
+            began = time.perf_counter()
+            model.generate([], count=SHOWN, seed=0, steps=given.steps)
+            times.append(time.perf_counter() - began)
+    for row, times in zip(rows, seconds, strict=True):
+        row["sampling"] = SHOWN / statistics.median(times)
 
 
 def recipe(given: argparse.Namespace, name: str) -> dict[str, Any]:
