@@ -20,6 +20,7 @@ from undust.training.averaging import (
     Profile,
     coefficients,
     reconstructed,
+    remove_later,
     snapshot_steps,
 )
 from undust.training.diffusion import DiffusionConfig
@@ -54,6 +55,13 @@ def test_inner_products_are_the_integrals():
 def test_a_profile_that_is_there_is_itself():
     profiles = [Profile.of(length, step) for step in (50, 100) for length in LENGTHS]
     assert coefficients(profiles, profiles[3]) == pytest.approx([0, 0, 0, 1], abs=1e-6)
+
+
+def test_a_later_snapshot_that_stays_is_named(tmp_path: Path):
+    (tmp_path / "snapshots/step-00000004.safetensors").mkdir(parents=True)
+    remove_later(tmp_path, 4)
+    with pytest.raises(UndustError, match=r"cannot remove .*step-00000004.safetensors: Is a dir"):
+        remove_later(tmp_path, 3)
 
 
 def test_it_is_the_average_of_the_weights_of_all_steps(

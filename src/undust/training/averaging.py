@@ -80,10 +80,12 @@ def save_snapshot(out: Path, step: int, averages: Mapping[str, Tensor]) -> None:
 
 
 def remove_later(out: Path, step: int) -> None:
-    """Removes the snapshots after a step, from which a run goes on."""
-    for each in snapshot_steps(out):
-        if each > step:
-            _path(out, each).unlink()
+    """Removes the snapshots after a step, from which a run goes on. Raises UndustError."""
+    for path in [_path(out, each) for each in snapshot_steps(out) if each > step]:
+        try:
+            path.unlink()
+        except OSError as error:
+            raise UndustError(f"cannot remove {path}: {error.strerror}") from error
 
 
 def snapshot_steps(out: Path) -> list[int]:
