@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -88,10 +88,10 @@ class Processes:
             yield workers
         finally:
             for pipe, process in workers.items():
-                pipe.close()
-                if process.pid is not None:
+                if process.pid is not None:  # before its pipe ends, of which it would speak
                     process.kill()
                     process.join()
+                pipe.close()
 
 
 def _work(load: Callable[[], LatentDiffusion], threads: int, pipe: Connection) -> None:
@@ -105,11 +105,12 @@ def _work(load: Callable[[], LatentDiffusion], threads: int, pipe: Connection) -
             recipes, paths = cast("Batch", pipe.recv())
             sampled_batch(model, recipes, paths, pipe.send)
             pipe.send(None)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return  # the first process has ended
     except Exception as error:
         known = isinstance(error, UndustError)
-        pipe.send(str(error) if known else f"{type(error).__name__}: {error}")
+        with suppress(ConnectionError):
+            pipe.send(str(error) if known else f"{type(error).__name__}: {error}")
 
 
 def _steps(batch: Batch) -> int:
