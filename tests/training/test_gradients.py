@@ -144,20 +144,42 @@ def test_accumulation_and_recomputation_train_and_resume(
 
 
 def test_compiled_the_gradients_are_the_same(
-    diffusion_recipe: Diffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ):
-    """With the graphs that torch.compile traces; the compiler behind it takes a minute."""
+    """With the graphs that torch.compile traces, and without any for a rehearsal and a preview."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
     made = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: made(module, backend="eager"))
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for compiled in ("false", "true"):
-        config = diffusion_recipe(f"run.compile={compiled}").complete()
-        task = config.task(tmp_path / compiled, None, lambda _done, _all: None)
-        torch.manual_seed(0)
-        torch.nn.init.normal_(task.model.unet.get_parameter("conv_out.weight"))
-        found[compiled] = gradients(Trainer(task, config, tmp_path))
-    for name, value in found["false"].items():
-        torch.testing.assert_close(found["true"][name], value, msg=name)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: made(module, backend=backend))
+    whole, compiled = trainer(), trainer("run.compile=true")
+    compiled.rehearse()
+    with compiled._averaged():
+        compiled.task.preview()
+    assert not graphs
+    expected, found = gradients(whole), gradients(compiled)
+    assert graphs
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_failed_compilation_is_an_error_in_one_line(
+    first_stage_recipe: FirstStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(_graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        raise FileNotFoundError("no g++")
+
+    made = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: made(module, backend=broken))
+    trainer, _ = prepare(first_stage_recipe("run.compile=true"), tmp_path)
+    message = (
+        "torch.compile failed: .*FileNotFoundError: no g.+; run.compile=false trains without it$"
+    )
+    with pytest.raises(UndustError, match=message):
+        trainer.advance()
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "trapezoid"])

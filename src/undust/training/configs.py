@@ -137,7 +137,10 @@ class RunConfig(Config):
         default=False,
         description="compute the activations of each block twice instead of keeping them",
     )
-    compile: bool = Field(default=False, description="compile the networks with torch.compile")
+    compile: bool = Field(
+        default=False,
+        description="compile the networks of a step with torch.compile, which takes minutes",
+    )
     ema: float = Field(
         default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: no averaging"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,12 +16,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from undust.errors import UndustError
 from undust.networks.conditioning import Conditioning
 from undust.training.configs import RunConfig
 from undust.training.data import Batch
 from undust.training.task import Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def _compilation_explained() -> Generator[None]:
+    """Errors of torch.compile in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # importing it takes seconds
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        reason = " ".join(str(error).strip().partition("\n\n")[0].split())
+        raise UndustError(
+            f"torch.compile failed: {reason}; run.compile=false trains without it"
+        ) from error
 
 
 class Gradients:
@@ -47,10 +64,16 @@ class Gradients:
         with torch.autocast(self.device.type, dtype, enabled=enabled), _recomputed(self._blocks):
             return self.task.losses(batch)
 
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Within it networks run as they are, so that shapes of few calls need no compilation."""
+        return torch.compiler.set_stance("force_eager") if self.run.compile else nullcontext()
+
+    @_compilation_explained()
     def backward(self, step: int, size: int) -> dict[str, float]:
         """Adds the gradients of a step's samples; their losses, means over the samples.
 
-        With `run.accumulate` the samples are computed in so many parts, one after the other.
+        With `run.accumulate` the samples are computed in so many parts, one after the other. Raises
+        UndustError if torch.compile cannot compile a network.
         """
         first, parts = step * size, min(self.run.accumulate, size)
         ends = [first + size * number // parts for number in range(parts + 1)]

@@ -133,7 +133,11 @@ class Trainer:
 
         Raises UndustError for a fault that would end the run at the first of these.
         """
-        with workspace(self.out / "model", self.out) as folder, torch.random.fork_rng(devices=[]):
+        with (
+            workspace(self.out / "model", self.out) as folder,
+            torch.random.fork_rng(devices=[]),
+            self.gradients.uncompiled(),
+        ):
             before = {name: value.clone() for name, value in self._weights().items()}
             few = min(2, self.run.batch)
             self.gradients.backward(self.step, few)
@@ -324,7 +328,8 @@ class Trainer:
         exchange(live, weights)
         self.task.modules.eval()
         try:
-            yield
+            with self.gradients.uncompiled():
+                yield
         finally:
             self.task.modules.train()
             exchange(live, weights)
