@@ -22,6 +22,11 @@ Chunk = list[tuple[int, float]]
 """Up to `room` token ids with their weights, without start and end."""
 
 
+def joined(encoded: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """The states of several encoders side by side [B,T,ΣD], and the pooled state of the last."""
+    return torch.cat([states for states, _ in encoded], -1), encoded[-1][1]
+
+
 @dataclass(frozen=True, eq=False)
 class TextConditioner:
     """A tokenizer with its text encoder, and the choice of the encoder's states.

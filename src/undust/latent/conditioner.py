@@ -13,7 +13,7 @@ from torch import Tensor
 
 from undust.adapters.offload import Offload
 from undust.conditioning.maps import MapKind
-from undust.conditioning.text import TextConditioner
+from undust.conditioning.text import TextConditioner, joined
 from undust.errors import UndustError
 from undust.formats.components import Components
 from undust.latent.references import image_of
@@ -28,13 +28,15 @@ class ConditionInputs:
 
     prompts: None for no prompt; fields: the other inputs, by the names of a recipe's fields, one
     entry for each picture; negative: whether this is the condition that guidance leads away from;
-    captions: whether the prompts are captions, without prompt syntax.
+    captions: whether the prompts are captions, without prompt syntax; encoded: the states [B, T, D]
+    and pooled state [B, P] of the prompts, None encoded as "", if they are known.
     """
 
     prompts: Sequence[str | None]
     fields: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     negative: bool = False
     captions: bool = False
+    encoded: tuple[Tensor, Tensor | None] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -81,21 +83,27 @@ class TextEmbedder(Embedder):
 
     def __call__(self, inputs: ConditionInputs) -> Conditioning:
         """Text [B, T, D] and pooled [B, P]; errors as `TextConditioner`."""
-        strings = [prompt or "" for prompt in inputs.prompts]
-        skip = inputs.shared("clip_skip") or 0
-        encoded = [
-            self._offload.run(
-                own.encoder,
-                partial(own.captions, strings) if inputs.captions else partial(own, strings, skip),
-            )
-            for own in self.texts
-        ]
-        text, pooled = torch.cat([states for states, _ in encoded], -1), encoded[-1][1]
+        text, pooled = inputs.encoded or self._encoded(inputs)
         if self._force_zeros:
             given = torch.tensor([each is not None for each in inputs.prompts], device=text.device)
             text = torch.where(given[:, None, None], text, 0)
             pooled = None if pooled is None else torch.where(given[:, None], pooled, 0)
         return Conditioning(len(inputs), text, pooled)
+
+    def _encoded(self, inputs: ConditionInputs) -> tuple[Tensor, Tensor | None]:
+        strings = [prompt or "" for prompt in inputs.prompts]
+        skip = inputs.shared("clip_skip") or 0
+        return joined(
+            [
+                self._offload.run(
+                    own.encoder,
+                    partial(own.captions, strings)
+                    if inputs.captions
+                    else partial(own, strings, skip),
+                )
+                for own in self.texts
+            ]
+        )
 
 
 class SizeEmbedder(Embedder):

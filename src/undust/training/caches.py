@@ -15,7 +15,7 @@ from undust.formats import safetensors_file
 from undust.formats.files import make_folder
 from undust.latent.first_stage import FirstStage, Posterior
 from undust.pictures import from_image
-from undust.training.data import CPU, Observe
+from undust.training.data import CPU, Batch, Observe, RandomStream
 from undust.training.sources import DataSample, DataSource, TrainingData
 
 ENCODE_BATCH = 32  # images
@@ -97,14 +97,9 @@ class PixelLatents:
         self._images.preload([*data.train, *data.held_out], observe)
         self.notes: list[str] = []
 
-    @property
-    def shape(self) -> torch.Size:
-        """(3, H, W) of one image."""
-        return torch.Size((3, self._images.size, self._images.size))
-
-    def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:  # noqa: ARG002
-        """The images [B, 3, H, W] at `indices`; there is nothing to draw."""
-        return self._images(indices)
+    def sample(self, batch: Batch) -> Tensor:
+        """The images [B, 3, H, W] of a batch."""
+        return self._images(batch.sample)
 
 
 class LatentCache:
@@ -155,15 +150,12 @@ class LatentCache:
         self.posterior = Posterior(mean, deviation)
         self._rows = {index: row for row, index in enumerate([*data.train, *data.held_out])}
 
-    @property
-    def shape(self) -> torch.Size:
-        """(C, h, w) of one latent."""
-        return self.posterior.mean.shape[1:]
-
-    def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:
-        """Latents [B, C, h, w] of the images at `indices`, drawn with unit normal noise."""
-        rows = [self._rows[index] for index in indices]
-        return self.posterior[torch.tensor(rows)].sample(noise)
+    def sample(self, batch: Batch) -> Tensor:
+        """Latents [B, C, h, w] of a batch, drawn from their posteriors."""
+        rows = [self._rows[index] for index in batch.sample]
+        posterior = self.posterior[torch.tensor(rows)]
+        shape = posterior.mean.shape[1:]
+        return posterior.sample(batch.normal(RandomStream.POSTERIOR, shape))
 
     def _part(
         self,

@@ -132,17 +132,18 @@ class DiffusionTask:
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted squared error of the network's output, a mean over the batch."""
-        shape = self.latents.shape
-        z = self.latents.sample(batch.sample, batch.normal(RandomStream.POSTERIOR, shape))
+        z = self.latents.sample(batch)
         # The validation loss is comparable between runs with other noise.
         changes = self.config.noise if self.modules.training else NoiseChangesConfig()
-        noise, given = training_noise(changes, batch, shape)
+        noise, given = training_noise(changes, batch, z.shape[1:])
         sigma = self.noise_levels(batch.uniform(RandomStream.TIME)[:, 0])
         prompts = self.text(batch) if self.text else [None] * len(batch)
         fields: dict[str, Sequence[Any]] = {}
         for each in self.conditions:
             fields |= each.inputs(batch)
-        cond = self.model.conditioner(ConditionInputs(prompts, fields, captions=True))
+        encoded = self.text.encoded(prompts) if self.text else None
+        inputs = ConditionInputs(prompts, fields, captions=True, encoded=encoded)
+        cond = self.model.conditioner(inputs)
         for each in self.conditions:
             cond = cond.beside(each.channels(batch), each.label(batch))
         if self.config.self_conditioning:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.text import TextConditioner
@@ -11,6 +14,7 @@ from undust.errors import UndustError
 from undust.formats import model_folder, tokenizer_files
 from undust.networks.config import TextEncoderConfig
 from undust.networks.text_encoder import TextEncoder
+from undust.training.caption_encodings import CaptionEncodings
 from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.data import Batch, RandomStream
@@ -44,6 +48,7 @@ class Captions:
         self.finished = () if finished is None else model_folder.read_texts(finished)
         for text in self.finished:
             text.encoder.eval().requires_grad_(False)
+        self._encodings = CaptionEncodings(self.finished)
         if self.finished:
             self.tokenizer = self.finished[0].tokenizer
         elif resumed:
@@ -63,6 +68,10 @@ class Captions:
             None if drop else self._sampler(sample, chance)
             for sample, chance, drop in zip(batch.sample, chances, dropped, strict=True)
         ]
+
+    def encoded(self, prompts: Sequence[str | None]) -> tuple[Tensor, Tensor | None] | None:
+        """The prompts by the finished text encoders; None if there are none."""
+        return self._encodings(prompts) if self.finished else None
 
     def first(self, sample: int) -> str:
         """One caption of a sample, always the same."""
