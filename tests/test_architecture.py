@@ -43,7 +43,7 @@ ONLY = {
 }
 OPTIONAL = {
     *("accelerate", "diffusers", "emoji", "h5py", "huggingface_hub", "matplotlib"),
-    *("peft", "tensorboard", "torchao", "transformers"),
+    *("peft", "pyarrow", "tensorboard", "torchao", "transformers"),
 }
 PROBES = {"sys.argv", "torch.cuda", "torch.backends", "torch.accelerator", "torch.set_num_threads"}
 LONGEST = 400  # lines
