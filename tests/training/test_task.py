@@ -34,6 +34,7 @@ class Adversarial:
         torch.manual_seed(0)
         discriminator = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
         self.modules = nn.ModuleDict({"generator": nn.Linear(3, 3), "discriminator": discriminator})
+        self.networks = self.modules
         self.order = SampleOrder([[k] for k in range(5)], seed=0)
         self.notes: list[str] = []
         self.steps: list[int] = []

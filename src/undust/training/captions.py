@@ -25,8 +25,8 @@ Template = Annotated[str, AfterValidator(_one_placeholder)]
 """Text around one {}."""
 
 
-class CaptionsConfig(Config):
-    """The captions to train with, and the tokenizer that is learnt from them."""
+class CaptionChoiceConfig(Config):
+    """The captions to train with."""
 
     fields: tuple[str, ...] = Field(
         default=("text",),
@@ -44,12 +44,6 @@ class CaptionsConfig(Config):
     drop: float = Field(
         default=0.1, ge=0, le=1, description="share of samples trained without a caption"
     )
-    vocabulary: int = Field(
-        default=4096, ge=600, le=2**20, description="size of the byte-pair vocabulary"
-    )
-    length: int = Field(
-        default=32, ge=4, le=2**16, description="tokens per caption, start and end included"
-    )
 
     @model_validator(mode="after")
     def _of_these_fields(self) -> Self:
@@ -60,6 +54,17 @@ class CaptionsConfig(Config):
         return self
 
 
+class CaptionsConfig(CaptionChoiceConfig):
+    """The captions to train with, and the tokenizer that is learnt from them."""
+
+    vocabulary: int = Field(
+        default=4096, ge=600, le=2**20, description="size of the byte-pair vocabulary"
+    )
+    length: int = Field(
+        default=32, ge=4, le=2**16, description="tokens per caption, start and end included"
+    )
+
+
 class CaptionSampler:
     """Draws a caption each time that an image is used.
 
@@ -67,7 +72,7 @@ class CaptionSampler:
     of the field's templates. An image without captions has the empty one.
     """
 
-    def __init__(self, config: CaptionsConfig, captions: Sequence[Mapping[str, str]]) -> None:
+    def __init__(self, config: CaptionChoiceConfig, captions: Sequence[Mapping[str, str]]) -> None:
         """captions: of each sample, by field."""
         self.templates = config.templates
         self.choices = [
@@ -103,7 +108,7 @@ class CaptionSampler:
 
 
 def check_captions(
-    config: CaptionsConfig, samples: Sequence[DataSample], *, required: bool = True
+    config: CaptionChoiceConfig, samples: Sequence[DataSample], *, required: bool = True
 ) -> list[str]:
     """Notes on images without a caption, and on fields that no image has.
 
@@ -142,7 +147,7 @@ def check_captions(
 
 
 def too_long(
-    config: CaptionsConfig, samples: Sequence[DataSample], tokenizer: Tokenizer
+    config: CaptionChoiceConfig, samples: Sequence[DataSample], tokenizer: Tokenizer
 ) -> list[str]:
     """A note on captions that are cut because they have too many tokens, or none."""
     counts = [
@@ -154,9 +159,10 @@ def too_long(
     cut = [count for count in counts if count > tokenizer.room]
     if not cut:
         return []
+    key = "captions.length = " if isinstance(config, CaptionsConfig) else ""
     return [
-        f"{len(cut)} of {len(counts)} captions are cut to captions.length = {tokenizer.length} "
-        f"tokens, start and end included; the longest has {max(cut) + 2}"
+        f"{len(cut)} of {len(counts)} captions are cut to {key}{tokenizer.length} tokens, start "
+        f"and end included; the longest has {max(cut) + 2}"
     ]
 
 

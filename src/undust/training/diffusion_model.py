@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from pydantic import Field, model_validator
 
+from undust.conditioning.text import TextConditioner
+from undust.conditioning.tokenizer import Tokenizer
 from undust.diffusion.process import Process
 from undust.formats import model_folder, standalone_vae
 from undust.formats.components import DEFAULT_GUIDANCE, new_denoiser
@@ -32,6 +34,7 @@ from undust.training.conditions import (
     MapConfig,
 )
 from undust.training.configs import Place
+from undust.training.denoising import DenoisingConfig
 from undust.training.derived import (
     PIXELS,
     check_text_encoder,
@@ -46,14 +49,13 @@ from undust.training.spatial import (
     LowResolutionConfig,
     low_resolution_process,
 )
-from undust.training.task import TrainingConfig
-from undust.training.text import Captions
+from undust.training.text import new_text_encoder
 
 NETWORKS = ("unet", "unet2d", "dit", "pixart", "jit")
 """The tables of a recipe for the denoiser's network, of which it has one."""
 
 
-class DiffusionModelConfig(TrainingConfig, ABC):
+class DiffusionModelConfig(DenoisingConfig, ABC):
     """The keys of a diffusion recipe that determine the model."""
 
     first_stage: Place = Field(
@@ -100,6 +102,11 @@ class DiffusionModelConfig(TrainingConfig, ABC):
         """Whether the denoiser is conditioned on text."""
         return self.text_encoder is not None or self.text_encoder_from is not None
 
+    @property
+    def caption_fields(self) -> tuple[str, ...]:
+        """The columns of captions that are trained with."""
+        return self.captions.fields if self.has_text else ()
+
     def complete(self) -> Self:
         """With the first stage's place, and the network's sizes where they are left out.
 
@@ -124,11 +131,16 @@ class DiffusionModelConfig(TrainingConfig, ABC):
     def new_model(
         self,
         process: Process,
-        text: Captions | None,
+        tokenizer: Tokenizer | None,
+        finished: tuple[TextConditioner, ...],
         labels: LabelCondition | None,
         maps: MapCondition | None,
     ) -> LatentDiffusion:
-        """The first stage with a new network, whose output is zero, and text encoders."""
+        """The first stage with a new network, whose output is zero, and text encoders.
+
+        tokenizer: of the text encoders, None without text; finished: those of them that are not
+        trained.
+        """
         first_stage: FirstStageNetwork = IdentityFirstStage()
         if self.first_stage != PIXELS:
             first_stage = standalone_vae.load(self.first_stage)
@@ -141,10 +153,10 @@ class DiffusionModelConfig(TrainingConfig, ABC):
         torch.manual_seed(self.seed)
         network = new_denoiser(settings)
         network.start_at_zero()
-        texts = text.finished if text else ()
-        if text and self.text_encoder:
-            texts = (text.new_encoder(self.text_encoder),)
-        guided = labels or text or (maps and any(kind.guided for kind in maps.kinds))
+        texts = finished
+        if tokenizer and self.text_encoder:
+            texts = (new_text_encoder(self.text_encoder, tokenizer, self.captions.length),)
+        guided = labels or texts or (maps and any(kind.guided for kind in maps.kinds))
         return LatentDiffusion(
             first_stage,
             network,

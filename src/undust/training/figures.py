@@ -80,15 +80,17 @@ def of_first_stage(
 def of_diffusion(
     model: LatentDiffusion,
     data: TrainingData,
+    size: tuple[int, int],
     ask: Callable[[int], PictureQuery],
     config: FiguresConfig,
     networks: FigureNetworks,
 ) -> Callable[[], list[Figure]]:
     """Measures pictures generated for the conditions of training pictures, against these.
 
-    ask: the query for a sample. With captions their recall is measured too.
+    size: width and height of the pictures; ask: the query for a sample. With captions their recall
+    is measured too.
     """
-    real, samples = _real(data, model.size, config.pictures, held_out=False)
+    real, samples = _real(data, size, config.pictures, held_out=False)
     queries = [replace(ask(sample), picture=place) for place, sample in enumerate(samples)]
     # A few training pictures may be all that there are: they are asked for again.
     queries = [queries[place % len(queries)] for place in range(config.pictures)]

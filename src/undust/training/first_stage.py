@@ -126,6 +126,7 @@ class FirstStageTask:
         if self.adversary:
             self.modules["discriminator"] = self.adversary.network
             self.optimizers["discriminator"] = config.discriminator.optimizer(config.optimizer)
+        self.networks = self.modules
         self.order, self.validation = self.data.order, self.data.validation
         self.images = ImageCache(self.data.source, data.size, device=config.run.place)
         self.images.preload([*self.data.train, *self.data.held_out], observe)

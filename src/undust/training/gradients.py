@@ -50,8 +50,8 @@ class Gradients:
     def __init__(self, task: Task, run: RunConfig, device: torch.device) -> None:
         self.task, self.run, self.device = task, run, device
         self.scale = LossScale() if run.precision == "fp16" else None
-        self._blocks = [*innermost_blocks(task.modules)] if run.checkpoint_activations else []
-        for module in task.modules.values():
+        self._blocks = [*innermost_blocks(task.networks)] if run.checkpoint_activations else []
+        for module in task.networks.values():
             if device.type != "cpu":
                 module.register_forward_pre_hook(_moved, with_kwargs=True)
             if run.compile:

@@ -72,6 +72,7 @@ class Trainer:
         self.step = 0
         self.device = self.run.place
         task.modules.to(self.device)
+        task.networks.to(self.device)
         self.parameters = dict(task.modules.named_parameters())
         self.buffers = persistent_buffers(task.modules)
         self.ema = Ema(self.parameters, self.run.ema)

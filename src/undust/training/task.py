@@ -23,12 +23,14 @@ from undust.training.figures import FiguresConfig
 class Task(Protocol):
     """A kind of training, ready to run.
 
-    modules: all that is trained; their persistent buffers are part of a checkpoint too. order: the
+    modules: all that is trained; their persistent buffers are part of a checkpoint too. networks:
+    those that a step calls, trained or not, which are moved to the run's device. order: the
     training samples of each step; validation: the held-out samples, with random numbers that do not
     depend on the run's seed, or None if there are none. notes: for people, on the data.
     """
 
     modules: nn.ModuleDict
+    networks: nn.ModuleDict
     order: SampleOrder
     validation: SampleOrder | None
     notes: list[str]

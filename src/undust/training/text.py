@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -11,50 +11,50 @@ from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
-from undust.formats import model_folder, tokenizer_files
+from undust.formats import tokenizer_files
 from undust.networks.config import TextEncoderConfig
 from undust.networks.text_encoder import TextEncoder
 from undust.training.caption_encodings import CaptionEncodings
-from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long
+from undust.training.captions import (
+    CaptionChoiceConfig,
+    CaptionSampler,
+    CaptionsConfig,
+    check_captions,
+    too_long,
+)
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.data import Batch, RandomStream
 from undust.training.sources import TrainingData
 
 
 class Captions:
-    """Captions of samples, drawn at random, and the tokenizer that is learnt from them.
+    """Captions of samples, drawn at random.
 
-    notes: for people, on the captions.
+    tokenizer: of the text encoder; finished: the text encoders, if none is trained; notes: for
+    people, on the captions.
     """
 
     def __init__(
         self,
-        config: CaptionsConfig,
+        config: CaptionChoiceConfig,
         data: TrainingData,
-        resumed: TrainingCheckpoint | None,
-        out: Path,
-        finished: Path | None = None,
+        tokenizer_of: Callable[[Sequence[str]], Tokenizer],
+        *,
+        finished: Sequence[TextConditioner] = (),
+        required: bool = True,
     ) -> None:
-        """finished: folder of a model whose text encoders and tokenizers are used.
+        """tokenizer_of: gives the tokenizer for all texts; finished: encode each caption once.
 
-        Raises UndustError if there are no captions, and for a folder without text encoders.
+        Raises UndustError if there are no captions and they are required.
         """
         self.config = config
         samples = data.training_samples
-        self.notes = check_captions(config, samples, required=resumed is None)
+        self.notes = check_captions(config, samples, required=required)
         self._sampler = CaptionSampler(config, [sample.captions for sample in data.samples])
         texts = self._sampler.all_texts(data.train)
         self.example = next((text for text in texts if text.strip()), "")
-        self.finished = () if finished is None else model_folder.read_texts(finished)
-        for text in self.finished:
-            text.encoder.eval().requires_grad_(False)
-        self._encodings = CaptionEncodings(self.finished)
-        if self.finished:
-            self.tokenizer = self.finished[0].tokenizer
-        elif resumed:
-            self.tokenizer = _tokenizer(resumed, out)
-        else:
-            self.tokenizer = tokenizers.train(texts, config.vocabulary, config.length)
+        self.tokenizer, self.finished = tokenizer_of(texts), finished
+        self._encodings = CaptionEncodings(finished)
         self.notes += too_long(config, samples, self.tokenizer)
 
     def __call__(self, batch: Batch) -> list[str | None]:
@@ -77,21 +77,16 @@ class Captions:
         """One caption of a sample, always the same."""
         return self._sampler(sample, [0.0] * self._sampler.num_chances)
 
-    def new_encoder(self, config: TextEncoderConfig) -> TextConditioner:
-        """A text encoder with random weights for the tokenizer."""
-        vocabulary = self.tokenizer.vocabulary
-        ends = {
-            "vocab_size": len(vocabulary),
-            "max_position_embeddings": self.config.length,
-            "bos_token_id": vocabulary[tokenizers.START],
-            "eos_token_id": vocabulary[tokenizers.END],
-            "pad_token_id": vocabulary[tokenizers.END],
-        }
-        return TextConditioner(self.tokenizer, TextEncoder(config.model_copy(update=ends)))
 
+def learnt_tokenizer(
+    config: CaptionsConfig, resumed: TrainingCheckpoint | None, out: Path, texts: Sequence[str]
+) -> Tokenizer:
+    """A tokenizer learnt from texts, or that of the run in `out` that is resumed.
 
-def _tokenizer(resumed: TrainingCheckpoint, out: Path) -> Tokenizer:
-    """The tokenizer of the run that is resumed."""
+    Raises UndustError if that is gone.
+    """
+    if resumed is None:
+        return tokenizers.train(texts, config.vocabulary, config.length)
     if resumed.tokenizer:
         return resumed.tokenizer
     folder = out / "model" / "tokenizer"
@@ -101,3 +96,18 @@ def _tokenizer(resumed: TrainingCheckpoint, out: Path) -> Tokenizer:
             f"tokenizer in {folder} alone, and that is gone: put it back"
         )
     return tokenizer_files.load(folder)
+
+
+def new_text_encoder(
+    config: TextEncoderConfig, tokenizer: Tokenizer, length: int
+) -> TextConditioner:
+    """A text encoder with random weights for captions of `length` tokens."""
+    vocabulary = tokenizer.vocabulary
+    ends = {
+        "vocab_size": len(vocabulary),
+        "max_position_embeddings": length,
+        "bos_token_id": vocabulary[tokenizers.START],
+        "eos_token_id": vocabulary[tokenizers.END],
+        "pad_token_id": vocabulary[tokenizers.END],
+    }
+    return TextConditioner(tokenizer, TextEncoder(config.model_copy(update=ends)))
