@@ -24,6 +24,7 @@ from undust.cli import (
     evaluate,
     generate,
     habits,
+    init,
     inspect,
     invert,
     lab,
@@ -59,6 +60,7 @@ app.command()(listing.samplers)
 app.add_typer(schedules.app, name="schedules")
 app.command()(listing.guidances)
 app.add_typer(data.app, name="data")
+app.command()(init.init)
 app.command()(train.train)
 app.command()(ema.ema)
 app.command()(evaluate.evaluate)

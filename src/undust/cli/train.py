@@ -1,24 +1,35 @@
-"""`undust train`: the training run of a recipe."""
+"""`undust train`: the training run of a recipe, or of a folder of pictures alone."""
 
 from __future__ import annotations
 
 import shlex
 from collections import deque
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from undust.cli import console
 from undust.cli.output import try_writing
+from undust.errors import UndustError
 from undust.formats.files import make_folder
+
+if TYPE_CHECKING:
+    from undust.training.kinds import AnyTrainingConfig
 
 RUNS = Path("runs")
 AVERAGED_STEPS = 100  # for the loss that is shown
+MINUTES = 10.0
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Recipe of the run, TOML.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE.toml|PICTURES",
+            help="Recipe of the run, TOML; or a folder of pictures, for which recipes are chosen.",
+        ),
+    ],
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,19 +42,46 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the run.  [default: runs/RECIPE]"),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Time for a folder of pictures, from the start to the report.  [default: 10]",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")
     ] = False,
 ) -> None:
-    """Train a first stage, or a diffusion model on its latents."""
+    """Train a model by a recipe, or from a folder of pictures alone."""
     from undust.training import kinds
 
-    config = kinds.read(recipe, changes or (), console.note)
     out = out or RUNS / recipe.stem
-    try_writing(out)
     again = ["undust", "train", str(recipe), "--out", str(out), "--resume"]
+    if recipe.exists() and not (recipe.is_file() and recipe.suffix.lower() == ".toml"):
+        if changes:
+            raise UndustError(
+                "--set changes a recipe; a folder of pictures has none yet: undust init writes one"
+            )
+        again += ["--minutes", f"{minutes:g}"] if minutes else []
+        how = f"continue with: {shlex.join(again)}"
+        _train_folder(recipe, out, (minutes or MINUTES) * 60, how, resume=resume)
+        return
+    if minutes:
+        raise UndustError("--minutes is for a folder of pictures; a recipe has run.steps")
+    config = kinds.read(recipe, changes or (), console.note)
     again += [part for change in changes or () for part in ("--set", change)]
-    how = f"continue with: {shlex.join(again)}"
+    line = _run(config, out, f"continue with: {shlex.join(again)}", resume=resume)
+    console.line(out / "model")
+    console.summary(line)
+
+
+def _run(config: AnyTrainingConfig, out: Path, how: str, *, resume: bool) -> str:
+    """Trains to the end; a line for people on uses of the model.
+
+    how: a line on the command that continues the run. Raises KeyboardInterrupt when stopped.
+    """
+    try_writing(out)
     try:
         from undust.training.loop import TrainingProgress
         from undust.training.run import check_run, prepare
@@ -82,8 +120,28 @@ def train(
         raise KeyboardInterrupt(f"stopped; what was not saved is lost; {how}") from None
     if not finished:
         raise KeyboardInterrupt(f"stopped and saved at step {trainer.step}; {how}")
-    model = out / "model"
     if trainer.history.exhausted:
         console.summary(trainer.history.stopped())
-    console.line(model)
-    console.summary(trainer.task.next_steps(model, config.data.folder))
+    return trainer.task.next_steps(out / "model", config.data.folder)
+
+
+def _train_folder(folder: Path, out: Path, seconds: float, how: str, *, resume: bool) -> None:
+    """Trains a first stage and a diffusion model, and writes samples and a report."""
+    from undust.training.starter import Starter, survey
+
+    try_writing(out)
+    console.summary(f"reading {folder}")
+    found = survey(folder)
+    console.summary(str(found))
+    for sentence in found.notes:
+        console.note(sentence)
+    starter = Starter(found, out, seconds, resume=resume, note=console.summary)
+    line = ""
+    for stage in starter.stages():
+        console.summary(f"{stage.recipe}: {stage.config.run.steps} steps")
+        line = _run(stage.config, stage.out, how, resume=resume)
+    with console.counted("pictures", "generating samples") as observe:
+        sheet = starter.sheet(observe)
+    console.line(starter.model)
+    console.line(sheet)
+    console.summary(line)

@@ -37,6 +37,11 @@ class DataConfig(Config):
     crop: int | None = Field(
         default=None, gt=0, description="train on random crops of this many pixels"
     )
+    limit: int = Field(
+        default=0,
+        ge=0,
+        description="number of training pictures to use at most, chosen by name; 0: all",
+    )
     draw_by: Literal["concept", "picture"] = Field(
         default="picture", description="an epoch has every picture once, or every concept once"
     )

@@ -149,6 +149,8 @@ class TrainingData:
         self.source = SOURCES[config.source](config)
         self.samples = [self.source.sample(index) for index in range(len(self.source))]
         self.train, self.held_out = split_samples(self.samples, config.held_out)
+        if config.limit:
+            self.train = sorted(_chosen(self.samples, self.train, config.limit))
         if not self.train:
             held_out = f"; {len(self.samples)} are held out from training" if self.samples else ""
             raise UndustError(f"{config.folder} has no training pictures{held_out}")
@@ -208,7 +210,12 @@ def split_samples(samples: Sequence[DataSample], share: float) -> tuple[list[int
     else:
         held_out = [k for k, sample in enumerate(samples) if sample.split == "validation"]
         held_out = held_out or [k for k, sample in enumerate(samples) if sample.split == "test"]
-    return train, sorted(held_out, key=places.__getitem__)[:MAX_HELD_OUT]
+    return train, _chosen(samples, held_out, MAX_HELD_OUT)
+
+
+def _chosen(samples: Sequence[DataSample], indices: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the indices, by the hashes of their groups' names."""
+    return sorted(indices, key=lambda index: _hash_place(samples[index].group))[:count]
 
 
 def groups(samples: Sequence[DataSample], indices: Sequence[int], draw_by: str) -> list[list[int]]:

@@ -1,0 +1,102 @@
+"""Commented recipes to start from: one TOML template for each kind, with values filled in."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from undust.errors import unknown
+
+FOLDER = Path(__file__).parent / "templates"
+COMMENTS = 32  # column
+PART = "_"  # the first letter of templates that others include
+
+VALUES: dict[str, Any] = {
+    "folder": "pictures",
+    "size": 64,
+    "limit": 0,
+    "held_out": 0.05,
+    "captions": False,
+    "fields": ["text"],
+    "first_stage": "emoji",
+    "channels": [128, 224],
+    "down_blocks": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_blocks": ["AttnUpBlock2D", "UpBlock2D"],
+    "layers": 2,
+    "optimizer": "muon",
+    "learning_rate": 1.5e-3,
+    "cool_down": 0.4,
+    "steps": 5000,
+    "batch": 64,
+    "ema": 0.998,
+    "sample_every": 250,
+}
+"""Of the recipes of diffusion models; the sizes suit pictures of 64 pixels on a processor."""
+
+OWN: dict[str, dict[str, Any]] = {
+    "first-stage": {"optimizer": "adamw", "learning_rate": 2e-3, "steps": 2000, "batch": 32},
+    "decoder": {"optimizer": "adamw", "learning_rate": 5e-4, "steps": 1000, "batch": 32},
+    "text": {"captions": True},
+    "pixels": {
+        "size": 32,
+        "channels": [64, 128, 128],
+        "down_blocks": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+        "up_blocks": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+        "batch": 32,
+    },
+}
+"""Other values, by template."""
+
+
+def names() -> list[str]:
+    """The names of all templates, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if not path.name.startswith(PART))
+
+
+def summary(name: str) -> str:
+    """The meaning of a template, one sentence."""
+    return (FOLDER / f"{name}.toml").read_text("utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def recipe(name: str, **values: object) -> str:
+    """The text of a recipe, TOML.
+
+    values: in place of the template's own. Raises UndustError for an unknown name.
+    """
+    if name not in names():
+        raise unknown("kind of recipe", name, names())
+    template = _environment().get_template(f"{name}.toml")
+    text = template.render({**VALUES, **OWN.get(name, {}), **values})
+    lines = [_aligned(line) for line in text.splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n") + "\n")
+
+
+def _aligned(line: str) -> str:
+    """A line of TOML with its comment in the column of the others."""
+    value, space, comment = line.partition("  # ")
+    return (
+        f"{value.rstrip():<{COMMENTS}} # {comment}" if space and not line.startswith("#") else line
+    )
+
+
+def _toml(value: object) -> str:
+    """A value as TOML, without the sign of comments."""
+    return json.dumps(value, ensure_ascii=False).replace("#", "\\u0023")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER, encoding="utf-8"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["toml"] = _toml
+    return environment

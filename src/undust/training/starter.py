@@ -1,0 +1,237 @@
+"""From a folder of pictures alone to a model: recipes, sizes and steps that suit data and machine.
+
+Two runs in one folder: the decoder of the built-in model's first stage learns the pictures, then
+its U-Net and text encoder do, on latents of that first stage. Their recipes are beside them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from undust.conditioning.prompt import escape
+from undust.datasets.image_folder import FOLDER
+from undust.errors import UndustError
+from undust.formats.files import atomic_write, make_folder, workspace
+from undust.pictures import grid
+from undust.pipeline import LatentDiffusion
+from undust.training import kinds, recipe_templates
+from undust.training.checkpoints import newest_config
+from undust.training.configs import DataConfig
+from undust.training.kinds import AnyTrainingConfig
+from undust.training.run import prepare
+from undust.training.sources import TrainingData
+
+BASE = "emoji"
+SIZES = (64, 96, 128, 192, 256)  # pixels, multiples of the first stage's factor
+SAMPLES = 20_000  # that the diffusion model sees at least, at a size above the smallest
+DECODER_SHARE = 0.3  # of the time
+READING_SHARE = 0.2  # of the time, at most
+SHEET_SECONDS = 30.0  # for the sheet of samples and the report
+BATCH = 32
+PROBED = 3  # steps
+FEWEST = 20  # steps
+OUTPUTS = 8  # previews of a run
+HELD_OUT, FEWEST_TO_HOLD_OUT = 0.1, 60
+SHOWN = 24  # pictures of the sheet
+CAPTIONS = ("text", "caption", "captions", "prompt", "description", "title")
+"""Columns of captions, by precedence."""
+
+
+@dataclass(frozen=True)
+class FolderSurvey:
+    """The pictures of a folder, as training sees them.
+
+    captions: of each picture that has one; field: their column, "folder" if the names of folders
+    are classes, "" without captions; side: median of the shorter sides, pixels; seconds: to read a
+    picture; notes: on files that are left out.
+    """
+
+    folder: Path
+    pictures: int
+    field: str
+    captions: Sequence[str]
+    side: int
+    seconds: float
+    notes: Sequence[str]
+
+    def __str__(self) -> str:
+        count = len(self.captions)
+        kinds_of_captions = {
+            "": "without captions",
+            FOLDER: f"of {len(set(self.captions))} classes, the names of their folders",
+        }
+        captions = kinds_of_captions.get(self.field, f"{count} with captions ({self.field})")
+        return f"{self.pictures} pictures, {self.side} pixels wide or high, {captions}"
+
+
+def survey(folder: Path) -> FolderSurvey:
+    """The pictures of a folder, each read once. Raises UndustError if there are none."""
+    began = time.monotonic()
+    data = TrainingData(DataConfig(folder=folder, size=SIZES[0], on_error="skip"), seed=0)
+    samples = data.training_samples
+    seconds = (time.monotonic() - began) / len(data.samples)
+    known = Counter(name for sample in samples for name in sample.captions)
+    names = sorted(
+        known,
+        key=lambda name: (
+            CAPTIONS.index(name) if name in CAPTIONS else len(CAPTIONS),
+            -known[name],
+            name,
+        ),
+    )
+    folders = [sample.column(FOLDER) or "" for sample in samples]
+    if names:
+        field = names[0]
+        captions = [sample.captions[field] for sample in samples if field in sample.captions]
+    else:
+        classes = 1 < len(set(folders)) <= len(folders) / 2
+        field, captions = (FOLDER, folders) if classes else ("", [])
+    apart = max(1, len(samples) // 100)
+    side = int(median(min(sample.image().size) for sample in samples[::apart]))
+    return FolderSurvey(folder, len(samples), field, captions, side, seconds, data.notes)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the runs: its recipe, the recipe's file, and its folder."""
+
+    config: AnyTrainingConfig
+    recipe: Path
+    out: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its steps are done."""
+        newest = newest_config(self.out / "checkpoints")
+        return newest is not None and newest[0] >= self.config.run.steps
+
+
+class Starter:
+    """The runs of a folder of pictures, planned one after the other, and the sheet at their end."""
+
+    def __init__(
+        self,
+        found: FolderSurvey,
+        out: Path,
+        seconds: float,
+        *,
+        resume: bool = False,
+        note: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """seconds: for everything, from now on; resume: recipes that `out` has are used again.
+
+        note: called with lines on the choices. Raises UndustError for earlier runs in `out` without
+        `resume`.
+        """
+        self.found, self.out, self.resume, self._note = found, out, resume, note
+        self._began, self._seconds = time.monotonic(), seconds - SHEET_SECONDS
+        limit = max(BATCH, int(READING_SHARE * seconds / (2 * found.seconds)))
+        self.limit = 0 if limit >= found.pictures else limit
+        if not resume and any(self._recipe(name).exists() for name in ("first-stage", "diffusion")):
+            raise UndustError(
+                f"{out} has an earlier run: --resume continues it, another --out starts anew"
+            )
+
+    @property
+    def model(self) -> Path:
+        """The folder of the finished model."""
+        return self.out / "diffusion" / "model"
+
+    def stages(self) -> Iterator[Stage]:
+        """The first stage's run, then the diffusion model's. Raises UndustError as `prepare`."""
+        shared = {
+            "folder": str(self.found.folder.resolve()),
+            "limit": self.limit,
+            "held_out": HELD_OUT if self.found.pictures >= FEWEST_TO_HOLD_OUT else 0,
+            "batch": BATCH,
+        }
+        first = {**shared, "first_stage": BASE}
+        second = {
+            **shared,
+            "model": BASE,
+            "first_stage": str((self.out / "first-stage").resolve()),
+            "fields": [self.found.field] if self.found.field else [],
+            "previews": [*islice(dict.fromkeys(self.found.captions), 8)],
+        }
+        size = 0
+        for name, template, share, values in (
+            ("first-stage", "decoder", DECODER_SHARE, first),
+            ("diffusion", "finetune", 1.0, second),
+        ):
+            if not (self.resume and self._recipe(name).exists()):
+                size = size or self._size({**second, "first_stage": BASE})
+                text = self._planned(template, {**values, "size": size}, share)
+                make_folder(self.out)
+                atomic_write(self._recipe(name), text.encode())
+            config = kinds.read(self._recipe(name))
+            size = config.data.size
+            yield Stage(config, self._recipe(name), self.out / name)
+
+    def sheet(self, observe: Callable[[int, int], object] = lambda _done, _all: None) -> Path:
+        """Generates pictures of the data's captions with the finished model, as one picture.
+
+        observe: called with the number of pictures done and of all.
+        """
+        model = LatentDiffusion.load(self.model)
+        prompts = [*dict.fromkeys(self.found.captions)]
+        prompts = prompts[:: max(1, len(prompts) // SHOWN)][:SHOWN] or [""]
+        count = math.ceil(SHOWN / len(prompts))
+        images: list[Image.Image] = []
+        for prompt in prompts:
+            images += [each.image for each in model.generate(escape(prompt), seed=1, count=count)]
+            observe(len(images), len(prompts) * count)
+        path = self.out / "samples.png"
+        grid(images).save(path)
+        return path
+
+    def _recipe(self, name: str) -> Path:
+        return self.out / f"{name}.toml"
+
+    def _planned(self, template: str, values: Mapping[str, Any], share: float) -> str:
+        """The recipe of a run that ends when that share of the time is over."""
+        pace = self._pace(template, values)
+        left = share * self._seconds - (time.monotonic() - self._began)
+        reading = (self.limit or self.found.pictures) * self.found.seconds
+        steps = max(FEWEST, int((left - reading) / pace))
+        every = max(1, steps // OUTPUTS)
+        return recipe_templates.recipe(template, **values, steps=steps, sample_every=every)
+
+    def _size(self, values: Mapping[str, Any]) -> int:
+        """The largest size of pictures for which the time is enough.
+
+        values: of the diffusion model's recipe.
+        """
+        pace = self._pace("finetune", {**values, "size": SIZES[0]})
+        samples = (1 - DECODER_SHARE) * self._seconds / pace * BATCH
+        fits = [
+            size
+            for size in SIZES[1:]
+            if size <= self.found.side and samples * (SIZES[0] / size) ** 2 >= SAMPLES
+        ]
+        size = max(fits, default=SIZES[0])
+        seen = samples * (SIZES[0] / size) ** 2
+        self._note(f"pictures of {size} pixels, of which about {seen:,.0f} are seen in the time")
+        return size
+
+    def _pace(self, template: str, values: Mapping[str, Any]) -> float:
+        """The seconds of a step, by a few steps on a few pictures, which are thrown away."""
+        text = recipe_templates.recipe(template, **{**values, "limit": BATCH}, steps=10**6)
+        config = kinds.parse(tomllib.loads(text), template)
+        with workspace(self.out / "probe", self.out) as scratch:
+            trainer, _ = prepare(config, scratch / "run")
+            trainer.advance()
+            began = time.monotonic()
+            for _ in range(PROBED):
+                trainer.advance()
+            return (time.monotonic() - began) / PROBED

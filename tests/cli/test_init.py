@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from undust.training import kinds, recipe_templates
+
+Run = Callable[..., Any]
+
+
+def test_a_recipe_is_written_once(undust: Run, here: Path):
+    made = undust("init", "classes", "some pictures")
+    assert (made.code, made.out) == (0, "classes.toml\n")
+    assert "undust train classes.toml" in made.err
+    assert kinds.read(Path("classes.toml")).data.folder == Path("some pictures")
+    again = undust("init", "classes")
+    assert again.code == 2
+    assert "classes.toml exists" in again.err
+
+
+def test_all_are_listed(undust: Run):
+    listed = undust("init").out
+    assert all(name in listed for name in recipe_templates.names())
