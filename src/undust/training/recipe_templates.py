@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from undust.errors import unknown
+from undust.regular import read_text
 
 FOLDER = Path(__file__).parent / "templates"
 COMMENTS = 32  # column
@@ -60,7 +61,7 @@ def names() -> list[str]:
 
 def summary(name: str) -> str:
     """The meaning of a template, one sentence."""
-    return (FOLDER / f"{name}.toml").read_text("utf-8").partition("\n")[0].removeprefix("# ")
+    return read_text(FOLDER / f"{name}.toml").partition("\n")[0].removeprefix("# ")
 
 
 def recipe(name: str, **values: object) -> str:
@@ -72,7 +73,7 @@ def recipe(name: str, **values: object) -> str:
         raise unknown("kind of recipe", name, names())
     template = _environment().get_template(f"{name}.toml")
     text = template.render({**VALUES, **OWN.get(name, {}), **values})
-    lines = [_aligned(line) for line in text.splitlines()]
+    lines = [_aligned(line) for line in text.split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n") + "\n")
 
 
@@ -86,7 +87,8 @@ def _aligned(line: str) -> str:
 
 def _toml(value: object) -> str:
     """A value as TOML, without the sign of comments."""
-    return json.dumps(value, ensure_ascii=False).replace("#", "\\u0023")
+    text = json.dumps(value, ensure_ascii=False)
+    return text.replace("#", "\\u0023").replace("\x7f", "\\u007f")
 
 
 @cache
