@@ -25,7 +25,7 @@ from PIL import Image
 
 import undust
 from undust.datasets import image_folder
-from undust.datasets.image_folder import Sample
+from undust.datasets.samples import Sample
 from undust.pictures import from_image, grid, to_images
 from undust.pipeline import LatentDiffusion
 from undust.training import kinds

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from undust.errors import UndustError
-from undust.regular import open_regular
+from undust.regular import Opener, open_regular
 
 LARGEST = 4096 * 4096  # pixels of a generated picture
 MAX_PIXELS = 89_478_485  # width × height of a file that is read; above it Pillow warns
@@ -65,18 +65,18 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     return sheet
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, opened: Opener = open_regular) -> Image.Image:
     """A picture file converted by `upright`; the first frame of an animation.
 
     Raises UndustError for a file that is not a picture, too large, damaged or of another format.
     """
-    with _opened(path) as image:
+    with _opened(path, opened) as image:
         return upright(image, path)
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Path, opened: Opener = open_regular) -> None:
     """Raises the errors of `read_image` that are found in a file's header."""
-    with _opened(path):
+    with _opened(path, opened):
         pass
 
 
@@ -118,9 +118,9 @@ def _measured(path: Path) -> Generator[Image.Image]:
             yield image
 
 
-def conversions(path: Path) -> list[str]:
+def conversions(path: Path, opened: Opener = open_regular) -> list[str]:
     """The colour conversions of `read_image` for a file, by its header."""
-    with _opened(path) as image:
+    with _opened(path, opened) as image:
         deep, profile = _is_deep(image.mode, image.format), image.info.get("icc_profile")
         found = _to_srgb(profile) if isinstance(profile, bytes) else None
         converted = found is not None and _is_for(found[0], "L" if deep else image.mode)
@@ -132,10 +132,10 @@ def conversions(path: Path) -> list[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[Image.Image]:
+def _opened(path: Path, opened: Opener) -> Generator[Image.Image]:
     """An opened picture file, with its header read."""
     try:
-        with open_regular(path) as file, Image.open(file) as image:
+        with opened(path) as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f": {image.width}x{image.height}")
             if image.format not in KINDS:
@@ -169,12 +169,12 @@ def suffixes() -> frozenset[str]:
     return frozenset(ending for ending, kind in known.items() if kind in KINDS)
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(path: Path, opened: Opener = open_regular) -> bool:
     """Whether a file's content begins like a picture, for a name without extension."""
     Image.init()
     kinds = [kind for kind in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF") if kind in Image.OPEN]
     try:
-        with open_regular(path) as file, Image.open(file, formats=kinds):
+        with opened(path) as file, Image.open(file, formats=kinds):
             return True
     except Exception:
         return False

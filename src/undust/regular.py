@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from io import BufferedReader
+from collections.abc import Callable
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 from undust.errors import UndustError
@@ -22,6 +23,9 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+Opened = BufferedReader | BytesIO
+Opener = Callable[[Path], Opened]
+"""Opens a file, or a part of one that has a path, for reading."""
 NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 
 
@@ -42,18 +46,18 @@ def open_regular(path: Path) -> BufferedReader:
     return file
 
 
-def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+def read_bytes(path: Path, limit: int = LIMIT, opened: Opener = open_regular) -> bytes:
     """A file's content. Raises UndustError for more than `limit`, and as `open_regular` does."""
-    with open_regular(path) as file:
+    with opened(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise UndustError(f"{path} is larger than {limit:,} bytes")
     return content
 
 
-def read_text(path: Path, limit: int = LIMIT) -> str:
+def read_text(path: Path, limit: int = LIMIT, opened: Opener = open_regular) -> str:
     """A file's text without a byte order mark, as `read_bytes`; UnicodeDecodeError if not UTF-8."""
-    return read_bytes(path, limit).decode("utf-8-sig")
+    return read_bytes(path, limit, opened).decode("utf-8-sig")
 
 
 def locale_lacks(text: str) -> str:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from undust.datasets import files
+from containers import write_parquet
+from undust.datasets import storage
 from undust.datasets.image_folder import check, read, scan
 from undust.errors import UndustError
 
@@ -151,13 +152,25 @@ def test_a_broken_line_is_listed_once(tmp_path: Path):
     )
     report = check(tmp_path)
     assert len(report.broken) == 2
-    assert report.folder.unlisted == []
+    assert report.contents.unlisted == []
 
 
-def test_parquet_is_refused_with_what_would_be_right(tmp_path: Path):
-    pictures(tmp_path, "a.png")
+def test_metadata_in_parquet_is_read(tmp_path: Path):
+    pictures(tmp_path, "a.png", "b.png")
+    write_parquet(
+        tmp_path / "metadata.parquet",
+        {"file_name": ["b.png", "a.png", "c.png"], "text": ["of b", None, "of c"], "n": [1, 2, 3]},
+    )
+    wrong = rf"{tmp_path}/metadata\.parquet line 3: the picture 'c\.png' does not exist"
+    with pytest.raises(UndustError, match=wrong):
+        read(tmp_path)
+    b, a = read(tmp_path, on_error="skip")
+    assert (b.path.name, dict(b.captions), b.column("n")) == ("b.png", {"text": "of b"}, "1")
+    assert (a.path.name, dict(a.captions)) == ("a.png", {})
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UndustError, match=r"parquet is not read; save it as metadata\.jsonl"):
+    with pytest.raises(
+        UndustError, match=r"metadata\.parquet cannot be read as Parquet: Parquet file"
+    ):
         read(tmp_path)
 
 
@@ -326,5 +339,5 @@ def test_a_picture_that_is_none_is_found_at_once(tmp_path: Path):
 
 
 def test_hidden_names():
-    assert all(map(files.is_hidden, (".x", "Thumbs.DB", "__MACOSX", "Desktop.ini", "@eaDir")))
-    assert not any(map(files.is_hidden, ("x.png", "_x.png", "thumbs.png", "cat", "@home")))
+    assert all(map(storage.is_hidden, (".x", "Thumbs.DB", "__MACOSX", "Desktop.ini", "@eaDir")))
+    assert not any(map(storage.is_hidden, ("x.png", "_x.png", "thumbs.png", "cat", "@home")))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from undust.datasets import image_folder
-from undust.datasets.image_folder import Sample, check, read, write
+from undust.datasets.image_folder import check, read, write
+from undust.datasets.samples import Sample
 from undust.errors import UndustError
 from undust.pictures import read_image
 
@@ -138,7 +139,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(UndustError, match="absent does not exist"):
         read(tmp_path / "absent")
-    with pytest.raises(UndustError, match="is not a folder of pictures"):
+    with pytest.raises(UndustError, match=r"is neither a folder of pictures nor a \.tar"):
         read(Path(__file__))
     assert read(metadata(tmp_path, b"")) == []
 
@@ -204,7 +205,7 @@ def test_check_counts(folder: Path) -> None:
     assert report.captions == {"text": 2, "text_ko": 1}
     assert report.lengths == {"text": {3: 1, 4: 1}, "text_ko": {2: 1}}
     assert report.groups == 1
-    assert report.folder.unlisted == ["c.png"]
+    assert report.contents.unlisted == ["c.png"]
     assert report.broken == []
 
 

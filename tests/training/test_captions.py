@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undust.conditioning import tokenizer as tokenizers
-from undust.datasets.image_folder import Sample
+from undust.datasets.samples import Sample
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.training.captions import CaptionSampler, CaptionsConfig, check_captions, too_long

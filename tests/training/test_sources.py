@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from undust.datasets.image_folder import Sample, Split
+from undust.datasets.samples import Sample, Split
 from undust.errors import UndustError
 from undust.training.configs import DataConfig
 from undust.training.diffusion import DiffusionConfig

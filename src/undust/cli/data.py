@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from undust.cli import console
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
-    from undust.datasets.image_folder import FolderReport
+    from undust.datasets.image_folder import DataReport
 
 MAX_LISTED = 20  # lines of each list
 FOUND_BROKEN = 1  # exit code
@@ -39,9 +39,10 @@ def check(
 
     with console.counted("pictures", "reading pictures") as observe:
         report = image_folder.check(folder, observe)
-    found = report.folder
+    found = report.contents
     console.facts(
         {
+            "data": found.kind,
             "pictures": f"{report.pictures}{_splits(report)}",
             "groups": report.groups,
             "sizes": _largest(Counter({f"{w}x{h}": n for (w, h), n in report.sizes.items()})),
@@ -64,21 +65,16 @@ def check(
         console.line(sentence)
     for what, count in report.conversions.items():
         console.line(f"{count} with {what}")
-    if found.sidecars:
-        console.line(f"captions from text files beside the pictures: {found.sidecars}")
-    if found.unread_sidecars:
-        count = found.unread_sidecars
-        console.line(f"caption files not read, because the metadata has the captions: {count}")
-    _list(found.unlisted, "not named in the metadata, not used")
-    _list(found.hidden, "hidden or system files, not used")
-    _list(found.links, "broken links, or links to a folder that is read already")
-    _list(found.skipped, "not read as pictures, not used")
+    for sentence in found.counts():
+        console.line(sentence)
+    for what, names in found.lists():
+        _list(names, what)
     _list(report.broken, "broken")
     if report.broken:
         raise typer.Exit(FOUND_BROKEN)
 
 
-def _on_captions(report: FolderReport) -> Iterator[str]:
+def _on_captions(report: DataReport) -> Iterator[str]:
     """The notes and errors of training on these captions with a recipe's defaults."""
     from undust.conditioning import tokenizer as tokenizers
     from undust.training.captions import (
@@ -102,7 +98,7 @@ def _on_captions(report: FolderReport) -> Iterator[str]:
     yield from too_long(config, samples, tokenizers.train(texts, config.vocabulary, config.length))
 
 
-def _splits(report: FolderReport) -> str:
+def _splits(report: DataReport) -> str:
     parts = ", ".join(f"{count} {split}" for split, count in sorted(report.splits.items()))
     return f" ({parts})" if set(report.splits) - {"train"} else ""
 
@@ -112,7 +108,7 @@ def _largest(counts: Counter[str]) -> str:
     return f"{most}, …" if len(counts) > MAX_LISTED else most
 
 
-def _list(names: list[str], what: str) -> None:
+def _list(names: Sequence[str], what: str) -> None:
     if not names:
         return
     console.line(f"{len(names)} {what}:")

@@ -5,30 +5,30 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from undust.errors import UndustError, printable
-from undust.regular import open_regular
+from undust.regular import Opener, open_regular
 
 Row = Mapping[str, Any]
+NO_CAPTIONS = ("file_name", "concept", "split")  # columns with another meaning
+FEW = 5  # names or numbers in a note
 
 
 class LineError(ValueError):
     """The error of a line, without its file and number."""
 
 
-def rows(path: Path) -> Iterator[tuple[int, Row | LineError]]:
+def rows(path: Path, opened: Opener = open_regular) -> Iterator[tuple[int, Row | LineError]]:
     """The number of each line that is not empty, with its values or its error.
 
     path: metadata.jsonl, with one JSON object a line, or metadata.csv, with the names of columns in
-    the first line. Raises UndustError for a file that cannot be read, and for Parquet.
+    the first line. Raises UndustError for a file that cannot be read.
     """
-    if path.suffix.lower() == ".parquet":
-        raise UndustError(f"{path} is not read; save it as metadata.jsonl or metadata.csv")
     try:
-        with open_regular(path) as file:
+        with opened(path) as file:
             content = file.read()
     except OSError as error:
         raise UndustError(f"cannot read {path}: {error.strerror}") from error
@@ -52,6 +52,30 @@ def text_of(row: Row, name: str) -> str:
 
 
 def captions_of(row: Row) -> dict[str, str]:
+    """The columns with captions: all with text, but for those with another meaning.
+
+    Raises LineError for `text` or `text_…` that is not a string.
+    """
+    for column in row:
+        if column == "text" or column.startswith("text_"):
+            text_of(row, column)
+    return {name: text for name, text in text_columns(row).items() if name not in NO_CAPTIONS}
+
+
+def faults_of(path: Path, faults: Mapping[str, Sequence[int]], unit: str) -> list[UndustError]:
+    """An error for each fault of a file, with the numbers of the lines or rows that have it."""
+    errors: list[UndustError] = []
+    for fault, numbers in faults.items():
+        where = f"{unit} {numbers[0]}"
+        if len(numbers) > 1:
+            where = f"{unit}s {', '.join(map(str, numbers[:FEW]))}"
+        if len(numbers) > FEW:
+            where += f" and {len(numbers) - FEW} more"
+        errors.append(UndustError(f"{path} {where}: {fault}"))
+    return errors
+
+
+def text_columns(row: Row) -> dict[str, str]:
     """All columns with text, by name, except for empty text and text of spaces."""
     texts = {name: value for name, value in row.items() if isinstance(value, str) and value.strip()}
     return {name: value for name, value in texts.items() if _is_whole(value) and _is_whole(name)}
@@ -60,19 +84,20 @@ def captions_of(row: Row) -> dict[str, str]:
 def values_of(row: Row) -> dict[str, str]:
     """All columns with text or a whole number, as text."""
     numbers = {name: str(value) for name, value in row.items() if type(value) is int}
-    return {name: value for name, value in numbers.items() if _is_whole(name)} | captions_of(row)
+    return {name: value for name, value in numbers.items() if _is_whole(name)} | text_columns(row)
 
 
 def _json_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             try:
-                yield number, _json_row(line)
+                yield number, json_row(line)
             except LineError as error:
                 yield number, error
 
 
-def _json_row(line: bytes) -> Row:
+def json_row(line: bytes) -> Row:
+    """The object in JSON; LineError for anything else."""
     try:
         fields: object = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from undust.datasets import image_folder
-from undust.datasets.image_folder import Sample
+from undust.datasets.samples import Sample
 from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.evaluation.figure import Figure

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from undust.errors import UndustError, printable, quoted
 from undust.formats.files import atomic
-from undust.regular import open_regular
+from undust.regular import Opener, open_regular
 
 HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
 # A header may be this long plus an eighth of the file: parsed, it takes many times its size.
@@ -187,13 +187,13 @@ def header(path: Path) -> Header:
     return Header(entries, cast("dict[str, str]", metadata), starts)
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path, opened: Opener = open_regular) -> str:
     """The SHA-256 of a file in hexadecimal; UIs show its first 10 digits as model hash.
 
     Raises UndustError if the file cannot be read.
     """
     try:
-        with open_regular(path) as file:
+        with opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UndustError(f"{path} cannot be read: {error.strerror}") from error

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from undust.datasets import image_folder
-from undust.datasets.image_folder import Sample, Split
+from undust.datasets.samples import Sample, Split
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError
 from undust.formats.safetensors_file import content_hash
@@ -124,7 +124,7 @@ class ImageFolderSource:
 
     def digest(self, indices: Sequence[int], /) -> str:
         """A hash of these images' files, the same wherever the folder is."""
-        return content_digest(self.samples[index].path for index in indices)
+        return joined_digest(self.samples[index].content_hash() for index in indices)
 
 
 class TrainingData:
@@ -230,7 +230,12 @@ def groups(samples: Sequence[DataSample], indices: Sequence[int], draw_by: str) 
 
 def content_digest(paths: Iterable[Path]) -> str:
     """One hash of the contents of all these files, in order."""
-    return hashlib.sha256("".join(map(content_hash, paths)).encode()).hexdigest()
+    return joined_digest(map(content_hash, paths))
+
+
+def joined_digest(hashes: Iterable[str]) -> str:
+    """One hash of the hashes of several contents, in order."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def data_digest(samples: Sequence[DataSample], images: str, fields: Iterable[str] = ()) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from undust.conditioning.prompt import escape
-from undust.datasets.image_folder import FOLDER
+from undust.datasets.samples import FOLDER
 from undust.errors import UndustError
 from undust.formats.files import atomic_write, make_folder, workspace
 from undust.pictures import grid

@@ -1,0 +1,179 @@
+"""Samples of a data set: pictures with their captions and columns, wherever they are stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from PIL import Image
+
+from undust.datasets.metadata import FEW, LineError, Row, text_of
+from undust.datasets.storage import Disk, Storage
+from undust.errors import UndustError, printable
+from undust.formats.safetensors_file import content_hash
+from undust.pictures import check_header, conversions, read_image
+
+Split = Literal["train", "validation", "test"]
+SPLITS: Mapping[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+FOLDER = "folder"  # the name of a column that each picture has: the name of its folder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture: its path, its captions by column (`text`, `text_ko`, …), its group and split.
+
+    columns: all text and whole numbers that are known of it; place: the folder of the files that
+    columns name; maps: files of pictures beside it, by column; storage: of all these paths.
+    """
+
+    path: Path
+    captions: Mapping[str, str]
+    group: str
+    split: Split = "train"
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    place: Path | None = None
+    maps: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    storage: Storage = field(default_factory=Disk, compare=False, repr=False)
+
+    def image(self) -> Image.Image:
+        """Reads the picture; raises UndustError as `read_image`."""
+        return read_image(self.path, self.storage.open)
+
+    def check_header(self) -> None:
+        """Raises the errors of `image` that are found in the picture's header."""
+        check_header(self.path, self.storage.open)
+
+    def conversions(self) -> list[str]:
+        """The colour conversions of `image`, by the header."""
+        return conversions(self.path, self.storage.open)
+
+    def content_hash(self) -> str:
+        """The SHA-256 of the picture's file. Raises UndustError if it cannot be read."""
+        return content_hash(self.path, self.storage.open)
+
+    def column(self, name: str) -> str | None:
+        """The text or number in a column, "folder" for the folder's name; None if absent."""
+        return self.storage.folder_name(self.path) if name == FOLDER else self.columns.get(name)
+
+    def has_beside(self, column: str) -> bool:
+        """Whether `beside` has a file to read."""
+        return column in self.maps or column in self.columns
+
+    def beside(self, column: str) -> Image.Image:
+        """Reads the map in a column, or in the file that the column names.
+
+        Raises UndustError as `read_image`, and if there is no such file.
+        """
+        if column in self.maps:
+            return read_image(self.maps[column], self.storage.open)
+        name = self.columns.get(column, "")
+        if self.place is None or not name:
+            raise UndustError(f"{self.path} has no {printable(column)} in its metadata")
+        try:
+            found = self.storage.inside(self.place, name, column)
+        except LineError as error:
+            raise UndustError(f"{self.path}: {error}") from None
+        return read_image(found, self.storage.open)
+
+
+@dataclass
+class Contents:
+    """The content of a data set.
+
+    kind: its layout, in words. samples: in the order of the metadata's rows, without metadata in
+    the order of names. broken: an error for each row, file or part that cannot be used. unlisted:
+    pictures that the metadata beside or above them does not name. maps: the number of samples with
+    a map, by the map's column, as found in parallel folders; unmapped: by column, the pictures
+    without one; unpaired: the maps without a picture. sidecars: the number of captions from files
+    beside the pictures; unread_sidecars: of such files that are not read because the metadata has
+    the caption. hidden, links, skipped: files as `Unread` has them, by name. remarks: further lines
+    for people.
+    """
+
+    kind: str = "folder"
+    samples: list[Sample] = field(default_factory=list[Sample])
+    broken: list[UndustError] = field(default_factory=list[UndustError])
+    unlisted: list[str] = field(default_factory=list[str])
+    maps: dict[str, int] = field(default_factory=dict[str, int])
+    unmapped: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    unpaired: list[str] = field(default_factory=list[str])
+    hidden: list[str] = field(default_factory=list[str])
+    links: list[str] = field(default_factory=list[str])
+    skipped: list[str] = field(default_factory=list[str])
+    sidecars: int = 0
+    unread_sidecars: int = 0
+    remarks: list[str] = field(default_factory=list[str])
+
+    def add(self, part: Contents, above: str) -> None:
+        """Adds the files of a part, but not its samples; above: put before their names."""
+        self.broken += part.broken
+        self.remarks += part.remarks
+        self.sidecars += part.sidecars
+        self.unread_sidecars += part.unread_sidecars
+        for column, count in part.maps.items():
+            self.maps[column] = self.maps.get(column, 0) + count
+        for column, names in part.unmapped.items():
+            self.unmapped.setdefault(column, []).extend(above + name for name in names)
+        for own, names in (
+            (self.unlisted, part.unlisted),
+            (self.unpaired, part.unpaired),
+            (self.hidden, part.hidden),
+            (self.links, part.links),
+            (self.skipped, part.skipped),
+        ):
+            own += [above + name for name in names]
+
+    def lists(self) -> list[tuple[str, Sequence[str]]]:
+        """Of each kind of unused file the names, after the words for it."""
+        return [
+            ("not named in the metadata, not used", self.unlisted),
+            *((f"pictures without one in {name}/", names) for name, names in self.unmapped.items()),
+            ("maps without a picture, not used", self.unpaired),
+            ("hidden or system files, not used", self.hidden),
+            ("broken or repeated links, not used", self.links),
+            ("not read as pictures, not used", self.skipped),
+        ]
+
+    def counts(self) -> list[str]:
+        """A line for captions from files, one for maps, and further ones."""
+        used, unread = self.sidecars, self.unread_sidecars
+        lines = [f"captions of {pictures(used)} are from files beside them"] if used else []
+        if unread:
+            lines.append(f"caption files not read, because the metadata has the captions: {unread}")
+        for column, count in self.maps.items():
+            lines.append(f"maps of {pictures(count)} are in {column}/, as column {column}")
+        return [*lines, *self.remarks]
+
+    def notes(self) -> list[str]:
+        """A line for each kind of unused file, and those of `counts`."""
+        return [*self.counts(), *(f"{what}: {few(names)}" for what, names in self.lists() if names)]
+
+
+def split_of(row: Row) -> Split | None:
+    """The split in a row; None if it names none. Raises LineError for an unknown one."""
+    named = text_of(row, "split")
+    if not named:
+        return None
+    if named.lower() not in SPLITS:
+        raise LineError(f"split is '{printable(named)}', expected train, validation or test")
+    return SPLITS[named.lower()]
+
+
+def pictures(count: int) -> str:
+    """A number of pictures in words."""
+    return f"{count} picture{'s' if count != 1 else ''}"
+
+
+def few(names: Sequence[str]) -> str:
+    """The number of names, and the first of them."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
+    more = f", … ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common(FEW))})"
+    listed = ", ".join(printable(name) for name in names[:FEW])
+    return f"{len(names)}: {listed}{more if len(names) > FEW else ''}"
