@@ -16,6 +16,7 @@ picture:
 
 test:
 	@scripts/setup test
+	@.venv/bin/python scripts/browser || [ -z "$$UNDUST_BROWSER" ] # some tests need one
 	.venv/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 	@$(MAKE) --no-print-directory lint types
 

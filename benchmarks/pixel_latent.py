@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,6 +38,7 @@ from undust.pictures import grid
 from undust.training import kinds
 from undust.training.derived import first_stage_at
 from undust.training.diffusion import DiffusionConfig
+from undust.training.machine import peak_memory, processor
 from undust.training.run import train
 
 NAMES = {
@@ -117,7 +116,8 @@ def measure(given: argparse.Namespace, name: str, part: float) -> None:
     tree["run"] |= {"steps": planned["steps"], "checkpoint_every": every}
     config = parsed(tree, given.changes)
     train(config, out, resume=True, observe=lambda done: say(name, done.step, done.steps))
-    training_memory = peak_memory()
+    memory = peak_memory()
+    training_memory = memory.get("memory_cuda", memory["memory"])
     model = undust.load(out / "model")
     pictures = model.generate([], count=SHOWN, seed=0, steps=given.steps)
     grid([picture.image for picture in pictures], columns=SHOWN).save(out / "shown.png")
@@ -138,7 +138,7 @@ def measure(given: argparse.Namespace, name: str, part: float) -> None:
         "steps": planned["steps"],
         "training": config.run.batch / planned["pace"],
         "training_memory": training_memory,
-        "processor": processor(),
+        "processor": processor(config.run.place),
         "threads": torch.get_num_threads(),
         "figures": {figure.name: figure.shown for figure in found},
     }
@@ -254,23 +254,6 @@ def seconds_per_step(config: kinds.AnyTrainingConfig) -> float:
     with tempfile.TemporaryDirectory(prefix="undust-pace-") as scratch:
         train(config, Path(scratch, "run"), observe=lambda done: times.append(done.seconds))
     return statistics.median(times[2:])
-
-
-def peak_memory() -> float:
-    """Of this process, GiB; on a GPU its memory."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def processor() -> str:
-    """The name of the processor, or of the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -33,6 +33,7 @@ FLOORS = (
     {"pipeline"},
     {"evaluation", "lab"},
     {"training"},
+    {"report"},
     {"cli"},
 )
 # Packages with further restrictions.

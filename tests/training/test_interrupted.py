@@ -45,11 +45,12 @@ Write = Callable[[str], Path]
 
 
 def results(out: Path, contents: Contents) -> dict[str, bytes]:
-    """What a run leaves: its last checkpoint, its model, pictures and log, without its seconds."""
+    """A run's last checkpoint, its model, pictures and log, without times and memory."""
     last = max((out / "checkpoints").glob("step-*"))
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
     for row in rows:
-        del row["seconds"]
+        for name in ("seconds", "time", "memory"):
+            row.pop(name, None)
     return {
         **contents(last),
         **contents(out / "model"),

@@ -29,6 +29,7 @@ from undust.cli import (
     invert,
     lab,
     listing,
+    report,
     schedules,
     streams,
     train,
@@ -62,6 +63,7 @@ app.command()(listing.guidances)
 app.add_typer(data.app, name="data")
 app.command()(init.init)
 app.command()(train.train)
+app.command()(report.report)
 app.command()(ema.ema)
 app.command()(evaluate.evaluate)
 app.add_typer(lab.app, name="lab")

@@ -66,6 +66,21 @@ class FileLock:
             os.close(self._descriptor)
 
 
+def locked(path: Path) -> bool:
+    """Whether a process holds the lock on this file; it is not made."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        _lock(descriptor)  # until it is closed
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 if sys.platform == "win32":
     import msvcrt
 

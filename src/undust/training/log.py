@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from undust.formats.files import atomic, atomic_write
 from undust.regular import open_regular
+from undust.training.machine import peak_memory
 
 RECENT = 10  # logged steps for the mean loss of a run
 
@@ -51,8 +52,9 @@ class Log:
             self._board.close()
 
     def scalars(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        """Logs the values of a step and its duration."""
-        row = {"step": step, **values, "seconds": round(seconds, 4)}
+        """Logs the values of a step, its duration, the memory so far and the time."""
+        values = {**values, **peak_memory()}
+        row = {"step": step, **values, "seconds": round(seconds, 4), "time": round(time.time(), 1)}
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         if self._board:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from undust.errors import UndustError
 from undust.formats.files import workspace
 from undust.formats.locks import FileLock
-from undust.training import checkpoints
+from undust.training import checkpoints, record
 from undust.training.averaging import PowerAverages, remove_later, save_snapshot
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import OptimizerConfig
@@ -158,7 +158,11 @@ class Trainer:
         Raises UndustError if the folder is removed or moved meanwhile.
         """
         try:
-            with _folder_kept(self.out) as check, _stop_requested() as requested:
+            with (
+                record.ending(self.out),
+                _folder_kept(self.out) as check,
+                _stop_requested() as requested,
+            ):
                 return self._train(observe, check, requested)
         finally:
             if self._lock:

@@ -9,7 +9,7 @@ from pathlib import Path
 from undust.errors import UndustError
 from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
-from undust.training import checkpoints, kinds
+from undust.training import checkpoints, kinds, record
 from undust.training.averaging import reconstructed
 from undust.training.data import Observe
 from undust.training.loop import Trainer, TrainingProgress
@@ -133,6 +133,7 @@ def _locked(
             )
     if not trainer.finished:
         trainer.rehearse()
+        record.begin(out, config, task, notes, trainer.step)
     return trainer, notes
 
 

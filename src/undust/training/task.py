@@ -18,17 +18,20 @@ from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import Config, DataConfig, OptimizerConfig, RunConfig
 from undust.training.data import Batch, Observe, SampleOrder
 from undust.training.figures import FiguresConfig
+from undust.training.sources import TrainingData
 
 
 class Task(Protocol):
     """A kind of training, ready to run.
 
-    modules: all that is trained; their persistent buffers are part of a checkpoint too. networks:
-    those that a step calls, trained or not, which are moved to the run's device. order: the
-    training samples of each step; validation: the held-out samples, with random numbers that do not
-    depend on the run's seed, or None if there are none. notes: for people, on the data.
+    data: all samples. modules: all that is trained; their persistent buffers are part of a
+    checkpoint too. networks: those that a step calls, trained or not, which are moved to the run's
+    device. order: the training samples of each step; validation: the held-out samples, with random
+    numbers that do not depend on the run's seed, or None if there are none. notes: for people, on
+    the data.
     """
 
+    data: TrainingData
     modules: nn.ModuleDict
     networks: nn.ModuleDict
     order: SampleOrder

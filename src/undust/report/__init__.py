@@ -1,0 +1,1 @@
+"""The report on a training run: one HTML page that needs nothing else."""
