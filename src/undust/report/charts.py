@@ -26,6 +26,7 @@ TITLES = {
     "seconds": "Seconds per step",
     "memory": "Peak memory, GiB",
 }
+WORDS = {"kl": "KL", "vq": "VQ"}
 HIDDEN = {"time"}
 VALIDATION = "validation_"
 
@@ -49,10 +50,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over the same steps. basis: what a figure depends on; logarithmic: at first."""
+    """Series over the same steps.
+
+    basis: of a figure, its pictures and sizes; span: first and last step of all charts of a run.
+    """
 
     title: str
     basis: str
+    span: tuple[int, int]
     steps: tuple[int, ...]
     series: tuple[Series, ...]
     thinned: bool
@@ -82,7 +87,7 @@ class Chart:
     @property
     def paths(self) -> list[tuple[Series, str, list[tuple[float, float]]]]:
         """Each series as an SVG path, and the places of its points, in WIDTH × HEIGHT."""
-        first, last = self.steps[0], self.steps[-1]
+        first, last = self.span
         scaled = np.log if self.logarithmic else np.asarray
         low, high = float(scaled(self.low)), float(scaled(self.high))
         found: list[tuple[Series, str, list[tuple[float, float]]]] = []
@@ -110,7 +115,9 @@ def charts(columns: Mapping[str, Column]) -> list[Chart]:
     place = {name: order.index(name if name in TITLES else "") for name in groups}
     place |= {name: 0.5 for name in groups if name not in TITLES}
     ranked = sorted(groups, key=lambda name: place[name])
-    return [_chart(name, groups[name], columns) for name in ranked if groups[name]]
+    ends = [column.steps[place] for column in columns.values() for place in (0, -1)]
+    span = int(min(ends, default=0)), int(max(ends, default=0))
+    return [_chart(name, groups[name], columns, span) for name in ranked if groups[name]]
 
 
 def _group(name: str, columns: Mapping[str, Column]) -> str:
@@ -124,7 +131,9 @@ def _group(name: str, columns: Mapping[str, Column]) -> str:
     return name
 
 
-def _chart(group: str, names: Sequence[str], columns: Mapping[str, Column]) -> Chart:
+def _chart(
+    group: str, names: Sequence[str], columns: Mapping[str, Column], span: tuple[int, int]
+) -> Chart:
     lines: list[tuple[str, Role, int, Column]] = []
     alone = sum(not name.startswith(VALIDATION) for name in names) == 1
     for colour, name in enumerate(names):
@@ -140,10 +149,11 @@ def _chart(group: str, names: Sequence[str], columns: Mapping[str, Column]) -> C
             lines.append((also, "smooth", colour, smooth))
     kept = {id(column): thinned(column.values) for _, _, _, column in lines}
     steps = np.unique(np.concatenate([column.steps[kept[id(column)]] for _, _, _, column in lines]))
-    title, basis = _title(group)
+    title, basis = title_of(group)
     return Chart(
         title,
         basis,
+        span,
         tuple(int(step) for step in steps),
         tuple(
             Series(label, role, colour, tuple(_at(steps, column)))
@@ -190,14 +200,14 @@ def smoothed(values: Numbers) -> Numbers:
     return result
 
 
-def _title(group: str) -> tuple[str, str]:
-    """Title and basis: those of a figure's name are before and after its first number."""
-    if group in TITLES:
-        return TITLES[group], ""
-    if found := re.fullmatch(r"(.+?), (\d.*)", group):
-        return found[1], found[2]
-    plain = group.replace("_", " ")
-    return plain[:1].upper() + plain[1:], ""
+def title_of(name: str) -> tuple[str, str]:
+    """Title and basis of a quantity; a figure's basis begins at the first number of its name."""
+    title, basis = TITLES.get(name, name), ""
+    if found := re.fullmatch(r"(.+?), (\d.*)", name):
+        title, basis = found[1], found[2]
+    elif name not in TITLES:
+        title = " ".join(WORDS.get(word, word) for word in name.split("_"))
+    return title[:1].upper() + title[1:], basis
 
 
 def _label(name: str, group: str, *, alone: bool) -> str:
@@ -205,6 +215,8 @@ def _label(name: str, group: str, *, alone: bool) -> str:
     if name.startswith(VALIDATION):
         return "validation"
     rest = name.removeprefix(group).removeprefix("_")
+    if ", " in name:
+        return "measured"
     if alone or (rest == name and not name.startswith(group)):
         return "logged"
     if rest:

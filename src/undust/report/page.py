@@ -83,6 +83,7 @@ def _series(report: RunReport) -> list[dict[str, Any]]:
     return [
         {
             "steps": chart.steps,
+            "span": chart.span,
             "positive": chart.positive,
             "log": chart.logarithmic,
             "series": [

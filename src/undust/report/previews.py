@@ -47,7 +47,12 @@ class Preview:
     @property
     def enlarged(self) -> int:
         """The whole factor by which a small one is shown larger."""
-        return max(1, min(4, 480 // max(self.width, self.height)))
+        return max(1, min(4, 1100 // self.width, 800 // self.height))
+
+    @property
+    def wide(self) -> bool:
+        """Whether it would be too small on a phone without scrolling."""
+        return self.width > 2 * self.height
 
 
 def read(folder: Path, budget: int) -> tuple[list[Preview], list[str]]:

@@ -18,7 +18,7 @@ from undust.errors import UndustError
 from undust.formats import toml_text
 from undust.formats.locks import locked
 from undust.report import log_table, previews
-from undust.report.charts import Chart, charts
+from undust.report.charts import Chart, charts, title_of
 from undust.report.log_table import LogTable
 from undust.report.previews import Preview
 from undust.training import checkpoints, kinds, record
@@ -38,7 +38,8 @@ KINDS = {"first-stage": "First stage", "diffusion": "Diffusion model"}
 class RunReport:
     """The content of a run's part of the page.
 
-    state: one word; about: the same in a sentence. facts, data_facts, results: names and values.
+    state: one word; about: the same in a sentence. facts, data_facts: names and values.
+    results: names, values and remarks of the last figures.
     settings: the recipe's keys that differ from the defaults; recipe: all of them; both TOML.
     """
 
@@ -186,7 +187,16 @@ def _facts(
     if about.sessions:
         last = about.sessions[-1]
         precision = str(_entry(recipe, "run", "precision") or "")[:20]
-        on = ", ".join(filter(None, [last.device, precision, f"{last.threads} threads"]))
+        on = ", ".join(
+            filter(
+                None,
+                [
+                    last.device,
+                    precision,
+                    f"{last.threads} thread{'s' if last.threads != 1 else ''}",
+                ],
+            )
+        )
         yield "Processor", f"{last.processor} ({on})"
         yield "Versions", f"undust {last.undust}, torch {last.torch}"
     if about.parameters:
@@ -196,7 +206,6 @@ def _facts(
 
 
 def _results(log: LogTable) -> Iterator[tuple[str, str, str]]:
-    """Name, value and remark of the last figures."""
     if loss := log.columns.get("loss"):
         recent = loss.values[-AVERAGED:]
         yield "Loss", f"{recent.mean():.4g}", f"mean of the last {len(recent)} logged steps"
@@ -205,8 +214,9 @@ def _results(log: LogTable) -> Iterator[tuple[str, str, str]]:
         lowest = f"lowest {validation.values[best]:.4g} at step {int(validation.steps[best]):,}"
         yield "Validation loss", f"{validation.last:.4g}", lowest
     for name, column in log.columns.items():
-        if ", " in name:
-            yield name, f"{column.last:.4g}", f"at step {int(column.steps[-1]):,}"
+        title, basis = title_of(name)
+        if basis:
+            yield title, f"{column.last:.4g}", f"{basis}; at step {int(column.steps[-1]):,}"
 
 
 def _data_facts(data: DataSummary) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,8 @@ LIMIT = 8 * 2**20  # bytes
 EXAMPLES = 16  # pictures of the contact sheet
 SIDE = 128  # of each, pixels
 MAX_COLUMNS = 20  # of captions
-MAX_CAPTION = 300  # characters of an example's caption
+SHOWN_COLUMNS = 3  # of an example's captions
+MAX_CAPTION = 300  # characters of each
 
 
 class Session(BaseModel):
@@ -59,7 +60,7 @@ class CaptionColumn(BaseModel):
 
 
 class ExamplePicture(BaseModel):
-    """A training picture, as a small JPEG in base64, with its captions by column."""
+    """A training picture, as a small JPEG in base64, with a few of its captions by column."""
 
     jpeg: str
     captions: dict[str, str] = {}
@@ -122,16 +123,18 @@ def begin(out: Path, config: TrainingConfig, task: Task, notes: Sequence[str], s
         undust=__version__,
         torch=torch.__version__,
     )
+    recipe = config.model_dump(mode="json")
+    fields = (recipe.get("captions") or {}).get("fields") or ("text",)
     record = RunRecord(
-        kind=str(config.model_dump()["kind"]),
+        kind=str(recipe["kind"]),
         sessions=[*sessions, session],
         parameters={
             name: sum(parameter.numel() for parameter in module.parameters())
             for name, module in task.modules.items()
         },
         notes=list(notes),
-        recipe=config.model_dump(mode="json"),
-        data=summary(task.data, str(config.data.folder)),
+        recipe=recipe,
+        data=summary(task.data, str(config.data.folder), fields),
     )
     _write(out, record)
 
@@ -154,8 +157,11 @@ def ending(out: Path) -> Generator[None]:
                 _write(out, record)
 
 
-def summary(data: TrainingData, folder: str) -> DataSummary:
-    """The numbers of a run's data, and a few pictures evenly from those trained on."""
+def summary(data: TrainingData, folder: str, fields: Sequence[str]) -> DataSummary:
+    """The numbers of a run's data, and a few pictures evenly from those trained on.
+
+    fields: columns of the captions that are trained on.
+    """
     lengths: dict[str, list[int]] = {}
     for sample in data.samples:
         for column, caption in sample.captions.items():
@@ -164,7 +170,8 @@ def summary(data: TrainingData, folder: str) -> DataSummary:
     examples: list[ExamplePicture] = []
     for index in chosen:
         sample = data.samples[index]
-        captions = {name: text[:MAX_CAPTION] for name, text in sample.captions.items()}
+        shown = [name for name in fields if name in sample.captions] or [*sample.captions][:1]
+        captions = {name: sample.captions[name][:MAX_CAPTION] for name in shown[:SHOWN_COLUMNS]}
         with suppress(UndustError):  # read again at its step, where the error is told
             examples.append(ExamplePicture(jpeg=_small(sample.image()), captions=captions))
     return DataSummary(

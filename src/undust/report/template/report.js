@@ -41,7 +41,7 @@
     const whole = figure.querySelector(".whole");
     const log = figure.querySelector(".log");
     const last = chart.steps.length - 1;
-    const ends = [chart.steps[0], chart.steps[last]];
+    const ends = chart.span[0] < chart.span[1] ? chart.span : [chart.span[0] - 1, chart.span[1] + 1];
     const data = [chart.steps, ...chart.series.map((series) => series.values)];
     let plot = null;
 
@@ -62,9 +62,9 @@
       const before = plot;
       plot = new uPlot({
         width: box.clientWidth, height: box.clientHeight, legend: { show: false },
-        padding: [8, 8, 0, 0],
+        padding: [8, 18, 0, 0],
         scales: {
-          x: { time: false, range: (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
+          x: { time: false, range: (_, low, high) => (low === chart.steps[0] && high === chart.steps[last] ? ends : [low, high]) },
           y: { distr: log && log.checked ? 3 : 1 },
         },
         axes: [
