@@ -144,7 +144,7 @@ def test_the_share_without_a_caption_and_a_misspelt_column_are_told():
 def test_captions_that_are_too_long_are_counted():
     captions = ["a b c d e f", "a b", "a"]
     tokenizer = tokenizers.train(captions, 600, 6)
-    samples = [sample(text=caption) for caption in captions]
+    samples = [{"text": caption} for caption in captions]
     (note,) = too_long(CaptionsConfig(length=6), samples, tokenizer)
     assert note.startswith("1 of 3 captions are cut to captions.length = 6 tokens")
     assert note.endswith("the longest has 8")  # six letters and the two ends

@@ -94,8 +94,9 @@ def _on_captions(report: DataReport) -> Iterator[str]:
     except UndustError as error:
         yield str(error)
         return
-    texts = CaptionSampler(config, [sample.captions for sample in samples]).all_texts()
-    yield from too_long(config, samples, tokenizers.train(texts, config.vocabulary, config.length))
+    captions = [sample.captions for sample in samples]
+    texts = CaptionSampler(config, captions).all_texts()
+    yield from too_long(config, captions, tokenizers.train(texts, config.vocabulary, config.length))
 
 
 def _splits(report: DataReport) -> str:

@@ -147,14 +147,17 @@ def check_captions(
 
 
 def too_long(
-    config: CaptionChoiceConfig, samples: Sequence[DataSample], tokenizer: Tokenizer
+    config: CaptionChoiceConfig, captions: Sequence[Mapping[str, str]], tokenizer: Tokenizer
 ) -> list[str]:
-    """A note on captions that are cut because they have too many tokens, or none."""
+    """A note on captions that are cut because they have too many tokens, or none.
+
+    captions: of each sample, by field.
+    """
     counts = [
-        len(tokenizer.pieces(sample.captions[name]))
-        for sample in samples
+        len(tokenizer.pieces(own[name]))
+        for own in captions
         for name in dict.fromkeys(config.fields)
-        if name in sample.captions and name not in config.lists
+        if name in own and name not in config.lists
     ]
     cut = [count for count in counts if count > tokenizer.room]
     if not cut:

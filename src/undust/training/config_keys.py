@@ -48,7 +48,7 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
         if message == f"has no {tag}":
             message = f"is missing; possible are {', '.join(kinds)}"
         place.append(tag.strip("'"))
-    elif place[:1] == ["diffusion"] and len(place) > 1 and isinstance(diffusion, Mapping):
+    elif kind == "diffusion" == place[0] and len(place) > 1 and isinstance(diffusion, Mapping):
         process = cast("Mapping[str, Any]", diffusion).get("process", "scaled-linear")
         message += f", with process {printable(process)}"
     if first["type"] == "extra_forbidden" and isinstance(kind, str):

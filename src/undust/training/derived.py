@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 from undust.errors import UndustError
 from undust.formats import locate, standalone_vae
+from undust.formats.folder import INDEX
 from undust.networks.base import FirstStageNetwork
 from undust.networks.config import DenoiserConfig, TextEncoderConfig
 from undust.networks.identity import IdentityFirstStage
@@ -130,3 +131,17 @@ def first_stage_at(given: Path, key: str = "first_stage") -> Path:
         f"{key}: {found} has no autoencoder; expected the folder of one, of a run that "
         "trained one, or of a model"
     )
+
+
+def model_at(given: Path) -> Path:
+    """The model that the key `model` of a recipe names: a name, a folder, a file, or a run.
+
+    Raises UndustError if there is none.
+    """
+    if (given / "model").is_dir() and not (given / INDEX).is_file():
+        return given / "model"
+    try:
+        locate.find(given)
+    except UndustError as error:
+        raise UndustError(f"model: {error}") from error
+    return given

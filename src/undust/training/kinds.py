@@ -14,9 +14,10 @@ from undust.errors import UndustError
 from undust.regular import read_text
 from undust.training.config_keys import RENAMED, fault, renamed
 from undust.training.diffusion import DiffusionConfig
+from undust.training.finetune import FinetuneConfig
 from undust.training.first_stage import FirstStageConfig
 
-AnyTrainingConfig = FirstStageConfig | DiffusionConfig
+AnyTrainingConfig = FirstStageConfig | DiffusionConfig | FinetuneConfig
 """Every kind of training, chosen by the key `kind`; to add one, add its class here."""
 
 KINDS = {

@@ -27,6 +27,7 @@ from undust.diffusion.time_sampling import (
     TIME_SAMPLINGS,
     NoiseLevels,
     lognormal,
+    lognormal_times,
     shifted_times,
     uniform_times,
 )
@@ -40,8 +41,8 @@ TimeSteps = Annotated[int, Field(ge=2, le=100_000)]
 """Of a process, as many as a scheduler_config.json may have."""
 
 
-class NoiseConfig(Config, ABC):
-    """The noise process, the prediction of the network, and the loss weight by noise level."""
+class NoiseLevelsConfig(Config):
+    """The noise levels that a model is trained at, and the loss weight by noise level."""
 
     weighting: str = Field(
         default="uniform",
@@ -53,6 +54,24 @@ class NoiseConfig(Config, ABC):
         "without it evenly, or by the keys of the process",
     )
 
+    def levels(self, process: Process) -> tuple[NoiseLevels, Weighting]:
+        """The noise levels to train at, and their loss weight.
+
+        Raises UndustError for names and settings that do not exist.
+        """
+        weighting = registry.build(WEIGHTINGS, self.weighting, process)
+        if self.times is None:
+            return self.own_levels(process), weighting
+        return registry.build(TIME_SAMPLINGS, self.times, process), weighting
+
+    def own_levels(self, process: Process) -> NoiseLevels:
+        """The noise levels to train at, without `times`: even times, of EDM its log-normal σ."""
+        return lognormal_times(process) if isinstance(process, EDM) else uniform_times(process)
+
+
+class NoiseConfig(NoiseLevelsConfig, ABC):
+    """The noise process, the prediction of the network, and the loss weight by noise level."""
+
     @abstractmethod
     def process_of(self) -> Process:
         """The process. Raises UndustError for an impossible one."""
@@ -63,14 +82,7 @@ class NoiseConfig(Config, ABC):
         Raises UndustError for an impossible process, and for names and settings that do not exist.
         """
         process = self.process_of()
-        weighting = registry.build(WEIGHTINGS, self.weighting, process)
-        if self.times is None:
-            return process, self.own_levels(process), weighting
-        return process, registry.build(TIME_SAMPLINGS, self.times, process), weighting
-
-    def own_levels(self, process: Process) -> NoiseLevels:
-        """The noise levels to train at, without `times`."""
-        return uniform_times(process)
+        return process, *self.levels(process)
 
 
 class DiscreteNoiseConfig(NoiseConfig):

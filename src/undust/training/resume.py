@@ -51,6 +51,9 @@ MAY_CHANGE = {
     "data.folder": "its content is compared by digest",
     "data.on_error": "the samples are compared by digest",
     "first_stage": "its content is compared by digest",
+    "model": "its content is compared by digest",
+    "prior.folder": "its content is compared by digest",
+    "prior.weight": "of the steps to come",
     "init": "its content is compared by digest",
     "teacher": "its content is compared by digest",
     "unet.sample_size": "a default of sampling",
@@ -62,6 +65,8 @@ INPUTS = {
     "validation": "the held-out pictures",
     "first_stage": "the first stage's weights",
     "conditions": "the labels and maps",
+    "model": "the model that it starts from",
+    "prior": "the class pictures",
     "init": "the weights that it starts from",
     "teacher": "the teacher's weights",
 }

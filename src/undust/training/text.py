@@ -41,21 +41,26 @@ class Captions:
         tokenizer_of: Callable[[Sequence[str]], Tokenizer],
         *,
         finished: Sequence[TextConditioner] = (),
+        prompts: Sequence[str] = (),
         required: bool = True,
     ) -> None:
         """tokenizer_of: gives the tokenizer for all texts; finished: encode each caption once.
 
-        Raises UndustError if there are no captions and they are required.
+        prompts: in place of the captions of the data, one is drawn for each sample. Raises
+        UndustError if there are no captions and they are required.
         """
-        self.config = config
-        samples = data.training_samples
-        self.notes = check_captions(config, samples, required=required)
-        self._sampler = CaptionSampler(config, [sample.captions for sample in data.samples])
+        captions, self.notes = [sample.captions for sample in data.samples], list[str]()
+        if prompts:
+            config = CaptionChoiceConfig(fields=tuple(prompts), drop=config.drop)
+            captions = [{prompt: prompt for prompt in prompts}] * len(captions)
+        else:
+            self.notes += check_captions(config, data.training_samples, required=required)
+        self.config, self._sampler = config, CaptionSampler(config, captions)
         texts = self._sampler.all_texts(data.train)
         self.example = next((text for text in texts if text.strip()), "")
         self.tokenizer, self.finished = tokenizer_of(texts), finished
         self._encodings = CaptionEncodings(finished)
-        self.notes += too_long(config, samples, self.tokenizer)
+        self.notes += too_long(config, [captions[k] for k in data.train], self.tokenizer)
 
     def __call__(self, batch: Batch) -> list[str | None]:
         """A caption of each sample, or None for the unconditional input of guidance.
