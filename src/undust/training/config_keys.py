@@ -40,6 +40,7 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
     place, message = _place(first, tree), demand(first)
     table = cast("Mapping[str, Any]", tree) if isinstance(tree, Mapping) else {}
     kind, diffusion = table.get("kind"), table.get("diffusion")
+    has_process = kind == "diffusion" and isinstance(diffusion, Mapping)
     if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "has to be a table"
     elif first["type"].startswith("union_tag"):
@@ -48,7 +49,7 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
         if message == f"has no {tag}":
             message = f"is missing; possible are {', '.join(kinds)}"
         place.append(tag.strip("'"))
-    elif kind == "diffusion" == place[0] and len(place) > 1 and isinstance(diffusion, Mapping):
+    elif place[:1] == ["diffusion"] and len(place) > 1 and has_process:
         process = cast("Mapping[str, Any]", diffusion).get("process", "scaled-linear")
         message += f", with process {printable(process)}"
     if first["type"] == "extra_forbidden" and isinstance(kind, str):

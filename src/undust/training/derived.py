@@ -116,12 +116,7 @@ def first_stage_at(given: Path, key: str = "first_stage") -> Path:
     """
     if given == PIXELS:
         return given
-    if not given.exists() and len(given.parts) > 1 and Path(given.parts[0]).is_dir():
-        raise UndustError(f"{key}: {given} does not exist")
-    try:
-        found = locate.find(given)
-    except UndustError as error:
-        raise UndustError(f"{key}: {error}") from error
+    found = _found(given, key)
     if found.is_file():
         return found
     for place in (found, found / "model"):
@@ -140,8 +135,15 @@ def model_at(given: Path) -> Path:
     """
     if (given / "model").is_dir() and not (given / INDEX).is_file():
         return given / "model"
-    try:
-        locate.find(given)
-    except UndustError as error:
-        raise UndustError(f"model: {error}") from error
+    _found(given, "model")
     return given
+
+
+def _found(given: Path, key: str) -> Path:
+    """As `locate.find`; a path in a folder that exists is not a name on the hub."""
+    if not given.exists() and len(given.parts) > 1 and Path(given.parts[0]).is_dir():
+        raise UndustError(f"{key}: {given} does not exist")
+    try:
+        return locate.find(given)
+    except UndustError as error:
+        raise UndustError(f"{key}: {error}") from error

@@ -208,7 +208,11 @@ class ExistingModelTask(DenoisingTask):
             own = found["loss"]
             others = prior_batch(self._prior_order, batch, self.order)
             prior = self.loss_of(self.prior, others).mean()
-            found = {"loss": own + self.config.prior.weight * prior, "own": own, "prior": prior}
+            found = {
+                "loss": own + self.config.prior.weight * prior,
+                "instance": own,
+                "prior": prior,
+            }
         return found
 
     @property
