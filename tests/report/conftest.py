@@ -81,7 +81,7 @@ def browser() -> Iterator[Browser]:
     """A Chromium: that of scripts/browser, or the system's."""
     own, environment = Path(sys.prefix) / "browser", dict[str, str | float | bool](os.environ)
     found = shutil.which("chromium") or shutil.which("google-chrome")
-    if (own / "chromium").is_file():
+    if (own / "versions").is_file():
         found = str(own / "chromium")
         environment |= {"LD_LIBRARY_PATH": str(own / "lib"), "FONTCONFIG_PATH": str(own)}
     if not found or not find_spec("playwright"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,3 +104,18 @@ def test_nothing_moves_and_all_is_there_without_scripts(
         list.getEntries().reduce((sum, entry) => sum + entry.value, 0)
     )).observe({type: "layout-shift", buffered: true}) || setTimeout(() => done(0), 200))"""
     assert page.evaluate(shifts) == 0
+
+
+def test_axe_finds_nothing(make_run: MakeRun, page: Page):
+    """axe-core's rules for accessibility (WCAG, contrast included), in both colour schemes."""
+    axe = Path(sys.prefix, "browser", "axe.min.js")
+    if not axe.is_file():
+        pytest.skip("no axe-core: .venv/bin/python scripts/browser brings it")
+    folder = make_run("both/first-stage").parent
+    make_run("both/diffusion")
+    page.goto(write_report(folder).as_uri())
+    page.evaluate(axe.read_text("utf-8"))
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate("axe.run({resultTypes: ['violations']})")
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
