@@ -121,7 +121,11 @@ def test_several_conditions_at_once(recipe: Recipe, pictures: Path, tmp_path: Pa
             [],
             "12 of 12 pictures have no kind; columns of the data: fi",
         ),
-        ('[[maps]]\nkind = "depth"\ncolumn = "deep"', [], "has no deep in its metadata"),
+        (
+            '[[maps]]\nkind = "depth"\ncolumn = "deep"',
+            [],
+            "12 of 12 pictures have no deep; columns of the data: file_name, map, text",
+        ),
         ('[[maps]]\nkind = "depth"\ncolumn = "text"', [], "the picture '.*' does not exist"),
         ('[[maps]]\nkind = "segmentation"\ncolumn = "map"', [], "classes is needed"),
         ("[captions]\ndrop = 0.2", [], "without a text_encoder there are none"),

@@ -80,11 +80,11 @@ class Archive(Storage):
         """The members, but for hidden ones."""
         unread.skipped += self.skipped
         hidden: dict[Path, None] = {}
-        for path in sorted(self._members):
-            below = path.relative_to(folder)
-            for place, part in enumerate(below.parts):
+        depth = len(folder.parts)
+        for path in sorted(self._members, key=lambda path: path.parts):
+            for place, part in enumerate(path.parts[depth:], depth + 1):
                 if is_hidden(part):
-                    hidden[folder.joinpath(*below.parts[: place + 1])] = None
+                    hidden[Path(*path.parts[:place])] = None
                     break
             else:
                 yield path
@@ -105,7 +105,7 @@ class Archive(Storage):
             headers = cast(BinaryIO, _Headers(file))
             with tarfile.TarFile(fileobj=headers, encoding="utf-8") as tar:
                 while member := tar.next():
-                    if member.offset < place or not 0 <= member.size <= size:
+                    if member.offset < place or member.size < 0:
                         raise tarfile.ReadError(f"the size {member.size:,} cannot be")
                     place = member.offset_data
                     if place + member.size > size:

@@ -45,22 +45,22 @@ def find(folder: Path, storage: Storage) -> Files:
         elif ending in suffixes():
             found.pictures.append(path)
         elif ending in endings:
-            texts[_key(path)] = path
+            texts[_composed(f"{path.with_suffix('')}{ending}")] = path
         else:
             others.append(path)
     for path in others:
         raw = path.suffix.lower() in RAW
         is_one = not raw and is_picture(path, storage.open)
         (found.pictures if is_one else found.skipped).append(path)
-    found.pictures.sort()
+    found.pictures.sort(key=lambda path: path.parts)
     if storage.keyed:
         _take_maps(found)
     used: set[Path] = set()
-    for path in found.pictures:
+    for path in found.pictures if texts else ():
+        stems = [_composed(f"{stem}") for stem in (path.with_suffix(""), path)]
         for kinds, beside in ((SIDECARS, found.sidecars), (COLUMNS, found.columns)):
-            stems = (path.with_suffix(""), path)
-            names = (f"{stem}{ending}" for ending in kinds for stem in stems)
-            if several := [text for name in names if (text := texts.get(_key(Path(name))))]:
+            keys = (f"{stem}{ending}" for ending in kinds for stem in stems)
+            if several := [text for key in keys if (text := texts.get(key))]:
                 beside[path] = several
                 used.update(several)
     found.skipped = sorted([*found.skipped, *(set(texts.values()) - used)])
@@ -80,6 +80,6 @@ def _take_maps(found: Files) -> None:
     found.pictures = kept
 
 
-def _key(path: Path) -> str:
-    """A path as a key that ignores the Unicode form, and capitals in the extension."""
-    return unicodedata.normalize("NFC", f"{path.with_suffix('')}{path.suffix.lower()}")
+def _composed(name: str) -> str:
+    """A name in the composed form of Unicode, whatever its own."""
+    return unicodedata.normalize("NFC", name)

@@ -38,7 +38,7 @@ def paired(root: Path, pictures: Sequence[Path]) -> Pairs:
     """
     folders: dict[Path, dict[str, dict[Path, Path]]] = {}  # base → folder → name → picture
     for path in pictures:
-        parts = path.relative_to(root).parts
+        parts = path.parts[len(root.parts) :]
         depth = 1 if len(parts) > 2 and parts[0].lower() in SPLITS else 0
         if len(parts) > depth + 1:
             base = root.joinpath(*parts[:depth])

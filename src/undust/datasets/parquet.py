@@ -30,7 +30,8 @@ def opened(path: Path, opener: Opener = open_regular, footer: object = None) -> 
     footer: its metadata, if they have been read already.
     """
     try:
-        arrow, package = import_module("pyarrow"), import_module("pyarrow.parquet")
+        import_module("pyarrow")
+        package = import_module("pyarrow.parquet")
     except ImportError as error:
         raise UndustError(f"{path} needs pyarrow: pip install undust[parquet]") from error
     try:
@@ -39,7 +40,9 @@ def opened(path: Path, opener: Opener = open_regular, footer: object = None) -> 
             package.ParquetFile(raw, metadata=footer, buffer_size=BUFFER) as file,
         ):
             yield file
-    except (arrow.ArrowException, OSError) as error:
+    except UndustError:
+        raise
+    except Exception as error:  # pyarrow's own and others, depending on the damage
         reason = str(error).partition("\n")[0]
         raise UndustError(f"{path} cannot be read as Parquet: {reason}") from error
 
@@ -53,7 +56,7 @@ def rows(path: Path, opener: Opener = open_regular) -> Iterator[tuple[int, Row |
 
 @dataclass(frozen=True)
 class Group:
-    """A row group: its number, its first row, that of the next, and the bytes of one column."""
+    """A row group: its number, its first row, that of the next, and its bytes."""
 
     number: int
     first: int
@@ -65,7 +68,8 @@ class Table:
     """The columns of a Parquet file.
 
     values: those with text and whole numbers; pictures: those with pictures, in the order of the
-    file, of which `structs` have bytes and path as fields; unread: all others.
+    file, of which `structs` have bytes and path as fields; unread: all others. groups: its row
+    groups.
     """
 
     def __init__(self, path: Path, file: Any) -> None:
@@ -76,7 +80,6 @@ class Table:
         self.pictures: list[str] = []
         self.structs: set[str] = set()
         self.unread: list[str] = []
-        self._groups: dict[str, list[Group]] = {}
         self._classes = _classes(file.schema_arrow.metadata or {})
         for column in file.schema_arrow:
             inner = column.type.value_type if types.is_dictionary(column.type) else column.type
@@ -89,6 +92,8 @@ class Table:
                 self.values.append(column.name)
             else:
                 self.unread.append(f"{column.name} ({printable(column.type)})")
+
+        self.groups = _groups(file.metadata)
 
     def picture(self) -> str:
         """The column of the pictures; any other with pictures has maps. UndustError if unclear."""
@@ -121,22 +126,6 @@ class Table:
                 yield number, row if isinstance(row, LineError) else self._named(row)
                 number += 1
 
-    def groups(self, column: str) -> list[Group]:
-        """The row groups that have rows."""
-        if column not in self._groups:
-            found: list[Group] = []
-            first = 0
-            for number in range(self.footer.num_row_groups):
-                group = self.footer.row_group(number)
-                chunks = (group.column(k) for k in range(group.num_columns))
-                own = (c for c in chunks if f"{c.path_in_schema}.".startswith(f"{column}."))
-                size = sum(chunk.total_uncompressed_size for chunk in own)
-                if group.num_rows > 0:
-                    found.append(Group(number, first, first + group.num_rows, size))
-                    first += group.num_rows
-            self._groups[column] = found
-        return self._groups[column]
-
     def blocks(self, group: int, column: str, rows: int) -> Generator[Any]:
         """A column of pictures in one row group, some rows at a time."""
         name = f"{column}.bytes" if column in self.structs else column
@@ -153,6 +142,18 @@ class Table:
             if isinstance(number, int):
                 found[column] = names[number] if 0 <= number < len(names) else None
         return found
+
+
+def _groups(footer: Any) -> list[Group]:
+    """The row groups that have rows."""
+    found: list[Group] = []
+    first = 0
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        if group.num_rows > 0:
+            found.append(Group(number, first, first + group.num_rows, group.total_byte_size))
+            first += group.num_rows
+    return found
 
 
 def _decoded(batch: Any) -> list[Row | LineError]:

@@ -41,7 +41,7 @@ def scan(paths: Sequence[Path], folder: Path) -> Contents:
             found.broken.append(error)
             continue
         unread.update(table.unread)
-        size = max((group.bytes for group in table.groups(table.picture())), default=0)
+        size = max((group.bytes for group in table.groups), default=0)
         if size > LARGE_GROUP:
             found.remarks.append(
                 f"{path.name} has row groups of {size / 2**30:.1f} GiB: pictures in random order "
@@ -168,7 +168,7 @@ class Pictures(Storage):
 
     def _bytes(self, cell: Cell) -> bytes | None:
         table, column = cell.table, cell.column
-        groups = table.groups(column)
+        groups = table.groups
         number = bisect_right(groups, cell.row, key=lambda group: group.first) - 1
         group = groups[number]
         per_row = max(1, group.bytes // (group.end - group.first))

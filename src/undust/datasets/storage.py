@@ -156,6 +156,8 @@ def is_hidden(name: str) -> bool:
 
 def leads_out(name: str) -> bool:
     """Whether a relative name would lead out of its folder, on any system."""
+    if name[:1] not in ("/", "\\") and ".." not in name and ":" not in name:
+        return False
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     return bool(posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts))
 

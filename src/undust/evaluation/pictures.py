@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from undust.datasets.samples import Sample
 from undust.pictures import from_image, read_image
 
 MAX_BATCH_PIXELS = 4 * 512 * 512  # pixels that are encoded or described in one batch
@@ -32,6 +33,13 @@ class PictureSet:
     def of_files(cls, paths: Sequence[Path], size: tuple[int, int], of: str = "pictures") -> Self:
         """Picture files, resized and cropped to `size` by `from_image`."""
         return cls(len(paths), lambda index: from_image(read_image(paths[index]), size), size, of)
+
+    @classmethod
+    def of_samples(
+        cls, samples: Sequence[Sample], size: tuple[int, int], of: str = "pictures"
+    ) -> Self:
+        """Pictures of a data set, as those of `of_files`."""
+        return cls(len(samples), lambda index: from_image(samples[index].image(), size), size, of)
 
     def __len__(self) -> int:
         return self.count

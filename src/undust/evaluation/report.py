@@ -143,7 +143,7 @@ class Evaluation:
                 "column of the metadata with the files of each"
             )
         samples = image_folder.read(data)
-        real = PictureSet.of_files([sample.path for sample in samples], model.size)
+        real = PictureSet.of_samples(samples, model.size)
         ask = partial(_query, samples, _label_column(model, samples, data), maps)
         texts = bool(model.texts)
         queries: list[PictureQuery] = []
@@ -231,11 +231,10 @@ class Evaluation:
             found += figures.measure(each, partial(_further, observe, done, total))
             done += each.steps
         stage: list[Figure] = []
-        tests = [sample.path for sample in self.samples if sample.split != "train"]
+        tests = [sample for sample in self.samples if sample.split != "train"]
         on = HELD_OUT if tests else "pictures"
         if self._has_first_stage:
-            paths = tests or [sample.path for sample in self.samples]
-            pictures = PictureSet.of_files(paths, model.size, on)
+            pictures = PictureSet.of_samples(tests or self.samples, model.size, on)
             stage = first_stage_figures(model.autoencoder, pictures, self.networks, observe_real)
         first, (_, any_figures) = sets[0].recipes[0], self.figures[0]
         recall = [(figures, name) for name, figures in self.figures if figures.recall]
@@ -292,9 +291,9 @@ def evaluate_first_stage(
     networks = networks or FigureNetworks()
     autoencoder = load_first_stage(folder)
     samples = image_folder.read(data)
-    tests = [sample.path for sample in samples if sample.split == "test"]
-    on, paths = HELD_OUT if tests else "pictures", tests or [s.path for s in samples]
-    pictures = PictureSet.of_files(paths, autoencoder.image_size, on)
+    tests = [sample for sample in samples if sample.split == "test"]
+    on = HELD_OUT if tests else "pictures"
+    pictures = PictureSet.of_samples(tests or samples, autoencoder.image_size, on)
     figures = first_stage_figures(autoencoder, pictures, networks, observe)
     return FirstStageReport(
         model=folder.resolve().name,

@@ -44,7 +44,10 @@ class MapConfig(Config):
     kind: Literal["segmentation", "depth", "picture"] = Field(
         description="segmentation: each colour is a class; depth: grey; picture: colours"
     )
-    column: str = Field(description="column of the metadata with the map's file name")
+    column: str = Field(
+        description="column with the map or, in metadata, its file name; the name of the folder of "
+        "maps beside a folder images"
+    )
     classes: int | None = Field(
         default=None, ge=1, le=MAX_CLASSES, description="number of colours of a segmentation"
     )

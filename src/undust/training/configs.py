@@ -30,7 +30,9 @@ class DataConfig(Config):
     """Training pictures, their size, and the order in which they are drawn."""
 
     source: str = Field(default="folder", description="kind of data source")
-    folder: Place = Field(description="pictures, with captions beside them or in metadata")
+    folder: Place = Field(
+        description="pictures with captions: a folder, tars or Parquet; data.md has the layouts"
+    )
     size: int = Field(
         gt=0, le=2**15, description="pictures are resized and centre-cropped to this, pixels"
     )
@@ -46,7 +48,8 @@ class DataConfig(Config):
         default="picture", description="an epoch has every picture once, or every concept once"
     )
     on_error: Literal["refuse", "skip"] = Field(
-        default="refuse", description="refuse or skip pictures that cannot be read"
+        default="refuse",
+        description="refuse or skip pictures that cannot be read, or lack a map of the recipe",
     )
     held_out: float = Field(
         default=0.0,

@@ -53,7 +53,8 @@ class DiffusionTask(DenoisingTask):
         whole_pictures(config)
         size = config.data.size
         process, noise_levels, weighting = config.diffusion.build()
-        data = TrainingData(config.data, config.seed, config.caption_fields)
+        columns = [each.column for each in config.maps]
+        data = TrainingData(config.data, config.seed, config.caption_fields, maps=columns)
         notes, inputs = data.notes, dict[str, str]()
         if config.first_stage != PIXELS:
             inputs["first_stage"] = content_digest(standalone_vae.files(config.first_stage))

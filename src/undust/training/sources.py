@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 from PIL import Image
 
 from undust.datasets import image_folder
+from undust.datasets.metadata import FEW
 from undust.datasets.samples import Sample, Split
 from undust.diffusion.registry import Registry
-from undust.errors import UndustError
+from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash
 from undust.training.configs import DataConfig
 from undust.training.data import CPU, SampleOrder
@@ -53,6 +55,11 @@ class DataSample(Protocol):
         """All text and whole numbers that are known of it, by column."""
         ...
 
+    @property
+    def maps(self) -> Mapping[str, Path]:
+        """Pictures beside it that no column of text names, by column."""
+        ...
+
     def image(self) -> Image.Image:
         """The image, decoded at each call. Raises UndustError if it cannot be."""
         ...
@@ -61,8 +68,12 @@ class DataSample(Protocol):
         """The text or number in a column, "folder" for the folder's name; None if absent."""
         ...
 
+    def has_beside(self, column: str, /) -> bool:
+        """Whether a column has, or names, an image."""
+        ...
+
     def beside(self, column: str, /) -> Image.Image:
-        """The image in the file that a column names. Raises UndustError if it cannot be read."""
+        """The image in a column or in the file that it names; UndustError if it cannot be read."""
         ...
 
 
@@ -127,6 +138,48 @@ class ImageFolderSource:
         return joined_digest(self.samples[index].content_hash() for index in indices)
 
 
+class SelectedSource:
+    """Some of the samples of a data source, and a note on the others."""
+
+    def __init__(self, source: DataSource, indices: Sequence[int], note: str) -> None:
+        self._source, self._indices = source, indices
+        self.notes = [*source.notes, note]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def sample(self, index: int, /) -> DataSample:
+        """The sample at 0 ≤ index < len(self)."""
+        return self._source.sample(self._indices[index])
+
+    def digest(self, indices: Sequence[int], /) -> str:
+        """A hash of these images, as that of the source."""
+        return self._source.digest([self._indices[index] for index in indices])
+
+
+def with_maps(source: DataSource, columns: Sequence[str], *, skip: bool) -> DataSource:
+    """The samples of a source that have a map in each column.
+
+    Raises UndustError if others are not to be skipped, or there are no samples with maps.
+    """
+    for column in columns:
+        samples = [source.sample(index) for index in range(len(source))]
+        have = [index for index, sample in enumerate(samples) if sample.has_beside(column)]
+        if len(have) == len(samples):
+            continue
+        names = [sample.group for sample in samples if not sample.has_beside(column)]
+        lack = f"{len(names)} of {len(samples)} pictures have no {printable(column)}"
+        if not have:
+            known = Counter(name for sample in samples for name in (*sample.columns, *sample.maps))
+            listed = ", ".join(printable(name) for name, _ in known.most_common(10)) or "none"
+            raise UndustError(f"maps: {lack}; columns of the data: {listed}")
+        lack += f": {', '.join(map(printable, names[:FEW]))}{', …' if len(names) > FEW else ''}"
+        if not skip:
+            raise UndustError(f'maps: {lack}; data.on_error = "skip" trains without them')
+        source = SelectedSource(source, have, f"not trained on: {lack}")
+    return source
+
+
 class TrainingData:
     """The samples of a run: those it trains on, and those held out for its validation loss.
 
@@ -140,13 +193,15 @@ class TrainingData:
         seed: int,
         caption_fields: Iterable[str] = (),
         device: torch.device = CPU,
+        maps: Sequence[str] = (),
     ) -> None:
         """Raises UndustError if there is nothing to train on, or to hold out as configured.
 
         caption_fields: columns of captions that are part of the digests; device: of the random
-        numbers.
+        numbers; maps: columns in which every sample has to have a map.
         """
-        self.source = SOURCES[config.source](config)
+        source = SOURCES[config.source](config)
+        self.source = with_maps(source, maps, skip=config.on_error == "skip")
         self.samples = [self.source.sample(index) for index in range(len(self.source))]
         self.train, self.held_out = split_samples(self.samples, config.held_out)
         if config.limit:
