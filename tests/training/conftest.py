@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from undust.networks.config import AutoencoderConfig
 from undust.training import kinds
 from undust.training.diffusion import DiffusionConfig
 from undust.training.first_stage import FirstStageConfig
+from variants import build
 
 AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)
 
@@ -92,6 +94,7 @@ num_hidden_layers = 1
 num_attention_heads = 2
 """
 
+SHORT: dict[str, Any] = {"steps": 2, "batch": 2, "sample_every": 9, "log_every": 1, "ema": 0}
 COLOURS = {"green": (20, 200, 60), "red": (220, 30, 30), "blue": (30, 40, 210)}
 SQUARES = """
 kind = "diffusion"
@@ -228,6 +231,36 @@ def diffusion_recipe(write_recipe: Write) -> Callable[..., DiffusionConfig]:
         recipe = kinds.read(write_recipe("diffusion"), changes)
         assert isinstance(recipe, DiffusionConfig)
         return recipe
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def variant_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a published variant, tiny and with random weights: 4 px to a latent's one."""
+    root = tmp_path_factory.mktemp("variants")
+
+    def written(variant: str) -> Path:
+        if not (root / variant).exists():
+            build(variant).save(root / variant)
+        return root / variant
+
+    return written
+
+
+@pytest.fixture
+def existing_recipe(data: Path) -> Callable[..., Any]:
+    """A tiny recipe of a kind that starts from a model, with further tables and keys."""
+
+    def read(kind: str, model: Path | str, **more: Any) -> Any:
+        tree: dict[str, Any] = {
+            "kind": kind,
+            "model": str(model),
+            "data": {"folder": str(data), "size": 32, **more.pop("data", {})},
+            "optimizer": {"learning_rate": 1e-2},
+            "run": {**SHORT, **more.pop("run", {})},
+        }
+        return kinds.parse({**tree, **more}, "here").complete()
 
     return read
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +25,15 @@ from undust.training.data import RandomStream
 from undust.training.finetune import FinetuneConfig, FinetuneTask
 from undust.training.loop import Trainer
 from undust.training.run import train
-from variants import build
 
-RUN: dict[str, Any] = {"steps": 2, "batch": 2, "sample_every": 9, "log_every": 1, "ema": 0}
 WORDS = ("unet", "text_encoder", "text_encoder_2")
 Folder = Callable[[str], Path]
 Recipe = Callable[..., FinetuneConfig]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """The folder of a variant with random weights."""
-    root = tmp_path_factory.mktemp("variants")
-
-    def written(variant: str) -> Path:
-        if not (root / variant).exists():
-            build(variant).save(root / variant)
-        return root / variant
-
-    return written
-
-
 @pytest.fixture
-def recipe(data: Path) -> Recipe:
-    def read(model: Path | str, **more: Any) -> FinetuneConfig:
-        tree: dict[str, Any] = {
-            "kind": "finetune",
-            "model": str(model),
-            "data": {"folder": str(data), "size": 32, **more.pop("data", {})},
-            "optimizer": {"learning_rate": 1e-2},
-            "run": RUN,
-        }
-        config = kinds.parse({**tree, **more}, "here")
-        assert isinstance(config, FinetuneConfig)
-        return config.complete()
-
-    return read
+def recipe(existing_recipe: Callable[..., Any]) -> Recipe:
+    return partial(existing_recipe, "finetune")
 
 
 def weights(model: LatentDiffusion) -> dict[str, torch.Tensor]:
@@ -73,12 +47,12 @@ def weights(model: LatentDiffusion) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("variant", ["sd1", "sd2-v", "sdxl"])
 def test_a_published_kind_of_model_is_trained_and_opens_in_diffusers(
-    variant: str, folder: Folder, recipe: Recipe, tmp_path: Path
+    variant: str, variant_folder: Folder, recipe: Recipe, tmp_path: Path
 ):
     """All networks but the first stage change, and the result gives diffusers' picture."""
-    before = undust.load(folder(variant))
+    before = undust.load(variant_folder(variant))
     names = [name for name in WORDS if name in before.networks]
-    assert train(recipe(folder(variant), train=names), tmp_path)
+    assert train(recipe(variant_folder(variant), train=names), tmp_path)
     after = undust.load(tmp_path / "model")
     old, new = weights(before), weights(after)
     changed = {key.partition("/")[0] for key in old if not torch.equal(old[key], new[key])}
@@ -107,10 +81,10 @@ def test_a_published_kind_of_model_is_trained_and_opens_in_diffusers(
 
 @torch.no_grad()
 def test_the_objective_is_that_of_the_models_prediction(
-    folder: Folder, recipe: Recipe, tmp_path: Path
+    variant_folder: Folder, recipe: Recipe, tmp_path: Path
 ):
     """v by diffusers' scheduler of the same folder, under the captions by diffusers' encoder."""
-    place = folder("sd2-v")
+    place = variant_folder("sd2-v")
     task = FinetuneTask(recipe(place, captions={"drop": 0.5}), tmp_path)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(place, safety_checker=None)
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -128,7 +102,7 @@ def test_the_objective_is_that_of_the_models_prediction(
 def test_a_single_file_becomes_a_folder(recipe: Recipe, tmp_path: Path):
     """Of one step with a rate of almost 0: the same model under other names."""
     file = write("sd1", build_parts, tmp_path)
-    config = recipe(file, optimizer={"learning_rate": 1e-30}, run={**RUN, "steps": 1})
+    config = recipe(file, optimizer={"learning_rate": 1e-30}, run={"steps": 1})
     assert train(config, tmp_path / "run")
     old, new = (weights(undust.load(place)) for place in (file, tmp_path / "run/model"))
     assert old.keys() == new.keys()
@@ -136,25 +110,25 @@ def test_a_single_file_becomes_a_folder(recipe: Recipe, tmp_path: Path):
 
 
 def test_class_pictures_are_made_once_and_their_loss_is_a_term(
-    folder: Folder, recipe: Recipe, tmp_path: Path
+    variant_folder: Folder, recipe: Recipe, tmp_path: Path
 ):
     """Ruiz et al. 2022, eq. 2: the loss of own pictures plus the weighted one of the class's."""
     prior = {"prompt": "a thing", "pictures": 3, "weight": 0.25}
-    config = recipe(folder("sd1"), prompt="a sks thing", prior=prior)
+    config = recipe(variant_folder("sd1"), prompt="a sks thing", prior=prior)
     seen: list[tuple[int, int]] = []
     task = FinetuneTask(config, tmp_path, None, lambda *done: seen.append(done))
     assert (3, 3) in seen
     [made] = [path for path in (tmp_path / "prior").iterdir() if path.is_dir()]
     pictures = {path: path.stat().st_mtime_ns for path in made.glob("*.png")}
     assert len(pictures) == 3
-    model = undust.load(folder("sd1"))
+    model = undust.load(variant_folder("sd1"))
     [again] = model.generate("a thing", seed=1, size=32)
     first = sorted(pictures)[1]
     apart = ImageChops.difference(Image.open(first), again.image).getextrema()
     assert max(most for _, most in apart) <= 1
     found = task.losses(task.order.batch(0, 4))
     torch.testing.assert_close(found["loss"], found["instance"] + 0.25 * found["prior"])
-    plain = FinetuneTask(recipe(folder("sd1"), prompt="a sks thing"), tmp_path / "plain")
+    plain = FinetuneTask(recipe(variant_folder("sd1"), prompt="a sks thing"), tmp_path / "plain")
     assert torch.equal(plain.losses(plain.order.batch(0, 4))["loss"], found["instance"])
     FinetuneTask(config, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in made.glob("*.png")} == pictures
@@ -163,51 +137,57 @@ def test_class_pictures_are_made_once_and_their_loss_is_a_term(
 
 
 def test_parts_of_a_step_have_the_class_pictures_of_the_whole(
-    folder: Folder, recipe: Recipe, tmp_path: Path
+    variant_folder: Folder, recipe: Recipe, tmp_path: Path
 ):
     prior = {"prompt": "a thing", "pictures": 3}
     found: list[list[dict[str, float]]] = []
     for parts in (1, 2):
-        config = recipe(folder("sd1"), prior=prior, run={**RUN, "batch": 4, "accumulate": parts})
+        config = recipe(variant_folder("sd1"), prior=prior, run={"batch": 4, "accumulate": parts})
         trainer = Trainer(FinetuneTask(config, tmp_path), config, tmp_path)
         found.append([trainer.gradients.backward(step, 4) for step in (0, 1)])
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_a_run_goes_on_as_if_it_had_not_stopped(folder: Folder, recipe: Recipe, tmp_path: Path):
+def test_a_run_goes_on_as_if_it_had_not_stopped(
+    variant_folder: Folder, recipe: Recipe, tmp_path: Path
+):
     tables = {"prior": {"prompt": "a thing", "pictures": 2}, "train": ["text_encoder"]}
     for steps in (1, 3):
-        config = recipe(folder("sd1"), run={**RUN, "steps": steps}, **tables)
+        config = recipe(variant_folder("sd1"), run={"steps": steps}, **tables)
         assert train(config, tmp_path / "parts", resume=steps > 1)
     assert train(config, tmp_path / "whole")
     one, other = (weights(undust.load(tmp_path / name / "model")) for name in ("parts", "whole"))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    other_model = recipe(folder("sd2-v"), run={**RUN, "steps": 4}, **tables)
+    other_model = recipe(variant_folder("sd2-v"), run={"steps": 4}, **tables)
     with pytest.raises(UndustError, match="the digest of the model that it starts from was"):
         train(other_model, tmp_path / "parts", resume=True)
 
 
 @pytest.mark.parametrize("variant", ["sd1-inpainting", "x4-upscaler"])
 def test_models_of_masks_and_of_low_resolution(
-    variant: str, folder: Folder, recipe: Recipe, tmp_path: Path
+    variant: str, variant_folder: Folder, recipe: Recipe, tmp_path: Path
 ):
-    config = recipe(folder(variant), run={**RUN, "steps": 1})
+    config = recipe(variant_folder(variant), run={"steps": 1})
     assert train(config, tmp_path)
     assert undust.load(tmp_path / "model").extra_channels > 0
 
 
-def test_another_first_stage(folder: Folder, first_stage: Path, recipe: Recipe, tmp_path: Path):
+def test_another_first_stage(
+    variant_folder: Folder, first_stage: Path, recipe: Recipe, tmp_path: Path
+):
     """The model's own with another scale: latents by it, and it is in the result."""
-    model = undust.load(folder("sd1"))
+    model = undust.load(variant_folder("sd1"))
     config = model.autoencoder.config
     model.autoencoder.config = config.model_copy(update={"scaling_factor": 0.5})
     model.save(tmp_path / "other")
-    assert train(recipe(folder("sd1"), first_stage=str(tmp_path / "other")), tmp_path / "run")
+    assert train(
+        recipe(variant_folder("sd1"), first_stage=str(tmp_path / "other")), tmp_path / "run"
+    )
     found = read_json(tmp_path / "run/model/vae/config.json")
     assert found["scaling_factor"] == 0.5
     with pytest.raises(UndustError, match="has 4 channels and is 2 times smaller; the model needs"):
-        FinetuneTask(recipe(folder("sd1"), first_stage=str(first_stage)), tmp_path)
+        FinetuneTask(recipe(variant_folder("sd1"), first_stage=str(first_stage)), tmp_path)
 
 
 REFUSED = [
@@ -232,10 +212,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_bad_recipes_are_refused(
-    change: dict[str, Any], message: str, folder: Folder, recipe: Recipe, tmp_path: Path
+    change: dict[str, Any], message: str, variant_folder: Folder, recipe: Recipe, tmp_path: Path
 ):
     with pytest.raises(UndustError, match=message) as error:
-        FinetuneTask(recipe(**{"model": folder("sd1"), **change}), tmp_path)
+        FinetuneTask(recipe(**{"model": variant_folder("sd1"), **change}), tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -16,8 +16,9 @@ from undust.training.config_keys import RENAMED, fault, renamed
 from undust.training.diffusion import DiffusionConfig
 from undust.training.finetune import FinetuneConfig
 from undust.training.first_stage import FirstStageConfig
+from undust.training.lora import LoraConfig
 
-AnyTrainingConfig = FirstStageConfig | DiffusionConfig | FinetuneConfig
+AnyTrainingConfig = FirstStageConfig | DiffusionConfig | FinetuneConfig | LoraConfig
 """Every kind of training, chosen by the key `kind`; to add one, add its class here."""
 
 KINDS = {

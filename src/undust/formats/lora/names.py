@@ -98,7 +98,7 @@ def lookup(networks: Mapping[str, nn.Module], keys: Iterable[str] = ()) -> dict[
         more = (ONLY_ENCODER, *first) if part == alone else ()
         dotted = *DOTTED[part], *(prefix for prefix in more if prefix.endswith("."))
         flat = *FLAT[part], *(prefix for prefix in more if prefix.endswith("_"))
-        original = _original_names(network)
+        original = original_names(network)
         for module, layer in network.named_modules():
             if not isinstance(layer, CHANGED):
                 continue
@@ -125,7 +125,7 @@ def _spellings(name: str) -> Iterator[str]:
         yield f"{attention}.processor.to_{short}"
 
 
-def _original_names(network: nn.Module) -> dict[str, str]:
+def original_names(network: nn.Module) -> dict[str, str]:
     """The original names of a U-Net's modules, which kohya uses for SDXL."""
     if not isinstance(network, UNet):
         return {}
