@@ -31,6 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from undust.datasets import image_folder
 from undust.formats.components import save_component
 from undust.networks.autoencoder import Autoencoder
+from undust.training.caches import all_views
 from undust.training.diffusion import DiffusionConfig, DiffusionTask
 from undust.training.first_stage import FirstStageConfig
 from undust.training.optimizers import is_hidden_matrix
@@ -122,7 +123,7 @@ def minimal_loop(config: DiffusionConfig, task: DiffusionTask) -> Step:
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
     )
-    latents = task.latents.posterior.mean.to(device)
+    latents = task.latents.posterior(all_views(task.data)).mean.to(device)
     tokenizer, batch = task.model.texts[0].tokenizer, config.run.batch
     ids = tokenizer([sample.captions["text"] for sample in task.data.samples]).to(device)
     parameters = {

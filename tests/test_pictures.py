@@ -31,6 +31,7 @@ from undust.pictures import (
     to_data,
     to_images,
     upright,
+    upright_size,
 )
 
 
@@ -479,3 +480,14 @@ def test_a_photograph_of_some_size_is_read(tmp_path: Path):
     """50 megapixels, as cameras make them; before, 16.7 were the most."""
     Image.new("1", (8192, 6144)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").size == (8192, 6144)
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_the_size_of_an_upright_picture_is_in_its_header(
+    tmp_path: Path, kind: str, orientation: int
+):
+    path, exif = tmp_path / f"a.{kind}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (6, 4)).save(path, exif=exif)
+    assert upright_size(path) == read_image(path).size == ((4, 6) if orientation > 4 else (6, 4))

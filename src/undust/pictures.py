@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from undust.errors import UndustError
@@ -28,15 +28,19 @@ KINDS = (
     *("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM"),
     *("TGA", "PCX", "DDS", "PSD", "QOI", "ICO", "ICNS", "SGI", "SUN", "XBM", "XPM"),
 )
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations
 DATA = "data:image/png;base64,"  # prefix of a picture in a text (RFC 2397)
 
 
-def from_image(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """An image on white, resized and centre-cropped to (width, height): bytes [3, H, W]."""
+def from_image(image: Image.Image, size: tuple[int, int], place: float = 0.5) -> Tensor:
+    """An image on white, resized to cover (width, height) and cropped: bytes [3, H, W].
+
+    place: of the crop along the side that is too long, from 0, left or top, to 1.
+    """
     image = image.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if flat.size != size:
-        flat = ImageOps.fit(flat, size, Image.Resampling.LANCZOS)
+        flat = ImageOps.fit(flat, size, Image.Resampling.LANCZOS, centering=(place, place))
     return torch.from_numpy(np.array(flat)).permute(2, 0, 1).contiguous()
 
 
@@ -72,6 +76,13 @@ def read_image(path: Path, opened: Opener = open_regular) -> Image.Image:
     """
     with _opened(path, opened) as image:
         return upright(image, path)
+
+
+def upright_size(path: Path, opened: Opener = open_regular) -> tuple[int, int]:
+    """Width and height of `read_image`, from the header of the file; its errors too."""
+    with _opened(path, opened) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in QUARTER_TURNS
+        return (image.height, image.width) if turned else image.size
 
 
 def check_header(path: Path, opened: Opener = open_regular) -> None:

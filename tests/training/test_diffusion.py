@@ -25,6 +25,7 @@ from undust.formats.components import load_first_stage, save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.pictures import from_image
+from undust.training.caches import all_views
 from undust.training.data import Batch, RandomStream
 from undust.training.diffusion import DiffusionConfig, DiffusionTask
 from undust.training.run import train
@@ -52,9 +53,9 @@ class Seen:
         for hook in hooks:
             hook.remove()
         ((self.x, self.told, _),), (self.output,) = given, answered
-        mean, deviation = task.latents.posterior.mean, task.latents.posterior.deviation
-        picked, shape = list(batch.sample), mean.shape[1:]
-        self.z = mean[picked] + deviation[picked] * batch.normal(RandomStream.POSTERIOR, shape)
+        posterior = task.latents.posterior(task.data.views.drawn(batch))
+        mean, deviation, shape = posterior.mean, posterior.deviation, posterior.mean.shape[1:]
+        self.z = mean + deviation * batch.normal(RandomStream.POSTERIOR, shape)
         self.noise = batch.normal(RandomStream.NOISE, shape)
         self.uniform = batch.uniform(RandomStream.TIME)[:, 0]
 
@@ -259,7 +260,7 @@ def test_latents_are_made_once_and_again_for_another_first_stage(
     before = safetensors_file.load(file)["mean"].clone()
     task = DiffusionTask(diffusion_recipe(f"first_stage={tmp_path / 'other'}"), tmp_path)
     assert file.stat().st_mtime_ns != made
-    assert not torch.equal(task.latents.posterior.mean[: len(before)], before)
+    assert not torch.equal(task.latents.posterior(all_views(task.data)).mean[: len(before)], before)
 
 
 def test_what_is_published_is_a_model(diffusion_recipe: Read, tmp_path: Path):

@@ -28,7 +28,7 @@ def test_what_is_published_has_unit_latents_and_paints_the_same(
     task.publish(tmp_path / "model")
     published = load_first_stage(tmp_path / "model")
     assert published.config.scaling_factor == 1
-    pictures = task.images(range(10))
+    pictures = task.images([*map(task.data.views.central, range(10))])
     ours, theirs = task.autoencoder.encode(pictures), published.encode(pictures)
     torch.testing.assert_close(
         published.decode(theirs.mode()), task.autoencoder.decode(ours.mode()), atol=1e-4, rtol=0
@@ -46,7 +46,7 @@ def test_the_loss_is_the_sum_that_the_recipe_says(pixel: str, first_stage_recipe
     task = FirstStageTask(recipe, Path("out"))
     batch = task.order.batch(0, 4)
     terms = task.losses(batch)
-    x = task.images(batch.sample)
+    x = task.images([*map(task.data.views.central, batch.sample)])
     posterior = task.autoencoder.encode(x)
     deviation = (0.5 * posterior.logvar).exp()
     y = task.autoencoder.decode(

@@ -80,7 +80,7 @@ def test_the_decoded_picture_of_a_transformed_latent(recipe: Recipe):
     config = recipe(loss={"equivariance": 1.0, "edges": 0.0}, data={"crop": None})
     task = FirstStageTask(config, Path("out"))
     batch = task.order.batch(3, 4)
-    x = task.images(batch.sample)
+    x = task.images([*map(task.data.views.central, batch.sample)])
     posterior = task.autoencoder.encode(x)
     noise = batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:])
     z = posterior.sample(noise)
@@ -112,7 +112,7 @@ def test_a_trained_vq_opens_in_diffusers_with_the_same_pictures(
     assert theirs.config.scaling_factor == 1
     task = trainer.task
     assert isinstance(task, FirstStageTask)
-    x = task.images(task.data.train)
+    x = task.images([*map(task.data.views.central, task.data.train)])
     with torch.no_grad():
         z = published.encode(x).mean
         torch.testing.assert_close(theirs.encode(x).latents, z, atol=1e-5, rtol=1e-5)
@@ -138,7 +138,7 @@ def test_the_gradients_of_the_vq_loss(recipe: Recipe):
     batch = task.order.batch(0, 4)
     task.losses(batch)  # the codes are moved to latents of the batch
     task.losses(batch)["loss"].backward()
-    x = task.images(batch.sample)
+    x = task.images([*map(task.data.views.central, batch.sample)])
     z = vq.encode(x).mean
     codes = vq.quantize(vq.quantize.nearest(z)).detach().requires_grad_()
     (at_codes,) = torch.autograd.grad((vq.decode_codes(codes) - x).abs().mean(), codes)
@@ -248,7 +248,7 @@ def test_a_tiny_one_learns_from_its_teacher(first_stage: Path, recipe: Recipe, t
     task = FirstStageTask(config, tmp_path)
     teacher, student = load_first_stage(first_stage), task.autoencoder
     batch = task.order.batch(0, 4)
-    x = task.images(batch.sample)
+    x = task.images([*map(task.data.views.central, batch.sample)])
     posterior = FirstStage(teacher).encode(x)
     z = posterior.sample(batch.normal(RandomStream.POSTERIOR, posterior.mean.shape[1:]))
     terms = task.losses(batch)

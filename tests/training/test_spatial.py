@@ -78,7 +78,7 @@ def test_training_and_sampling_give_the_network_the_same(recipe: Recipe, tmp_pat
     batch = task.order.batch(0, 1)
     trained = task.conditions[0].channels(batch)
     assert trained is not None
-    hidden = random_masks(batch.uniform(11, 25)[:, 1:], 16)  # the stream of masks
+    hidden = random_masks(batch.uniform(11, 25)[:, 1:], (16, 16))  # the stream of masks
     mask = Image.fromarray((hidden[0, 0] * 255).byte().numpy())
     image = task.data.samples[batch.sample[0]].image()
     [given] = task.model.recipes([], init=image, mask=mask, seed=1)
@@ -89,7 +89,7 @@ def test_training_and_sampling_give_the_network_the_same(recipe: Recipe, tmp_pat
 
 def test_masks_hide_a_part() -> None:
     chance = torch.Generator().manual_seed(0)
-    masks = random_masks(torch.rand(200, 24, generator=chance), 32)
+    masks = random_masks(torch.rand(200, 24, generator=chance), (32, 32))
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     hidden = masks.mean((1, 2, 3))
     assert hidden.min() > 0

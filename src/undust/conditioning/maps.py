@@ -49,14 +49,16 @@ class MapKind(BaseModel):
         """Input channels of the denoiser: one for each class, for depth, and for each colour."""
         return {"segmentation": len(self.colours), "depth": 1, "picture": 3}[self.kind]
 
-    def read(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+    def read(self, image: Image.Image, size: tuple[int, int], place: float = 0.5) -> Tensor:
         """A map as bytes [1 or 3, H, W], resized and cropped to (width, height) as pictures are.
+
+        place: of the crop, as for `from_image`.
 
         Of a segmentation the number of each pixel's class. Raises UndustError for a colour of no
         class.
         """
         if self.kind == "segmentation":
-            codes = _codes(image, size)
+            codes = _codes(image, size, place)
             known = np.array([int(colour[1:], 16) for colour in self.colours])
             order = known.argsort()
             found = order[np.searchsorted(known[order], codes).clip(max=len(known) - 1)]
@@ -70,7 +72,7 @@ class MapKind(BaseModel):
                     + (", …" if len(self.colours) > LISTED else "")
                 )
             return torch.from_numpy(found.astype(np.uint8))[None]
-        pixels = from_image(image, size)
+        pixels = from_image(image, size, place)
         return pixels if self.kind == "picture" else pixels.float().mean(0, keepdim=True).byte()
 
     def encode(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,11 +86,14 @@ class MapKind(BaseModel):
         return F.adaptive_avg_pool2d(pixels.float() / 127.5 - 1, size)
 
 
-def colours_of(images: Iterable[Image.Image], size: tuple[int, int]) -> tuple[str, ...]:
-    """The colours of segmentations at a size, in order. Raises UndustError for over 256."""
+def colours_of(images: Iterable[tuple[Image.Image, tuple[int, int], float]]) -> tuple[str, ...]:
+    """The colours of segmentations, in order. Raises UndustError for over 256.
+
+    images: each with the size and the place of its crop.
+    """
     seen = np.zeros(0, np.int64)
-    for image in images:
-        seen = np.union1d(seen, _codes(image, size))
+    for image, size, place in images:
+        seen = np.union1d(seen, _codes(image, size, place))
         if len(seen) > MAX_CLASSES:
             raise UndustError(
                 f"the segmentations have over {MAX_CLASSES} colours, and each is a class: their "
@@ -97,9 +102,10 @@ def colours_of(images: Iterable[Image.Image], size: tuple[int, int]) -> tuple[st
     return tuple(map(_colour, seen.tolist()))
 
 
-def _codes(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def _codes(image: Image.Image, size: tuple[int, int], place: float) -> np.ndarray:
     """The colours of a segmentation at (width, height), as numbers [H, W]; none is mixed."""
-    flat = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.NEAREST)
+    nearest = Image.Resampling.NEAREST
+    flat = ImageOps.fit(image.convert("RGB"), size, nearest, centering=(place, place))
     return np.array(flat).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 

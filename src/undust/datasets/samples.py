@@ -14,7 +14,7 @@ from undust.datasets.metadata import FEW, LineError, Row, text_of
 from undust.datasets.storage import Disk, Storage
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash
-from undust.pictures import check_header, conversions, read_image
+from undust.pictures import check_header, conversions, read_image, upright_size
 
 Split = Literal["train", "validation", "test"]
 SPLITS: Mapping[str, Split] = {
@@ -45,6 +45,10 @@ class Sample:
     def image(self) -> Image.Image:
         """Reads the picture; raises UndustError as `read_image`."""
         return read_image(self.path, self.storage.open)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of `image`, from the picture's header; raises UndustError as it."""
+        return upright_size(self.path, self.storage.open)
 
     def check_header(self) -> None:
         """Raises the errors of `image` that are found in the picture's header."""

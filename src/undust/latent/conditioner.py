@@ -127,10 +127,15 @@ class SizeEmbedder(Embedder):
         prompt, as in diffusers.
         """
         size = inputs.shared("width") or self.size[0], inputs.shared("height") or self.size[1]
-        framing = inputs.shared("framing") or SizeConditioning()
-        original, target = framing.original or size, framing.target or size
-        last = [2.5 if inputs.negative else 6.0] if self.count == 5 else target[::-1]
-        ids = torch.tensor([[*original[::-1], *framing.crop[::-1], *last]] * len(inputs))
+        given: Sequence[SizeConditioning | None]
+        given = inputs.fields.get("framing") or [None] * len(inputs)
+        rows: list[list[float]] = []
+        for framing in given:
+            own = framing or SizeConditioning()
+            original, target = own.original or size, own.target or size
+            last = [2.5 if inputs.negative else 6.0] if self.count == 5 else target[::-1]
+            rows.append([*original[::-1], *own.crop[::-1], *last])
+        ids = torch.tensor(rows)
         return Conditioning(len(inputs), size_ids=ids)
 
 

@@ -22,6 +22,7 @@ from undust.training.caches import ImageCache
 from undust.training.configs import Config
 from undust.training.data import Batch, RandomStream
 from undust.training.sources import DataSample, TrainingData
+from undust.training.views import View
 
 SHOWN = 8  # samples of a preview
 Drop = Annotated[float, Field(ge=0, le=1)]
@@ -140,12 +141,12 @@ class LabelCondition(TrainingCondition):
 class MapCondition(TrainingCondition):
     """The maps of each sample, in the order of the recipe."""
 
-    def __init__(self, configs: Sequence[MapConfig], data: TrainingData, size: int) -> None:
-        """size: of the pictures, pixels. Raises UndustError for absent and unusable maps."""
-        self.configs, self.samples, self.size = configs, data.samples, size
+    def __init__(self, configs: Sequence[MapConfig], data: TrainingData) -> None:
+        """Raises UndustError for absent and unusable maps."""
+        self.configs, self.samples, self.views = configs, data.samples, data.views
         self.kinds = tuple(self._kind(config) for config in configs)
         self._maps = [
-            ImageCache(data.source, size, read=_reader(config, kind, size))
+            ImageCache(data.source, read=_reader(config, kind))
             for config, kind in zip(configs, self.kinds, strict=True)
         ]
 
@@ -155,16 +156,17 @@ class MapCondition(TrainingCondition):
         found = sha256()
         for maps in self._maps:
             for sample in range(len(self.samples)):
-                found.update(maps.bytes([sample]).numpy().data)
+                found.update(maps.bytes([self.views.central(sample)]).numpy().data)
         return found.hexdigest()
 
     def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
         """Of each sample its maps, as bytes; None for those that are dropped."""
         chances = batch.uniform(RandomStream.DROP_MAP, len(self.configs))
         columns: list[list[Tensor | None]] = []
+        views = self.views.drawn(batch)
         for place, (config, maps) in enumerate(zip(self.configs, self._maps, strict=True)):
             kept = (chances[:, place] >= config.drop).tolist()
-            pixels = maps.bytes(batch.sample)
+            pixels = maps.bytes(views)
             columns.append(
                 [each if keep else None for each, keep in zip(pixels, kept, strict=True)]
             )
@@ -176,7 +178,7 @@ class MapCondition(TrainingCondition):
 
     def shown(self, sample: int) -> list[Image.Image]:
         """The sample's maps."""
-        side = (self.size, self.size)
+        side = self.views.square
         return [self._image(config, sample).convert("RGB").resize(side) for config in self.configs]
 
     def _image(self, config: MapConfig, sample: int) -> Image.Image:
@@ -185,8 +187,12 @@ class MapCondition(TrainingCondition):
     def _kind(self, config: MapConfig) -> MapKind:
         colours: tuple[str, ...] = ()
         if config.classes is not None:
-            images = (self._image(config, sample) for sample in range(len(self.samples)))
-            colours = colours_of(images, (self.size, self.size))
+            colours = colours_of(
+                (image, view.size, view.place)
+                for sample in range(len(self.samples))
+                for image in [self._image(config, sample)]
+                for view in self.views.of(sample)
+            )
             if len(colours) > config.classes:
                 raise UndustError(
                     f"maps: {config.column} has {len(colours)} colours, and classes is "
@@ -196,8 +202,8 @@ class MapCondition(TrainingCondition):
         return MapKind(kind=config.kind, colours=colours, guided=config.drop > 0)
 
 
-def _reader(config: MapConfig, kind: MapKind, size: int) -> Callable[[DataSample], Tensor]:
-    return lambda sample: kind.read(sample.beside(config.column), (size, size))
+def _reader(config: MapConfig, kind: MapKind) -> Callable[[DataSample, View], Tensor]:
+    return lambda sample, view: kind.read(sample.beside(config.column), view.size, view.place)
 
 
 def _unused(used: Sequence[str], count: int) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from undust.formats.files import expanded
 from undust.networks import dtype_and_device
 
 MAX_STEPS = 10**9
+DEFAULT_RATIO = 2.0  # of a bucket's sides
 Place = Annotated[Path, AfterValidator(expanded)]
 
 
@@ -36,8 +37,31 @@ class DataConfig(Config):
     size: int = Field(
         gt=0, le=2**15, description="pictures are resized and centre-cropped to this, pixels"
     )
+    buckets: bool = Field(
+        default=False,
+        description="keep the shapes of pictures: each is resized to the nearest of several sizes "
+        "with the area of size², and a batch is of one of them; of diffusion models",
+    )
+    max_ratio: float = Field(
+        default=DEFAULT_RATIO,
+        ge=1,
+        le=16,
+        description="longer side of a bucket, divided by its shorter one",
+    )
     crop: int | None = Field(
-        default=None, gt=0, description="train on random crops of this many pixels"
+        default=None,
+        gt=0,
+        description="train on random crops of this many pixels; of a first stage",
+    )
+    crops: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="crops of a picture along its longer side, evenly spread, of which one is "
+        "drawn each time; 1: its middle",
+    )
+    flip: bool = Field(
+        default=False, description="mirror half of the pictures, left to right, drawn each time"
     )
     limit: int = Field(
         default=0,
@@ -58,6 +82,12 @@ class DataConfig(Config):
         description="share of the concepts held out for the validation loss, chosen by name; 0: "
         "the data's split validation, else test",
     )
+
+    @model_validator(mode="after")
+    def _ratio_of_buckets(self) -> Self:
+        if self.max_ratio != DEFAULT_RATIO and not self.buckets:
+            raise ValueError("max_ratio is of buckets; set buckets = true, or leave it out")
+        return self
 
 
 def _steps_or_share(value: float) -> float:

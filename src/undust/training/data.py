@@ -7,9 +7,10 @@ numbers as one without interruption, whatever the batch size or the number of wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, unique
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class RandomStream(IntEnum):
     OFFSET = 15
     PERTURBATION = 16
     SELF_CONDITIONING = 17
+    VIEW = 18
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,14 @@ class Batch:
         return torch.tensor([(e, i, stream) for e, i in zip(self.epoch, self.index, strict=True)])
 
 
+class SamplePlace(NamedTuple):
+    """A sample, an index into the data source, and the counters of its draw."""
+
+    sample: int
+    epoch: int
+    position: int
+
+
 class SampleOrder:
     """The endless order of samples: every group once an epoch, its members in turn.
 
@@ -95,10 +105,21 @@ class SampleOrder:
 
     def draws(self, places: range, step: int) -> Batch:
         """The samples at places of the endless order, as a batch of `step`."""
-        pairs = [divmod(place, len(self.groups)) for place in places]
-        samples = tuple(self._sample(epoch, index) for epoch, index in pairs)
-        epochs, indices = zip(*pairs, strict=True)
+        return self._batch(self._places(places), step)
+
+    def whole_epochs(self, epochs: int, size: int, step: int) -> Iterator[Batch]:
+        """All samples of the first epochs, in batches of at most `size`."""
+        end = epochs * len(self.groups)
+        for start in range(0, end, size):
+            yield self.draws(range(start, min(start + size, end)), step)
+
+    def _batch(self, places: Sequence[SamplePlace], step: int) -> Batch:
+        samples, epochs, indices = zip(*places, strict=True)
         return Batch(self.seed, step, samples, epochs, indices, self.device)
+
+    def _places(self, places: range) -> list[SamplePlace]:
+        pairs = [divmod(place, len(self.groups)) for place in places]
+        return [SamplePlace(self._sample(epoch, index), epoch, index) for epoch, index in pairs]
 
     def _sample(self, epoch: int, index: int) -> int:
         if epoch != self._epoch:

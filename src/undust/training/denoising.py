@@ -86,7 +86,8 @@ class Samples:
     def conditioning(self, model: LatentDiffusion, batch: Batch) -> Conditioning:
         """The conditioning of a batch, as the model's conditioner makes it."""
         prompts = self.text(batch) if self.text else [None] * len(batch)
-        fields: dict[str, Sequence[Any]] = {}
+        views = self.latents.views
+        fields: dict[str, Sequence[Any]] = {**views.inputs(batch, framing=model.num_size_ids > 0)}
         for each in self.conditions:
             fields |= each.inputs(batch)
         encoded = self.text.encoded(prompts) if self.text else None
@@ -160,14 +161,11 @@ class DenoisingTask(ABC):
         observe: Observe,
     ) -> LatentCache | PixelLatents:
         """The latents of pictures, kept in a folder; of a model of pixels the pictures."""
-        size = self.size[0]
         if isinstance(self.model.autoencoder, IdentityFirstStage):
-            return PixelLatents(data, size, observe)
-        made_of = {"first_stage": self.inputs["first_stage"], "size": size}
+            return PixelLatents(data, observe)
+        made_of = {"first_stage": self.inputs["first_stage"], "size": self.size[0]}
         first_stage = self.model.first_stage
-        return LatentCache(
-            first_stage, data, size, out, made_of, observe, resumed=resumed is not None
-        )
+        return LatentCache(first_stage, data, out, made_of, observe, resumed=resumed is not None)
 
     def denoiser(self, batch: Batch) -> NetworkDenoiser[Conditioning]:  # noqa: ARG002
         """The denoiser that a batch is trained with."""

@@ -12,6 +12,7 @@ from torch import nn
 from undust.conditioning.tokenizer import Tokenizer
 from undust.formats import model_folder, standalone_vae
 from undust.formats.components import type_of
+from undust.training.buckets import BucketRule
 from undust.training.caches import LatentCache
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.conditions import LabelCondition, MapCondition, TrainingCondition
@@ -51,10 +52,14 @@ class DiffusionTask(DenoisingTask):
     ) -> None:
         """As `TrainingConfig.task`. observe: called while images are encoded as latents."""
         whole_pictures(config)
-        size = config.data.size
         process, noise_levels, weighting = config.diffusion.build()
-        columns = [each.column for each in config.maps]
-        data = TrainingData(config.data, config.seed, config.caption_fields, maps=columns)
+        data = TrainingData(
+            config.data,
+            config.seed,
+            config.caption_fields,
+            maps=[each.column for each in config.maps],
+            buckets=BucketRule(config.side_multiple, config.run.batch),
+        )
         notes, inputs = data.notes, dict[str, str]()
         if config.first_stage != PIXELS:
             inputs["first_stage"] = content_digest(standalone_vae.files(config.first_stage))
@@ -75,13 +80,13 @@ class DiffusionTask(DenoisingTask):
             )
             notes += text.notes
         labels = LabelCondition(config.labels, data) if config.labels else None
-        maps = MapCondition(config.maps, data, size) if config.maps else None
+        maps = MapCondition(config.maps, data) if config.maps else None
         conditions: list[TrainingCondition] = [each for each in (labels, maps) if each]
         model = config.new_model(process, text and text.tokenizer, finished, labels, maps)
         if config.low_resolution:
-            conditions.append(LowResolutionCondition(config.low_resolution, data, size, model))
+            conditions.append(LowResolutionCondition(config.low_resolution, data, model))
         if config.inpainting:
-            conditions.append(InpaintingCondition(config.inpainting, data, size, model))
+            conditions.append(InpaintingCondition(config.inpainting, data, model))
         modules: dict[str, nn.Module] = {type_of(model.unet).folder: model.unet}
         if config.text_encoder:
             modules["text_encoder"] = model.texts[0].encoder
@@ -101,7 +106,7 @@ class DiffusionTask(DenoisingTask):
             notes=notes,
         )
         if isinstance(self.latents, LatentCache) and not resumed:
-            latents, place = self.latents.posterior, config.first_stage
+            latents, place = self.latents.checked, config.first_stage
             self.notes += unusual_deviation(model.autoencoder, latents, place)
 
     @property

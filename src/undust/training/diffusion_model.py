@@ -98,6 +98,12 @@ class DiffusionModelConfig(DenoisingConfig, ABC):
         return getattr(self, self.table)
 
     @property
+    def side_multiple(self) -> int:
+        """Of which the sides of training pictures are multiples."""
+        first_stage = empty_first_stage(self.first_stage, self.data.size)
+        return first_stage.downsampling_factor * self.network.side_multiple
+
+    @property
     def has_text(self) -> bool:
         """Whether the denoiser is conditioned on text."""
         return self.text_encoder is not None or self.text_encoder_from is not None

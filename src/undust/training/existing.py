@@ -20,6 +20,7 @@ from undust.errors import UndustError, unknown
 from undust.formats import standalone_vae
 from undust.formats.components import type_of
 from undust.pipeline import LatentDiffusion
+from undust.training.buckets import BucketRule
 from undust.training.caches import LatentCache
 from undust.training.captions import CaptionChoiceConfig
 from undust.training.checkpoints import TrainingCheckpoint
@@ -138,8 +139,12 @@ class ExistingModelTask(DenoisingTask):
         whole_pictures(config)
         prompts = prompts or tuple(filter(None, [config.prompt]))
         own_captions = bool(model.texts) and not prompts
+        multiple = model.downsampling_factor * model.unet.config.side_multiple
         data = TrainingData(
-            config.data, config.seed, config.captions.fields if own_captions else ()
+            config.data,
+            config.seed,
+            config.captions.fields if own_captions else (),
+            buckets=BucketRule(multiple, config.run.batch),
         )
         notes, inputs = data.notes, {"model": model.hash, "first_stage": model.hash}
         if config.first_stage is not None:
@@ -167,7 +172,7 @@ class ExistingModelTask(DenoisingTask):
             notes=notes,
         )
         if config.first_stage and isinstance(self.latents, LatentCache) and not resumed:
-            latents, place = self.latents.posterior, config.first_stage
+            latents, place = self.latents.checked, config.first_stage
             self.notes += unusual_deviation(model.autoencoder, latents, place)
         self.prior: Samples | None = None
         if config.prior and prior_data:
@@ -246,12 +251,12 @@ def _conditions(
     config: ExistingModelConfig, data: TrainingData, model: LatentDiffusion
 ) -> list[TrainingCondition]:
     """The conditions that the model takes beside text."""
-    size, found = config.data.size, list[TrainingCondition]()
+    found = list[TrainingCondition]()
     if config.labels:
         found.append(LabelCondition(config.labels, data))
     if model.low_res_process is not None:
         most = LowResolutionConfig(max_noise_level=model.max_noise_level)
-        found.append(LowResolutionCondition(most, data, size, model))
+        found.append(LowResolutionCondition(most, data, model))
     elif model.extra_channels:
-        found.append(InpaintingCondition(InpaintingConfig(), data, size, model))
+        found.append(InpaintingCondition(InpaintingConfig(), data, model))
     return found

@@ -28,7 +28,7 @@ from undust.pictures import grid, to_images
 from undust.training import codebook, equivariance, figures
 from undust.training.adversarial import Adversary, DiscriminatorConfig
 from undust.training.bottlenecks import Bottleneck, Distillation, KLBottleneck, VQBottleneck
-from undust.training.caches import ImageCache, in_batches
+from undust.training.caches import ImageCache, all_views, in_batches
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.codebook import CodebookConfig, CodebookTraining
 from undust.training.configs import OptimizerConfig
@@ -43,6 +43,7 @@ from undust.training.latent_statistics import (
 from undust.training.reconstruction import ReconstructionLoss, ReconstructionLossConfig
 from undust.training.resume import compare_inputs
 from undust.training.sources import TrainingData
+from undust.training.views import View
 
 STATISTICS_IMAGES = 256  # whose latents are measured for the latent scale
 CHECKED_IMAGES = 32  # whose latents are measured to judge a scale that stays
@@ -128,14 +129,14 @@ class FirstStageTask:
             self.optimizers["discriminator"] = config.discriminator.optimizer(config.optimizer)
         self.networks = self.modules
         self.order, self.validation = self.data.order, self.data.validation
-        self.images = ImageCache(self.data.source, data.size, device=config.run.place)
-        self.images.preload([*self.data.train, *self.data.held_out], observe)
+        self.images = ImageCache(self.data.source, device=config.run.place)
+        self.images.preload(all_views(self.data), observe)
         self.notes += [] if resumed else self._scale_notes()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, each a mean over images (KL: over the numbers of the latents)."""
         settings, training = self.config.loss, self.modules.training
-        x = self._pictures(batch.sample)
+        x = self._pictures(self.data.views.drawn(batch))
         if self.config.data.crop:
             x = crop(x, self.config.data.crop, batch.uniform(RandomStream.CROP, 2))
         transform = equivariance.drawn(batch, settings.equivariance if training else 0)
@@ -167,7 +168,8 @@ class FirstStageTask:
         """Images of the data set above their reconstructions; brief: one of them."""
         train = self.data.train
         apart = max(1, len(train) // PREVIEW_IMAGES)
-        x = self._pictures(train[::apart][: 1 if brief else PREVIEW_IMAGES])
+        shown = train[::apart][: 1 if brief else PREVIEW_IMAGES]
+        x = self._pictures([*map(self.data.views.central, shown)])
         y = self.autoencoder.decode(self.autoencoder.encode(x).mode())
         return grid(to_images(torch.cat([x, y]).cpu()), columns=len(x))
 
@@ -186,7 +188,7 @@ class FirstStageTask:
             network = cast("EncoderDecoderNetwork[Any]", published)
             count = 2 if brief else STATISTICS_IMAGES
             indices = self.order.batch(0, min(count, len(self.data.train))).sample
-            batches = in_batches(self._pictures, indices)
+            batches = in_batches(self._pictures, [*map(self.data.views.central, indices)])
             mean, deviation = latent_statistics(self.autoencoder, batches)
             fold_latent_stats(network, mean.cpu(), deviation.cpu())
             fields = NORMALISED.keys() & type(network.config).model_fields.keys()
@@ -211,12 +213,12 @@ class FirstStageTask:
             use = f"decode with it: undust generate PROMPT --vae {quote(str(model))}"
         return f"{use}; measure it: undust evaluate {quote(str(model))} {quote(str(data))}"
 
-    def _pictures(self, indices: Sequence[int]) -> Tensor:
+    def _pictures(self, views: Sequence[View]) -> Tensor:
         """Images on the device of the modules, to which the networks that do not learn move."""
         device = next(self.modules.parameters()).device
         for network in (self.autoencoder, *self._frozen):
             network.to(device)
-        return self.images(indices).to(device)
+        return self.images(views).to(device)
 
     def _bottleneck(self) -> Bottleneck:
         """That of the network; a codebook that learns is put into the modules."""
@@ -244,7 +246,7 @@ class FirstStageTask:
         elif self.config.train == "all":
             return []
         assert place
-        images = self.images(self.data.train[:CHECKED_IMAGES])
+        images = self.images([*map(self.data.views.central, self.data.train[:CHECKED_IMAGES])])
         return unusual_deviation(network, FirstStage(network).encode(images), place)
 
     def _collapse(self, active: float) -> str:

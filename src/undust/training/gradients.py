@@ -70,12 +70,12 @@ class Gradients:
 
     @_compilation_explained()
     def backward(self, step: int, size: int) -> dict[str, float]:
-        """Adds the gradients of a step's samples; their losses, means over the samples.
+        """Adds the gradients of a step's first `size` samples; their losses, means over these.
 
         With `run.accumulate` the samples are computed in so many parts, one after the other. Raises
         UndustError if torch.compile cannot compile a network.
         """
-        first, parts = step * size, min(self.run.accumulate, size)
+        first, parts = step * self.run.batch, min(self.run.accumulate, size)
         ends = [first + size * number // parts for number in range(parts + 1)]
         means: dict[str, float] = {}
         for start, end in pairwise(ends):

@@ -25,8 +25,10 @@ from undust.datasets.samples import Sample, Split
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash
+from undust.training.buckets import BucketRule, Size
 from undust.training.configs import DataConfig
 from undust.training.data import CPU, SampleOrder
+from undust.training.views import Views
 
 VALIDATION_SEED = 2**64 - 1  # of every run's validation loss
 MAX_HELD_OUT = 256  # samples of a validation loss
@@ -62,6 +64,10 @@ class DataSample(Protocol):
 
     def image(self) -> Image.Image:
         """The image, decoded at each call. Raises UndustError if it cannot be."""
+        ...
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image, without decoding it. Raises UndustError as `image`."""
         ...
 
     def column(self, name: str, /) -> str | None:
@@ -184,7 +190,8 @@ class TrainingData:
     """The samples of a run: those it trains on, and those held out for its validation loss.
 
     samples: all of the source; train, held_out: indices into them. order, validation: the two in
-    the order in which they are drawn, validation with numbers that do not depend on `seed`.
+    the order in which they are drawn, validation with numbers that do not depend on `seed`. views:
+    the parts of the pictures that are trained on.
     """
 
     def __init__(
@@ -194,11 +201,13 @@ class TrainingData:
         caption_fields: Iterable[str] = (),
         device: torch.device = CPU,
         maps: Sequence[str] = (),
+        buckets: BucketRule | None = None,
     ) -> None:
         """Raises UndustError if there is nothing to train on, or to hold out as configured.
 
         caption_fields: columns of captions that are part of the digests; device: of the random
-        numbers; maps: columns in which every sample has to have a map.
+        numbers; maps: columns in which every sample has to have a map; buckets: of the network,
+        None for one that takes squares alone.
         """
         source = SOURCES[config.source](config)
         self.source = with_maps(source, maps, skip=config.on_error == "skip")
@@ -216,11 +225,18 @@ class TrainingData:
             else None
         )
         self._fields = tuple(caption_fields)
+        self.views = Views(config, self._size, self.held_out)
+        if config.buckets:
+            self.views.fill(self.train, buckets)
+            assert buckets
+            self.order = buckets.order(self.order, self.views.sizes)
+            if self.validation:
+                self.validation = buckets.order(self.validation, self.views.sizes)
 
     @property
     def notes(self) -> list[str]:
         """Lines for people on samples that are left out."""
-        return [*self.source.notes]
+        return [*self.source.notes, *self.views.notes]
 
     @cached_property
     def image_digests(self) -> tuple[str, str]:
@@ -236,6 +252,9 @@ class TrainingData:
             samples = [self.samples[index] for index in self.held_out]
             digests["validation"] = data_digest(samples, held_out, self._fields)
         return digests
+
+    def _size(self, sample: int) -> Size:
+        return self.samples[sample].size()
 
     @property
     def training_samples(self) -> list[DataSample]:

@@ -20,6 +20,7 @@ from undust.training.conditions import TrainingCondition
 from undust.training.configs import Config
 from undust.training.data import Batch, RandomStream
 from undust.training.sources import TrainingData
+from undust.training.views import View
 
 SHAPES = 4  # of a random mask, at most
 WHOLE = 0.25  # share of masks that hide the whole picture
@@ -46,10 +47,8 @@ class LowResolutionConfig(Config):
 class LowResolutionCondition(TrainingCondition):
     """The picture at the size of the latents, under noise of a random level."""
 
-    def __init__(
-        self, config: LowResolutionConfig, data: TrainingData, size: int, model: LatentModel
-    ) -> None:
-        """size: of the pictures, pixels. Raises UndustError for a model of pixels."""
+    def __init__(self, config: LowResolutionConfig, data: TrainingData, model: LatentModel) -> None:
+        """Raises UndustError for a model of pixels."""
         factor = model.downsampling_factor
         if factor == 1:
             raise UndustError(
@@ -57,12 +56,12 @@ class LowResolutionCondition(TrainingCondition):
                 "none"
             )
         self.config, self._process = config, low_resolution_process()
-        self._small = ImageCache(data.source, size // factor)
-        self._samples, self._factor = data.samples, factor
+        self._small, self._views = ImageCache(data.source), data.views
+        self._factor = factor
 
     def channels(self, batch: Batch) -> Tensor:
         """The small pictures [B, 3, h, w] under noise."""
-        small = self._small(batch.sample)
+        small = self._small([view.smaller(self._factor) for view in self._views.drawn(batch)])
         noise = batch.normal(RandomStream.LOW_RESOLUTION_NOISE, small.shape[1:])
         return noised(self._process, small, self.label(batch), noise)
 
@@ -85,7 +84,8 @@ class LowResolutionCondition(TrainingCondition):
         return [small.resize(size, Image.Resampling.NEAREST)]
 
     def _image(self, sample: int) -> Image.Image:
-        return to_images(self._small([sample]))[0]
+        view = View(sample, self._views.square).smaller(self._factor)
+        return to_images(self._small([view]))[0]
 
 
 class InpaintingConfig(Config):
@@ -99,47 +99,46 @@ class InpaintingConfig(Config):
 class InpaintingCondition(TrainingCondition):
     """A random mask at the latents' size, and the latents of the masked picture."""
 
-    def __init__(
-        self, config: InpaintingConfig, data: TrainingData, size: int, model: LatentModel
-    ) -> None:
-        """size: of the pictures, pixels."""
-        self.config, self._model, self._size = config, model, size
-        self._pictures = ImageCache(data.source, size)
+    def __init__(self, config: InpaintingConfig, data: TrainingData, model: LatentModel) -> None:
+        self.config, self._model, self._views = config, model, data.views
+        self._pictures = ImageCache(data.source)
 
     @torch.no_grad()
     def channels(self, batch: Batch) -> Tensor:
         """[B, 1 + C, h, w], as `repaint_channels`."""
         numbers = batch.uniform(RandomStream.MASK, 1 + 6 * SHAPES)
-        hidden = random_masks(numbers[:, 1:], self._size)
+        views = self._views.drawn(batch)
+        hidden = random_masks(numbers[:, 1:], views[0].size)
         hidden[numbers[:, 0] < self.config.whole] = 1
-        return repaint_channels(self._model, self._pictures(batch.sample), hidden)
+        return repaint_channels(self._model, self._pictures(views), hidden)
 
     def options(self, sample: int) -> Mapping[str, Any]:
         """The picture, with its middle hidden."""
-        image, mask = self._image(sample), Image.new("L", (self._size, self._size))
-        edge = self._size // 4
-        mask.paste(255, (edge, edge, self._size - edge, self._size - edge))
+        image, mask = self._image(sample), Image.new("L", self._views.square)
+        edge = mask.width // 4
+        mask.paste(255, (edge, edge, mask.width - edge, mask.height - edge))
         return {"init": image, "mask": mask}
 
     def shown(self, sample: int) -> list[Image.Image]:
         """The picture with grey in place of its middle."""
         options = self.options(sample)
-        grey = Image.new("RGB", (self._size, self._size), "grey")
+        grey = Image.new("RGB", self._views.square, "grey")
         return [Image.composite(grey, options["init"], options["mask"])]
 
     def _image(self, sample: int) -> Image.Image:
-        return to_images(self._pictures([sample]))[0]
+        return to_images(self._pictures([View(sample, self._views.square)]))[0]
 
 
-def random_masks(numbers: Tensor, size: int) -> Tensor:
-    """Masks [B, 1, size, size], 1 where hidden: rectangles and thick strokes.
+def random_masks(numbers: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks [B, 1, H, W], 1 where hidden: rectangles and thick strokes.
 
     After the wide masks of Suvorov et al. 2022 (LaMa). numbers: [B, 6·k] in (0, 1) for up to k
-    shapes: two points, the width, and the kind; the first is always there.
+    shapes: two points, the width, and the kind; the first is always there. size: (W, H), of which
+    the shapes are stretched to the ratio.
     """
-    place = (torch.arange(size) + 0.5) / size
-    y, x = place[:, None], place[None, :]
-    masks = torch.zeros(len(numbers), 1, size, size)
+    x, y = ((torch.arange(side) + 0.5) / side for side in size)
+    x, y = x[None, :], y[:, None]
+    masks = torch.zeros(len(numbers), 1, *size[::-1])
     shapes = numbers.float().unflatten(1, (-1, 6))
     for row, own in enumerate(shapes):
         for which, (x0, y0, x1, y1, width, kind) in enumerate(own.tolist()):

@@ -37,14 +37,13 @@ def validate(
     size: of a batch; step: of the run, for losses that depend on it.
     """
     samples = len(order.groups)
-    draws = samples * math.ceil(MIN_DRAWS / samples)
+    epochs = math.ceil(MIN_DRAWS / samples)
     sums: dict[str, float] = {}
     with torch.no_grad():
-        for start in range(0, draws, size):
-            batch = order.draws(range(start, min(start + size, draws)), step)
+        for batch in order.whole_epochs(epochs, size, step):
             for name, value in losses(batch).items():
                 sums[name] = sums.get(name, 0.0) + len(batch) * float(value)
-    return {f"validation_{name}": total / draws for name, total in sums.items()}
+    return {f"validation_{name}": total / (epochs * samples) for name, total in sums.items()}
 
 
 class ValidationHistory:

@@ -96,6 +96,11 @@ class DenoiserConfig(NetworkConfig):
         return self.out_channels
 
     @property
+    def side_multiple(self) -> int:
+        """Of which the sides of latents have to be multiples, to be halved or divided exactly."""
+        return 1
+
+    @property
     def text_widths(self) -> frozenset[int]:
         """The widths of text tokens in its layers; empty without text."""
         return frozenset()
@@ -120,6 +125,11 @@ class PatchConfig(DenoiserConfig):
         if not isinstance(self.sample_size, int) or self.sample_size % self.patch_size:
             raise ValueError("sample_size has to be one number that patch_size divides")
         return self
+
+    @property
+    def side_multiple(self) -> int:
+        """The side of a patch."""
+        return self.patch_size
 
     @property
     def patches(self) -> int:

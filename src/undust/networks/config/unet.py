@@ -240,6 +240,11 @@ class UNetConfig(DenoiserConfig):
         return self
 
     @property
+    def side_multiple(self) -> int:
+        """The sides are halved between levels."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
     def text_widths(self) -> frozenset[int]:
         """The widths of the text's tokens: in nearly all U-Nets the same at every level."""
         widths = self.cross_attention_dim

@@ -120,6 +120,11 @@ class UNet2DConfig(DenoiserConfig):
         return self
 
     @property
+    def side_multiple(self) -> int:
+        """The sides are halved between levels."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
     def mid_attention(self) -> bool:
         """Whether there is attention in the middle block."""
         return self.mid_block_type is not None
