@@ -83,6 +83,7 @@ def _on_captions(report: DataReport) -> Iterator[str]:
         check_captions,
         too_long,
     )
+    from undust.training.sources import captions_in
 
     samples = [sample for sample in report.samples if sample.split == "train"]
     if not samples:
@@ -94,7 +95,7 @@ def _on_captions(report: DataReport) -> Iterator[str]:
     except UndustError as error:
         yield str(error)
         return
-    captions = [sample.captions for sample in samples]
+    captions = [captions_in(sample, config.fields) for sample in samples]
     texts = CaptionSampler(config, captions).all_texts()
     yield from too_long(config, captions, tokenizers.train(texts, config.vocabulary, config.length))
 

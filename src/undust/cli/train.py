@@ -131,10 +131,13 @@ def _train_folder(folder: Path, out: Path, seconds: float, how: str, *, resume: 
 
     try_writing(out)
     console.summary(f"reading {folder}")
-    found = survey(folder)
+    with console.counted("pictures", "reading") as observe:
+        found = survey(folder, observe)
     console.summary(str(found))
-    for sentence in found.notes:
-        console.note(sentence)
+    if found.broken:
+        console.note(
+            f"{found.broken} files cannot be read and are skipped: undust data check names them"
+        )
     starter = Starter(found, out, seconds, resume=resume, note=console.summary)
     line = ""
     for stage in starter.stages():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from undust.formats.files import atomic_write
 from undust.regular import open_regular
 
 METADATA = "metadata.jsonl"
+READERS = 4  # threads
 TAR, PARQUET = ".tar", ".parquet"
 
 
@@ -136,21 +138,32 @@ def check(
     """
     report = DataReport(scan(folder))
     report.broken = [str(error) for error in report.contents.broken]
-    for done, sample in enumerate(report.contents.samples):
-        observe(done, len(report.contents.samples))
-        try:
-            report.sizes[sample.image().size] += 1
-            report.conversions.update(sample.conversions())
-        except UndustError as error:
-            report.broken.append(str(error))
-            continue
-        report.samples.append(sample)
-        report.splits[sample.split] += 1
-        for key, caption in sample.captions.items():
-            report.captions[key] += 1
-            report.lengths.setdefault(key, Counter())[len(caption)] += 1
+    samples = report.contents.samples
+    with ThreadPoolExecutor(READERS) as readers:
+        pairs = zip(samples, readers.map(_decoded, samples), strict=True)
+        for done, (sample, found) in enumerate(pairs):
+            observe(done, len(samples))
+            if isinstance(found, UndustError):
+                report.broken.append(str(found))
+                continue
+            size, conversions = found
+            report.sizes[size] += 1
+            report.conversions.update(conversions)
+            report.samples.append(sample)
+            report.splits[sample.split] += 1
+            for key, caption in sample.captions.items():
+                report.captions[key] += 1
+                report.lengths.setdefault(key, Counter())[len(caption)] += 1
     report.groups = len({sample.group for sample in report.samples})
     return report
+
+
+def _decoded(sample: Sample) -> tuple[tuple[int, int], list[str]] | UndustError:
+    """A picture's size and colour conversions, or its error."""
+    try:
+        return sample.image().size, sample.conversions()
+    except UndustError as error:
+        return error
 
 
 def _kind(path: Path) -> str:

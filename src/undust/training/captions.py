@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError, printable
 from undust.training.configs import Config
-from undust.training.sources import DataSample
+from undust.training.sources import DataSample, captions_in
 
 
 def _one_placeholder(template: str) -> str:
@@ -30,8 +30,9 @@ class CaptionChoiceConfig(Config):
 
     fields: tuple[str, ...] = Field(
         default=("text",),
-        description="caption columns; one that the picture has is drawn for each sample; a column "
-        "named twice is drawn twice as often; []: train without captions",
+        description="caption columns, or folder for the name of the picture's folder; one that the "
+        "picture has is drawn for each sample; a column named twice is drawn twice as often; []: "
+        "train without captions",
     )
     lists: tuple[str, ...] = Field(
         default=(),
@@ -119,8 +120,9 @@ def check_captions(
     known = Counter(name for sample in samples for name in sample.captions)
     columns = ", ".join(f"{printable(name)} ({count})" for name, count in known.most_common(10))
     columns = f"the data has the columns {columns}" if columns else "the data has no captions"
-    absent = [name for name in dict.fromkeys(config.fields) if not known[name]]
-    missing = sum(not set(config.fields) & sample.captions.keys() for sample in samples)
+    own = [captions_in(sample, config.fields) for sample in samples]
+    absent = [name for name in dict.fromkeys(config.fields) if not any(name in has for has in own)]
+    missing = sum(not has for has in own)
     if missing == len(samples) and required:
         remedy = (
             "name one of them in captions.fields"

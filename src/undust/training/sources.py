@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -21,7 +21,7 @@ from PIL import Image
 
 from undust.datasets import image_folder
 from undust.datasets.metadata import FEW
-from undust.datasets.samples import Sample, Split
+from undust.datasets.samples import FOLDER, Sample, Split
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash
@@ -198,7 +198,7 @@ class TrainingData:
         self,
         config: DataConfig,
         seed: int,
-        caption_fields: Iterable[str] = (),
+        caption_fields: Collection[str] = (),
         device: torch.device = CPU,
         maps: Sequence[str] = (),
         buckets: BucketRule | None = None,
@@ -312,12 +312,17 @@ def joined_digest(hashes: Iterable[str]) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def data_digest(samples: Sequence[DataSample], images: str, fields: Iterable[str] = ()) -> str:
+def captions_in(sample: DataSample, fields: Collection[str]) -> dict[str, str]:
+    """The captions that a sample has in these columns; "folder" is the name of its folder."""
+    known = sample.captions
+    if FOLDER in fields and FOLDER not in known and (name := sample.column(FOLDER)):
+        known = {**known, FOLDER: name}
+    return {field: known[field] for field in fields if field in known}
+
+
+def data_digest(samples: Sequence[DataSample], images: str, fields: Collection[str] = ()) -> str:
     """One hash of the digest of a source's images, its groups, and its captions in these fields."""
-    rows = [
-        [sample.group, {name: sample.captions[name] for name in fields if name in sample.captions}]
-        for sample in samples
-    ]
+    rows = [[sample.group, captions_in(sample, fields)] for sample in samples]
     text = json.dumps(rows, sort_keys=True) + images
     return hashlib.sha256(text.encode()).hexdigest()
 

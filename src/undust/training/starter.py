@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 import time
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from undust.conditioning.prompt import escape
+from undust.datasets import image_folder
 from undust.datasets.samples import FOLDER
 from undust.errors import UndustError
 from undust.formats.files import atomic_write, make_folder, workspace
@@ -27,10 +26,8 @@ from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
 from undust.training import kinds, recipe_templates
 from undust.training.checkpoints import newest_config
-from undust.training.configs import DataConfig
 from undust.training.kinds import AnyTrainingConfig
 from undust.training.run import prepare
-from undust.training.sources import TrainingData
 
 BASE = "emoji"
 SIZES = (64, 96, 128, 192, 256)  # pixels, multiples of the first stage's factor
@@ -44,6 +41,8 @@ FEWEST = 20  # steps
 OUTPUTS = 8  # previews of a run
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.1, 60
 SHOWN = 24  # pictures of the sheet
+PREVIEWS = 8  # prompts
+PROMPT = "a picture"  # of pictures without captions
 CAPTIONS = ("text", "caption", "captions", "prompt", "description", "title")
 """Columns of captions, by precedence."""
 
@@ -54,7 +53,7 @@ class FolderSurvey:
 
     captions: of each picture that has one; field: their column, "folder" if the names of folders
     are classes, "" without captions; side: median of the shorter sides, pixels; seconds: to read a
-    picture; notes: on files that are left out.
+    picture; broken: number of files that cannot be read.
     """
 
     folder: Path
@@ -63,33 +62,32 @@ class FolderSurvey:
     captions: Sequence[str]
     side: int
     seconds: float
-    notes: Sequence[str]
+    broken: int
 
     def __str__(self) -> str:
-        count = len(self.captions)
-        kinds_of_captions = {
-            "": "without captions",
-            FOLDER: f"of {len(set(self.captions))} classes, the names of their folders",
-        }
-        captions = kinds_of_captions.get(self.field, f"{count} with captions ({self.field})")
-        return f"{self.pictures} pictures, {self.side} pixels wide or high, {captions}"
+        words = f"{len(self.captions)} with captions ({self.field})"
+        if self.field == FOLDER:
+            words = f"of {len(set(self.captions))} classes, the names of their folders"
+        elif not self.field:
+            words = "without captions"
+        return f"{self.pictures} pictures, the shorter side {self.side} pixels, {words}"
 
 
-def survey(folder: Path) -> FolderSurvey:
-    """The pictures of a folder, each read once. Raises UndustError if there are none."""
+def survey(
+    folder: Path, observe: Callable[[int, int], None] = lambda _done, _all: None
+) -> FolderSurvey:
+    """Reads every picture of a folder once. Raises UndustError if there is nothing to train on.
+
+    observe: called with the number of pictures read and of all.
+    """
     began = time.monotonic()
-    data = TrainingData(DataConfig(folder=folder, size=SIZES[0], on_error="skip"), seed=0)
-    samples = data.training_samples
-    seconds = (time.monotonic() - began) / len(data.samples)
-    known = Counter(name for sample in samples for name in sample.captions)
-    names = sorted(
-        known,
-        key=lambda name: (
-            CAPTIONS.index(name) if name in CAPTIONS else len(CAPTIONS),
-            -known[name],
-            name,
-        ),
-    )
+    report = image_folder.check(folder, observe)
+    samples = [sample for sample in report.samples if sample.split == "train"]
+    if not samples:
+        raise UndustError(f"{folder} has no training pictures that can be read")
+    seconds = (time.monotonic() - began) / len(report.contents.samples)
+    names = sorted(report.captions, key=lambda name: (-report.captions[name], name))
+    names.sort(key=lambda name: CAPTIONS.index(name) if name in CAPTIONS else len(CAPTIONS))
     folders = [sample.column(FOLDER) or "" for sample in samples]
     if names:
         field = names[0]
@@ -97,9 +95,9 @@ def survey(folder: Path) -> FolderSurvey:
     else:
         classes = 1 < len(set(folders)) <= len(folders) / 2
         field, captions = (FOLDER, folders) if classes else ("", [])
-    apart = max(1, len(samples) // 100)
-    side = int(median(min(sample.image().size) for sample in samples[::apart]))
-    return FolderSurvey(folder, len(samples), field, captions, side, seconds, data.notes)
+    side = int(median(min(size) for size in report.sizes.elements()))
+    broken = len(report.broken)
+    return FolderSurvey(folder, len(samples), field, captions, side, seconds, broken)
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,7 @@ class Starter:
             "folder": str(self.found.folder.resolve()),
             "limit": self.limit,
             "held_out": HELD_OUT if self.found.pictures >= FEWEST_TO_HOLD_OUT else 0,
+            "on_error": "skip" if self.found.broken else "refuse",
             "batch": BATCH,
         }
         first = {**shared, "first_stage": BASE}
@@ -161,8 +160,9 @@ class Starter:
             **shared,
             "model": BASE,
             "first_stage": str((self.out / "first-stage").resolve()),
-            "fields": [self.found.field] if self.found.field else [],
-            "previews": [*islice(dict.fromkeys(self.found.captions), 8)],
+            "prompt": "" if self.found.field else PROMPT,
+            "fields": [self.found.field],
+            "previews": self._prompts()[:PREVIEWS],
         }
         size = 0
         for name, template, share, values in (
@@ -184,8 +184,7 @@ class Starter:
         observe: called with the number of pictures done and of all.
         """
         model = LatentDiffusion.load(self.model)
-        prompts = [*dict.fromkeys(self.found.captions)]
-        prompts = prompts[:: max(1, len(prompts) // SHOWN)][:SHOWN] or [""]
+        prompts = self._prompts()
         count = math.ceil(SHOWN / len(prompts))
         images: list[Image.Image] = []
         for prompt in prompts:
@@ -194,6 +193,11 @@ class Starter:
         path = self.out / "samples.png"
         grid(images).save(path)
         return path
+
+    def _prompts(self) -> list[str]:
+        """Captions of the data, at most as many as the sheet has pictures."""
+        distinct = sorted(set(self.found.captions)) or [PROMPT]
+        return distinct[:: math.ceil(len(distinct) / SHOWN)]
 
     def _recipe(self, name: str) -> Path:
         return self.out / f"{name}.toml"

@@ -24,7 +24,7 @@ from undust.training.captions import (
 )
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.data import Batch, RandomStream
-from undust.training.sources import TrainingData
+from undust.training.sources import TrainingData, captions_in
 
 
 class Captions:
@@ -49,7 +49,10 @@ class Captions:
         prompts: in place of the captions of the data, one is drawn for each sample. Raises
         UndustError if there are no captions and they are required.
         """
-        captions, self.notes = [sample.captions for sample in data.samples], list[str]()
+        captions, self.notes = (
+            [captions_in(each, config.fields) for each in data.samples],
+            list[str](),
+        )
         if prompts:
             config = CaptionChoiceConfig(fields=tuple(prompts), drop=config.drop)
             captions = [{prompt: prompt for prompt in prompts}] * len(captions)
