@@ -127,6 +127,7 @@ def _run(config: AnyTrainingConfig, out: Path, how: str, *, resume: bool) -> str
 
 def _train_folder(folder: Path, out: Path, seconds: float, how: str, *, resume: bool) -> None:
     """Trains a first stage and a diffusion model, and writes samples and a report."""
+    from undust.report.page import write_report
     from undust.training.starter import Starter, survey
 
     try_writing(out)
@@ -145,6 +146,6 @@ def _train_folder(folder: Path, out: Path, seconds: float, how: str, *, resume: 
         line = _run(stage.config, stage.out, how, resume=resume)
     with console.counted("pictures", "generating samples") as observe:
         sheet = starter.sheet(observe)
-    console.line(starter.model)
-    console.line(sheet)
+    for path in (starter.model, sheet, write_report(out)):
+        console.line(path)
     console.summary(line)
