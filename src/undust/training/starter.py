@@ -232,6 +232,7 @@ class Starter:
         """The seconds of a step, by a few steps on a few pictures, which are thrown away."""
         text = recipe_templates.recipe(template, **{**values, "limit": BATCH}, steps=10**6)
         config = kinds.parse(tomllib.loads(text), template)
+        make_folder(self.out)
         with workspace(self.out / "probe", self.out) as scratch:
             trainer, _ = prepare(config, scratch / "run")
             trainer.advance()
