@@ -39,6 +39,7 @@ def test_the_state_of_a_run(make_run: MakeRun):
     )
     lock = FileLock(killed / "run.lock")
     assert state(killed) == "running"
+    assert dict(run.read(killed, 10**6).facts)["Time left"] == "about 40 s"
     lock.release()
     assert dict(run.read(killed, 10**6).facts)["Time"] == "40 s"
 

@@ -105,8 +105,11 @@ class Chart:
         return found
 
 
-def charts(columns: Mapping[str, Column]) -> list[Chart]:
-    """The charts of a log: losses, figures, then the course of the training."""
+def charts(columns: Mapping[str, Column], points: int = MAX_POINTS) -> list[Chart]:
+    """The charts of a log: losses, figures, then the course of the training.
+
+    points: of a line at most.
+    """
     names = [name for name in columns if name not in HIDDEN]
     groups: dict[str, list[str]] = {"loss": []}
     for name in names:
@@ -117,7 +120,7 @@ def charts(columns: Mapping[str, Column]) -> list[Chart]:
     ranked = sorted(groups, key=lambda name: place[name])
     ends = [column.steps[place] for column in columns.values() for place in (0, -1)]
     span = int(min(ends, default=0)), int(max(ends, default=0))
-    return [_chart(name, groups[name], columns, span) for name in ranked if groups[name]]
+    return [_chart(name, groups[name], columns, span, points) for name in ranked if groups[name]]
 
 
 def _group(name: str, columns: Mapping[str, Column]) -> str:
@@ -132,7 +135,11 @@ def _group(name: str, columns: Mapping[str, Column]) -> str:
 
 
 def _chart(
-    group: str, names: Sequence[str], columns: Mapping[str, Column], span: tuple[int, int]
+    group: str,
+    names: Sequence[str],
+    columns: Mapping[str, Column],
+    span: tuple[int, int],
+    points: int,
 ) -> Chart:
     lines: list[tuple[str, Role, int, Column]] = []
     alone = sum(not name.startswith(VALIDATION) for name in names) == 1
@@ -147,7 +154,7 @@ def _chart(
             lines.append((label, "raw", colour, column))
             also = "smoothed" if alone else f"{label}, smoothed"
             lines.append((also, "smooth", colour, smooth))
-    kept = {id(column): thinned(column.values) for _, _, _, column in lines}
+    kept = {id(column): thinned(column.values, points) for _, _, _, column in lines}
     steps = np.unique(np.concatenate([column.steps[kept[id(column)]] for _, _, _, column in lines]))
     title, basis = title_of(group)
     return Chart(
@@ -172,7 +179,7 @@ def _at(steps: Numbers, column: Column) -> Iterator[float | None]:
         yield float(f"{value:.{DIGITS}g}") if known else None
 
 
-def thinned(values: Numbers, most: int = MAX_POINTS) -> NDArray[np.intp]:
+def thinned(values: Numbers, most: int) -> NDArray[np.intp]:
     """The indices of at most `most` values: first, last, and each part's lowest and highest."""
     size = len(values)
     if size <= most:

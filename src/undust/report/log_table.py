@@ -17,6 +17,7 @@ from undust.regular import open_regular
 
 MAX_LINE = 2**20  # bytes
 MAX_COLUMNS = 64
+MAX_NAME = 300  # characters
 MAX_STEP = 2**53  # beyond it JavaScript's numbers have gaps
 
 Numbers = NDArray[np.float64]
@@ -68,7 +69,8 @@ def read(path: Path) -> LogTable:
                     continue
                 table.rows += 1
                 step = row.pop("step")
-                for name, value in row.items():
+                for long_name, value in row.items():
+                    name = long_name[:MAX_NAME]
                     if isinstance(value, bool) or not isinstance(value, int | float):
                         continue
                     if name not in found and len(found) >= MAX_COLUMNS:

@@ -17,7 +17,7 @@ from undust.errors import UndustError
 from undust.formats.files import atomic_write
 from undust.regular import read_text
 from undust.report import run
-from undust.report.charts import HEIGHT, WIDTH
+from undust.report.charts import HEIGHT, MAX_POINTS, WIDTH
 from undust.report.run import RunReport
 from undust.version import __version__
 
@@ -38,7 +38,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     if out.is_dir():
         raise UndustError(f"{out} is a folder; --out is the file of the report")
     shown = folders[:MAX_RUNS]
-    reports = [run.read(each, PICTURES // len(shown)) for each in shown]
+    points = 3 * MAX_POINTS // (2 + len(shown))
+    reports = [run.read(each, PICTURES // len(shown), points) for each in shown]
     if len(folders) > len(shown):
         reports[-1].remarks.append(f"{len(folders) - len(shown)} more runs are not on this page")
     atomic_write(out, html(folder.resolve().name, reports).encode("utf-8", "replace"))

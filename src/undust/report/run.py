@@ -18,7 +18,7 @@ from undust.errors import UndustError
 from undust.formats import toml_text
 from undust.formats.locks import locked
 from undust.report import log_table, previews
-from undust.report.charts import Chart, charts, title_of
+from undust.report.charts import MAX_POINTS, Chart, charts, title_of
 from undust.report.log_table import LogTable
 from undust.report.previews import Preview
 from undust.training import checkpoints, kinds, record
@@ -29,9 +29,17 @@ PARTS = ("log.jsonl", record.FILE, "checkpoints", "samples")  # of a run's folde
 RECENT = 100  # logged steps of the speed
 AVERAGED = 10  # logged steps of the loss
 MAX_RECIPE = 200_000  # characters
-MAX_NOTES = 200
+MAX_NOTES, MAX_NOTE = 200, 1000  # and characters of each
 MAX_EXAMPLE = 512  # pixels, each side
-KINDS = {"first-stage": "First stage", "diffusion": "Diffusion model"}
+MAX_BYTES = 100_000  # of an example, in base64
+KINDS = {
+    "first-stage": "First stage",
+    "diffusion": "Diffusion model",
+    "finetune": "Fine-tuned model",
+    "lora": "LoRA",
+    "controlnet": "ControlNet",
+    "textual-inversion": "Textual inversion",
+}
 
 
 @dataclass
@@ -77,10 +85,10 @@ def find(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_began(path), path.name))
 
 
-def read(folder: Path, budget: int) -> RunReport:
+def read(folder: Path, budget: int, points: int = MAX_POINTS) -> RunReport:
     """Reads a run. What is damaged or absent is left out, with a remark.
 
-    budget: bytes for its previews.
+    budget: bytes for its previews; points: of a line.
     """
     made = RunReport(folder.resolve().name)
     log, about = LogTable(), None
@@ -99,17 +107,18 @@ def read(folder: Path, budget: int) -> RunReport:
     made.kind = KINDS.get(made.kind, made.kind.capitalize()) or "Training run"
     step = max(log.step, newest[0] if newest else 0)
     made.state, made.about = _state(folder, about, log, step, recipe)
-    made.facts = list(_facts(about, log, step, recipe))
+    made.facts = list(_facts(about, log, step, recipe, running=made.state == "running"))
     made.results = list(_results(log))
-    made.charts = charts(log.columns)
+    made.charts = charts(log.columns, points)
     made.previews, notes = previews.read(folder / "samples", budget)
     made.remarks += notes
     made.settings, made.recipe = _recipe(recipe)
     if about:
-        made.notes = about.notes[:MAX_NOTES]
+        made.notes = [note[:MAX_NOTE] for note in about.notes[:MAX_NOTES]]
         made.data = about.data
         if made.data:
-            made.data.examples = [each for each in made.data.examples if _is_small_jpeg(each)]
+            examples = made.data.examples[: record.EXAMPLES]
+            made.data.examples = [each for each in examples if _is_small_jpeg(each)]
             made.data_facts = list(_data_facts(made.data))
     else:
         made.remarks.append(
@@ -149,14 +158,19 @@ def _state(
         if since >= patience:
             return "finished", f"At step {of} the validation loss had stopped falling"
     if last and last.error:
-        return "failed", f"After step {of}: {last.error[:1000].rstrip('.')}"
+        return "failed", last.error[:1000]
     if last and last.ended is None:
         return "stopped", f"It ended at step {of} without an error, as a killed process does"
     return "stopped", f"It was stopped at step {of}"
 
 
 def _facts(
-    about: RunRecord | None, log: LogTable, step: int, recipe: Mapping[str, Any]
+    about: RunRecord | None,
+    log: LogTable,
+    step: int,
+    recipe: Mapping[str, Any],
+    *,
+    running: bool,
 ) -> Iterator[tuple[str, str]]:
     steps, batch = _whole(recipe, "run", "steps"), _whole(recipe, "run", "batch")
     yield "Steps", f"{step:,} of {steps:,}" if steps else f"{step:,}"
@@ -179,6 +193,8 @@ def _facts(
         middle = float(np.median(seconds.values[-RECENT:]))
         if middle > 0:
             yield "Speed", f"{batch / middle:,.3g} pictures a second"
+            if running and steps > step:
+                yield "Time left", f"about {duration((steps - step) * middle)}"
     if memory := log.columns.get("memory"):
         gpu = log.columns.get("memory_cuda")
         yield "Peak memory", f"{memory.last:.2f} GiB" + (f", GPU {gpu.last:.2f} GiB" if gpu else "")
@@ -255,6 +271,8 @@ def _recipe(recipe: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _is_small_jpeg(example: ExamplePicture) -> bool:
+    if len(example.jpeg) > MAX_BYTES:
+        return False
     try:
         content = base64.b64decode(example.jpeg, validate=True)
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
