@@ -151,3 +151,8 @@ def test_other_labels_or_maps_are_not_resumed(recipe: Recipe, pictures: Path, tm
             prepare(config, tmp_path / "run", resume=True)
     finally:
         path.write_bytes(before)
+
+
+def test_a_recipe_without_text_is_read_again(recipe: Recipe) -> None:
+    config = recipe()
+    assert kinds.parse(config.model_dump(mode="json"), "here") == config

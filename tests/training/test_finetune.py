@@ -200,7 +200,7 @@ REFUSED = [
     ({"labels": {}}, "labels: .* takes no classes"),
     ({"data": {"size": 30}}, "30x30 is not divisible by 4; 32x32 would be"),
     ({"captions": {"fields": ["caption"]}}, "no picture has a caption.* prompt = '…' is one"),
-    ({"captions": {"fields": ["text"]}, "prompt": "a"}, "prompt: it replaces the captions"),
+    ({"captions": {"fields": ["name"]}, "prompt": "a"}, "prompt: it replaces the captions"),
     (
         {"diffusion": {"process": "edm"}},
         "diffusion.process: is not known; known here: weighting, times",
@@ -219,7 +219,11 @@ def test_bad_recipes_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_json_of_a_recipe_is_read_again(recipe: Recipe):
-    config = recipe("emoji", prior={"prompt": "a thing"})
-    again = kinds.parse(json.loads(config.model_dump_json()), "here")
-    assert again == config
+def test_the_recipe_of_a_checkpoint_is_read_again(
+    existing_recipe: Callable[..., Any], variant_folder: Folder
+):
+    word = {"word": "<cup>", "initial": "cup"}
+    tables = {"prompt": "a cup", "captions": {"drop": 0.5}, "prior": {"prompt": "a thing"}}
+    for kind, more in (("finetune", tables), ("lora", tables), ("textual-inversion", word)):
+        config = existing_recipe(kind, variant_folder("sd1"), **more)
+        assert kinds.parse(json.loads(config.model_dump_json()), "here") == config

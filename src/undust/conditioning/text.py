@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, count, islice
+from itertools import accumulate, chain, count, islice
 
 import torch
 from torch import Tensor
@@ -105,6 +105,10 @@ class TextConditioner:
 
         Captions longer than the encoder's length are cut.
         """
+        if self.embeddings:
+            words = (chain.from_iterable(self._words(caption)) for caption in captions)
+            states, pooled = self._read([[*own] for own in words], 0)
+            return states, pooled if self.pooled else None
         device = self.encoder.get_parameter("text_model.embeddings.token_embedding.weight").device
         states, pooled = self._states(self.tokenizer(captions).to(device), 0)
         return states, pooled if self.pooled else None

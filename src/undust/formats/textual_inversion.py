@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -26,6 +26,8 @@ ENCODERS = {
     "text_encoders_0": "clip_l",  # of pivotal tuning
     "text_encoders_1": "clip_g",
 }
+# The text encoder's name in a model folder → in a file.
+PARTS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 # Such a key, also of words bundled with a LoRA.
 BARE_KEY = re.compile(
     rf"(?:bundle_emb\.(?P<word>.+)\.)?(?P<key>{'|'.join(map(re.escape, ENCODERS))})(?P<out>_out)?"
@@ -68,6 +70,19 @@ def load(path: Path, word: str = "") -> dict[str, Tensor]:
         stated = " and ".join(f"{count} vectors for {name}" for name, count in counts.items())
         raise UndustError(f"{path} is damaged: {stated}; the numbers have to be equal")
     return vectors
+
+
+def save(path: Path, word: str, vectors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes the vectors [n, D] of a word, by the names of the text encoders in a model folder.
+
+    Of one text encoder under the word, as diffusers does; of SDXL's as "clip_l" and "clip_g".
+    """
+    named = (
+        {word: vectors["text_encoder"]}
+        if [*vectors] == ["text_encoder"]
+        else {PARTS[name]: own for name, own in vectors.items()}
+    )
+    safetensors_file.save(path, named, {"format": "pt", **metadata})
 
 
 def _places(path: Path) -> dict[str, dict[str, str]]:

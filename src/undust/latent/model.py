@@ -221,7 +221,7 @@ class LatentModel(Components):
 
 def _vectors(word: str, found: Mapping[str, Tensor], name: str) -> Tensor:
     """The vectors of an embedding for one of the text encoders."""
-    encoder = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[name]
+    encoder = textual_inversion.PARTS[name]
     vectors = found.get(encoder if encoder in found else "")
     if vectors is None:
         raise UndustError(f"the embedding '{word}' has no vectors for the model's {name}")

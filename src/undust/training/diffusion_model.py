@@ -226,6 +226,6 @@ class DiffusionModelConfig(DenoisingConfig, ABC):
             raise ValueError("text_encoder and text_encoder_from: one of them has to be left out")
         if self.text_encoder and self.text_encoder.projects:
             raise ValueError("text_encoder.architectures has to be left out: CLIPTextModel")
-        if not self.has_text and "captions" in self.model_fields_set:
+        if not self.has_text and self.captions != CaptionsConfig():
             raise ValueError("captions: without a text_encoder there are none; leave them out")
         return self

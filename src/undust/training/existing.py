@@ -96,7 +96,8 @@ class ExistingModelConfig(DenoisingConfig, ABC):
         if bool(model.classes) != bool(self.labels):
             needs = "takes classes: add a table [labels]" if model.classes else "takes no classes"
             raise UndustError(f"labels: {self.model} {needs}")
-        if not model.texts and (self.prompt or self.prior or "captions" in self.model_fields_set):
+        captions = self.captions != CaptionChoiceConfig()
+        if not model.texts and (self.prompt or self.prior or captions):
             raise UndustError(
                 f"model: {self.model} takes no text: leave out prompt, captions, prior"
             )
@@ -106,7 +107,7 @@ class ExistingModelConfig(DenoisingConfig, ABC):
 
     @model_validator(mode="after")
     def _one_source_of_captions(self) -> Self:
-        if self.prompt and self.captions.model_fields_set - {"drop"}:
+        if self.prompt and self.captions != CaptionChoiceConfig(drop=self.captions.drop):
             raise ValueError("prompt: it replaces the captions; leave out one of them")
         return self
 

@@ -17,8 +17,11 @@ from undust.training.diffusion import DiffusionConfig
 from undust.training.finetune import FinetuneConfig
 from undust.training.first_stage import FirstStageConfig
 from undust.training.lora import LoraConfig
+from undust.training.textual_inversion import TextualInversionConfig
 
-AnyTrainingConfig = FirstStageConfig | DiffusionConfig | FinetuneConfig | LoraConfig
+AnyTrainingConfig = (
+    FirstStageConfig | DiffusionConfig | FinetuneConfig | LoraConfig | TextualInversionConfig
+)
 """Every kind of training, chosen by the key `kind`; to add one, add its class here."""
 
 KINDS = {
