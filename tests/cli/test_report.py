@@ -18,6 +18,7 @@ def test_a_run_has_all_that_its_report_shows(
     )
     assert row["memory"] > 0
     assert about["data"]["trained"] == len(about["data"]["examples"]) == 8
+    assert about["data"]["sizes"] == {"16x16": 8}
     assert about["data"]["captions"]["text"]["longest"] == len("grey 0")
     again = undust("train", first_stage_recipe, "--set", "run.steps=4", "--out", "run", "--resume")
     assert again.code == 0
@@ -26,5 +27,12 @@ def test_a_run_has_all_that_its_report_shows(
     done = undust("report", "run")
     assert (done.code, done.out) == (0, "run/report.html\n")
     page = (here / "run/report.html").read_text("utf-8")
-    for part in ("All 4 steps are done", "grey 7", "Gradient norm", "resumed once", "First stage"):
+    for part in (
+        "All 4 steps are done",
+        "grey 7",
+        "16x16 (8)",
+        "Gradient norm",
+        "resumed once",
+        "First stage",
+    ):
         assert part in page

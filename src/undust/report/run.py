@@ -30,6 +30,7 @@ RECENT = 100  # logged steps of the speed
 AVERAGED = 10  # logged steps of the loss
 MAX_RECIPE = 200_000  # characters
 MAX_NOTES, MAX_NOTE = 200, 1000  # and characters of each
+SIZES = 6  # that are named
 MAX_EXAMPLE = 512  # pixels, each side
 MAX_BYTES = 100_000  # of an example, in base64
 KINDS = {
@@ -243,6 +244,11 @@ def _data_facts(data: DataSummary) -> Iterator[tuple[str, str]]:
     yield "Held out", f"{data.held_out:,}"
     if data.groups != data.pictures:
         yield "Concepts", f"{data.groups:,}"
+    if data.sizes:
+        shown = ", ".join(f"{size} ({count:,})" for size, count in [*data.sizes.items()][:SIZES])
+        measured = sum(data.sizes.values())
+        of = f" of {measured:,} that were measured" if measured < data.trained else ""
+        yield "Sizes", shown + (", …" if len(data.sizes) > SIZES else "") + of
 
 
 def _spent(about: RunRecord, log: LogTable) -> float:

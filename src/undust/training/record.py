@@ -30,6 +30,8 @@ LIMIT = 8 * 2**20  # bytes
 EXAMPLES = 16  # pictures of the contact sheet
 SIDE = 128  # of each, pixels
 MAX_COLUMNS = 20  # of captions
+MEASURED = 1000  # pictures whose sizes are read
+MAX_SIZES = 20
 SHOWN_COLUMNS = 3  # of an example's captions
 MAX_CAPTION = 300  # characters of each
 
@@ -67,7 +69,10 @@ class ExamplePicture(BaseModel):
 
 
 class DataSummary(BaseModel):
-    """The data of a run: numbers of pictures, and examples of those trained on."""
+    """The data of a run: numbers of pictures, and examples of those trained on.
+
+    sizes: numbers of the training pictures that were measured, by "width x height".
+    """
 
     folder: str
     pictures: int
@@ -75,6 +80,7 @@ class DataSummary(BaseModel):
     held_out: int
     groups: int
     splits: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     captions: dict[str, CaptionColumn] = {}
     examples: list[ExamplePicture] = []
 
@@ -158,7 +164,7 @@ def ending(out: Path) -> Generator[None]:
 
 
 def summary(data: TrainingData, folder: str, fields: Sequence[str]) -> DataSummary:
-    """The numbers of a run's data, and a few pictures evenly from those trained on.
+    """The numbers of a run's data, and sizes and a few pictures evenly from those trained on.
 
     fields: columns of the captions that are trained on.
     """
@@ -166,6 +172,10 @@ def summary(data: TrainingData, folder: str, fields: Sequence[str]) -> DataSumma
     for sample in data.samples:
         for column, caption in sample.captions.items():
             lengths.setdefault(column, []).append(len(caption))
+    sizes = Counter[str]()
+    for index in data.train[:: -(-len(data.train) // MEASURED)]:
+        with suppress(UndustError):
+            sizes["{}x{}".format(*data.samples[index].size())] += 1
     chosen = data.train[:: max(1, len(data.train) // EXAMPLES)][:EXAMPLES]
     examples: list[ExamplePicture] = []
     for index in chosen:
@@ -181,6 +191,7 @@ def summary(data: TrainingData, folder: str, fields: Sequence[str]) -> DataSumma
         held_out=len(data.held_out),
         groups=len({sample.group for sample in data.samples}),
         splits=Counter(sample.split for sample in data.samples),
+        sizes=dict(sizes.most_common(MAX_SIZES)),
         captions={
             name: CaptionColumn(pictures=len(found), shortest=min(found), longest=max(found))
             for name, found in [*lengths.items()][:MAX_COLUMNS]
