@@ -90,9 +90,20 @@ class ControlNet(UNetEncoder):
         return control
 
 
-def from_unet(unet: UNet) -> ControlNet:
-    """A ControlNet to train for a U-Net, with the U-Net's weights and zero output."""
-    network = ControlNet(ControlNetConfig.of(unet.config)).to(unet.conv_in.weight)
+def from_unet(unet: UNet, factor: int = 8) -> ControlNet:
+    """A ControlNet to train for a U-Net, with the U-Net's weights and zero output.
+
+    factor: pixels of the hint along a side for one latent pixel. Raises UndustError unless it is a
+    power of 2.
+    """
+    halvings = factor.bit_length() - 1
+    if factor != 2**halvings:
+        raise UndustError(f"ControlNets are for latents 2, 4, 8, … times smaller, not {factor}")
+    config = ControlNetConfig.of(unet.config)
+    widths = config.conditioning_embedding_out_channels
+    widths = (*widths, *widths[-1:] * halvings)[: halvings + 1]
+    config = config.model_copy(update={"conditioning_embedding_out_channels": widths})
+    network = ControlNet(config).to(unet.conv_in.weight)
     own, given = network.state_dict(), unet.state_dict()
     network.load_state_dict({name: given.get(name, tensor) for name, tensor in own.items()})
     return network

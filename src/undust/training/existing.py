@@ -132,12 +132,16 @@ class ExistingModelTask(DenoisingTask):
         modules: Mapping[str, nn.Module],
         text_is_finished: bool,
         prompts: Sequence[str] = (),
+        inputs: Mapping[str, str] | None = None,
+        maps: Sequence[str] = (),
     ) -> None:
         """modules: all that is trained; text_is_finished: whether they leave the text as it is.
 
-        prompts: in place of the recipe's prompt and captions; the rest as `TrainingConfig.task`.
+        prompts: in place of the recipe's prompt and captions; inputs: further digests; maps:
+        columns in which every picture has to have a map; the rest as `TrainingConfig.task`.
         """
         whole_pictures(config)
+        self.config = config  # of `conditions_of`
         prompts = prompts or tuple(filter(None, [config.prompt]))
         own_captions = bool(model.texts) and not prompts
         multiple = model.downsampling_factor * model.unet.config.side_multiple
@@ -146,8 +150,10 @@ class ExistingModelTask(DenoisingTask):
             config.seed,
             config.captions.fields if own_captions else (),
             buckets=BucketRule(multiple, config.run.batch),
+            maps=maps,
         )
-        notes, inputs = data.notes, {"model": model.hash, "first_stage": model.hash}
+        notes = data.notes
+        inputs = {"model": model.hash, "first_stage": model.hash, **(inputs or {})}
         if config.first_stage is not None:
             inputs["first_stage"] = content_digest(standalone_vae.files(config.first_stage))
         text = None
@@ -167,7 +173,7 @@ class ExistingModelTask(DenoisingTask):
             modules=modules,
             data=data,
             text=text,
-            conditions=[*_conditions(config, data, model)],
+            conditions=self.conditions_of(data, model),
             levels=config.diffusion.levels(model.process),
             inputs=inputs,
             notes=notes,
@@ -181,7 +187,7 @@ class ExistingModelTask(DenoisingTask):
             self.prior = Samples(
                 self._encoded(prior_data, out / "prior", resumed, observe),
                 self._captions(config, prior_data, model, words, None, finished=text_is_finished),
-                [*_conditions(config, prior_data, model)],
+                self.conditions_of(prior_data, model),
             )
             self._prior_order = prior_data.order
 
@@ -221,6 +227,18 @@ class ExistingModelTask(DenoisingTask):
             }
         return found
 
+    def conditions_of(self, data: TrainingData, model: LatentDiffusion) -> list[TrainingCondition]:
+        """The conditions that the model takes beside text."""
+        found = list[TrainingCondition]()
+        if self.config.labels:
+            found.append(LabelCondition(self.config.labels, data))
+        if model.low_res_process is not None:
+            most = LowResolutionConfig(max_noise_level=model.max_noise_level)
+            found.append(LowResolutionCondition(most, data, model))
+        elif model.extra_channels:
+            found.append(InpaintingCondition(InpaintingConfig(), data, model))
+        return found
+
     @property
     def captions(self) -> tuple[str, ...]:
         """The prompts of the preview's images: the recipe's, else a caption of the data."""
@@ -246,18 +264,3 @@ def chosen_networks(model: LatentDiffusion, names: Sequence[str] | None) -> dict
         if name not in known:
             raise UndustError(f"train: {unknown('network of the model', name, known)}")
     return {name: known[name] for name in names}
-
-
-def _conditions(
-    config: ExistingModelConfig, data: TrainingData, model: LatentDiffusion
-) -> list[TrainingCondition]:
-    """The conditions that the model takes beside text."""
-    found = list[TrainingCondition]()
-    if config.labels:
-        found.append(LabelCondition(config.labels, data))
-    if model.low_res_process is not None:
-        most = LowResolutionConfig(max_noise_level=model.max_noise_level)
-        found.append(LowResolutionCondition(most, data, model))
-    elif model.extra_channels:
-        found.append(InpaintingCondition(InpaintingConfig(), data, model))
-    return found

@@ -73,7 +73,7 @@ def of_first_stage(
 
     size: width and height of the pictures.
     """
-    pictures, _ = _real(data, size, config.pictures, held_out=True)
+    pictures, _ = real_pictures(data, size, config.pictures, held_out=True)
     return lambda: first_stage_figures(network, pictures, networks)
 
 
@@ -90,7 +90,7 @@ def of_diffusion(
     size: width and height of the pictures; ask: the query for a sample. With captions their recall
     is measured too.
     """
-    real, samples = _real(data, size, config.pictures, held_out=False)
+    real, samples = real_pictures(data, size, config.pictures, held_out=False)
     queries = [replace(ask(sample), picture=place) for place, sample in enumerate(samples)]
     # A few training pictures may be all that there are: they are asked for again.
     queries = [queries[place % len(queries)] for place in range(config.pictures)]
@@ -99,7 +99,7 @@ def of_diffusion(
     return lambda: figures(model)
 
 
-def _real(
+def real_pictures(
     data: TrainingData, size: tuple[int, int], count: int, *, held_out: bool
 ) -> tuple[PictureSet, Sequence[int]]:
     """Real pictures, and their indices among the samples: a choice that is the same in all runs."""

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from undust.errors import UndustError
 from undust.regular import read_text
 from undust.training.config_keys import RENAMED, fault, renamed
+from undust.training.controlnet import ControlNetTrainingConfig
 from undust.training.diffusion import DiffusionConfig
 from undust.training.finetune import FinetuneConfig
 from undust.training.first_stage import FirstStageConfig
@@ -20,7 +21,12 @@ from undust.training.lora import LoraConfig
 from undust.training.textual_inversion import TextualInversionConfig
 
 AnyTrainingConfig = (
-    FirstStageConfig | DiffusionConfig | FinetuneConfig | LoraConfig | TextualInversionConfig
+    FirstStageConfig
+    | DiffusionConfig
+    | FinetuneConfig
+    | LoraConfig
+    | TextualInversionConfig
+    | ControlNetTrainingConfig
 )
 """Every kind of training, chosen by the key `kind`; to add one, add its class here."""
 
