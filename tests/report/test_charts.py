@@ -36,7 +36,15 @@ def test_smoothing_is_a_weighted_mean_of_the_values_so_far(values: np.ndarray):
 
 def test_a_quantity_is_beside_its_validation_and_those_of_other_modules():
     figure = "Fréchet distance, network, 256 pictures against 99 pictures, 64x64, seed 0"
-    names = ("seconds", "loss", "pixel", "gradient_norm", "gradient_norm_discriminator", "time")
+    names = (
+        "validation_pixel",
+        "seconds",
+        "loss",
+        "pixel",
+        "gradient_norm",
+        "gradient_norm_discriminator",
+        "time",
+    )
     columns = {name: column(np.linspace(1, 2, 50)) for name in names}
     columns |= {"validation_loss": column([3, 2], 25), "validation_pixel": column([1], 50)}
     columns[figure] = column([60, 50], 25)
@@ -48,6 +56,9 @@ def test_a_quantity_is_beside_its_validation_and_those_of_other_modules():
     assert [each.name for each in found["Loss"].series] == ["logged", "smoothed", "validation"]
     assert [each.name for each in found["Gradient norm"].series if each.role == "raw"] == [
         *("model", "discriminator")
+    ]
+    assert [(each.name, each.colour) for each in found["Pixel"].series][::2] == [
+        *(("logged", 0), ("validation", 1))
     ]
     validation = found["Loss"].series[-1]
     assert [value for value in validation.values if value is not None] == [3, 2]

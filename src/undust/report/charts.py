@@ -120,6 +120,8 @@ def charts(columns: Mapping[str, Column], points: int = MAX_POINTS) -> list[Char
     ranked = sorted(groups, key=lambda name: place[name])
     ends = [column.steps[place] for column in columns.values() for place in (0, -1)]
     span = int(min(ends, default=0)), int(max(ends, default=0))
+    for found in groups.values():
+        found.sort(key=lambda name: name.startswith(VALIDATION))  # the training's colour is first
     return [_chart(name, groups[name], columns, span, points) for name in ranked if groups[name]]
 
 

@@ -4,9 +4,10 @@
   const number = (value) => {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(".00e", "e");
+    if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e");
     return String(Number(value.toPrecision(4)));
   };
+  const WHOLE = [...Array(16).keys()].flatMap((power) => [1, 2, 5].map((one) => one * 10 ** power));
   const step = (value) => Math.round(value).toLocaleString("en");
 
   for (const section of document.querySelectorAll(".samples")) {
@@ -68,7 +69,7 @@
           y: { distr: log && log.checked ? 3 : 1 },
         },
         axes: [
-          axis({ size: 24, gap: 4, values: (_, ticks) => ticks.map(step) }),
+          axis({ size: 24, gap: 4, incrs: WHOLE, values: (_, ticks) => ticks.map(step) }),
           axis({ size: 60, gap: 6, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick))) }),
         ],
         series: [{}, ...chart.series.map(line)],
