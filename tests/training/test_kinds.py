@@ -25,8 +25,7 @@ Write = Callable[[str], Path]
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_the_published_recipes_can_be_read(path: Path):
-    kind = FirstStageConfig if "first-stage" in path.stem else DiffusionConfig
-    assert isinstance(kinds.read(path), kind)
+    assert kinds.read(path).kind in path.stem
 
 
 def test_recipes_are_published():
