@@ -169,7 +169,7 @@ def test_recipes_of_before_are_read():
         "given_noise": False,
         "guides": [],
         "model": "emoji",
-        "model_hash": "24e883535f",
+        "model_hash": "4ebc33031b",
         "undust": "0.1.0",
     }
     recipe = Recipe.read(old)
