@@ -1,10 +1,12 @@
-"""`undust data check`."""
+"""`undust data check` and `undust data encode`."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 MAX_LISTED = 20  # lines of each list
 FOUND_BROKEN = 1  # exit code
 
-app = typer.Typer(help="Check a data set.")
+app = typer.Typer(help="Check or encode a data set.")
 
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True})
@@ -72,6 +74,42 @@ def check(
     _list(report.broken, "broken")
     if report.broken:
         raise typer.Exit(FOUND_BROKEN)
+
+
+@app.command()
+def encode(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.toml", help="Recipe of a diffusion model, TOML.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the encoded data.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe. Repeatable."),
+    ] = None,
+) -> None:
+    """Encode the pictures of a recipe, and captions by a finished text encoder, for many runs."""
+    from undust.training import kinds
+    from undust.training.encode import encode as encode_data
+
+    config = kinds.read(recipe, changes or (), console.note)
+    console.summary(f"reading {config.data.folder}")
+    again = ["undust", "data", "encode", str(recipe), "--out", str(out)]
+    again += [part for change in changes or () for part in ("--set", change)]
+    try:
+        with (
+            console.counted("views", "encoding pictures") as observe,
+            console.counted("captions", "encoding captions") as observe_captions,
+        ):
+            made = encode_data(config, out, observe, observe_captions)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; continue with: {shlex.join(again)}") from None
+    for sentence in made.notes:
+        console.note(sentence)
+    captions = f" and {made.captions} captions" if made.captions else ""
+    console.summary(f"encoded {made.views} views of {made.pictures} pictures{captions}")
+    console.line(out)
+    use = f"undust train {quote(str(recipe))} --set data.folder={quote(str(out))}"
+    console.summary(f"train on it: {use}")
 
 
 def _on_captions(report: DataReport) -> Iterator[str]:

@@ -205,6 +205,11 @@ def files_hash(paths: Iterable[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def joined_hash(hashes: Iterable[str]) -> str:
+    """One SHA-256 of the hashes of several contents, in order."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def tensors_hash(path: Path) -> str:
     """The SHA-256 of the bytes after the header, in hexadecimal, so without the metadata.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ from undust.training.sources import DataSample, DataSource, TrainingData
 from undust.training.views import View
 
 ENCODE_BATCH = 32  # images
+SHARD = 32 * ENCODE_BATCH  # views in a file of several: whole batches, so that bits do not change
+OTHERS = {
+    "first_stage": "another first stage",
+    "size": "another data.size",
+    "pictures": "other pictures (data.limit, data.held_out and the splits choose them)",
+    "views": "other views (data.buckets, data.max_ratio, data.crops or data.flip)",
+}
 CHECKED = 256  # latents whose deviation is judged
 READER_VERSION = 2  # raised when the same image file is read as other pixels than before
 
@@ -126,9 +134,10 @@ class LatentCache:
     """The scaled latents of a run's images, kept in files of the run's folder.
 
     A resumed run reads the files, so that it continues with the same numbers. Files of other inputs
-    and damaged ones are made again. A file has the tensors "mean" and "deviation" of the square
-    views, and others such as "mean 80x48", their rows in the order of the views. notes: a line for
-    each damaged file.
+    and damaged ones are made again; those of encoded data are only read. A file has the tensors
+    "mean" and "deviation" of the square views, and others such as "mean 80x48", their rows in the
+    order of the views. Many views are in several files, each of one size, so that an interrupted
+    encoding continues. notes: a line for each damaged file.
     """
 
     def __init__(
@@ -144,8 +153,8 @@ class LatentCache:
         """made_of: the inputs that the latents depend on, beside the images and their views.
 
         resumed: there is a checkpoint. observe: called with the number of images encoded and of
-        all. Raises UndustError for broken images, and if the training latents of a resumed run are
-        of other inputs.
+        all. Raises UndustError for broken images, and if the training latents of a resumed run or
+        encoded data are of other inputs.
         """
         self.notes: list[str] = []
         self._first_stage, self.views = first_stage, data.views
@@ -163,11 +172,13 @@ class LatentCache:
         def observe_rest(now: int, _: int) -> None:
             observe(len(train) + now, count)
 
-        path = out / "latents.safetensors"
+        self._encoded_data = data.encoded
+        folder = data.encoded or out
+        path = folder / "latents.safetensors"
         stamp = {**made_of, "pictures": digests[0]}
         self._part(path, train, stamp, observe_part, resumed=resumed)
         if held_out:
-            path, stamp = out / "held-out-latents.safetensors", {**stamp, "pictures": digests[1]}
+            path, stamp = folder / "held-out-latents.safetensors", {**stamp, "pictures": digests[1]}
             self._part(path, held_out, stamp, observe_rest, resumed=False)
 
     def sample(self, batch: Batch) -> Tensor:
@@ -208,19 +219,50 @@ class LatentCache:
         if len(views) > len({view.sample for view in views}) or [*by_size] != [self.views.square]:
             shown = json.dumps([[view.size, view.place, view.flip] for view in views])
             made_of = {**made_of, "views": sha256(shown.encode()).hexdigest()}
-        found = self._read(path, made_of, [*by_size], resumed=resumed)
-        if found is None:
-            found = self._encoded(by_size, observe)
-            make_folder(path.parent)
-            safetensors_file.save(path, found, {"made_of": _stamp(made_of)})
-        for size, own in by_size.items():
-            mean, deviation = (found[name] for name in self._names(size))
-            self._rows |= {view: (mean, deviation, row) for row, view in enumerate(own)}
+        files = [(path, by_size, made_of)]
+        if len(views) > SHARD and not self._is_whole(path, made_of, resumed=resumed):
+            parts = [
+                {size: own[start : start + SHARD]}
+                for size, own in by_size.items()
+                for start in range(0, len(own), SHARD)
+            ]
+            files = [
+                (path.with_stem(f"{path.stem}-{k:05}"), part, {**made_of, "part": k})
+                for k, part in enumerate(parts)
+            ]
+        done = 0
+        for file, part, stamp in files:
+
+            def observe_file(now: int, _: int, done: int = done) -> None:
+                observe(done + now, 0)
+
+            found = self._read(file, stamp, [*part], resumed=resumed)
+            if found is None:
+                found = self._encoded(part, observe_file)
+                make_folder(file.parent)
+                safetensors_file.save(file, found, {"made_of": _stamp(stamp)})
+            for size, own in part.items():
+                mean, deviation = (found[name] for name in self._names(size))
+                self._rows |= {view: (mean, deviation, row) for row, view in enumerate(own)}
+                done += len(own)
+
+    def _is_whole(self, path: Path, made_of: Mapping[str, object], *, resumed: bool) -> bool:
+        """Whether one file has all views, as in earlier versions."""
+        if not path.is_file():
+            return False
+        try:
+            return resumed or safetensors_file.header(path).metadata["made_of"] == _stamp(made_of)
+        except (UndustError, KeyError):
+            return False
 
     def _read(
         self, path: Path, made_of: Mapping[str, object], sizes: Sequence[Size], *, resumed: bool
     ) -> dict[str, Tensor] | None:
         """The tensors of a file; None if there is none, or one of other inputs."""
+        names = [name for size in sizes for name in self._names(size)]
+        if self._encoded_data:
+            _check_encoded(path, made_of)
+            return safetensors_file.load(path, names=names)
         if not path.is_file():
             return None
         stamps = [_stamp(made_of)]
@@ -228,7 +270,6 @@ class LatentCache:
             stamps.append(json.dumps(made_of))  # of earlier versions
         try:
             if safetensors_file.header(path).metadata.get("made_of") in stamps:
-                names = [name for size in sizes for name in self._names(size)]
                 return safetensors_file.load(path, names=names)
         except UndustError as error:
             self.notes.append(f"the latents were made again: {error}")
@@ -264,6 +305,22 @@ class LatentCache:
         """The names of the two tensors of a size."""
         suffix = "" if size == self.views.square else f" {size[0]}x{size[1]}"
         return f"mean{suffix}", f"deviation{suffix}"
+
+
+def _check_encoded(path: Path, made_of: Mapping[str, object]) -> None:
+    """Raises UndustError for latents of encoded data that are absent or of other inputs."""
+    try:
+        given: object = json.loads(safetensors_file.header(path).metadata.get("made_of", "{}"))
+    except (ValueError, RecursionError):
+        given = {}
+    now: dict[str, object] = json.loads(_stamp(made_of))
+    before = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+    for key in (*now, *before):
+        if now.get(key) != before.get(key):
+            raise UndustError(
+                f"{path} was encoded with {OTHERS.get(key, 'another version')}: undust data encode "
+                "encodes the pictures with this recipe"
+            )
 
 
 def _stamp(made_of: Mapping[str, object]) -> str:

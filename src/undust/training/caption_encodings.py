@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from undust.conditioning.text import TextConditioner, joined
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.training.data import Observe
 
+SHARD = 1024  # captions in a file
 MEMORY = 4 << 30  # bytes of encoded captions that are kept
 
 
@@ -30,6 +39,55 @@ class CaptionEncodings:
         pooled = [each for _, each in rows if each is not None]
         return torch.cat([states for states, _ in rows]), torch.cat(pooled) if pooled else None
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the text encoders' weights, tokenizers and choice of states."""
+        found = hashlib.sha256()
+        for text in self._texts:
+            words = sorted(text.tokenizer.numbers.items()), text.tokenizer.length
+            found.update(json.dumps([words, text.penultimate, text.pooled]).encode())
+            for name, tensor in sorted(text.encoder.state_dict().items()):
+                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def write(self, folder: Path, captions: Sequence[str], observe: Observe) -> None:
+        """Writes encoded captions to files of a folder; what is there already stays.
+
+        observe: called with the number of captions done and of all.
+        """
+        for number, start in enumerate(range(0, len(captions), SHARD)):
+            part = captions[start : start + SHARD]
+            path = folder / f"captions-{number:05}.safetensors"
+            metadata = {"text_encoders": self.digest, "captions": json.dumps(part)}
+            if not (path.is_file() and _metadata(path) == metadata):
+                text, pooled = self(part)
+                tensors = {"text": text} if pooled is None else {"text": text, "pooled": pooled}
+                safetensors_file.save(path, tensors, metadata)
+            observe(start + len(part), len(captions))
+
+    def read(self, folder: Path) -> None:
+        """Uses the files that `write` has left in a folder.
+
+        Raises UndustError for those of other text encoders, and for damaged ones.
+        """
+        for path in sorted(folder.glob("captions-*.safetensors")):
+            metadata = _metadata(path)
+            if metadata.get("text_encoders") != self.digest:
+                raise UndustError(
+                    f"{path} was encoded with another text encoder: undust data encode encodes "
+                    "the captions with this recipe"
+                )
+            tensors = safetensors_file.load(path)
+            try:
+                captions = TypeAdapter(list[str]).validate_json(metadata.get("captions", ""))
+                states, own = tensors["text"].split(1), tensors.get("pooled")
+                pooled = [None] * len(captions) if own is None else own.split(1)
+                rows = zip(states, pooled, strict=True)
+                self._kept |= dict(zip(captions, rows, strict=True))
+            except (ValueError, KeyError) as error:
+                raise UndustError(f"{path} is damaged: remove it, and encode again") from error
+
     def _encoded(self, caption: str) -> tuple[Tensor, Tensor | None]:
         if caption in self._kept:
             return self._kept[caption]
@@ -41,3 +99,7 @@ class CaptionEncodings:
             self._free -= size
             self._kept[caption] = found
         return found
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    return safetensors_file.header(path).metadata

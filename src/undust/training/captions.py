@@ -100,6 +100,16 @@ class CaptionSampler:
         order = sorted(range(len(entries)), key=chances[3:].__getitem__)
         return template.replace("{}", ", ".join(entries[place] for place in order[:count]))
 
+    def possible(self, samples: Sequence[int]) -> list[str]:
+        """Every caption that can be drawn for these samples, but for parts of lists; sorted."""
+        found = {""}
+        for sample in samples:
+            for field, entries in self.choices[sample]:
+                if len(entries) == 1:
+                    templates = self.templates.get(field, ("{}",))
+                    found |= {template.replace("{}", entries[0]) for template in templates}
+        return sorted(found)
+
     def all_texts(self, samples: Sequence[int] | None = None) -> list[str]:
         """Every caption of these samples or of all, and every template, to learn a vocabulary."""
         choices = self.choices if samples is None else [self.choices[k] for k in samples]

@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 
 from undust.datasets import image_folder
+from undust.datasets.encoded import EncodedData, is_encoded
 from undust.datasets.metadata import FEW
 from undust.datasets.samples import FOLDER, Sample, Split
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
-from undust.formats.safetensors_file import content_hash
+from undust.formats.safetensors_file import content_hash, joined_hash
 from undust.training.buckets import BucketRule, Size
 from undust.training.configs import DataConfig
 from undust.training.data import CPU, SampleOrder
@@ -68,6 +69,10 @@ class DataSample(Protocol):
 
     def size(self) -> tuple[int, int]:
         """Width and height of the image, without decoding it. Raises UndustError as `image`."""
+        ...
+
+    def content_hash(self) -> str:
+        """The SHA-256 of the image's file. Raises UndustError if it cannot be read."""
         ...
 
     def column(self, name: str, /) -> str | None:
@@ -141,7 +146,16 @@ class ImageFolderSource:
 
     def digest(self, indices: Sequence[int], /) -> str:
         """A hash of these images' files, the same wherever the folder is."""
-        return joined_digest(self.samples[index].content_hash() for index in indices)
+        return joined_hash(self.samples[index].content_hash() for index in indices)
+
+
+@source("encoded")
+class EncodedSource(EncodedData):
+    """A folder that `undust data encode` has written."""
+
+    def __init__(self, data: DataConfig) -> None:
+        """Raises UndustError for a folder without a whole index."""
+        super().__init__(data.folder)
 
 
 class SelectedSource:
@@ -191,7 +205,7 @@ class TrainingData:
 
     samples: all of the source; train, held_out: indices into them. order, validation: the two in
     the order in which they are drawn, validation with numbers that do not depend on `seed`. views:
-    the parts of the pictures that are trained on.
+    the parts of the pictures that are trained on; encoded: the folder of encoded data, or None.
     """
 
     def __init__(
@@ -209,7 +223,9 @@ class TrainingData:
         numbers; maps: columns in which every sample has to have a map; buckets: of the network,
         None for one that takes squares alone.
         """
-        source = SOURCES[config.source](config)
+        found = config.source == "folder" and is_encoded(config.folder)
+        source = SOURCES["encoded" if found else config.source](config)
+        self.encoded = config.folder if isinstance(source, EncodedSource) else None
         self.source = with_maps(source, maps, skip=config.on_error == "skip")
         self.samples = [self.source.sample(index) for index in range(len(self.source))]
         self.train, self.held_out = split_samples(self.samples, config.held_out)
@@ -304,12 +320,7 @@ def groups(samples: Sequence[DataSample], indices: Sequence[int], draw_by: str) 
 
 def content_digest(paths: Iterable[Path]) -> str:
     """One hash of the contents of all these files, in order."""
-    return joined_digest(map(content_hash, paths))
-
-
-def joined_digest(hashes: Iterable[str]) -> str:
-    """One hash of the hashes of several contents, in order."""
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return joined_hash(map(content_hash, paths))
 
 
 def captions_in(sample: DataSample, fields: Collection[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -23,7 +24,7 @@ from undust.training.captions import (
     too_long,
 )
 from undust.training.checkpoints import TrainingCheckpoint
-from undust.training.data import Batch, RandomStream
+from undust.training.data import Batch, Observe, RandomStream
 from undust.training.sources import TrainingData, captions_in
 
 
@@ -63,6 +64,9 @@ class Captions:
         self.example = next((text for text in texts if text.strip()), "")
         self.tokenizer, self.finished = tokenizer_of(texts), finished
         self._encodings = CaptionEncodings(finished)
+        self._possible = partial(self._sampler.possible, [*data.train, *data.held_out])
+        if finished and data.encoded:
+            self._encodings.read(data.encoded)
         self.notes += too_long(config, [captions[k] for k in data.train], self.tokenizer)
 
     def __call__(self, batch: Batch) -> list[str | None]:
@@ -80,6 +84,17 @@ class Captions:
     def encoded(self, prompts: Sequence[str | None]) -> tuple[Tensor, Tensor | None] | None:
         """The prompts by the finished text encoders; None if there are none."""
         return self._encodings(prompts) if self.finished else None
+
+    def store(self, folder: Path, observe: Observe) -> int:
+        """Writes the captions by the finished text encoders to a folder; their number.
+
+        observe: called with the number of captions done and of all.
+        """
+        if not self.finished:
+            return 0
+        captions = self._possible()
+        self._encodings.write(folder, captions, observe)
+        return len(captions)
 
     def first(self, sample: int) -> str:
         """One caption of a sample, always the same."""

@@ -1,0 +1,68 @@
+"""Encoding a data set once for many runs: the library's side of `undust data encode`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from undust.datasets import encoded
+from undust.errors import UndustError
+from undust.formats.files import make_folder
+from undust.formats.locks import FileLock, LockedError
+from undust.training.caches import LatentCache, all_views
+from undust.training.conditions import LabelCondition
+from undust.training.data import Observe
+from undust.training.denoising import DenoisingTask
+from undust.training.run import LOCK
+from undust.training.task import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The number of pictures, of their views, and of captions that were encoded; notes."""
+
+    pictures: int
+    views: int
+    captions: int
+    notes: list[str]
+
+
+def encode(
+    config: TrainingConfig, out: Path, observe: Observe, observe_captions: Observe
+) -> Encoded:
+    """Writes the latents of a recipe's pictures, and by a finished text encoder its captions.
+
+    What is in `out` already and of the same inputs stays, so that an interrupted one continues.
+    Raises UndustError for a recipe whose steps need more than latents and captions, for a folder
+    that is in use or of a run, and as `TrainingConfig.task`.
+    """
+    if encoded.is_encoded(config.data.folder):
+        raise UndustError(f"{config.data.folder} is encoded data already")
+    if any((out / "checkpoints").glob("step-*")):
+        raise UndustError(f"{out} is the folder of a run; choose another --out")
+    make_folder(out)
+    try:
+        lock = FileLock(out / LOCK)
+    except LockedError as error:
+        raise UndustError(f"{out} is in use: {error} writes in it; choose another --out") from None
+    except OSError as error:
+        raise UndustError(f"cannot write to {out}: {error.strerror}") from error
+    try:
+        (out / encoded.INDEX).unlink(missing_ok=True)  # of other inputs, perhaps
+        task = config.complete().task(out, None, observe)
+        if not isinstance(task, DenoisingTask) or not isinstance(task.latents, LatentCache):
+            raise UndustError(
+                "the recipe trains on pictures and has no latents to encode: that of a diffusion "
+                "model with a first stage has"
+            )
+        if any(not isinstance(each, LabelCondition) for each in task.conditions):
+            raise UndustError(
+                "maps, masks and low resolutions are made of pictures in each step: train this "
+                "recipe from the pictures"
+            )
+        captions = task.text.store(out, observe_captions) if task.text else 0
+        encoded.write_index(out, task.data.samples)
+        views = len(all_views(task.data))
+        return Encoded(len({*task.data.train, *task.data.held_out}), views, captions, task.notes)
+    finally:
+        lock.release()
