@@ -55,10 +55,10 @@ def test_diffusers_paints_the_same_picture_from_the_same_latent(emoji):
     noise = torch.randn(1, *emoji.latent_shape(*emoji.size), generator=torch.manual_seed(0))
     for prompt in ("a smiling cat", "빨간 하트"):
         expected = theirs(
-            prompt, latents=noise, num_inference_steps=20, guidance_scale=4.0, output_type="np"
+            prompt, latents=noise, num_inference_steps=8, guidance_scale=4.0, output_type="np"
         ).images[0]
         (got,) = emoji.generate(
-            prompt, noise=noise, steps=20, guidance=4.0, sampler="ddim", schedule="leading"
+            prompt, noise=noise, steps=8, guidance=4.0, sampler="ddim", schedule="leading"
         )
         assert np.abs(expected * 255 - np.asarray(got.image, float)).max() <= 2
 
@@ -99,8 +99,9 @@ def test_adaptive_samplers_paint_each_picture_alone(emoji):
 
 def test_pictures_of_a_batch_are_those_alone_to_one_byte(emoji):
     """At the defaults, and where noise is drawn: on any processor."""
-    prompts = ["a smiling cat", "웃는 고양이", "red heart"]
-    for options in ({}, {"sampler": "euler-ancestral"}, {"upscale": "2@0.4", "steps": 8}):
+    prompts = ["a smiling cat", "red heart"]
+    noisy = {"sampler": "euler-ancestral", "steps": 10}
+    for options in ({}, noisy, {"upscale": "2@0.4", "steps": 4}):
         together = emoji.generate(prompts, seed=7, **options)
         exact = emoji.generate(prompts, seed=7, exact=True, **options)
         for one, other in zip(together, exact, strict=True):

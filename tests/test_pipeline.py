@@ -59,10 +59,10 @@ def apart(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_of_a_batch_is_the_picture_alone(model: LatentDiffusion, sampler: str):
-    together = model.generate(PROMPTS, seed=5, count=2, steps=4, sampler=sampler)
-    batch = [(1, 0)] * 6 if SAMPLERS[sampler].adaptive else [(6, place) for place in range(6)]
+    together = model.generate(PROMPTS[1:], seed=5, count=2, steps=4, sampler=sampler)
+    batch = [(1, 0)] * 4 if SAMPLERS[sampler].adaptive else [(4, place) for place in range(4)]
     assert [(p.recipe.batch, p.recipe.place) for p in together] == batch
-    for picture in together:
+    for picture in (together[0], together[3]):  # both prompts, both seeds
         alone = model.generate(
             picture.recipe.prompt, seed=picture.recipe.seed, steps=4, sampler=sampler
         )
