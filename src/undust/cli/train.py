@@ -84,6 +84,7 @@ def _run(config: AnyTrainingConfig, out: Path, how: str, *, resume: bool) -> str
     try_writing(out)
     try:
         from undust.training.loop import TrainingProgress
+        from undust.training.machine import peak_memory
         from undust.training.run import check_run, prepare
 
         if resume and (note := check_run(config, out)):
@@ -112,8 +113,11 @@ def _run(config: AnyTrainingConfig, out: Path, how: str, *, resume: bool) -> str
                     bar.note(sentence)
                 validation = progress.validation
                 shown = "" if validation is None else f", validation {validation:.4f}"
+                norm = progress.losses.get("gradient_norm", 0.0)
                 speed = f"{console.amount(rate)} samples/s"
-                bar.update(progress.step, f"loss {loss:.4f}{shown}, {speed}")
+                memory = f"{peak_memory().get('memory', 0.0):.1f} GiB"
+                text = f"loss {loss:.4f}{shown}, gradient {norm:.3g}, {speed}, {memory}"
+                bar.update(progress.step, text)
 
             finished = trainer.train(observe)
     except KeyboardInterrupt:

@@ -15,16 +15,16 @@ def dumps(tree: Mapping[str, Any]) -> str:
 
 def _table(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     inner: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping) or _are_tables(value):
-            inner.append((key, value))
-        elif value is not None:
-            yield f"{_key(key)} = {_value(value)}"
-    for key, value in inner:
+    for key, each in tree.items():
+        if isinstance(each, Mapping) or _are_tables(each):
+            inner.append((key, each))
+        elif each is not None:
+            yield f"{_key(key)} = {value(each)}"
+    for key, own in inner:
         name = ".".join(map(_key, (*path, key)))
-        for each in (value,) if isinstance(value, Mapping) else value:
+        for each in (own,) if isinstance(own, Mapping) else own:
             yield ""
-            yield f"[{name}]" if isinstance(value, Mapping) else f"[[{name}]]"
+            yield f"[{name}]" if isinstance(own, Mapping) else f"[[{name}]]"
             yield from _table(each, (*path, key))
 
 
@@ -35,22 +35,23 @@ def _are_tables(value: object) -> bool:
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else value(name)
 
 
-def _value(value: object) -> str:
-    match value:
+def value(given: object) -> str:
+    """A value as TOML in one line."""
+    match given:
         case bool():
-            return "true" if value else "false"
+            return "true" if given else "false"
         case int() | float():
-            return repr(value)
+            return repr(given)
         case Mapping():
-            tree = cast("Mapping[str, object]", value)
-            pairs = [f"{_key(k)} = {_value(v)}" for k, v in tree.items() if v is not None]
+            tree = cast("Mapping[str, object]", given)
+            pairs = [f"{_key(k)} = {value(v)}" for k, v in tree.items() if v is not None]
             return f"{{{', '.join(pairs)}}}"
         case list() | tuple():
-            several = cast("Sequence[object]", value)
-            return f"[{', '.join(_value(each) for each in several if each is not None)}]"
+            several = cast("Sequence[object]", given)
+            return f"[{', '.join(value(each) for each in several if each is not None)}]"
         case _:
-            text = re.sub(r"[\ud800-\udfff]", "\ufffd", str(value))
+            text = re.sub(r"[\ud800-\udfff]", "\ufffd", str(given))
             return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from undust.errors import unknown
+from undust.formats import toml_text
 from undust.regular import read_text
 
 FOLDER = Path(__file__).parent / "templates"
@@ -37,6 +37,7 @@ VALUES: dict[str, Any] = {
     "batch": 64,
     "ema": 0.998,
     "sample_every": 250,
+    "log_every": 20,
 }
 """Of the recipes of diffusion models; the sizes suit pictures of 64 pixels on a processor."""
 
@@ -122,8 +123,7 @@ def _aligned(line: str) -> str:
 
 def _toml(value: object) -> str:
     """A value as TOML, without the sign of comments."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text.replace("#", "\\u0023").replace("\x7f", "\\u007f")
+    return toml_text.value(value).replace("#", "\\u0023")
 
 
 @cache

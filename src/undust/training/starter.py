@@ -27,7 +27,8 @@ from undust.pipeline import LatentDiffusion
 from undust.training import kinds, recipe_templates
 from undust.training.checkpoints import newest_config
 from undust.training.kinds import AnyTrainingConfig
-from undust.training.run import prepare
+from undust.training.loop import Trainer
+from undust.training.precision import resolved
 
 BASE = "emoji"
 SIZES = (64, 96, 128, 192, 256)  # pixels, multiples of the first stage's factor
@@ -38,8 +39,9 @@ SHEET_SECONDS = 30.0  # for the sheet of samples and the report
 BATCH = 32
 PROBED = 3  # steps
 FEWEST = 20  # steps
-OUTPUTS = 8  # previews of a run
+OUTPUTS, OUTPUT_SECONDS = 8, 15.0  # previews of a run at most, and the time between two at least
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.1, 60
+LOGGED = 200  # lines of a run's log, at least
 SHOWN = 24  # pictures of the sheet
 PREVIEWS = 8  # prompts
 PROMPT = "a picture"  # of pictures without captions
@@ -133,6 +135,7 @@ class Starter:
         `resume`.
         """
         self.found, self.out, self.resume, self._note = found, out, resume, note
+        self._paces: dict[tuple[str, int], float] = {}
         self._began, self._seconds = time.monotonic(), seconds - SHEET_SECONDS
         limit = max(BATCH, int(READING_SHARE * seconds / (2 * found.seconds)))
         self.limit = 0 if limit >= found.pictures else limit
@@ -208,8 +211,9 @@ class Starter:
         left = share * self._seconds - (time.monotonic() - self._began)
         reading = (self.limit or self.found.pictures) * self.found.seconds
         steps = max(FEWEST, int((left - reading) / pace))
-        every = max(1, steps // OUTPUTS)
-        return recipe_templates.recipe(template, **values, steps=steps, sample_every=every)
+        every = max(1, steps // OUTPUTS, math.ceil(OUTPUT_SECONDS / pace))
+        intervals = {"sample_every": every, "log_every": max(1, steps // LOGGED)}
+        return recipe_templates.recipe(template, **values, **intervals, steps=steps)
 
     def _size(self, values: Mapping[str, Any]) -> int:
         """The largest size of pictures for which the time is enough.
@@ -230,13 +234,18 @@ class Starter:
 
     def _pace(self, template: str, values: Mapping[str, Any]) -> float:
         """The seconds of a step, by a few steps on a few pictures, which are thrown away."""
+        key = template, int(values["size"])
+        if key in self._paces:
+            return self._paces[key]
         text = recipe_templates.recipe(template, **{**values, "limit": BATCH}, steps=10**6)
-        config = kinds.parse(tomllib.loads(text), template)
+        config, _ = resolved(kinds.parse(tomllib.loads(text), template).complete())
         make_folder(self.out)
         with workspace(self.out / "probe", self.out) as scratch:
-            trainer, _ = prepare(config, scratch / "run")
-            trainer.advance()
+            task = config.task(scratch, None, lambda _done, _all: None)
+            trainer = Trainer(task, config, scratch)
+            trainer.advance()  # the first is slower
             began = time.monotonic()
             for _ in range(PROBED):
                 trainer.advance()
-            return (time.monotonic() - began) / PROBED
+            self._paces[key] = (time.monotonic() - began) / PROBED
+        return self._paces[key]
