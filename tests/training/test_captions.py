@@ -114,6 +114,8 @@ def test_captions_that_are_not_there_are_refused_with_the_columns_that_are():
     samples = [sample(caption="a", prompt="b"), sample(caption="c")]
     with pytest.raises(UndustError, match=r"in text; .* columns caption \(2\), prompt \(1\): name"):
         check_captions(CaptionsConfig(), samples)
+    with pytest.raises(UndustError, match=r"in capton; did you mean caption\? the data has the"):
+        check_captions(CaptionsConfig(fields=("capton",)), samples)
     assert check_captions(CaptionsConfig(fields=("caption",)), samples) == []
     assert len(check_captions(CaptionsConfig(), samples, required=False)) == 2  # a run that goes on
     with pytest.raises(UndustError, match=r"the data has no captions: put one beside each picture"):

@@ -113,6 +113,9 @@ class Square:
     def image(self) -> Image.Image:
         return Image.new("RGB", (20, 20), self.colour)
 
+    def size(self) -> tuple[int, int]:
+        return self.image().size
+
 
 class Squares:
     """A data source of coloured squares."""
@@ -161,3 +164,24 @@ def test_a_source_is_registered_under_its_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(SOURCES, "folder")
     assert source("folder")(ImageFolderSource) is ImageFolderSource
     assert SOURCES["folder"] is ImageFolderSource
+
+
+def test_pictures_without_a_map_are_named_or_left_out(tmp_path: Path):
+    for name in ("images/a.png", "images/b.png", "images/c.png", "depth/a.png", "depth/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    table = DataConfig(folder=tmp_path, size=16)
+    wrong = r'1 of 3 pictures have no depth: images/b\.png; data\.on_error = "skip" trains without'
+    with pytest.raises(UndustError, match=wrong):
+        TrainingData(table, seed=0, maps=["depth"])
+    with pytest.raises(
+        UndustError, match="3 of 3 pictures have no deep; columns of the data: depth"
+    ):
+        TrainingData(table, seed=0, maps=["deep"])
+    skipping = table.model_copy(update={"on_error": "skip"})
+    some = TrainingData(skipping, seed=0, maps=["depth"])
+    assert [sample.group for sample in some.samples] == ["images/a.png", "images/c.png"]
+    assert some.notes[-1] == "not trained on: 1 of 3 pictures have no depth: images/b.png"
+    everything = ImageFolderSource(table)
+    assert some.source.digest([1]) == everything.digest([2])
+    assert len(some.source) == 2

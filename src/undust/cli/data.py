@@ -34,7 +34,14 @@ def emoji(options: Annotated[list[str] | None, typer.Argument()] = None) -> None
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Folder of pictures, of tars or of Parquet files; such a file; or a pattern of "
+            "names: shards/{000..015}.tar.",
+        ),
+    ],
 ) -> None:
     """Report the numbers, sizes and captions of pictures, and unused and broken files."""
     from undust.datasets import image_folder

@@ -18,7 +18,7 @@ from undust.datasets.metadata import (
     text_of,
     values_of,
 )
-from undust.datasets.pairs import paired
+from undust.datasets.pairs import IMAGES, paired
 from undust.datasets.samples import SPLITS, Contents, Sample, Split, few, split_of
 from undust.datasets.storage import Storage
 from undust.errors import UndustError
@@ -43,8 +43,11 @@ class FolderScan:
             else:
                 self.sources[path.parent] = path
         self.pairs = paired(folder, self.files.pictures)
-        below = {name.lower() for name in storage.folders(folder)}
-        self.split_folders = any(SPLITS.get(name) == "train" for name in below)
+        below = storage.folders(folder)
+        for name in below if self.pairs.maps else ():
+            if name.lower() in IMAGES:
+                below = [*below, *storage.folders(folder / name)]
+        self.split_folders = any(SPLITS.get(name.lower()) == "train" for name in below)
 
     @property
     def empty(self) -> bool:
@@ -69,10 +72,6 @@ class FolderScan:
             else:
                 self._unlisted(path)
         found.samples = [self._with_maps(sample) for sample in found.samples]
-        found.unmapped = {
-            column: [self._name(path) for path in paths]
-            for column, paths in self.pairs.unmapped.items()
-        }
         found.unpaired = [self._name(path) for path in self.pairs.unpaired]
         found.hidden = [self._name(path) + _inside(path) for path in self.files.hidden]
         found.links = [self._name(path) for path in self.files.links]
@@ -114,8 +113,6 @@ class FolderScan:
 
     def _with_maps(self, sample: Sample) -> Sample:
         maps = self.pairs.maps.get(sample.path, {}) | self.files.maps.get(sample.path, {})
-        for column in maps:
-            self.found.maps[column] = self.found.maps.get(column, 0) + 1
         return replace(sample, maps=maps) if maps else sample
 
     def _listed(self, source: Path) -> set[Path]:
@@ -185,7 +182,9 @@ class FolderScan:
         return {}
 
     def _split(self, path: Path) -> Split:
-        first = path.relative_to(self.folder).parts[0].lower()
+        first, *rest = (part.lower() for part in path.relative_to(self.folder).parts)
+        if self.pairs.maps and first in IMAGES and len(rest) > 1:
+            first = rest[0]
         if self.split_folders:
             return SPLITS.get(first, "train")
         return self.split

@@ -15,12 +15,11 @@ IMAGES = ("images", "image", "pictures")  # names of the folder that has the pic
 class Pairs:
     """The result of `paired`.
 
-    maps: picture → its maps by column, the name of the maps' folder. unmapped: column → pictures
-    without one. unpaired: maps without a picture.
+    maps: picture → its maps by column, the name of the maps' folder. unpaired: maps without a
+    picture.
     """
 
     maps: dict[Path, dict[str, Path]] = field(default_factory=dict[Path, dict[str, Path]])
-    unmapped: dict[str, list[Path]] = field(default_factory=dict[str, list[Path]])
     unpaired: list[Path] = field(default_factory=list[Path])
 
     @property
@@ -54,9 +53,6 @@ def paired(root: Path, pictures: Sequence[Path]) -> Pairs:
             if 2 * len(maps.keys() & images.keys()) < len(maps) or column.lower() in SPLITS:
                 continue
             found.unpaired += [path for key, path in maps.items() if key not in images]
-            for key, picture in images.items():
-                if key in maps:
-                    found.maps.setdefault(picture, {})[column] = maps[key]
-                else:
-                    found.unmapped.setdefault(column, []).append(picture)
+            for key in maps.keys() & images.keys():
+                found.maps.setdefault(images[key], {})[column] = maps[key]
     return found

@@ -93,20 +93,16 @@ class Contents:
 
     kind: its layout, in words. samples: in the order of the metadata's rows, without metadata in
     the order of names. broken: an error for each row, file or part that cannot be used. unlisted:
-    pictures that the metadata beside or above them does not name. maps: the number of samples with
-    a map, by the map's column, as found in parallel folders; unmapped: by column, the pictures
-    without one; unpaired: the maps without a picture. sidecars: the number of captions from files
-    beside the pictures; unread_sidecars: of such files that are not read because the metadata has
-    the caption. hidden, links, skipped: files as `Unread` has them, by name. remarks: further lines
-    for people.
+    pictures that the metadata beside or above them does not name. unpaired: maps in parallel
+    folders without a picture. sidecars: the number of captions from files beside the pictures;
+    unread_sidecars: of such files that are not read because the metadata has the caption. hidden,
+    links, skipped: files as `Unread` has them, by name. remarks: further lines for people.
     """
 
     kind: str = "folder"
     samples: list[Sample] = field(default_factory=list[Sample])
     broken: list[UndustError] = field(default_factory=list[UndustError])
     unlisted: list[str] = field(default_factory=list[str])
-    maps: dict[str, int] = field(default_factory=dict[str, int])
-    unmapped: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     unpaired: list[str] = field(default_factory=list[str])
     hidden: list[str] = field(default_factory=list[str])
     links: list[str] = field(default_factory=list[str])
@@ -115,16 +111,26 @@ class Contents:
     unread_sidecars: int = 0
     remarks: list[str] = field(default_factory=list[str])
 
+    @property
+    def maps(self) -> Counter[str]:
+        """The number of samples with a map beside them, by its column."""
+        return Counter(column for sample in self.samples for column in sample.maps)
+
+    @property
+    def unmapped(self) -> dict[str, list[str]]:
+        """The names of the samples without such a map, by column, if there are any."""
+        found = {
+            column: [sample.group for sample in self.samples if column not in sample.maps]
+            for column in self.maps
+        }
+        return {column: names for column, names in found.items() if names}
+
     def add(self, part: Contents, above: str) -> None:
         """Adds the files of a part, but not its samples; above: put before their names."""
         self.broken += part.broken
         self.remarks += part.remarks
         self.sidecars += part.sidecars
         self.unread_sidecars += part.unread_sidecars
-        for column, count in part.maps.items():
-            self.maps[column] = self.maps.get(column, 0) + count
-        for column, names in part.unmapped.items():
-            self.unmapped.setdefault(column, []).extend(above + name for name in names)
         for own, names in (
             (self.unlisted, part.unlisted),
             (self.unpaired, part.unpaired),
@@ -138,7 +144,7 @@ class Contents:
         """Of each kind of unused file the names, after the words for it."""
         return [
             ("not named in the metadata, not used", self.unlisted),
-            *((f"pictures without one in {name}/", names) for name, names in self.unmapped.items()),
+            *((f"without a map in {name}", names) for name, names in self.unmapped.items()),
             ("maps without a picture, not used", self.unpaired),
             ("hidden or system files, not used", self.hidden),
             ("broken or repeated links, not used", self.links),
@@ -152,7 +158,7 @@ class Contents:
         if unread:
             lines.append(f"caption files not read, because the metadata has the captions: {unread}")
         for column, count in self.maps.items():
-            lines.append(f"maps of {pictures(count)} are in {column}/, as column {column}")
+            lines.append(f"maps of {pictures(count)}, as column {column}")
         return [*lines, *self.remarks]
 
     def notes(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Annotated, Self
 
@@ -132,6 +133,9 @@ def check_captions(
     columns = f"the data has the columns {columns}" if columns else "the data has no captions"
     own = [captions_in(sample, config.fields) for sample in samples]
     absent = [name for name in dict.fromkeys(config.fields) if not any(name in has for has in own)]
+    others = [name for name in known if name not in config.fields]
+    near = dict.fromkeys(match for name in absent for match in get_close_matches(name, others, n=1))
+    guess = f"; did you mean {' and '.join(map(printable, near))}?" if near else ";"
     missing = sum(not has for has in own)
     if missing == len(samples) and required:
         remedy = (
@@ -139,17 +143,19 @@ def check_captions(
             if known
             else "put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl"
         )
-        folders = sorted({PurePosixPath(sample.group).parent.name for sample in samples} - {""})
+        inside = (PurePosixPath(sample.group) for sample in samples if sample.column("folder"))
+        folders = sorted({name.parent.name for name in inside} - {""})
         if not known and len(folders) > 1:
             names = ", ".join(map(printable, folders[:3]))
             remedy += f"; names of folders ({names}, …) are classes with a table [labels]"
         raise UndustError(
-            f"captions.fields: no picture has a caption in {', '.join(config.fields)}; {columns}: "
+            f"captions.fields: no picture has a caption in {', '.join(config.fields)}{guess} "
+            f"{columns}: "
             f"{remedy}. To train without captions: captions.fields = []"
         )
     notes: list[str] = []
     if absent:
-        notes.append(f"captions.fields: no picture has {', '.join(absent)}; {columns}")
+        notes.append(f"captions.fields: no picture has {', '.join(absent)}{guess} {columns}")
     if missing:
         notes.append(
             f"{missing} of {len(samples)} pictures ({missing / len(samples):.0%}) have no caption "
