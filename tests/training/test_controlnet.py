@@ -112,7 +112,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 ):
     """Also one that starts from another ControlNet."""
     folder = variant_folder("sd1")
-    assert train(recipe(folder), tmp_path / "first")
+    ControlNetTask(recipe(folder), tmp_path).publish(tmp_path / "first")
     for steps in (1, 3):
         config = recipe(folder, init=str(tmp_path / "first"), run={"steps": steps})
         assert train(config, tmp_path / "parts", resume=steps > 1)
@@ -185,6 +185,7 @@ def test_edges_are_those_of_each_view(variant_folder: Folder, recipe: Recipe, tm
 REFUSED = [
     ({"condition": {"kind": "map"}}, "condition: column is needed for kind map"),
     ({"condition": {**CANNY, "column": "map"}}, "condition: column is needed for kind map"),
+    ({"condition": {**CANNY, "high": 1e5}}, "none of 10 pictures has edges with the thresholds"),
     ({"condition": {**CANNY, "low": 201}}, "low is 201 and high 200"),
     (
         {"condition": {"kind": "map", "column": "map", "low": 1}},

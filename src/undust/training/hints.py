@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from undust.conditioning.canny import canny_edges
+from undust.errors import UndustError
 from undust.evaluation.agreement import edge_f_measure
 from undust.evaluation.metrics import psnr
 from undust.pictures import from_image, to_images
@@ -23,6 +24,7 @@ from undust.training.sources import DataSample, TrainingData
 from undust.training.views import View
 
 LOW, HIGH = 100.0, 200.0  # as `undust generate --control NETWORK=canny:PICTURE`
+CHECKED = 32  # pictures, of which one has to have edges
 MEMORY = 1 << 30  # bytes of edges that are kept
 
 
@@ -63,11 +65,19 @@ class HintCondition(TrainingCondition):
     """The hint of each sample, and the agreement of pictures with it."""
 
     def __init__(self, config: HintConfig, data: TrainingData) -> None:
+        """Raises UndustError if pictures seem to have no edges."""
         self.config, self.views, self._count = config, data.views, len(data.samples)
         self._pictures = ImageCache(data.source, memory=0)
         self._maps = ImageCache(data.source, read=self._map) if config.column else None
         width, height = data.views.square
         self._edges = lru_cache(MEMORY // (width * height))(self._found_edges)
+        some = data.train[:: max(1, len(data.train) // CHECKED)][:CHECKED]
+        if not self._maps and not any(bool(self._edges(view).any()) for view in self.square(some)):
+            low, high = config.thresholds
+            raise UndustError(
+                f"condition: none of {len(some)} pictures has edges with the thresholds {low:g} "
+                f"and {high:g}; lower ones may find some"
+            )
 
     @property
     def digest(self) -> str:
