@@ -112,7 +112,8 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 ):
     """Also one that starts from another ControlNet."""
     folder = variant_folder("sd1")
-    ControlNetTask(recipe(folder), tmp_path).publish(tmp_path / "first")
+    (tmp_path / "first").mkdir()
+    ControlNetTask(recipe(folder), tmp_path).publish(tmp_path / "first/model")
     for steps in (1, 3):
         config = recipe(folder, init=str(tmp_path / "first"), run={"steps": steps})
         assert train(config, tmp_path / "parts", resume=steps > 1)
