@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 AVERAGED_STEPS = 100  # for the loss that is shown
 MINUTES = 10.0
+DATA = (".tar", ".parquet")  # endings of data sets in files
 
 
 def train(
@@ -58,7 +59,7 @@ def train(
 
     out = out or RUNS / recipe.stem
     again = ["undust", "train", str(recipe), "--out", str(out), "--resume"]
-    if recipe.exists() and not (recipe.is_file() and recipe.suffix.lower() == ".toml"):
+    if recipe.is_dir() or recipe.suffix.lower() in DATA:
         if changes:
             raise UndustError(
                 "--set changes a recipe; a folder of pictures has none yet: undust init writes one"
