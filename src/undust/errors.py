@@ -87,6 +87,8 @@ def demand(details: Mapping[str, Any]) -> str:
             return f"{context['discriminator']}: '{given}' is none of {context['expected_tags']}"
         case "path_type":
             return "has to be a path"
+        case "tuple_type":
+            return "has to be a list"
         case _:
             pass
     message = re.sub(r"(, unable .*|, got .*| after validation.*| or instance of .*)$", "", message)

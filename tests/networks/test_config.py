@@ -208,7 +208,7 @@ def test_several_faults_are_named_at_once_and_each_once() -> None:
         AutoencoderConfig.read({"block_out_channels": "wide", "flux": 1})
     assert str(raised.value) == (
         "unsupported AutoencoderConfig: block_out_channels = 'wide': "
-        "has to be a valid tuple; flux = 1: is not known"
+        "has to be a list; flux = 1: is not known"
     )
 
 

@@ -99,6 +99,27 @@ def test_the_objective_is_that_of_the_models_prediction(
     torch.testing.assert_close(task.losses(batch)["loss"], expected, rtol=1e-4, atol=0)
 
 
+@torch.no_grad()
+def test_xl_is_told_the_sizes_of_the_data(variant_folder: Folder, recipe: Recipe, tmp_path: Path):
+    """16 px pictures at 32 px, with diffusers' time ids, pooled text and both encoders' states."""
+    place = variant_folder("sdxl")
+    task = FinetuneTask(recipe(place, captions={"drop": 0}), tmp_path)
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(place)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    batch = task.order.batch(0, 4)
+    z, noise = task.latents.sample(batch), batch.normal(RandomStream.NOISE, (4, 8, 8))
+    steps = (1000 * batch.uniform(RandomStream.TIME)[:, 0]).long()
+    states, _, pooled, _ = pipe.encode_prompt(
+        task.text(batch), device="cpu", do_classifier_free_guidance=False
+    )
+    sizes = torch.tensor([[16.0, 16, 0, 0, 32, 32]] * 4)
+    added = {"text_embeds": pooled, "time_ids": sizes}
+    noised = scheduler.add_noise(z, noise, steps)
+    output = pipe.unet(noised, steps, states, added_cond_kwargs=added).sample
+    expected = (output - noise).square().mean()
+    torch.testing.assert_close(task.losses(batch)["loss"], expected, rtol=1e-4, atol=0)
+
+
 def test_a_single_file_becomes_a_folder(recipe: Recipe, tmp_path: Path):
     """Of one step with a rate of almost 0: the same model under other names."""
     file = write("sd1", build_parts, tmp_path)
@@ -207,6 +228,8 @@ REFUSED = [
     ),
     ({"diffusion": {"weighting": "p3"}}, "unknown .*'p3'"),
     ({"prior": {}}, r"prior\.prompt: "),
+    ({"prior": {"prompt": "a", "folder": "/absent"}}, r"prior\.folder: /absent does not exist"),
+    ({"train": "unet"}, "train: has to be a list"),
 ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from undust.conditioning.prompt import escape
+from undust.errors import UndustError
 from undust.evaluation.sampling import SampledPictures
 from undust.pipeline import LatentDiffusion
 from undust.training.configs import Config, DataConfig, Place
@@ -56,7 +57,10 @@ def class_pictures(
 
         SampledPictures(model, recipes, folder).sample((1, 1), observe_steps)
     own = DataConfig(folder=folder, size=data.size, on_error=data.on_error)
-    return TrainingData(own, SEED)
+    try:
+        return TrainingData(own, SEED)
+    except UndustError as error:
+        raise UndustError(f"prior.folder: {error}") from error
 
 
 def prior_batch(order: SampleOrder, batch: Batch, of: SampleOrder) -> Batch:
