@@ -181,7 +181,7 @@ def test_a_byte_order_mark_is_no_part_of_a_configuration(home: Path):
         ("train a.toml --learning-rate 1e-4", "--set optimizer.learning_rate=1e-4"),
         ("train a.toml --output_dir b", "--out b"),
         ("lab samplers --output b", "--out b"),
-        ("data check --input b", "DIR without an option: b"),
+        ("data check --input b", "DATA without an option: b"),
         ("schedules fit emoji --num_steps 5", "--steps 5"),
     ],
 )

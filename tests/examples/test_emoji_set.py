@@ -200,7 +200,7 @@ def test_build(renderer: EmojiRenderer, tmp_path: Path) -> None:
     assert {s.captions["text"] for s in samples} >= {"flag: South Korea", "keycap: #"}
     assert {s.group for s in samples if "waving hand" in s.captions["text"]} == {"👋"}
     report = image_folder.check(folder)
-    assert (report.broken, report.folder.unlisted, report.groups) == ([], [], 5)
+    assert (report.broken, report.contents.unlisted, report.groups) == ([], [], 5)
     assert report.sizes == {(32, 32): 6}
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert rows == sorted(

@@ -85,7 +85,10 @@ def test_it_learns(first_stage_recipe: Read, tmp_path: Path):
     [
         (["data.size=15", "data.crop=15"], "multiple of 2"),
         (["data.crop=32"], "the crop no larger than the picture"),
-        (["data.folder=pyproject.toml"], "pyproject.toml is not a folder"),
+        (
+            ["data.folder=pyproject.toml"],
+            "pyproject.toml is neither a folder of pictures",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes: list[str], said: str, first_stage_recipe: Read):

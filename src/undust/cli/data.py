@@ -37,7 +37,7 @@ def check(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH",
+            metavar="DATA",
             help="Folder of pictures, of tars or of Parquet files; such a file; or a pattern of "
             "names: shards/{000..015}.tar.",
         ),

@@ -16,7 +16,7 @@ _ARGUMENTS = {  # an argument's name -> an option elsewhere
     "DST": "dump_path output output_path out o dst target",
     "MODEL": "model model_path model_id ckpt checkpoint m",
     "RECIPE": "config config_file recipe c",
-    "DATA": "data dataset dataset_name data_dir",
+    "DATA": "data dataset dataset_name data_dir input folder i",
     "DIR": "input folder data dataset i",
 }
 _FLAGS = {  # an option elsewhere -> one here with its value
