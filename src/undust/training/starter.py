@@ -188,7 +188,7 @@ class Starter:
         """
         model = LatentDiffusion.load(self.model)
         prompts = self._prompts()
-        count = math.ceil(SHOWN / len(prompts))
+        count = max(1, SHOWN // len(prompts))
         images: list[Image.Image] = []
         for prompt in prompts:
             images += [each.image for each in model.generate(escape(prompt), seed=1, count=count)]
