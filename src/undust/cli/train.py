@@ -141,9 +141,7 @@ def _train_folder(folder: Path, out: Path, seconds: float, how: str, *, resume: 
         found = survey(folder, observe)
     console.summary(str(found))
     if found.broken:
-        console.note(
-            f"{found.broken} files cannot be read and are skipped: undust data check names them"
-        )
+        console.note(f"files skipped as unreadable: {found.broken}; undust data check names them")
     starter = Starter(found, out, seconds, resume=resume, note=console.summary)
     line = ""
     for stage in starter.stages():
