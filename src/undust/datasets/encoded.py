@@ -35,12 +35,12 @@ class Encodable(Protocol):
 
     @property
     def group(self) -> str:
-        """The name of the group that shares a draw."""
+        """The name of the group that shares a draw, such as a concept."""
         ...
 
     @property
     def split(self) -> Split:
-        """The sample's part of the data."""
+        """The sample's part of the data: "train" is trained on."""
         ...
 
     @property
@@ -53,11 +53,11 @@ class Encodable(Protocol):
         ...
 
     def size(self) -> tuple[int, int]:
-        """Width and height of the picture."""
+        """Width and height, pixels, without decoding. Raises UndustError for a bad header."""
         ...
 
     def content_hash(self) -> str:
-        """The SHA-256 of the picture's file."""
+        """The SHA-256 of the picture's file. Raises UndustError if it cannot be read."""
         ...
 
 
@@ -106,12 +106,12 @@ class EncodedSample:
 
     @property
     def group(self) -> str:
-        """The name of the group that shares a draw."""
+        """The name of the group that shares a draw, such as a concept."""
         return self.row.group
 
     @property
     def split(self) -> Split:
-        """The sample's part of the data."""
+        """The sample's part of the data: "train" is trained on."""
         return self.row.split
 
     @property
@@ -124,11 +124,11 @@ class EncodedSample:
         return self.row.folder if name == FOLDER else self.row.columns.get(name)
 
     def size(self) -> tuple[int, int]:
-        """Width and height of the picture."""
+        """Width and height, pixels, without decoding. Raises UndustError for a bad header."""
         return self.row.width, self.row.height
 
     def content_hash(self) -> str:
-        """The SHA-256 of the picture's file."""
+        """The SHA-256 of the picture's file. Raises UndustError if it cannot be read."""
         return self.row.sha256
 
     def image(self) -> Image.Image:

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from undust.datasets import image_folder
-from undust.datasets.encoded import EncodedData, is_encoded
+from undust.datasets.encoded import Encodable, EncodedData, is_encoded
 from undust.datasets.metadata import FEW
-from undust.datasets.samples import FOLDER, Sample, Split
+from undust.datasets.samples import FOLDER, Sample
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash, joined_hash
@@ -35,28 +35,8 @@ VALIDATION_SEED = 2**64 - 1  # of every run's validation loss
 MAX_HELD_OUT = 256  # samples of a validation loss
 
 
-class DataSample(Protocol):
-    """One training sample."""
-
-    @property
-    def captions(self) -> Mapping[str, str]:
-        """The captions, by column."""
-        ...
-
-    @property
-    def group(self) -> str:
-        """The name of the group that shares a draw, such as a concept."""
-        ...
-
-    @property
-    def split(self) -> Split:
-        """The sample's part of the data: "train" is trained on."""
-        ...
-
-    @property
-    def columns(self) -> Mapping[str, str]:
-        """All text and whole numbers that are known of it, by column."""
-        ...
+class DataSample(Encodable, Protocol):
+    """One training sample: what its encoding keeps, and its images."""
 
     @property
     def maps(self) -> Mapping[str, Path]:
@@ -65,18 +45,6 @@ class DataSample(Protocol):
 
     def image(self) -> Image.Image:
         """The image, decoded at each call. Raises UndustError if it cannot be."""
-        ...
-
-    def size(self) -> tuple[int, int]:
-        """Width and height of the image, without decoding it. Raises UndustError as `image`."""
-        ...
-
-    def content_hash(self) -> str:
-        """The SHA-256 of the image's file. Raises UndustError if it cannot be read."""
-        ...
-
-    def column(self, name: str, /) -> str | None:
-        """The text or number in a column, "folder" for the folder's name; None if absent."""
         ...
 
     def has_beside(self, column: str, /) -> bool:
