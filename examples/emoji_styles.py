@@ -62,8 +62,15 @@ class Style:
 def styles(packages: Path) -> Iterator[Style]:
     """The three styles. Raises UndustError for a package that is not in `packages`."""
     noto = EmojiRenderer()
-    yield Style("noto", "", "", lambda text, size: noto.draw(text, size) if noto.can_draw(text) else None)
-    yield Style("flat", "in flat style", "플랫 스타일의", _flat(packages / "@iconify-json/fluent-emoji-flat"))
+    yield Style(
+        "noto", "", "", lambda text, size: noto.draw(text, size) if noto.can_draw(text) else None
+    )
+    yield Style(
+        "flat",
+        "in flat style",
+        "플랫 스타일의",
+        _flat(packages / "@iconify-json/fluent-emoji-flat"),
+    )
     yield Style("3d", "in 3D style", "3D 스타일의", _shaded(packages / "@lobehub/fluent-emoji-3d"))
 
 
@@ -109,7 +116,10 @@ def _on_white(picture: Image.Image, size: int) -> Image.Image:
     picture = picture.convert("RGBA")
     ink = picture.crop(picture.getbbox())
     ratio = _LARGEST / max(ink.size)
-    ink = ink.resize((max(1, round(ink.width * ratio)), max(1, round(ink.height * ratio))), Image.Resampling.LANCZOS)
+    ink = ink.resize(
+        (max(1, round(ink.width * ratio)), max(1, round(ink.height * ratio))),
+        Image.Resampling.LANCZOS,
+    )
     canvas = Image.new("RGBA", (_CANVAS, _CANVAS), "white")
     canvas.alpha_composite(ink, ((_CANVAS - ink.width) // 2, (_CANVAS - ink.height) // 2))
     return canvas.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)

@@ -60,8 +60,8 @@ class Log:
         if self._board:
             self._board.scalars(step, values)
 
-    def picture(self, step: int, picture: Image.Image, captions: Sequence[str] = ()) -> None:
-        """Saves the preview of a step.
+    def picture(self, step: int, picture: Image.Image, captions: Sequence[str] = ()) -> Path:
+        """Saves the preview of a step, and returns its path.
 
         captions: of its cells, row by row. They are written to the picture's text chunk "captions"
         and, one per line, to `samples/captions.txt`: Pillow's own font has only Latin letters.
@@ -71,10 +71,12 @@ class Log:
             lines = "".join(f"{' '.join(caption.split())}\n" for caption in captions)
             text.add_itxt("captions", lines)
             atomic_write(self.samples / "captions.txt", lines.encode())
-        with atomic(self.samples / f"step-{step:08d}.png") as path:
-            picture.save(path, "PNG", pnginfo=text)
+        path = self.samples / f"step-{step:08d}.png"
+        with atomic(path) as temporary:
+            picture.save(temporary, "PNG", pnginfo=text)
         if self._board:
             self._board.picture(step, picture)
+        return path
 
 
 def recent_loss(out: Path, step: int) -> tuple[float | None, int]:

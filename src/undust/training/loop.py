@@ -194,6 +194,10 @@ class Trainer:
                         found = self._figures()
                     row |= {figure.name: figure.value for figure in found}
                     notes += [f"{figure.name}: {figure.shown}" for figure in found]
+                if self._due(self.run.sample_every):
+                    with self._averaged():
+                        preview = self.task.preview()
+                    notes += [f"samples: {log.picture(self.step, preview, self.task.captions)}"]
                 samples = self.step * self.run.batch
                 observe(
                     TrainingProgress(
@@ -204,9 +208,6 @@ class Trainer:
                     row = {**losses, **self._rates(), **row}
                 if row:
                     log.scalars(self.step, row, seconds)
-                if self._due(self.run.sample_every):
-                    with self._averaged():
-                        log.picture(self.step, self.task.preview(), self.task.captions)
                 if self.profiles and self._due(self.run.snapshot_every):
                     save_snapshot(self.out, self.step, self.profiles.averages)
                 if requested() or self._due(self.run.checkpoint_every):
