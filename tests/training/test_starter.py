@@ -36,3 +36,11 @@ def test_nothing_to_train_on(tmp_path: Path):
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "split": "test"}')
     with pytest.raises(UndustError, match="no training pictures"):
         starter.survey(folder)
+
+
+@pytest.mark.parametrize(
+    ("count", "share"), [(50, 0), (100, 0.1), (20_000, round(starter.MOST_HELD_OUT / 20_000, 4))]
+)
+def test_validation_takes_no_more_time_for_many_pictures(tmp_path: Path, count: int, share: float):
+    found = starter.FolderSurvey(tmp_path, count, "", [], 64, 1e-3, 0)
+    assert starter.Starter(found, tmp_path / "run", 600).held_out == share

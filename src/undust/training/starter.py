@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from PIL import Image
 
 from undust.conditioning.prompt import escape
@@ -38,9 +39,10 @@ READING_SHARE = 0.2  # of the time, at most
 SHEET_SECONDS = 30.0  # for the sheet of samples and the report
 BATCH = 32
 PROBED = 3  # steps
+FORWARD = 1 / 3  # of a step's time: that of its loss alone
 FEWEST = 20  # steps
 OUTPUTS, OUTPUT_SECONDS = 8, 15.0  # previews of a run at most, and the time between two at least
-HELD_OUT, FEWEST_TO_HOLD_OUT = 0.1, 60
+HELD_OUT, MOST_HELD_OUT, FEWEST_TO_HOLD_OUT = 0.1, 256, 60
 LOGGED = 200  # lines of a run's log, at least
 SHOWN = 24  # pictures of the sheet
 PREVIEWS = 8  # prompts
@@ -139,6 +141,10 @@ class Starter:
         self._began, self._seconds = time.monotonic(), seconds - SHEET_SECONDS
         limit = max(BATCH, int(READING_SHARE * seconds / (2 * found.seconds)))
         self.limit = 0 if limit >= found.pictures else limit
+        self.pictures = self.limit or found.pictures
+        self.held_out = 0.0
+        if self.pictures >= FEWEST_TO_HOLD_OUT:
+            self.held_out = round(min(HELD_OUT, MOST_HELD_OUT / self.pictures), 4)
         if not resume and any(self._recipe(name).exists() for name in ("first-stage", "diffusion")):
             raise UndustError(
                 f"{out} has an earlier run: --resume continues it, another --out starts anew"
@@ -154,7 +160,7 @@ class Starter:
         shared = {
             "folder": str(self.found.folder.resolve()),
             "limit": self.limit,
-            "held_out": HELD_OUT if self.found.pictures >= FEWEST_TO_HOLD_OUT else 0,
+            "held_out": self.held_out,
             "on_error": "skip" if self.found.broken else "refuse",
             "batch": BATCH,
         }
@@ -209,8 +215,11 @@ class Starter:
         """The recipe of a run that ends when that share of the time is over."""
         pace = self._pace(template, values)
         left = share * self._seconds - (time.monotonic() - self._began)
-        reading = (self.limit or self.found.pictures) * self.found.seconds
-        steps = max(FEWEST, int((left - reading) / pace))
+        preparing = self.found.seconds
+        if template == "finetune":
+            preparing += self._encoding(int(values["size"]))
+        validations = OUTPUTS * self.held_out * self.pictures / BATCH * FORWARD  # in steps
+        steps = max(FEWEST, int((left - self.pictures * preparing) / pace - validations))
         every = max(1, steps // OUTPUTS, math.ceil(OUTPUT_SECONDS / pace))
         intervals = {"sample_every": every, "log_every": max(1, steps // LOGGED)}
         return recipe_templates.recipe(template, **values, **intervals, steps=steps)
@@ -231,6 +240,16 @@ class Starter:
         seen = samples * (SIZES[0] / size) ** 2
         self._note(f"pictures of {size} pixels, of which about {seen:,.0f} are seen in the time")
         return size
+
+    def _encoding(self, size: int) -> float:
+        """The seconds to encode a picture of this size, by a batch; one before it is slower."""
+        first_stage = LatentDiffusion.load(BASE).first_stage
+        began = time.monotonic()
+        with torch.no_grad():
+            for _ in range(2):
+                began = time.monotonic()
+                first_stage.encode(torch.zeros(BATCH, 3, size, size))
+        return (time.monotonic() - began) / BATCH
 
     def _pace(self, template: str, values: Mapping[str, Any]) -> float:
         """The seconds of a step, by a few steps on a few pictures, which are thrown away."""
