@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Twelve drawings of one cup, purple with a yellow band: pictures for docs/fine-tuning.md.
+"""Twelve drawings of one cup, purple with a yellow band: pictures for docs/training/.
 
 .venv/bin/python examples/cups.py --out data/cups
 """
