@@ -147,7 +147,10 @@ def check_captions(
         folders = sorted({name.parent.name for name in inside} - {""})
         if not known and len(folders) > 1:
             names = ", ".join(map(printable, folders[:3]))
-            remedy += f"; names of folders ({names}, …) are classes with a table [labels]"
+            remedy += (
+                f'; captions.fields = ["folder"] reads the names of folders ({names}, …), and a '
+                "new model takes them as classes with a table [labels]"
+            )
         raise UndustError(
             f"captions.fields: no picture has a caption in {', '.join(config.fields)}{guess} "
             f"{columns}: "

@@ -74,7 +74,8 @@ class FolderSurvey:
             words = f"of {len(set(self.captions))} classes, the names of their folders"
         elif not self.field:
             words = "without captions"
-        return f"{self.pictures} pictures, the shorter side {self.side} pixels, {words}"
+        count = f"{self.pictures} picture{'s' * (self.pictures > 1)}"
+        return f"{count}, the shorter side {self.side} pixels, {words}"
 
 
 def survey(
@@ -88,7 +89,9 @@ def survey(
     report = image_folder.check(folder, observe)
     samples = [sample for sample in report.samples if sample.split == "train"]
     if not samples:
-        raise UndustError(f"{folder} has no training pictures that can be read")
+        others = len(report.samples)
+        held_out = f"; {others} are held out from training" if others else " that can be read"
+        raise UndustError(f"{folder} has no training pictures{held_out}")
     seconds = (time.monotonic() - began) / len(report.contents.samples)
     names = sorted(report.captions, key=lambda name: (-report.captions[name], name))
     names.sort(key=lambda name: CAPTIONS.index(name) if name in CAPTIONS else len(CAPTIONS))
