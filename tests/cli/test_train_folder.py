@@ -10,18 +10,12 @@ from PIL import Image
 from undust.training import kinds, starter
 
 Run = Callable[..., Any]
-SMALL = {"BATCH": 2, "FEWEST": 2, "PROBED": 1, "SHOWN": 2, "SHEET_SECONDS": 60}
+SMALL = {"BATCH": 2, "FEWEST": 2, "PROBED": 1, "SHOWN": 2, "CLOSING_SECONDS": 60}
 
 
 def test_a_folder_becomes_a_model(undust: Run, here: Path, monkeypatch: pytest.MonkeyPatch):
     """With the least steps, and few pictures of its sheet."""
-    for name, value in {
-        "BATCH": 2,
-        "FEWEST": 2,
-        "PROBED": 1,
-        "SHOWN": 2,
-        "SHEET_SECONDS": 60,
-    }.items():
+    for name, value in SMALL.items():
         monkeypatch.setattr(starter, name, value)
     (here / "mine").mkdir()
     for k in range(4):

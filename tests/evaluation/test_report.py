@@ -15,7 +15,7 @@ from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.evaluation.first_stage import first_stage_figures
 from undust.evaluation.pictures import PictureSet
-from undust.evaluation.report import ModelReport, evaluate
+from undust.evaluation.report import Evaluation, ModelReport, evaluate
 from undust.pipeline import LatentDiffusion
 
 Rows = list[dict[str, str]]
@@ -86,7 +86,7 @@ def test_captions_are_put_into_a_template(
 def test_training_captions_are_of_different_concepts_and_half_in_korean(
     model: LatentDiffusion, data: Path
 ):
-    report = evaluate(model, data, captions=8, steps=1, held_out=("text", "text_ko"))
+    report = evaluate(model, data, captions=8, steps=1, fields=("text", "text_ko"))
     asked = {name: recall.captions for name, recall in report.recall.items()}
     assert asked == {
         "training captions": 8,
@@ -132,6 +132,23 @@ def test_the_report_says_what_it_depends_on(model: LatentDiffusion, data: Path):
         f"{report.first_stage.psnr:.2f} dB",
         "4 held-out pictures, 32x32",
     ) in table
+
+
+def test_captions_are_read_of_the_named_columns(
+    model: LatentDiffusion, tmp_path: Path, draw: Callable[[int], list[Image.Image]]
+):
+    """As in training: of any column, or the names of folders; a data set's own one by default."""
+
+    def asked(**fields: tuple[str, ...]) -> set[str]:
+        planned = Evaluation.plan(model, data, captions=3, **fields)
+        return {query.caption for query in planned.figures[0][1].queries}
+
+    data = write(tmp_path / "data", draw(3), [{"prompt": f"p{k}", "note": "n"} for k in range(3)])
+    assert asked() == {"p0", "p1", "p2"}
+    assert asked(fields=("note",)) == {"n"}
+    assert asked(fields=("folder",)) == {"data"}
+    with pytest.raises(UndustError, match="has no captions in text; it has note, prompt"):
+        asked(fields=("text",))
 
 
 def test_progress_counts_up_to_the_end(model: LatentDiffusion, data: Path):

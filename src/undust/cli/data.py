@@ -122,13 +122,13 @@ def encode(
 def _on_captions(report: DataReport) -> Iterator[str]:
     """The notes and errors of training on these captions with a recipe's defaults."""
     from undust.conditioning import tokenizer as tokenizers
+    from undust.datasets.samples import captions_in
     from undust.training.captions import (
         CaptionSampler,
         CaptionsConfig,
         check_captions,
         too_long,
     )
-    from undust.training.sources import captions_in
 
     samples = [sample for sample in report.samples if sample.split == "train"]
     if not samples:

@@ -32,6 +32,15 @@ def evaluate(
             metavar="N", help="Number of training captions; all held-out captions are used."
         ),
     ] = 200,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--caption",
+            metavar="COLUMN",
+            help="Column of captions, or folder for the names of folders. Repeatable.  "
+            "[default: text, for training captions also text_ko; else as undust train chooses]",
+        ),
+    ] = None,
     template: Annotated[
         str, typer.Option(metavar="TEXT", help="Text around captions, such as 'a picture of a {}'.")
     ] = "{}",
@@ -152,6 +161,7 @@ def evaluate(
             loaded,
             data,
             captions=captions,
+            fields=fields or (),
             pictures=pictures,
             seed=seed,
             template=template,

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from undust.datasets.samples import FOLDER, Split
+from undust.datasets.samples import FOLDER, Captioned, Split
 from undust.errors import UndustError, demand, printable
 from undust.formats.files import atomic_write
 from undust.formats.safetensors_file import joined_hash
@@ -25,13 +25,8 @@ INDEX = "encoded.jsonl"
 LIMIT = 4 << 30  # bytes of the index
 
 
-class Encodable(Protocol):
+class Encodable(Captioned, Protocol):
     """The parts of a sample that are kept."""
-
-    @property
-    def captions(self) -> Mapping[str, str]:
-        """The captions, by column."""
-        ...
 
     @property
     def group(self) -> str:
@@ -46,10 +41,6 @@ class Encodable(Protocol):
     @property
     def columns(self) -> Mapping[str, str]:
         """All text and whole numbers that are known of it, by column."""
-        ...
-
-    def column(self, name: str, /) -> str | None:
-        """The text or number in a column, "folder" for the folder's name; None if absent."""
         ...
 
     def size(self) -> tuple[int, int]:

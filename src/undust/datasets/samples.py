@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, Protocol
 
 from PIL import Image
 
@@ -23,6 +23,21 @@ SPLITS: Mapping[str, Split] = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 FOLDER = "folder"  # the name of a column that each picture has: the name of its folder
+CAPTIONS = ("text", "caption", "captions", "prompt", "description", "title")
+"""Columns of captions, by precedence."""
+
+
+class Captioned(Protocol):
+    """A sample with captions."""
+
+    @property
+    def captions(self) -> Mapping[str, str]:
+        """The captions, by column."""
+        ...
+
+    def column(self, name: str, /) -> str | None:
+        """The text or number in a column, "folder" for the folder's name; None if absent."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,24 @@ class Contents:
     def notes(self) -> list[str]:
         """A line for each kind of unused file, and those of `counts`."""
         return [*self.counts(), *(f"{what}: {few(names)}" for what, names in self.lists() if names)]
+
+
+def captions_in(sample: Captioned, fields: Collection[str]) -> dict[str, str]:
+    """The captions that a sample has in these columns; "folder" is the name of its folder."""
+    known = sample.captions
+    if FOLDER in fields and FOLDER not in known and (name := sample.column(FOLDER)):
+        known = {**known, FOLDER: name}
+    return {field: known[field] for field in fields if field in known}
+
+
+def caption_column(counts: Mapping[str, int]) -> str:
+    """The column of captions that is meant if none is named; "" without any.
+
+    counts: the number of captions in each column. The first of `CAPTIONS` that there is, else the
+    column with the most.
+    """
+    known = [name for name in CAPTIONS if counts.get(name)]
+    return next(iter(known or sorted(counts, key=lambda name: (-counts[name], name))), "")
 
 
 def split_of(row: Row) -> Split | None:

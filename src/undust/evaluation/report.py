@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from undust.datasets import image_folder
 from undust.datasets.samples import Sample
-from undust.diffusion.noise import uniform
 from undust.errors import UndustError
 from undust.evaluation.figure import Figure
 from undust.evaluation.first_stage import Reconstruction, first_stage_figures, reconstruction
@@ -21,6 +20,14 @@ from undust.evaluation.generated import GeneratedFigures, PictureQuery, queries_
 from undust.evaluation.networks import SETS, FigureNetworks
 from undust.evaluation.pictures import PictureSet
 from undust.evaluation.processes import Processes
+from undust.evaluation.queries import (
+    caption_columns,
+    held_out_queries,
+    label_column,
+    query_of,
+    training_queries,
+    without_captions,
+)
 from undust.evaluation.recall import NEARNESS, Recall, recall_by_kind
 from undust.evaluation.sampling import Observe, SampledPictures, ignore
 from undust.formats.components import load_first_stage
@@ -29,7 +36,6 @@ from undust.formats.safetensors_file import files_hash
 from undust.pipeline import LatentDiffusion
 
 HELD_OUT = "held-out pictures"
-LANGUAGES = ("text", "text_ko")  # caption fields of training captions, used in turn
 MOST = 1000  # pictures that are sampled of a model without text unless a number is given
 
 
@@ -110,7 +116,7 @@ class Evaluation:
         data: Path | str,
         *,
         captions: int = 200,
-        held_out: Sequence[str] = ("text",),
+        fields: Sequence[str] = (),
         pictures: int | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -124,13 +130,14 @@ class Evaluation:
         """Chooses the figures by the model and the data.
 
         Caption recall, for a model with text: of `captions` training pictures, each of another
-        group and in turn English and Korean where there is Korean, and of all captions of the
-        held-out pictures (the splits test and validation) in the fields `held_out`. Distances of
-        sets: of those pictures, or of `pictures` others with the conditions of the data set in a
-        random order. template: put around each caption, such as "a picture of a {}"; maps: columns
-        of the data with the files of the model's maps; networks: those of the figures; folder:
-        where the pictures are kept; observe_real: called with numbers of real pictures. Raises
-        UndustError for a folder that is not a data set or lacks what the model is conditioned on.
+        group and in turn in the columns `fields`, and of all captions of the held-out pictures (the
+        splits test and validation) in these. Without `fields`: in `text`, for training pictures
+        also in `text_ko`; else as `caption_column` chooses. Distances of sets: of those pictures,
+        or of `pictures` others with the conditions of the data set in a random order. template: put
+        around each caption, such as "a picture of a {}"; maps: columns of the data with the files
+        of the model's maps; networks: those of the figures; folder: where the pictures are kept;
+        observe_real: called with numbers of real pictures. Raises UndustError for a folder that is
+        not a data set or lacks what the model is conditioned on.
         """
         if captions < 0:
             raise UndustError(f"captions: has to be at least 0, not {captions}")
@@ -144,13 +151,17 @@ class Evaluation:
             )
         samples = image_folder.read(data)
         real = PictureSet.of_samples(samples, model.size)
-        ask = partial(_query, samples, _label_column(model, samples, data), maps)
+        training, held_out = (fields, fields) if fields else caption_columns(samples)
+        ask = partial(query_of, samples, label_column(model, samples, data), maps, training)
         texts = bool(model.texts)
         queries: list[PictureQuery] = []
         if texts:
-            queries = [*_training(samples, captions, seed, ask), *_held_out(samples, held_out, ask)]
+            queries = [
+                *training_queries(samples, training, captions, seed, ask),
+                *held_out_queries(samples, held_out, ask),
+            ]
             if not queries:
-                raise UndustError(f"{data} has no captions; they belong in {image_folder.METADATA}")
+                raise UndustError(without_captions(samples, training, data))
         elif pictures is None:
             pictures = max(2, min(MOST, len(samples)))
         own = {"steps": steps, "guidance": guidance}
@@ -315,65 +326,3 @@ def _further(observe: Observe, before: int, total: int, done: int, _all: int) ->
 
 def _of_first_stage(figure: Figure) -> Figure:
     return figure.model_copy(update={"quantity": f"first stage: {figure.quantity}"})
-
-
-def _query(
-    samples: Sequence[Sample],
-    label: str | None,
-    maps: Sequence[str],
-    picture: int,
-    kind: str = "",
-    column: str = "text",
-) -> PictureQuery:
-    """The conditions of a real picture."""
-    sample = samples[picture]
-    options: dict[str, Any] = {}
-    if label is not None:
-        options["label"] = sample.column(label)
-    if maps:
-        options["maps"] = [sample.beside(name) for name in maps]
-    caption = sample.captions.get(column) or next(iter(sample.captions.values()), "")
-    return PictureQuery(caption, kind, column if kind else "", picture, options)
-
-
-def _label_column(
-    model: LatentDiffusion, samples: Sequence[Sample], data: Path | str
-) -> str | None:
-    """The column of the data that has the model's classes; None for a model without classes."""
-    if not model.classes:
-        return None
-    columns = dict.fromkeys(["folder", *(name for sample in samples for name in sample.columns)])
-    for column in columns:
-        if all(sample.column(column) in model.classes for sample in samples):
-            return column
-    raise UndustError(
-        f"{data} has no column with the model's classes, such as {model.classes[0]}; columns: "
-        f"{', '.join(columns)}"
-    )
-
-
-def _training(samples: Sequence[Sample], count: int, seed: int, ask: Any) -> list[PictureQuery]:
-    """Captions of at most `count` groups, in a random order by the seed."""
-    concepts: dict[str, list[int]] = {}
-    for place, sample in enumerate(samples):
-        if sample.split == "train" and any(field in sample.captions for field in LANGUAGES):
-            concepts.setdefault(sample.group, []).append(place)
-    drawn = uniform(seed, (0, 0, 0), (len(concepts), 2))
-    members = list(concepts.values())
-    queries: list[PictureQuery] = []
-    for which in drawn[:, 0].argsort()[:count].tolist():
-        place = members[which][int(drawn[which, 1] * len(members[which]))]
-        fields = [field for field in LANGUAGES if field in samples[place].captions]
-        field = fields[len(queries) % len(fields)]
-        queries.append(ask(place, "training captions", field))
-    return queries
-
-
-def _held_out(samples: Sequence[Sample], fields: Sequence[str], ask: Any) -> list[PictureQuery]:
-    return [
-        ask(place, "held-out captions", field)
-        for place, sample in enumerate(samples)
-        if sample.split != "train"
-        for field in fields
-        if field in sample.captions
-    ]

@@ -11,9 +11,10 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from undust.conditioning.tokenizer import Tokenizer
+from undust.datasets.samples import captions_in
 from undust.errors import UndustError, printable
 from undust.training.configs import Config
-from undust.training.sources import DataSample, captions_in
+from undust.training.sources import DataSample
 
 
 def _one_placeholder(template: str) -> str:

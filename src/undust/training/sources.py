@@ -22,7 +22,7 @@ from PIL import Image
 from undust.datasets import image_folder
 from undust.datasets.encoded import Encodable, EncodedData, is_encoded
 from undust.datasets.metadata import FEW
-from undust.datasets.samples import FOLDER, Sample
+from undust.datasets.samples import Sample, captions_in
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash, joined_hash
@@ -289,14 +289,6 @@ def groups(samples: Sequence[DataSample], indices: Sequence[int], draw_by: str) 
 def content_digest(paths: Iterable[Path]) -> str:
     """One hash of the contents of all these files, in order."""
     return joined_hash(map(content_hash, paths))
-
-
-def captions_in(sample: DataSample, fields: Collection[str]) -> dict[str, str]:
-    """The captions that a sample has in these columns; "folder" is the name of its folder."""
-    known = sample.captions
-    if FOLDER in fields and FOLDER not in known and (name := sample.column(FOLDER)):
-        known = {**known, FOLDER: name}
-    return {field: known[field] for field in fields if field in known}
 
 
 def data_digest(samples: Sequence[DataSample], images: str, fields: Collection[str] = ()) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,13 +20,14 @@ from PIL import Image
 
 from undust.conditioning.prompt import escape
 from undust.datasets import image_folder
-from undust.datasets.samples import FOLDER
+from undust.datasets.samples import FOLDER, caption_column
 from undust.errors import UndustError
 from undust.formats.files import atomic_write, make_folder, workspace
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
 from undust.training import kinds, recipe_templates
 from undust.training.checkpoints import newest_config
+from undust.training.denoising import PREVIEW_STEPS
 from undust.training.kinds import AnyTrainingConfig
 from undust.training.loop import Trainer
 from undust.training.precision import resolved
@@ -35,20 +36,20 @@ BASE = "emoji"
 SIZES = (64, 96, 128, 192, 256)  # pixels, multiples of the first stage's factor
 SAMPLES = 20_000  # that the diffusion model sees at least, at a size above the smallest
 DECODER_SHARE = 0.3  # of the time
-READING_SHARE = 0.2  # of the time, at most
-SHEET_SECONDS = 30.0  # for the sheet of samples and the report
+PREPARING_SHARE = 0.2  # of the time, at most, for reading and encoding the pictures that are used
+CLOSING_SECONDS = 10.0  # for loading the finished model and writing the report
 BATCH = 32
 PROBED = 3  # steps
 FORWARD = 1 / 3  # of a step's time: that of its loss alone
-FEWEST = 20  # steps
-OUTPUTS, OUTPUT_SECONDS = 8, 15.0  # previews of a run at most, and the time between two at least
+FEWEST = 5  # steps
+OUTPUTS = 8  # validations and previews of a run, at most
+OUTPUT_SHARE = 0.15  # of the time of a run for these, at most
+OUTPUT_SECONDS = 15.0  # between two, at least
 HELD_OUT, MOST_HELD_OUT, FEWEST_TO_HOLD_OUT = 0.1, 256, 60
 LOGGED = 200  # lines of a run's log, at least
 SHOWN = 24  # pictures of the sheet
 PREVIEWS = 8  # prompts
 PROMPT = "a picture"  # of pictures without captions
-CAPTIONS = ("text", "caption", "captions", "prompt", "description", "title")
-"""Columns of captions, by precedence."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class FolderSurvey:
     """The pictures of a folder, as training sees them.
 
     captions: of each picture that has one; field: their column, "folder" if the names of folders
-    are classes, "" without captions; side: median of the shorter sides, pixels; seconds: to read a
-    picture; broken: number of files that cannot be read.
+    are classes, "" without captions; side: median of the shorter sides, pixels; seconds: to find
+    and read a picture; broken: number of files that cannot be read.
     """
 
     folder: Path
@@ -93,11 +94,8 @@ def survey(
         held_out = f"; {others} are held out from training" if others else " that can be read"
         raise UndustError(f"{folder} has no training pictures{held_out}")
     seconds = (time.monotonic() - began) / len(report.contents.samples)
-    names = sorted(report.captions, key=lambda name: (-report.captions[name], name))
-    names.sort(key=lambda name: CAPTIONS.index(name) if name in CAPTIONS else len(CAPTIONS))
     folders = [sample.column(FOLDER) or "" for sample in samples]
-    if names:
-        field = names[0]
+    if field := caption_column(report.captions):
         captions = [sample.captions[field] for sample in samples if field in sample.captions]
     else:
         classes = 1 < len(set(folders)) <= len(folders) / 2
@@ -134,20 +132,19 @@ class Starter:
         resume: bool = False,
         note: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """seconds: for everything, from now on; resume: recipes that `out` has are used again.
+        """seconds: for everything, the survey included; resume: use again the recipes in `out`.
 
         note: called with lines on the choices. Raises UndustError for earlier runs in `out` without
         `resume`.
         """
         self.found, self.out, self.resume, self._note = found, out, resume, note
         self._paces: dict[tuple[str, int], float] = {}
-        self._began, self._seconds = time.monotonic(), seconds - SHEET_SECONDS
-        limit = max(BATCH, int(READING_SHARE * seconds / (2 * found.seconds)))
-        self.limit = 0 if limit >= found.pictures else limit
-        self.pictures = self.limit or found.pictures
+        self._encoding: dict[int, float] = {}
+        reading = found.seconds * (found.pictures + found.broken)
+        self._end, self._seconds = time.monotonic() + seconds - reading, seconds
         self.held_out = 0.0
-        if self.pictures >= FEWEST_TO_HOLD_OUT:
-            self.held_out = round(min(HELD_OUT, MOST_HELD_OUT / self.pictures), 4)
+        if found.pictures >= FEWEST_TO_HOLD_OUT:
+            self.held_out = round(min(HELD_OUT, MOST_HELD_OUT / found.pictures), 4)
         if not resume and any(self._recipe(name).exists() for name in ("first-stage", "diffusion")):
             raise UndustError(
                 f"{out} has an earlier run: --resume continues it, another --out starts anew"
@@ -160,30 +157,11 @@ class Starter:
 
     def stages(self) -> Iterator[Stage]:
         """The first stage's run, then the diffusion model's. Raises UndustError as `prepare`."""
-        shared = {
-            "folder": str(self.found.folder.resolve()),
-            "limit": self.limit,
-            "held_out": self.held_out,
-            "on_error": "skip" if self.found.broken else "refuse",
-            "batch": BATCH,
-        }
-        first = {**shared, "first_stage": BASE}
-        second = {
-            **shared,
-            "model": BASE,
-            "first_stage": str((self.out / "first-stage").resolve()),
-            "prompt": "" if self.found.field else PROMPT,
-            "fields": [self.found.field],
-            "previews": self._prompts()[:PREVIEWS],
-        }
         size = 0
-        for name, template, share, values in (
-            ("first-stage", "decoder", DECODER_SHARE, first),
-            ("diffusion", "finetune", 1.0, second),
-        ):
+        for name, template in (("first-stage", "decoder"), ("diffusion", "finetune")):
             if not (self.resume and self._recipe(name).exists()):
-                size = size or self._size({**second, "first_stage": BASE})
-                text = self._planned(template, {**values, "size": size}, share)
+                size = size or self._size()
+                text = self._planned(template, size)
                 make_folder(self.out)
                 atomic_write(self._recipe(name), text.encode())
             config = kinds.read(self._recipe(name))
@@ -214,60 +192,134 @@ class Starter:
     def _recipe(self, name: str) -> Path:
         return self.out / f"{name}.toml"
 
-    def _planned(self, template: str, values: Mapping[str, Any], share: float) -> str:
-        """The recipe of a run that ends when that share of the time is over."""
-        pace = self._pace(template, values)
-        left = share * self._seconds - (time.monotonic() - self._began)
-        preparing = self.found.seconds
+    def _values(self, template: str, size: int) -> dict[str, Any]:
+        """What the recipes of the two runs depend on, beside their steps."""
+        values: dict[str, Any] = {
+            "folder": str(self.found.folder.resolve()),
+            "size": size,
+            "on_error": "skip" if self.found.broken else "refuse",
+            "held_out": self.held_out,
+            "batch": BATCH,
+            "first_stage": BASE,
+        }
         if template == "finetune":
-            preparing += self._encoding(int(values["size"]))
-        validations = OUTPUTS * self.held_out * self.pictures / BATCH * FORWARD  # in steps
-        steps = max(FEWEST, int((left - self.pictures * preparing) / pace - validations))
-        every = max(1, steps // OUTPUTS, math.ceil(OUTPUT_SECONDS / pace))
-        intervals = {"sample_every": every, "log_every": max(1, steps // LOGGED)}
-        return recipe_templates.recipe(template, **values, **intervals, steps=steps)
+            trained = self.out / "first-stage"
+            values |= {
+                "model": BASE,
+                "first_stage": str(trained.resolve()) if trained.exists() else BASE,
+                "prompt": "" if self.found.field else PROMPT,
+                "fields": [self.found.field],
+                "previews": self._prompts()[:PREVIEWS],
+            }
+        return values
 
-    def _size(self, values: Mapping[str, Any]) -> int:
-        """The largest size of pictures for which the time is enough.
+    def _planned(self, template: str, size: int) -> str:
+        """The recipe of a run that ends when its share of the time is over."""
+        used = self._used(size)
+        pace, generating = self._pace(template, size), self._generating(size)
+        left = self._end - time.monotonic() - CLOSING_SECONDS - SHOWN * generating
+        left -= self._preparing("finetune", size)
+        output = pace * FORWARD * self.held_out * self.found.pictures / BATCH
+        if template == "decoder":
+            left = DECODER_SHARE * (left - self._preparing("decoder", size))
+        else:
+            output += generating * len(self._prompts()[:PREVIEWS])
+        outputs = int(min(OUTPUTS, left / OUTPUT_SECONDS, OUTPUT_SHARE * left / max(output, 1e-3)))
+        outputs = max(1, outputs)
+        steps = int((left - outputs * output) / pace)
+        if steps < FEWEST:
+            self._note(f"the time is too short here: {FEWEST} steps are trained, the fewest")
+            steps = FEWEST
+        every = max(1, math.ceil(steps / outputs))
+        return recipe_templates.recipe(
+            template,
+            **self._values(template, size),
+            limit=0 if used == self.found.pictures else used,
+            sample_every=every,
+            log_every=max(1, steps // LOGGED),
+            steps=steps,
+        )
 
-        values: of the diffusion model's recipe.
-        """
-        pace = self._pace("finetune", {**values, "size": SIZES[0]})
-        samples = (1 - DECODER_SHARE) * self._seconds / pace * BATCH
+    def _size(self) -> int:
+        """The largest size of pictures for which the time is enough."""
+        pace = self._pace("finetune", SIZES[0])
+        left = self._end - time.monotonic()
+        samples = (1 - DECODER_SHARE) * left / pace * BATCH
         fits = [
             size
             for size in SIZES[1:]
             if size <= self.found.side and samples * (SIZES[0] / size) ** 2 >= SAMPLES
         ]
         size = max(fits, default=SIZES[0])
-        seen = samples * (SIZES[0] / size) ** 2
+        seen = max(0.0, samples) * (SIZES[0] / size) ** 2
         self._note(f"pictures of {size} pixels, of which about {seen:,.0f} are seen in the time")
         return size
 
-    def _encoding(self, size: int) -> float:
-        """The seconds to encode a picture of this size, by a batch; one before it is slower."""
-        first_stage = LatentDiffusion.load(BASE).first_stage
-        began = time.monotonic()
-        with torch.no_grad():
-            for _ in range(2):
-                began = time.monotonic()
-                first_stage.encode(torch.zeros(BATCH, 3, size, size))
-        return (time.monotonic() - began) / BATCH
+    def _used(self, size: int) -> int:
+        """The number of pictures that are read and encoded in their share of the time."""
+        each = 2 * self.found.seconds + self._encoding_seconds(size)
+        return min(self.found.pictures, max(BATCH, int(PREPARING_SHARE * self._seconds / each)))
 
-    def _pace(self, template: str, values: Mapping[str, Any]) -> float:
+    def _preparing(self, template: str, size: int) -> float:
+        """The seconds before the first step of a run: all pictures are checked, some encoded."""
+        each = self.found.seconds
+        if template == "finetune":
+            each += self._encoding_seconds(size)
+        return self.found.pictures * self.found.seconds + self._used(size) * each
+
+    def _encoding_seconds(self, size: int) -> float:
+        """The seconds to encode a picture of this size, by a batch; one before it is slower."""
+        if size not in self._encoding:
+            first_stage = LatentDiffusion.load(BASE).first_stage
+            began = time.monotonic()
+            with torch.no_grad():
+                for _ in range(2):
+                    began = time.monotonic()
+                    first_stage.encode(torch.zeros(BATCH, 3, size, size))
+            self._encoding[size] = (time.monotonic() - began) / BATCH
+        return self._encoding[size]
+
+    def _generating(self, size: int) -> float:
+        """The seconds to generate a picture: two estimates a step, with and without its prompt."""
+        return 2 * PREVIEW_STEPS * FORWARD * self._pace("finetune", size) / BATCH
+
+    def _pace(self, template: str, size: int) -> float:
         """The seconds of a step, by a few steps on a few pictures, which are thrown away."""
-        key = template, int(values["size"])
+        key = template, size
         if key in self._paces:
             return self._paces[key]
-        text = recipe_templates.recipe(template, **{**values, "limit": BATCH}, steps=10**6)
+        values = {**self._values(template, size), "limit": BATCH, "held_out": 0}
+        text = recipe_templates.recipe(template, **values, steps=10**6)
         config, _ = resolved(kinds.parse(tomllib.loads(text), template).complete())
         make_folder(self.out)
         with workspace(self.out / "probe", self.out) as scratch:
             task = config.task(scratch, None, lambda _done, _all: None)
             trainer = Trainer(task, config, scratch)
             trainer.advance()  # the first is slower
-            began = time.monotonic()
-            for _ in range(PROBED):
-                trainer.advance()
-            self._paces[key] = (time.monotonic() - began) / PROBED
+            if not self._paces:
+                self._choose_threads(trainer)
+            self._paces[key] = _seconds_a_step(trainer)
         return self._paces[key]
+
+    def _choose_threads(self, trainer: Trainer) -> None:
+        """One thread instead of several where they are slower: beside other programs they wait."""
+        several = torch.get_num_threads()
+        if several == 1 or trainer.device.type != "cpu":
+            return
+        before = _seconds_a_step(trainer)
+        torch.set_num_threads(1)
+        after = _seconds_a_step(trainer)
+        if after < before:
+            self._note(
+                f"one thread: {BATCH / after:.1f} samples/s, against {BATCH / before:.1f} with "
+                f"{several} threads"
+            )
+        else:
+            torch.set_num_threads(several)
+
+
+def _seconds_a_step(trainer: Trainer) -> float:
+    began = time.monotonic()
+    for _ in range(PROBED):
+        trainer.advance()
+    return (time.monotonic() - began) / PROBED

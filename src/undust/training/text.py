@@ -11,6 +11,7 @@ from torch import Tensor
 from undust.conditioning import tokenizer as tokenizers
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import Tokenizer
+from undust.datasets.samples import captions_in
 from undust.errors import UndustError
 from undust.formats import tokenizer_files
 from undust.networks.config import TextEncoderConfig
@@ -25,7 +26,7 @@ from undust.training.captions import (
 )
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.data import Batch, Observe, RandomStream
-from undust.training.sources import TrainingData, captions_in
+from undust.training.sources import TrainingData
 
 
 class Captions:
