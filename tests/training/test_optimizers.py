@@ -55,6 +55,16 @@ def test_muon_moves_by_an_orthogonal_matrix():
         assert cosine > 0.95
 
 
+def test_there_may_be_matrices_alone():
+    """As in a LoRA."""
+    moved = {name: value for name, value in parameters().items() if name in HIDDEN}
+    optimizers = Optimizers(moved, OptimizerConfig(kind="muon", learning_rate=RATE))
+    before = {name: value.detach().clone() for name, value in moved.items()}
+    optimizers.load(optimizers.moments(), 0)
+    optimizers.step(RATE)
+    assert all(not torch.equal(value, before[name]) for name, value in moved.items())
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_the_rest_moves_as_torchs_adamw(kind: str):
     ours, theirs = parameters(), parameters()

@@ -47,16 +47,17 @@ class Optimizers:
         rest = {name: value for name, value in parameters.items() if name not in self._matrices}
         decay = settings.weight_decay
         self._quantized = settings.kind == "adamw-8bit"
-        self._optimizers: list[torch.optim.Optimizer] = [
-            adamw_8bit(rest.values(), settings.betas, decay)
-            if self._quantized
-            else torch.optim.AdamW(
+        self._adamw: torch.optim.Optimizer | None = None
+        if self._quantized:
+            self._adamw = adamw_8bit(rest.values(), settings.betas, decay)
+        elif rest:
+            self._adamw = torch.optim.AdamW(
                 rest.values(), betas=settings.betas, weight_decay=decay, fused=True
             )
-        ]
+        self._muon: Muon | None = None
         if self._matrices:
             dtype = torch.bfloat16 if half else torch.float32
-            self._optimizers.append(Muon(self._matrices.values(), decay, dtype))
+            self._muon = Muon(self._matrices.values(), decay, dtype)
 
     def clip(self) -> Tensor:
         """Limits the gradient's norm to that of the settings; the norm before."""
@@ -67,7 +68,7 @@ class Optimizers:
         for name, matrix in self._matrices.items():
             gradient = self._parameters[name].grad
             matrix.grad = None if gradient is None else gradient.flatten(1)
-        for optimizer in self._optimizers:
+        for optimizer in filter(None, (self._adamw, self._muon)):
             for group in optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)
@@ -88,8 +89,8 @@ class Optimizers:
 
     def load(self, moments: Mapping[str, Tensor], step: int) -> None:
         """Restores the moments of a checkpoint after `step` updates; KeyError if one is absent."""
-        if self._quantized:
-            load_moments(self._optimizers[0], self._parameters, moments, step)
+        if self._quantized and self._adamw:
+            load_moments(self._adamw, self._parameters, moments, step)
             return
         for name, value, optimizer, wanted in self._owned():
             place = value.device
@@ -102,7 +103,7 @@ class Optimizers:
     def _owned(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer, tuple[str, ...]]]:
         """Of each parameter: name, the parameter or its matrix, optimizer, names of its moments."""
         for name, value in self._parameters.items():
-            if name in self._matrices:
-                yield name, self._matrices[name], self._optimizers[1], ("momentum_buffer",)
-            else:
-                yield name, value, self._optimizers[0], ("exp_avg", "exp_avg_sq")
+            if self._muon and name in self._matrices:
+                yield name, self._matrices[name], self._muon, ("momentum_buffer",)
+            elif self._adamw:
+                yield name, value, self._adamw, ("exp_avg", "exp_avg_sq")
