@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from undust.errors import UndustError
 from undust.training.buckets import BucketOrder, BucketRule, bucket_sizes, nearest
 from undust.training.data import Batch, SampleOrder
+from undust.training.prior import prior_batch
 
 SQUARE, WIDE, HIGH = (64, 64), (80, 48), (48, 80)
 
@@ -119,3 +120,20 @@ def test_a_validation_has_the_same_draws_whatever_its_batch_size(
     found = sorted(each for batch in batches for each in counters(batch))
     [plain] = SampleOrder(order.groups, order.seed).whole_epochs(epochs, 10**6, 0)
     assert found == sorted(counters(plain))
+
+
+@given(orders, st.integers(1, 9))
+@settings(max_examples=30)
+def test_class_pictures_beside_batches_of_buckets_are_drawn_once(order: BucketOrder, count: int):
+    """The first pictures of their order, each with its own random numbers."""
+    classes = SampleOrder([[index] for index in range(count)], seed=1)
+    found: Counter[tuple[int, int, int]] = Counter()
+    own: set[int] = set()
+    size = order._size  # pyright: ignore
+    for step in range(8):
+        batch = order.batch(step, size)
+        beside = prior_batch(classes, batch, order)
+        found.update(zip(beside.sample, beside.epoch, beside.index, strict=True))
+        own |= {e * len(order.groups) + i for e, i in zip(batch.epoch, batch.index, strict=True)}
+    assert set(found.values()) == {1}
+    assert {epoch * count + index for _, epoch, index in found} == own

@@ -105,6 +105,10 @@ class SampleOrder:
 
     def draws(self, places: range, step: int) -> Batch:
         """The samples at places of the endless order, as a batch of `step`."""
+        return self.at(places, step)
+
+    def at(self, places: Sequence[int], step: int) -> Batch:
+        """The samples at any places of the epochs, one epoch after the other."""
         return self._batch(self._places(places), step)
 
     def whole_epochs(self, epochs: int, size: int, step: int) -> Iterator[Batch]:
@@ -117,7 +121,7 @@ class SampleOrder:
         samples, epochs, indices = zip(*places, strict=True)
         return Batch(self.seed, step, samples, epochs, indices, self.device)
 
-    def _places(self, places: range) -> list[SamplePlace]:
+    def _places(self, places: Sequence[int]) -> list[SamplePlace]:
         pairs = [divmod(place, len(self.groups)) for place in places]
         return [SamplePlace(self._sample(epoch, index), epoch, index) for epoch, index in pairs]
 
