@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tests.variants import build
 
 import undust
 from undust.latent.conditioner import ConditionInputs
+from undust.training import caption_encodings
 from undust.training.caption_encodings import CaptionEncodings
 
 CAPTIONS = ["a cat", None, "two (big) dogs", "a cat", ""]
@@ -46,3 +49,15 @@ def test_each_is_encoded_once_and_alone(model: undust.LatentDiffusion):
         assert one is not None and other is not None and third is not None
         assert torch.equal(one, other.flip(0))
         assert torch.equal(other, third)
+
+
+def test_files_of_more_captions_by_another_encoder_do_not_stay(
+    model: undust.LatentDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(caption_encodings, "SHARD", 2)
+    counts: list[tuple[int, int]] = []
+    CaptionEncodings(model.texts[:1]).write(tmp_path, list("abcde"), lambda *_: None)
+    CaptionEncodings(model.texts).write(tmp_path, ["a", "b"], lambda *done: counts.append(done))
+    assert len([*tmp_path.iterdir()]) == 1
+    assert counts == [(2, 2)]
+    CaptionEncodings(model.texts).read(tmp_path)

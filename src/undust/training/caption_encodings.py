@@ -17,6 +17,7 @@ from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.training.data import Observe
 
+FILES = "captions-*.safetensors"
 SHARD = 1024  # captions in a file
 MEMORY = 4 << 30  # bytes of encoded captions that are kept
 
@@ -52,26 +53,30 @@ class CaptionEncodings:
         return found.hexdigest()
 
     def write(self, folder: Path, captions: Sequence[str], observe: Observe) -> None:
-        """Writes encoded captions to files of a folder; what is there already stays.
+        """Writes encoded captions to files of a folder; those there of the same captions stay.
 
         observe: called with the number of captions done and of all.
         """
+        earlier = {*folder.glob(FILES)}
         for number, start in enumerate(range(0, len(captions), SHARD)):
             part = captions[start : start + SHARD]
             path = folder / f"captions-{number:05}.safetensors"
+            earlier.discard(path)
             metadata = {"text_encoders": self.digest, "captions": json.dumps(part)}
             if not (path.is_file() and _metadata(path) == metadata):
                 text, pooled = self(part)
                 tensors = {"text": text} if pooled is None else {"text": text, "pooled": pooled}
                 safetensors_file.save(path, tensors, metadata)
             observe(start + len(part), len(captions))
+        for path in earlier:  # of more captions, perhaps by another text encoder
+            path.unlink()
 
     def read(self, folder: Path) -> None:
         """Uses the files that `write` has left in a folder.
 
         Raises UndustError for those of other text encoders, and for damaged ones.
         """
-        for path in sorted(folder.glob("captions-*.safetensors")):
+        for path in sorted(folder.glob(FILES)):
             metadata = _metadata(path)
             if metadata.get("text_encoders") != self.digest:
                 raise UndustError(
