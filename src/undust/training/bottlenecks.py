@@ -56,7 +56,7 @@ class KLBottleneck:
         noise = batch.normal(RandomStream.POSTERIOR, mean.shape[1:]).to(mean.device)
         z, x = transform(posterior.sample(noise), x)
         y = self.network.decode(z)
-        # After decoding: sums of gradients in another order would be other bits than formerly.
+        # After decoding: the last bits of gradients depend on the order in which they are added.
         kl = posterior.kl().float().mean() / mean[0].numel()
         with torch.no_grad():
             squares = mean.float().square() + logvar.float().exp() - 1 - logvar.float()

@@ -137,7 +137,7 @@ class DenoisingTask(ABC):
         self.conditions = list(conditions)
         self.noise_levels, self.weighting = levels
         self.inputs, self.notes = {**data.inputs, **inputs}, list(notes)
-        if digests := [each.digest for each in conditions if each.digest]:
+        if digests := [*filter(None, (each.digest for each in conditions))]:
             self.inputs["conditions"] = " ".join(digests)
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         model.latent_shape(*self.size)
