@@ -124,9 +124,7 @@ def test_captions_that_are_not_there_are_refused_with_the_columns_that_are():
 
 def test_folders_of_classes_are_no_captions():
     samples = [Sample(Path(name), {}, name) for name in ("cat/0.png", "dog/0.png")]
-    with pytest.raises(
-        UndustError, match=r"reads the names of folders \(cat, dog, …\)"
-    ):
+    with pytest.raises(UndustError, match=r"reads the names of folders \(cat, dog, …\)"):
         check_captions(CaptionsConfig(), samples)
 
 

@@ -152,10 +152,11 @@ def check_captions(
                 f'; captions.fields = ["folder"] reads the names of folders ({names}, …), and a '
                 "new model takes them as classes with a table [labels]"
             )
+        if not isinstance(config, CaptionsConfig):  # of a model that exists
+            remedy += "; prompt = '…' is one for all pictures"
         raise UndustError(
             f"captions.fields: no picture has a caption in {', '.join(config.fields)}{guess} "
-            f"{columns}: "
-            f"{remedy}. To train without captions: captions.fields = []"
+            f"{columns}: {remedy}. To train without captions: captions.fields = []"
         )
     notes: list[str] = []
     if absent:

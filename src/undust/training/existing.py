@@ -201,17 +201,14 @@ class ExistingModelTask(DenoisingTask):
         *,
         finished: bool,
     ) -> Captions:
-        try:
-            return Captions(
-                config.captions,
-                data,
-                lambda _: model.texts[0].tokenizer,
-                finished=model.texts if finished else (),
-                prompts=prompts,
-                required=resumed is None,
-            )
-        except UndustError as error:
-            raise UndustError(f"{error}; prompt = '…' is one for all pictures") from error
+        return Captions(
+            config.captions,
+            data,
+            lambda _: model.texts[0].tokenizer,
+            finished=model.texts if finished else (),
+            prompts=prompts,
+            required=resumed is None,
+        )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, with a prior also that of class pictures, times its weight."""

@@ -51,10 +51,8 @@ class Captions:
         prompts: in place of the captions of the data, one is drawn for each sample. Raises
         UndustError if there are no captions and they are required.
         """
-        captions, self.notes = (
-            [captions_in(each, config.fields) for each in data.samples],
-            list[str](),
-        )
+        captions = [captions_in(each, config.fields) for each in data.samples]
+        self.notes: list[str] = []
         if prompts:
             config = CaptionChoiceConfig(fields=tuple(prompts), drop=config.drop)
             captions = [{prompt: prompt for prompt in prompts}] * len(captions)

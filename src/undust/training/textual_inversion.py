@@ -60,7 +60,7 @@ class TextualInversionConfig(ExistingModelConfig):
         given = {"prompt": self.prompt, "prior": self.prior}
         if self.captions != NO_CAPTIONS:
             given["captions"] = "given"
-        for name in (name for name, value in given.items() if value):
+        if name := next((name for name, value in given.items() if value), None):
             raise ValueError(f"{name}: leave it out; the prompts of the pictures are templates")
         return self
 
@@ -69,14 +69,16 @@ class NewWord(nn.Module):
     """The vectors [n, D] of a word for one text encoder, at first those of other words."""
 
     def __init__(self, text: TextConditioner, config: TextualInversionConfig) -> None:
-        """Raises UndustError for a word that the model knows, and for too few vectors."""
+        """Raises UndustError for a word that the model knows, and for too few tokens or vectors."""
         super().__init__()
         tokens = [number for word in text.tokenizer.words(config.initial) for number in word]
         count = config.vectors or len(tokens)
-        if not tokens or count < len(tokens):
+        if not tokens:
+            raise UndustError(f"initial: {config.initial!r} has no word")
+        if count < len(tokens):
             raise UndustError(
-                f"vectors: {count} of {config.word}, but initial is {len(tokens)} tokens; at least "
-                "as many, or a shorter initial"
+                f"vectors: {config.word} has {count}, and initial has {len(tokens)} tokens; it has "
+                "to have at least as many, or initial has to be shorter"
             )
         known = text.tokenizer.pieces(config.word)
         if len(known) == 1:
