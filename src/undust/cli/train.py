@@ -68,6 +68,10 @@ def train(
         how = f"continue with: {shlex.join(again)}"
         _train_folder(recipe, out, (minutes or MINUTES) * 60, how, resume=resume)
         return
+    if not recipe.exists():
+        raise UndustError(
+            f"{recipe} does not exist; expected a recipe, TOML, or a folder of pictures"
+        )
     if minutes:
         raise UndustError("--minutes is for a folder of pictures; a recipe has run.steps")
     config = kinds.read(recipe, changes or (), console.note)
@@ -133,9 +137,11 @@ def _run(config: AnyTrainingConfig, out: Path, how: str, *, resume: bool) -> str
 def _train_folder(folder: Path, out: Path, seconds: float, how: str, *, resume: bool) -> None:
     """Trains a first stage and a diffusion model, and writes samples and a report."""
     from undust.report.page import write_report
-    from undust.training.starter import Starter, survey
+    from undust.training.starter import Starter, check_new, survey
 
     try_writing(out)
+    if not resume:
+        check_new(out)
     console.summary(f"reading {folder}")
     with console.counted("pictures", "reading") as observe:
         found = survey(folder, observe)

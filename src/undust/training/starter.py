@@ -26,13 +26,14 @@ from undust.formats.files import atomic_write, make_folder, workspace
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
 from undust.training import kinds, recipe_templates
-from undust.training.checkpoints import newest_config
 from undust.training.denoising import PREVIEW_STEPS
 from undust.training.kinds import AnyTrainingConfig
 from undust.training.loop import Trainer
 from undust.training.precision import resolved
 
 BASE = "emoji"
+STAGES = {"first-stage": "decoder", "diffusion": "finetune"}
+"""Names of the runs -> templates of their recipes."""
 SIZES = (64, 96, 128, 192, 256)  # pixels, multiples of the first stage's factor
 SAMPLES = 20_000  # that the diffusion model sees at least, at a size above the smallest
 DECODER_SHARE = 0.3  # of the time
@@ -113,11 +114,13 @@ class Stage:
     recipe: Path
     out: Path
 
-    @property
-    def finished(self) -> bool:
-        """Whether all of its steps are done."""
-        newest = newest_config(self.out / "checkpoints")
-        return newest is not None and newest[0] >= self.config.run.steps
+
+def check_new(out: Path) -> None:
+    """Raises UndustError for a folder that has the recipes of an earlier start."""
+    if any((out / f"{name}.toml").exists() for name in STAGES):
+        raise UndustError(
+            f"{out} has an earlier run: --resume continues it, another --out starts anew"
+        )
 
 
 class Starter:
@@ -134,8 +137,7 @@ class Starter:
     ) -> None:
         """seconds: for everything, the survey included; resume: use again the recipes in `out`.
 
-        note: called with lines on the choices. Raises UndustError for earlier runs in `out` without
-        `resume`.
+        note: called with lines on the choices.
         """
         self.found, self.out, self.resume, self._note = found, out, resume, note
         self._paces: dict[tuple[str, int], float] = {}
@@ -145,10 +147,6 @@ class Starter:
         self.held_out = 0.0
         if found.pictures >= FEWEST_TO_HOLD_OUT:
             self.held_out = round(min(HELD_OUT, MOST_HELD_OUT / found.pictures), 4)
-        if not resume and any(self._recipe(name).exists() for name in ("first-stage", "diffusion")):
-            raise UndustError(
-                f"{out} has an earlier run: --resume continues it, another --out starts anew"
-            )
 
     @property
     def model(self) -> Path:
@@ -158,7 +156,7 @@ class Starter:
     def stages(self) -> Iterator[Stage]:
         """The first stage's run, then the diffusion model's. Raises UndustError as `prepare`."""
         size = 0
-        for name, template in (("first-stage", "decoder"), ("diffusion", "finetune")):
+        for name, template in STAGES.items():
             if not (self.resume and self._recipe(name).exists()):
                 size = size or self._size()
                 text = self._planned(template, size)
@@ -193,7 +191,7 @@ class Starter:
         return self.out / f"{name}.toml"
 
     def _values(self, template: str, size: int) -> dict[str, Any]:
-        """What the recipes of the two runs depend on, beside their steps."""
+        """The values of a recipe, but for the steps and intervals of its run."""
         values: dict[str, Any] = {
             "folder": str(self.found.folder.resolve()),
             "size": size,
