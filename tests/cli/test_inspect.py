@@ -159,6 +159,14 @@ def test_a_data_set_is_sent_on(undust: Run, pictures: Path):
     assert "undust data check" in done.err
 
 
+def test_one_of_several_runs_is_named(undust: Run, here: Path):
+    """As those of a folder of pictures."""
+    (here / "all/one/checkpoints").mkdir(parents=True)
+    done = undust("inspect", "all")
+    assert done.code == 2
+    assert "inspect one of all/one" in done.err
+
+
 @pytest.mark.parametrize(("command", "known"), [("samplers", SAMPLERS), ("schedules", SCHEDULES)])
 def test_tables_name_everything(undust: Run, command: str, known: dict[str, object]):
     done = undust(command)

@@ -6,7 +6,6 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -100,8 +99,8 @@ def encode(
 
     config = kinds.read(recipe, changes or (), console.note)
     console.summary(f"reading {config.data.folder}")
-    again = ["undust", "data", "encode", str(recipe), "--out", str(out)]
-    again += [part for change in changes or () for part in ("--set", change)]
+    sets = [part for change in changes or () for part in ("--set", change)]
+    again = ["undust", "data", "encode", str(recipe), "--out", str(out), *sets]
     try:
         with (
             console.counted("views", "encoding pictures") as observe,
@@ -115,8 +114,8 @@ def encode(
     captions = f" and {made.captions} captions" if made.captions else ""
     console.summary(f"encoded {made.views} views of {made.pictures} pictures{captions}")
     console.line(out)
-    use = f"undust train {quote(str(recipe))} --set data.folder={quote(str(out))}"
-    console.summary(f"train on it: {use}")
+    use = ["undust", "train", str(recipe), *sets, "--set", f"data.folder={out}"]
+    console.summary(f"train on it: {shlex.join(use)}")
 
 
 def _on_captions(report: DataReport) -> Iterator[str]:

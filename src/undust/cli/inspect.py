@@ -12,6 +12,7 @@ import typer
 
 from undust.cli import console, picture
 from undust.errors import UndustError
+from undust.formats import toml_text
 
 if TYPE_CHECKING:
     from undust.diffusion.process import Process
@@ -42,7 +43,7 @@ def inspect(
             continue
         typer.echo()
         if isinstance(value, dict):
-            console.facts({name: "", **value})
+            console.facts({name: "", **{key: _entry(own) for key, own in value.items()}})
         elif name == "notes":
             console.facts({name: ""})
             for note in value:
@@ -90,9 +91,11 @@ def _folder(path: Path) -> Facts:
             return look(path)
     if (path / "metadata.jsonl").is_file():
         raise UndustError(f"{path} is a data set: inspect it with undust data check")
+    if runs := sorted(str(found.parent) for found in path.glob("*/checkpoints")):
+        raise UndustError(f"{path} has several training runs: inspect one of {', '.join(runs)}")
     raise UndustError(
         f"{path} is not a model (no model_index.json), a component of one (no config.json) or a "
-        "training run (no checkpoints)"
+        "training run (no checkpoints); undust data check inspects folders of pictures"
     )
 
 
@@ -327,6 +330,11 @@ def _readable(name: str, value: object) -> object:
     if name == "bytes" and isinstance(value, int):
         return f"{console.amount(value)}B"
     return console.amount(value) if name == "parameters" and isinstance(value, int) else value
+
+
+def _entry(value: object) -> object:
+    """A table or list of a recipe or a configuration, as TOML; other values as they are."""
+    return toml_text.value(value) if isinstance(value, dict | list) else value
 
 
 def _table(rows: Sequence[Facts]) -> None:
