@@ -141,7 +141,7 @@ def check(
     samples = report.contents.samples
     with ThreadPoolExecutor(READERS) as readers:
         pairs = zip(samples, readers.map(_decoded, samples), strict=True)
-        for done, (sample, found) in enumerate(pairs):
+        for done, (sample, found) in enumerate(pairs, 1):
             observe(done, len(samples))
             if isinstance(found, UndustError):
                 report.broken.append(str(found))
