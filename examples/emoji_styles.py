@@ -19,7 +19,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from emoji_set import EmojiNames, EmojiRenderer, is_held_out
 from PIL import Image
@@ -77,7 +79,7 @@ def styles(packages: Path) -> Iterator[Style]:
 def _flat(package: Path) -> _Draw:
     """Draws the SVGs of an icon set of iconify."""
     try:
-        import resvg_py
+        renderer = import_module("resvg_py")
     except ImportError as error:
         raise UndustError("resvg-py is not installed; `pip install resvg-py` brings it") from error
     icons = _json(package / "icons.json")
@@ -92,7 +94,7 @@ def _flat(package: Path) -> _Draw:
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
             f'viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
         )
-        png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * _CANVAS))
+        png = bytes(renderer.svg_to_bytes(svg_string=svg, width=2 * _CANVAS))
         return _on_white(Image.open(io.BytesIO(png)), size)
 
     return draw
@@ -133,7 +135,7 @@ def _key_of(text: str) -> tuple[int, ...]:
     return tuple(code for code in map(ord, text) if code != _VARIATION)
 
 
-def _json(path: Path) -> dict[str, object]:
+def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
