@@ -20,10 +20,13 @@ def test_a_run_has_all_that_its_report_shows(
     assert about["data"]["trained"] == len(about["data"]["examples"]) == 8
     assert about["data"]["sizes"] == {"16x16": 8}
     assert about["data"]["captions"]["text"]["longest"] == len("grey 0")
-    again = undust("train", first_stage_recipe, "--set", "run.steps=4", "--out", "run", "--resume")
-    assert again.code == 0
+    changed = ("--set", "run.steps=4", "--out", "run", "--resume")
+    assert undust("train", first_stage_recipe, *changed).code == 0
     sessions = json.loads((here / "run/run.json").read_text("utf-8"))["sessions"]
     assert [session["step"] for session in sessions] == [0, 3]
+    last = (here / "run/run.json").read_bytes()
+    assert undust("train", first_stage_recipe, *changed).code == 0  # nothing is left to train
+    assert (here / "run/run.json").read_bytes() == last
     done = undust("report", "run")
     assert (done.code, done.out) == (0, "run/report.html\n")
     page = (here / "run/report.html").read_text("utf-8")

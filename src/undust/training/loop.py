@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -157,9 +157,10 @@ class Trainer:
 
         Raises UndustError if the folder is removed or moved meanwhile.
         """
+        recording = nullcontext() if self.finished else record.ending(self.out)
         try:
             with (
-                record.ending(self.out),
+                recording,
                 _folder_kept(self.out) as check,
                 _stop_requested() as requested,
             ):
