@@ -93,6 +93,8 @@ def test_several_conditions_at_once(recipe: Recipe, pictures: Path, tmp_path: Pa
     (tmp_path / "recipe.toml").write_text(text[:begin] + text[end:], "utf-8")
     config = kinds.read(tmp_path / "recipe.toml")
     trainer, _ = prepare(config, tmp_path / "run")
+    options = "--label blue --map depth.png --map picture.png;"
+    assert options in trainer.task.next_steps(tmp_path, pictures)
     batch = trainer.task.order.batch(0, 4096)
     fields = {}
     for each in trainer.task.conditions:

@@ -85,6 +85,8 @@ def test_training_and_sampling_give_the_network_the_same(recipe: Recipe, tmp_pat
     sampled = prepared(task.model, [given]).extra_channels
     assert sampled is not None
     torch.testing.assert_close(trained, sampled)
+    command = task.next_steps(Path("made"), Path("pictures"))
+    assert "undust generate --model made --init picture.png --mask mask.png;" in command
 
 
 def test_masks_hide_a_part() -> None:

@@ -90,6 +90,10 @@ class TrainingCondition(ABC):
     def options(self, sample: int) -> Mapping[str, Any]:
         """The same condition of one sample as options of a request, for previews."""
 
+    @abstractmethod
+    def arguments(self) -> list[str]:
+        """Arguments of `undust generate` that give such a condition, for an example."""
+
     def shown(self, sample: int) -> list[Image.Image]:  # noqa: ARG002
         """Pictures of the condition, shown beside the sample in previews."""
         return []
@@ -137,6 +141,10 @@ class LabelCondition(TrainingCondition):
         """The sample's class."""
         return {"label": self.labels[sample]}
 
+    def arguments(self) -> list[str]:
+        """The first class."""
+        return ["--label", self.classes[0]]
+
 
 class MapCondition(TrainingCondition):
     """The maps of each sample, in the order of the recipe."""
@@ -175,6 +183,10 @@ class MapCondition(TrainingCondition):
     def options(self, sample: int) -> Mapping[str, Any]:
         """The sample's maps."""
         return {"maps": [self._image(config, sample) for config in self.configs]}
+
+    def arguments(self) -> list[str]:
+        """A file for each map."""
+        return [part for kind in self.kinds for part in ("--map", f"{kind.kind}.png")]
 
     def shown(self, sample: int) -> list[Image.Image]:
         """The sample's maps."""

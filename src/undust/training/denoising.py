@@ -277,9 +277,7 @@ class DenoisingTask(ABC):
         """A command that generates an image under a condition of the data."""
         command = ["undust", "generate", *([escape(self.text.example)] if self.text else [])]
         command += ["--model", str(model)]
-        command += ["--label", self.model.classes[0]] if self.model.classes else []
-        for each in self.model.maps:
-            command += ["--map", f"{each.kind}.png"]
+        command += [part for each in self.conditions for part in each.arguments()]
         pipeline = model_folder.pipeline(self.model)
         opens = f"diffusers opens it as {pipeline}"
         if pipeline == "DiffusionPipeline":

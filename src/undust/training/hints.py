@@ -100,6 +100,10 @@ class HintCondition(TrainingCondition):
         """None: a request names a ControlNet's file, and this one has none yet."""
         return {}
 
+    def arguments(self) -> list[str]:
+        """None, as `options`."""
+        return []
+
     def shown(self, sample: int) -> list[Image.Image]:
         """The hint."""
         return to_images(2 * self(self.square([sample])) - 1)

@@ -77,6 +77,10 @@ class LowResolutionCondition(TrainingCondition):
         level = min(20, self.config.max_noise_level)
         return {"init": self._image(sample), "noise_level": level}
 
+    def arguments(self) -> list[str]:
+        """A small picture's file."""
+        return ["--init", "small.png"]
+
     def shown(self, sample: int) -> list[Image.Image]:
         """The small picture, its pixels enlarged."""
         small = self._image(sample)
@@ -118,6 +122,10 @@ class InpaintingCondition(TrainingCondition):
         edge = mask.width // 4
         mask.paste(255, (edge, edge, mask.width - edge, mask.height - edge))
         return {"init": image, "mask": mask}
+
+    def arguments(self) -> list[str]:
+        """The files of a picture and a mask."""
+        return ["--init", "picture.png", "--mask", "mask.png"]
 
     def shown(self, sample: int) -> list[Image.Image]:
         """The picture with grey in place of its middle."""
