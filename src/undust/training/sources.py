@@ -160,7 +160,11 @@ def with_maps(source: DataSource, columns: Sequence[str], *, skip: bool) -> Data
         if not have:
             known = Counter(name for sample in samples for name in (*sample.columns, *sample.maps))
             listed = ", ".join(printable(name) for name, _ in known.most_common(10)) or "none"
-            raise UndustError(f"maps: {lack}; columns of the data: {listed}")
+            name = printable(column)
+            raise UndustError(
+                f"maps: {lack}; columns of the data: {listed}. Maps are in a folder {name} beside a "
+                f"folder images, or metadata.jsonl has their files in a column {name}"
+            )
         lack += f": {', '.join(map(printable, names[:FEW]))}{', …' if len(names) > FEW else ''}"
         if not skip:
             raise UndustError(f'maps: {lack}; data.on_error = "skip" trains without them')
