@@ -162,8 +162,8 @@ def with_maps(source: DataSource, columns: Sequence[str], *, skip: bool) -> Data
             listed = ", ".join(printable(name) for name, _ in known.most_common(10)) or "none"
             name = printable(column)
             raise UndustError(
-                f"maps: {lack}; columns of the data: {listed}. Maps are in a folder {name} beside a "
-                f"folder images, or metadata.jsonl has their files in a column {name}"
+                f"maps: {lack}; columns of the data: {listed}. Maps are in a folder {name} beside "
+                f"a folder images, or metadata.jsonl has their files in a column {name}"
             )
         lack += f": {', '.join(map(printable, names[:FEW]))}{', …' if len(names) > FEW else ''}"
         if not skip:
