@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +111,52 @@ def test_it_continues_where_it_was_stopped(
     encode(finished, out, nothing, nothing)
     assert [path.stat().st_mtime_ns for path in first] == times
     assert contents(out) == contents(tmp_path / "whole")
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from undust.training import caches, kinds
+from undust.training.encode import encode
+caches.SHARD, caches.ENCODE_BATCH = 4, 2
+def kill(done, _):
+    if done > 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+encode(kinds.parse(json.loads(sys.argv[1]), "here"), Path(sys.argv[2]), kill, kill)
+"""
+
+
+@pytest.mark.usefixtures("shards")
+def test_it_continues_after_a_kill(finished: DiffusionConfig, tmp_path: Path, contents: Contents):
+    """SIGKILL, of a process of its own: its lock and its half-written file are no obstacle."""
+    encode(finished, tmp_path / "whole", nothing, nothing)
+    out, tree = tmp_path / "killed", finished.model_dump(mode="json", exclude_unset=True)
+    command = [sys.executable, "-c", KILLED, json.dumps(tree), str(out)]
+    path = str(Path(caches.__file__).parents[2])
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len([*out.glob("latents-*")]) == 2
+    assert not (out / encoded.INDEX).exists()
+    encode(finished, out, nothing, nothing)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("first-stage", "run.steps=3", "has no latents to encode"),
+        ("diffusion", 'maps=[{kind="depth", column="depth"}]', "maps: made from the pictures"),
+        ("diffusion", "inpainting={}", "inpainting: made from"),
+        ("diffusion", "figures.every=2", "--set figures.every=0"),
+    ],
+)
+def test_recipes_that_need_the_pictures_are_refused_at_once(
+    kind: str, change: str, words: str, write_recipe: Callable[[str], Path], tmp_path: Path
+):
+    config = kinds.read(write_recipe(kind), [change])
+    with pytest.raises(UndustError, match=words):
+        encode(config, tmp_path / "out", nothing, nothing)
+    assert not (tmp_path / "out").exists()
 
 
 def test_others_are_refused_by_name(finished: DiffusionConfig, tmp_path: Path):

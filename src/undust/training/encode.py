@@ -12,9 +12,20 @@ from undust.formats.locks import FileLock, LockedError
 from undust.training.caches import LatentCache, all_views
 from undust.training.conditions import LabelCondition
 from undust.training.data import Observe
-from undust.training.denoising import DenoisingTask
+from undust.training.denoising import DenoisingConfig, DenoisingTask
 from undust.training.run import LOCK
 from undust.training.task import TrainingConfig
+
+NO_LATENTS = (
+    "the recipe trains on pictures and has no latents to encode: that of a diffusion model with a "
+    "first stage has"
+)
+IN_EACH_STEP = (
+    "made from the pictures in each step, which encoded data lack: train this recipe from the "
+    "pictures"
+)
+SPATIAL = ("maps", "inpainting", "low_resolution", "condition")
+"""Tables of a recipe whose inputs need the pictures."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ def encode(
     Raises UndustError for a recipe whose steps need more than latents and captions, for a folder
     that is in use or of a run, and as `TrainingConfig.task`.
     """
+    _check(config)
     if encoded.is_encoded(config.data.folder):
         raise UndustError(f"{config.data.folder} is encoded data already")
     if any((out / "checkpoints").glob("step-*")):
@@ -51,18 +63,26 @@ def encode(
         (out / encoded.INDEX).unlink(missing_ok=True)  # of other inputs, perhaps
         task = config.complete().task(out, None, observe)
         if not isinstance(task, DenoisingTask) or not isinstance(task.latents, LatentCache):
-            raise UndustError(
-                "the recipe trains on pictures and has no latents to encode: that of a diffusion "
-                "model with a first stage has"
-            )
+            raise UndustError(NO_LATENTS)
         if any(not isinstance(each, LabelCondition) for each in task.conditions):
-            raise UndustError(
-                "maps, masks and low resolutions are made of pictures in each step: train this "
-                "recipe from the pictures"
-            )
+            raise UndustError(f"model: it takes a mask or a small picture, {IN_EACH_STEP}")
         captions = task.text.store(out, observe_captions) if task.text else 0
         encoded.write_index(out, task.data.samples)
         views = len(all_views(task.data))
         return Encoded(len({*task.data.train, *task.data.held_out}), views, captions, task.notes)
     finally:
         lock.release()
+
+
+def _check(config: TrainingConfig) -> None:
+    """Raises UndustError for a recipe whose steps or figures need the pictures."""
+    if not isinstance(config, DenoisingConfig):
+        raise UndustError(NO_LATENTS)
+    for table in SPATIAL:
+        if getattr(config, table, None):
+            raise UndustError(f"{table}: {IN_EACH_STEP}")
+    if config.figures.every:
+        raise UndustError(
+            "figures.every: figures compare with the pictures, which encoded data lack: "
+            "--set figures.every=0 leaves them out"
+        )
