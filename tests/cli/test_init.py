@@ -4,14 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from undust.training import kinds, recipe_templates
 
 Run = Callable[..., Any]
 
 
 def test_a_recipe_is_written_once(undust: Run, here: Path):
+    for name in ("cats/1", "cats/2", "dogs/1", "dogs/2"):
+        (here / "some pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 50)).save(here / "some pictures" / f"{name}.png")
     made = undust("init", "classes", "some pictures")
     assert (made.code, made.out) == (0, "classes.toml\n")
+    assert "4 pictures, the shorter side 50 pixels, of 2 classes" in made.err
     assert "undust train classes.toml" in made.err
     assert kinds.read(Path("classes.toml")).data.folder == Path("some pictures")
     again = undust("init", "classes")

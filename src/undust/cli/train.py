@@ -137,7 +137,8 @@ def _run(config: AnyTrainingConfig, out: Path, how: str, *, resume: bool) -> str
 def _train_folder(folder: Path, out: Path, seconds: float, how: str, *, resume: bool) -> None:
     """Trains a first stage and a diffusion model, and writes samples and a report."""
     from undust.report.page import write_report
-    from undust.training.starter import Starter, check_new, survey
+    from undust.training.starter import Starter, check_new
+    from undust.training.survey import survey
 
     try_writing(out)
     if not resume:

@@ -90,6 +90,8 @@ OWN: dict[str, dict[str, Any]] = {
         "batch": 16,
         "ema": 0.99,
     },
+    "depth": {"column": "depth"},
+    "segmentation": {"column": "segmentation"},
     "pixels": {
         "size": 32,
         "channels": [64, 128, 128],
@@ -111,15 +113,21 @@ def summary(name: str) -> str:
     return read_text(FOLDER / f"{name}.toml").partition("\n")[0].removeprefix("# ")
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """The values of a template. Raises UndustError for an unknown name."""
+    if name not in names():
+        raise unknown("kind of recipe", name, names())
+    return {**VALUES, **OWN.get(name, {})}
+
+
 def recipe(name: str, **values: object) -> str:
     """The text of a recipe, TOML.
 
     values: in place of the template's own. Raises UndustError for an unknown name.
     """
-    if name not in names():
-        raise unknown("kind of recipe", name, names())
+    usual = defaults(name)
     template = _environment().get_template(f"{name}.toml")
-    text = template.render({**VALUES, **OWN.get(name, {}), **values})
+    text = template.render({**usual, **values})
     lines = [_aligned(line) for line in text.split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n") + "\n")
 

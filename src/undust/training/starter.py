@@ -9,18 +9,15 @@ from __future__ import annotations
 import math
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from PIL import Image
 
 from undust.conditioning.prompt import escape
-from undust.datasets import image_folder
-from undust.datasets.samples import FOLDER, caption_column
 from undust.errors import UndustError
 from undust.formats.files import atomic_write, make_folder, workspace
 from undust.pictures import grid
@@ -30,6 +27,7 @@ from undust.training.denoising import PREVIEW_STEPS
 from undust.training.kinds import AnyTrainingConfig
 from undust.training.loop import Trainer
 from undust.training.precision import resolved
+from undust.training.survey import PROMPT, FolderSurvey
 
 BASE = "emoji"
 STAGES = {"first-stage": "decoder", "diffusion": "finetune"}
@@ -46,64 +44,9 @@ FEWEST = 5  # steps
 OUTPUTS = 8  # validations and previews of a run, at most
 OUTPUT_SHARE = 0.15  # of the time of a run for these, at most
 OUTPUT_SECONDS = 15.0  # between two, at least
-HELD_OUT, MOST_HELD_OUT, FEWEST_TO_HOLD_OUT = 0.1, 256, 60
 LOGGED = 200  # lines of a run's log, at least
 SHOWN = 24  # pictures of the sheet
 PREVIEWS = 8  # prompts
-PROMPT = "a picture"  # of pictures without captions
-
-
-@dataclass(frozen=True)
-class FolderSurvey:
-    """The pictures of a folder, as training sees them.
-
-    captions: of each picture that has one; field: their column, "folder" if the names of folders
-    are classes, "" without captions; side: median of the shorter sides, pixels; seconds: to find
-    and read a picture; broken: number of files that cannot be read.
-    """
-
-    folder: Path
-    pictures: int
-    field: str
-    captions: Sequence[str]
-    side: int
-    seconds: float
-    broken: int
-
-    def __str__(self) -> str:
-        words = f"{len(self.captions)} with captions ({self.field})"
-        if self.field == FOLDER:
-            words = f"of {len(set(self.captions))} classes, the names of their folders"
-        elif not self.field:
-            words = "without captions"
-        count = f"{self.pictures} picture{'s' * (self.pictures > 1)}"
-        return f"{count}, the shorter side {self.side} pixels, {words}"
-
-
-def survey(
-    folder: Path, observe: Callable[[int, int], None] = lambda _done, _all: None
-) -> FolderSurvey:
-    """Reads every picture of a folder once. Raises UndustError if there is nothing to train on.
-
-    observe: called with the number of pictures read and of all.
-    """
-    began = time.monotonic()
-    report = image_folder.check(folder, observe)
-    samples = [sample for sample in report.samples if sample.split == "train"]
-    if not samples:
-        others = len(report.samples)
-        held_out = f"; {others} are held out from training" if others else " that can be read"
-        raise UndustError(f"{folder} has no training pictures{held_out}")
-    seconds = (time.monotonic() - began) / len(report.contents.samples)
-    folders = [sample.column(FOLDER) or "" for sample in samples]
-    if field := caption_column(report.captions):
-        captions = [sample.captions[field] for sample in samples if field in sample.captions]
-    else:
-        classes = 1 < len(set(folders)) <= len(folders) / 2
-        field, captions = (FOLDER, folders) if classes else ("", [])
-    side = int(median(min(size) for size in report.sizes.elements()))
-    broken = len(report.broken)
-    return FolderSurvey(folder, len(samples), field, captions, side, seconds, broken)
 
 
 @dataclass(frozen=True)
@@ -144,9 +87,6 @@ class Starter:
         self._encoding: dict[int, float] = {}
         reading = found.seconds * (found.pictures + found.broken)
         self._end, self._seconds = time.monotonic() + seconds - reading, seconds
-        self.held_out = 0.0
-        if found.pictures >= FEWEST_TO_HOLD_OUT:
-            self.held_out = round(min(HELD_OUT, MOST_HELD_OUT / found.pictures), 4)
 
     @property
     def model(self) -> Path:
@@ -172,7 +112,7 @@ class Starter:
         observe: called with the number of pictures done and of all.
         """
         model = LatentDiffusion.load(self.model)
-        prompts = self._prompts()
+        prompts = self.found.prompts(SHOWN)
         count = max(1, SHOWN // len(prompts))
         images: list[Image.Image] = []
         for prompt in prompts:
@@ -181,11 +121,6 @@ class Starter:
         path = self.out / "samples.png"
         grid(images).save(path)
         return path
-
-    def _prompts(self) -> list[str]:
-        """Captions of the data, at most as many as the sheet has pictures."""
-        distinct = sorted(set(self.found.captions)) or [PROMPT]
-        return distinct[:: math.ceil(len(distinct) / SHOWN)]
 
     def _recipe(self, name: str) -> Path:
         return self.out / f"{name}.toml"
@@ -196,7 +131,7 @@ class Starter:
             "folder": str(self.found.folder.resolve()),
             "size": size,
             "on_error": "skip" if self.found.broken else "refuse",
-            "held_out": self.held_out,
+            "held_out": self.found.held_out,
             "batch": BATCH,
             "first_stage": BASE,
         }
@@ -207,7 +142,7 @@ class Starter:
                 "first_stage": str(trained.resolve()) if trained.exists() else BASE,
                 "prompt": "" if self.found.field else PROMPT,
                 "fields": [self.found.field],
-                "previews": self._prompts()[:PREVIEWS],
+                "previews": self.found.prompts(PREVIEWS),
             }
         return values
 
@@ -217,11 +152,11 @@ class Starter:
         pace, generating = self._pace(template, size), self._generating(size)
         left = self._end - time.monotonic() - CLOSING_SECONDS - SHOWN * generating
         left -= self._preparing("finetune", size)
-        output = pace * FORWARD * self.held_out * self.found.pictures / BATCH
+        output = pace * FORWARD * self.found.validated / BATCH
         if template == "decoder":
             left = DECODER_SHARE * (left - self._preparing("decoder", size))
         else:
-            output += generating * len(self._prompts()[:PREVIEWS])
+            output += generating * len(self.found.prompts(PREVIEWS))
         outputs = int(min(OUTPUTS, left / OUTPUT_SECONDS, OUTPUT_SHARE * left / max(output, 1e-3)))
         outputs = max(1, outputs)
         steps = int((left - outputs * output) / pace)
