@@ -148,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     samples = [each for each in image_folder.read(options.data) if each.split != "train"][:COUNT]
     for kind in options.kinds:
-        model = undust.load(options.out / f"emoji-{kind}-diffusion")
+        model = undust.load(options.out / f"emoji-{kind}-diffusion" / "model")
         found, sheet = measured(kind, model, samples)
         sheet.save(PICTURES / f"condition-{kind}.png")
         for name, (own, other) in found.items():
