@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import undust
 from undust.datasets import image_folder
 from undust.datasets.samples import Sample
+from undust.evaluation.agreement import edge_f_measure
 from undust.pictures import from_image, grid, to_images
 from undust.pipeline import LatentDiffusion
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from emoji_maps import colour_class, depth, segmented
+from emoji_maps import colour_class, depth, edges, segmented
 
 SIZE, SHOWN, COUNT = 64, 8, 48
 SMALL = {"low-resolution": 8, "super-resolution": 16}  # pixels of the conditions
@@ -39,6 +41,7 @@ KINDS = (
     "text",
     "segmentation",
     "depth",
+    "edges",
     "inpainting",
     "low-resolution",
     "super-resolution",
@@ -66,7 +69,7 @@ def condition(kind: str, sample: Sample) -> tuple[str, dict[str, Any], Image.Ima
     shown = None
     if "class" in kind:
         options["label"] = sample.columns["colour"]
-    for name in ("segmentation", "depth"):
+    for name in ("segmentation", "depth", "edges"):
         if name in kind:
             shown = sample.beside(name).convert("RGB")
             options["maps"] = [shown]
@@ -81,6 +84,9 @@ def agreement(kind: str, made: np.ndarray, sample: Sample) -> float:
             return float(colour_class(made) == sample.columns["colour"])
         case "depth":
             return float(np.corrcoef(depth(made).ravel(), depth(wanted).ravel())[0, 1])
+        case "edges":
+            found, given = (torch.from_numpy(edges(each))[None, None] for each in (made, wanted))
+            return float(edge_f_measure(found, given))
         case "low-resolution" | "super-resolution":
             small = (SMALL[kind], SMALL[kind])
             one, other = (
@@ -107,6 +113,7 @@ MEASURES = {
     "text": "PSNR to the caption's picture, dB",
     "segmentation": "share of pixels of the segmentation's class",
     "depth": "correlation of the depth",
+    "edges": "F-measure of edges, a pixel apart at most",
     "low-resolution": "PSNR to the condition at 8×8, dB",
     "super-resolution": "PSNR to the condition at 16×16, dB",
     "inpainting": "PSNR of the hidden half to the original, dB",

@@ -2,8 +2,9 @@
 
     python examples/emoji_maps.py data/emoji-64 --out data/emoji-maps-64
 
-For each picture a segmentation into eight colours, and a map of depth: how far inside its outline
-each pixel is, as if the emoji were a cushion. The class is the colour that most of the picture has.
+For each picture a segmentation into eight colours, its edges (Canny 1986), and a map of depth: how
+far inside its outline each pixel is, as if the emoji were a cushion. The class is the colour that
+most of the picture has.
 All are made from the pixels, so that a generated picture can be compared with its condition.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from undust.cli import console
+from undust.conditioning.canny import canny_edges
 from undust.datasets import image_folder
 from undust.pictures import from_image
 
@@ -54,6 +56,11 @@ def depth(pixels: np.ndarray) -> np.ndarray:
     return layers / far
 
 
+def edges(pixels: np.ndarray) -> np.ndarray:
+    """Whether each pixel of a picture [H, W, 3] of bytes is one of an edge [H, W]."""
+    return canny_edges(Image.fromarray(pixels))[0].bool().numpy()
+
+
 def colour_class(pixels: np.ndarray) -> str | None:
     """The colour of most of a picture but its background; None if there is only that."""
     counts = np.bincount(segmented(pixels).ravel(), minlength=len(COLOURS))
@@ -64,7 +71,7 @@ def colour_class(pixels: np.ndarray) -> str | None:
 def build(source: Path, out: Path) -> int:
     """Writes the pictures with their maps and the metadata; the number of pictures."""
     samples = image_folder.read(source)
-    for name in ("pictures", "segmentation", "depth"):
+    for name in ("pictures", "segmentation", "depth", "edges"):
         (out / name).mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
     with console.counted("pictures", "drawing maps") as observe:
@@ -75,6 +82,7 @@ def build(source: Path, out: Path) -> int:
             Image.fromarray(colours).save(out / "segmentation" / name)
             grey = (255 * depth(pixels)).round().astype(np.uint8)
             Image.fromarray(grey).save(out / "depth" / name)
+            Image.fromarray(255 * edges(pixels).astype(np.uint8)).save(out / "edges" / name)
             shutil.copyfile(sample.path, out / "pictures" / name)
             rows.append(
                 {
@@ -82,6 +90,7 @@ def build(source: Path, out: Path) -> int:
                     "file_name": f"pictures/{name}",
                     "segmentation": f"segmentation/{name}",
                     "depth": f"depth/{name}",
+                    "edges": f"edges/{name}",
                     "colour": colour_class(pixels) or "white",
                     "concept": sample.group,
                     "split": sample.split,
