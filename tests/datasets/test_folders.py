@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import unicodedata
@@ -93,6 +94,14 @@ def test_every_column_of_text_is_a_caption(tmp_path: Path):
     a, b = read(tmp_path)
     assert dict(a.captions) == {"caption": "c", "prompt": "p"}
     assert dict(b.captions) == {}
+
+
+def test_columns_of_which_nothing_is_read_are_named(tmp_path: Path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    row = {"file_name": "a.png", "caption": ["a", "b"], "score": 0.5, "year": 7, "nothing": None}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    found = "not used: caption (a list), score (a number)"
+    assert scan(tmp_path).notes()[0].endswith(found)
 
 
 def test_a_table_is_read_like_lines_of_json(tmp_path: Path):

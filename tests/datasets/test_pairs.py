@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from undust.datasets.image_folder import read, scan
+from undust.datasets.image_folder import check, read, scan
 from undust.datasets.pairs import paired
 
 
@@ -67,6 +67,13 @@ def test_pictures_of_metadata_have_maps_too(tmp_path: Path):
     (tmp_path / "images/metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
     (sample,) = read(tmp_path)
     assert (sample.captions["text"], [*sample.maps]) == ("a", ["maps"])
+
+
+def test_broken_maps_are_named(tmp_path: Path):
+    pictures(tmp_path, "images/a.png", "images/b.png", "depth/a.png")
+    (tmp_path / "depth/b.png").write_bytes(b"")
+    (error,) = check(tmp_path).broken
+    assert error.startswith(f"{tmp_path}/depth/b.png cannot be read as a picture")
 
 
 def test_classes_are_no_pairs(tmp_path: Path):

@@ -67,7 +67,7 @@ def test_splits_captions_and_names_are_those_of_hugging_face(tmp_path: Path):
     ]
     assert found.samples[0].columns == {"caption": "one", "width": "4"}
     assert found.skipped == ["README.md"]
-    assert found.remarks == [
+    assert found.counts() == [
         "columns without pictures, text or whole numbers, not used: score (double)",
         "absent files of the data set: test-00001-of-00002.parquet, train-00001-of-00002.parquet",
     ]
@@ -215,6 +215,35 @@ def test_any_rows_are_samples_or_errors(rows: list[dict[str, Any]], group: int):
         for sample, row in zip(samples, good, strict=True):
             assert sample.captions.get("text", "") == ((row["text"] or "").strip() and row["text"])
             assert sample.split == {"val": "validation"}.get(row["split"], row["split"] or "train")
+
+
+def test_damage_within_a_row_group_is_that_of_the_pictures_after_it(tmp_path: Path):
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        {"image": images(*(f"{number}" for number in range(200)))},
+        compression="none",
+        use_dictionary=False,
+        data_page_size=500,
+        write_batch_size=8,
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    path.write_bytes(data)
+    reads: list[list[str]] = []
+    for order in (1, -1):
+        errors: list[str] = []
+        for sample in scan(path).samples[::order]:
+            try:
+                sample.image()
+                errors.append("")
+            except UndustError as error:
+                errors.append(str(error))
+        reads.append(errors[::order])
+    assert reads[0] == reads[1]
+    good = reads[0].index(next(filter(None, reads[0])))
+    assert good > 0
+    for number, error in enumerate(reads[0][good:], good):
+        assert error.startswith(f"{path}/row {number}/{number}: {path} cannot be read as Parquet")
 
 
 @given(

@@ -171,6 +171,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     ("lora", "message"),
     [
         ({"targets": ["to_x"]}, "lora.targets: to_x match nothing in unet; it has .*to_q, .*known"),
+        ({"targets": ["to_q", "to_x"]}, "lora.targets: to_x match nothing in unet; it has .*to_q,"),
         ({"targets": []}, "lora.targets: "),
         (
             {"rank": 33, "targets": ["to_q"]},

@@ -186,3 +186,9 @@ def test_pictures_without_a_map_are_named_or_left_out(tmp_path: Path):
     everything = ImageFolderSource(table)
     assert some.source.digest([1]) == everything.digest([2])
     assert len(some.source) == 2
+    (tmp_path / "depth/c.png").write_bytes(b"")
+    readable = TrainingData(skipping, seed=0, maps=["depth"])
+    assert [sample.group for sample in readable.samples] == ["images/a.png"]
+    assert readable.notes[-1].endswith(
+        "2 of 3 pictures have no depth that can be read: images/b.png, images/c.png"
+    )

@@ -111,7 +111,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"word": "a cup"}, "word: "),
+        ({"word": "a cup"}, "word: has to be one word of letters, digits and "),
         ({"word": "cup"}, "word: cup is a word of the model; another would be <cup>"),
         ({"initial": "a cup", "vectors": 1}, "vectors: <cup> has 1, and initial has 2 tokens"),
         ({"initial": " "}, "initial: ' ' has no word"),

@@ -16,6 +16,7 @@ from undust.datasets.metadata import (
     json_row,
     text_columns,
     text_of,
+    unread_columns,
     values_of,
 )
 from undust.datasets.pairs import IMAGES, paired
@@ -149,6 +150,7 @@ class FolderScan:
 
     def _sample(self, folder: Path, path: Path, name: str, row: Row) -> Sample:
         captions = captions_of(row)
+        self.found.unread |= unread_columns(row)
         if "text" not in captions:
             captions |= self._caption(path)
         elif path in self.files.sidecars:

@@ -146,7 +146,8 @@ def check(
             if isinstance(found, UndustError):
                 report.broken.append(str(found))
                 continue
-            size, conversions = found
+            size, conversions, bad_maps = found
+            report.broken += bad_maps
             report.sizes[size] += 1
             report.conversions.update(conversions)
             report.samples.append(sample)
@@ -158,12 +159,19 @@ def check(
     return report
 
 
-def _decoded(sample: Sample) -> tuple[tuple[int, int], list[str]] | UndustError:
-    """A picture's size and colour conversions, or its error."""
+def _decoded(sample: Sample) -> tuple[tuple[int, int], list[str], list[str]] | UndustError:
+    """A picture's size and colour conversions, and the errors of its maps; or its own error."""
     try:
-        return sample.image().size, sample.conversions()
+        size, converted = sample.image().size, sample.conversions()
     except UndustError as error:
         return error
+    errors: list[str] = []
+    for column in sample.maps:
+        try:
+            sample.beside(column)
+        except UndustError as error:
+            errors.append(str(error))
+    return size, converted, errors
 
 
 def _kind(path: Path) -> str:

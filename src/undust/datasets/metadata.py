@@ -87,6 +87,12 @@ def values_of(row: Row) -> dict[str, str]:
     return {name: value for name, value in numbers.items() if _is_whole(name)} | text_columns(row)
 
 
+def unread_columns(row: Row) -> dict[str, str]:
+    """The columns of which nothing is read, and the kind of their values."""
+    read = type(None), str, int
+    return {name: _kind(each) for name, each in row.items() if type(each) not in read}
+
+
 def _json_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():

@@ -68,8 +68,8 @@ class Table:
     """The columns of a Parquet file.
 
     values: those with text and whole numbers; pictures: those with pictures, in the order of the
-    file, of which `structs` have bytes and path as fields; unread: all others. groups: its row
-    groups.
+    file, of which `structs` have bytes and path as fields; unread: all others, with their types.
+    groups: its row groups.
     """
 
     def __init__(self, path: Path, file: Any) -> None:
@@ -79,7 +79,7 @@ class Table:
         self.values: list[str] = []
         self.pictures: list[str] = []
         self.structs: set[str] = set()
-        self.unread: list[str] = []
+        self.unread: dict[str, str] = {}
         self._classes = _classes(file.schema_arrow.metadata or {})
         for column in file.schema_arrow:
             inner = column.type.value_type if types.is_dictionary(column.type) else column.type
@@ -91,8 +91,7 @@ class Table:
             elif _is_text(types, inner) or types.is_integer(inner) or types.is_null(inner):
                 self.values.append(column.name)
             else:
-                self.unread.append(f"{column.name} ({printable(column.type)})")
-
+                self.unread[column.name] = printable(column.type)
         self.groups = _groups(file.metadata)
 
     def picture(self) -> str:
@@ -107,7 +106,8 @@ class Table:
                 f"{self.path} has several columns of pictures, {listed}; call that of the pictures "
                 "image"
             )
-        columns = ", ".join([*map(printable, self.values), *map(printable, self.unread)])
+        unread = [f"{printable(name)} ({kind})" for name, kind in self.unread.items()]
+        columns = ", ".join([*map(printable, self.values), *unread])
         raise UndustError(
             f"{self.path} has no column of pictures: bytes, or a struct that has bytes; its "
             f"columns: {columns or 'none'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from bisect import bisect_right
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from undust.datasets.metadata import LineError, captions_of, faults_of, text_of,
 from undust.datasets.parquet import Table
 from undust.datasets.samples import Contents, Sample, Split, split_of
 from undust.datasets.storage import Storage, Unread, leads_out
-from undust.errors import UndustError, printable
+from undust.errors import UndustError
 from undust.regular import Opened
 
 BLOCK_BYTES, BLOCK_ROWS = 16 << 20, 64  # of pictures that are read together, at most
@@ -31,7 +31,7 @@ def scan(paths: Sequence[Path], folder: Path) -> Contents:
     picture, or else file and row.
     """
     found, storage = Contents(), Pictures()
-    names, unread = set[str](), Counter[str]()
+    names = set[str]()
     for path, split in zip(paths, shards.splits(paths, folder), strict=True):
         try:
             with parquet.opened(path) as file:
@@ -40,16 +40,13 @@ def scan(paths: Sequence[Path], folder: Path) -> Contents:
         except UndustError as error:
             found.broken.append(error)
             continue
-        unread.update(table.unread)
+        found.unread |= table.unread
         size = max((group.bytes for group in table.groups), default=0)
         if size > LARGE_GROUP:
             found.remarks.append(
                 f"{path.name} has row groups of {size / 2**30:.1f} GiB: pictures in random order "
                 "are read slowly; row_group_size=100 when it is written would help"
             )
-    if unread:
-        listed = ", ".join(map(printable, unread))
-        found.remarks.append(f"columns without pictures, text or whole numbers, not used: {listed}")
     return found
 
 
@@ -108,13 +105,23 @@ class _Reader:
         self.place = (table, group)
         self.next = 0
         self._blocks = table.blocks(group, column, rows)
+        self._damage = ""
 
     def block(self, number: int) -> Any:
-        """The block of this number, which is `next` or a later one; None after the last."""
-        for block in self._blocks:
-            self.next += 1
-            if self.next > number:
-                return block
+        """The block of this number, which is `next` or a later one; None after the last.
+
+        Raises UndustError for damage before its end; so it does for all that follow.
+        """
+        if self._damage:
+            raise UndustError(self._damage)
+        try:
+            for block in self._blocks:
+                self.next += 1
+                if self.next > number:
+                    return block
+        except UndustError as error:
+            self._damage = str(error)
+            raise
         return None
 
     def close(self) -> None:
@@ -144,7 +151,10 @@ class Pictures(Storage):
         """Opens a picture, which is in memory. Raises UndustError if there is none."""
         if path not in self._cells:
             raise UndustError(f"{path} does not exist")
-        content = self._bytes(self._cells[path])
+        try:
+            content = self._bytes(self._cells[path])
+        except UndustError as error:
+            raise UndustError(f"{path}: {error}") from error
         if not content:
             raise UndustError(f"{path} has no bytes")
         return io.BytesIO(content)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from undust.datasets.metadata import FEW, LineError, Row, text_of
 from undust.datasets.storage import Disk, Storage
-from undust.errors import UndustError, printable
+from undust.errors import LISTED, UndustError, printable
 from undust.formats.safetensors_file import content_hash
 from undust.pictures import check_header, conversions, read_image, upright_size
 
@@ -111,7 +111,8 @@ class Contents:
     pictures that the metadata beside or above them does not name. unpaired: maps in parallel
     folders without a picture. sidecars: the number of captions from files beside the pictures;
     unread_sidecars: of such files that are not read because the metadata has the caption. hidden,
-    links, skipped: files as `Unread` has them, by name. remarks: further lines for people.
+    links, skipped: files as `Unread` has them, by name. unread: columns of which nothing is read,
+    and the kind of their values. remarks: further lines for people.
     """
 
     kind: str = "folder"
@@ -124,6 +125,7 @@ class Contents:
     skipped: list[str] = field(default_factory=list[str])
     sidecars: int = 0
     unread_sidecars: int = 0
+    unread: dict[str, str] = field(default_factory=dict[str, str])
     remarks: list[str] = field(default_factory=list[str])
 
     @property
@@ -146,6 +148,7 @@ class Contents:
         self.remarks += part.remarks
         self.sidecars += part.sidecars
         self.unread_sidecars += part.unread_sidecars
+        self.unread |= part.unread
         for own, names in (
             (self.unlisted, part.unlisted),
             (self.unpaired, part.unpaired),
@@ -174,6 +177,10 @@ class Contents:
             lines.append(f"caption files not read, because the metadata has the captions: {unread}")
         for column, count in self.maps.items():
             lines.append(f"maps of {pictures(count)}, as column {column}")
+        if self.unread:
+            columns = [f"{printable(name)} ({kind})" for name, kind in self.unread.items()]
+            listed = ", ".join(columns[:LISTED]) + (", …" if len(columns) > LISTED else "")
+            lines.append(f"columns without pictures, text or whole numbers, not used: {listed}")
         return [*lines, *self.remarks]
 
     def notes(self) -> list[str]:

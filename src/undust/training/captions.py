@@ -142,7 +142,8 @@ def check_captions(
         remedy = (
             "name one of them in captions.fields"
             if known
-            else "put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl"
+            else "put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl; "
+            "undust data check names columns that are no text"
         )
         inside = (PurePosixPath(sample.group) for sample in samples if sample.column("folder"))
         folders = sorted({name.parent.name for name in inside} - {""})

@@ -43,6 +43,7 @@ VERSIONS = {
     **dict.fromkeys(("sdxl", "sdxl-inpainting", "sdxl-refiner"), "sdxl_base_v1-0"),
 }
 GROUPS = ("attention", "all-linear", "convolutions")
+Layer = nn.Linear | nn.Conv2d
 
 
 class LowRankConfig(Config):
@@ -64,27 +65,28 @@ class LowRankConfig(Config):
         """alpha/rank, with alpha as a file has it, in single precision."""
         return float(torch.tensor(self.alpha or self.rank, dtype=torch.float32)) / self.rank
 
-    def layers(self, name: str, network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-        """The layers of a network that are changed, by their names.
+    def layers(self, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Layer]]:
+        """The layers of each network that are changed, by their names.
 
-        Raises UndustError if there are none, and for a rank that is larger than a layer's.
+        Raises UndustError for a target without layers, for a network without any, and for a rank
+        that is larger than a layer's.
         """
-        known = {
-            each: layer
-            for each, layer in network.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
-        }
+        found = {name: self._layers_of(name, network) for name, network in networks.items()}
+        for target in self.targets:
+            every = ((name, layer) for own in found.values() for name, layer in own.items())
+            if not any(_is_target(name, layer, target) for name, layer in every):
+                raise _no_layer(target, networks)
+        return found
+
+    def _layers_of(self, name: str, network: nn.Module) -> dict[str, Layer]:
+        known = {each: layer for each, layer in network.named_modules() if isinstance(layer, Layer)}
         chosen = {
             each: layer
             for each, layer in known.items()
             if any(_is_target(each, layer, target) for target in self.targets)
         }
         if not chosen:
-            ends = dict.fromkeys(map(_end, known))
-            raise UndustError(
-                f"lora.targets: {', '.join(map(printable, self.targets))} match nothing in {name}; "
-                f"it has {', '.join(ends)}; known groups: {', '.join(GROUPS)}"
-            )
+            raise _no_layer(", ".join(self.targets), {name: network})
         for each, layer in chosen.items():
             rows, columns = len(layer.weight), layer.weight[0].numel()
             if self.rank > min(rows, columns):
@@ -118,7 +120,7 @@ class LowRankChange(nn.Module):
     A [rank, in·kernel] is uniform as a layer's weight, B [out, rank] is 0 (Hu et al. 2021, 4.1).
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, scale: float) -> None:
+    def __init__(self, layer: Layer, rank: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
         columns = layer.weight[0].numel()
@@ -153,7 +155,6 @@ class LoraTask(ExistingModelTask):
                 f"model: {config.model} has no U-Net with text, and there are no other LoRAs yet"
             )
         networks = chosen_networks(model, config.train)
-        layers = {name: config.lora.layers(name, own) for name, own in networks.items()}
         torch.manual_seed(config.seed)
         rank, scale = config.lora.rank, config.lora.scale
         # A module's name may have no dots.
@@ -164,7 +165,7 @@ class LoraTask(ExistingModelTask):
                     for each, layer in own.items()
                 }
             )
-            for name, own in layers.items()
+            for name, own in config.lora.layers(networks).items()
         }
         finished = not any(text.name in modules for text in model.texts)
         super().__init__(
@@ -222,6 +223,15 @@ def _is_target(name: str, layer: nn.Module, target: str) -> bool:
             return isinstance(layer, nn.Conv2d)
         case _:
             return name == target or name.endswith(f".{target}")
+
+
+def _no_layer(targets: str, networks: Mapping[str, nn.Module]) -> UndustError:
+    every = (each for network in networks.values() for each in network.named_modules())
+    ends = dict.fromkeys(_end(name) for name, layer in every if isinstance(layer, Layer))
+    return UndustError(
+        f"lora.targets: {printable(targets)} match nothing in {' or '.join(networks)}; it has "
+        f"{', '.join(ends)}; known groups: {', '.join(GROUPS)}"
+    )
 
 
 def _end(name: str) -> str:

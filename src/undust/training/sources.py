@@ -146,17 +146,21 @@ class SelectedSource:
 
 
 def with_maps(source: DataSource, columns: Sequence[str], *, skip: bool) -> DataSource:
-    """The samples of a source that have a map in each column.
+    """The samples of a source that have a map in each column; skip: one that can be read.
 
     Raises UndustError if others are not to be skipped, or there are no samples with maps.
     """
     for column in columns:
         samples = [source.sample(index) for index in range(len(source))]
-        have = [index for index, sample in enumerate(samples) if sample.has_beside(column)]
+        named = [index for index, sample in enumerate(samples) if sample.has_beside(column)]
+        have = [index for index in named if not skip or _opens(samples[index], column)]
         if len(have) == len(samples):
             continue
-        names = [sample.group for sample in samples if not sample.has_beside(column)]
+        others = sorted({*range(len(samples))} - {*have})
+        names = [samples[index].group for index in others]
         lack = f"{len(names)} of {len(samples)} pictures have no {printable(column)}"
+        if len(have) < len(named):
+            lack += " that can be read"
         if not have:
             known = Counter(name for sample in samples for name in (*sample.columns, *sample.maps))
             listed = ", ".join(printable(name) for name, _ in known.most_common(10)) or "none"
@@ -170,6 +174,14 @@ def with_maps(source: DataSource, columns: Sequence[str], *, skip: bool) -> Data
             raise UndustError(f'maps: {lack}; data.on_error = "skip" trains without them')
         source = SelectedSource(source, have, f"not trained on: {lack}")
     return source
+
+
+def _opens(sample: DataSample, column: str) -> bool:
+    try:
+        sample.beside(column)
+    except UndustError:
+        return False
+    return True
 
 
 class TrainingData:
@@ -204,8 +216,9 @@ class TrainingData:
         if config.limit:
             self.train = sorted(_chosen(self.samples, self.train, config.limit))
         if not self.train:
-            held_out = f"; {len(self.samples)} are held out from training" if self.samples else ""
-            raise UndustError(f"{config.folder} has no training pictures{held_out}")
+            others = len(self.samples)
+            why = f"; {others} are held out from training" if others else " that can be read"
+            raise UndustError(f"{config.folder} has no training pictures{why}")
         self.order = SampleOrder(groups(self.samples, self.train, config.draw_by), seed, device)
         self.validation = (
             SampleOrder([[index] for index in self.held_out], VALIDATION_SEED, device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from torch import Tensor, nn
 
 from undust.conditioning.prompt import escape
@@ -24,8 +25,16 @@ from undust.training.existing import ExistingModelConfig, ExistingModelTask
 
 FILE = "learned_embeds.safetensors"  # that diffusers' load_textual_inversion finds in a folder
 NO_CAPTIONS = CaptionChoiceConfig(drop=0)  # a sample without the word has nothing to train
-# Without characters of the prompt's syntax and of the command line's.
-Word = Annotated[str, StringConstraints(pattern=r"^[\w<>*+.-]+$", max_length=64)]
+
+
+def _without_syntax(word: str) -> str:
+    """Without characters of the prompt's syntax and of the command line's."""
+    if not re.fullmatch(r"[\w<>*+.-]+", word):
+        raise ValueError("has to be one word of letters, digits and < > * + . - _")
+    return word
+
+
+Word = Annotated[str, StringConstraints(max_length=64), AfterValidator(_without_syntax)]
 
 
 class TextualInversionConfig(ExistingModelConfig):
