@@ -113,6 +113,22 @@ def test_it_continues_where_it_was_stopped(
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("shards")
+@pytest.mark.parametrize("name", ["latents-00001", "captions-00001"])
+def test_a_damaged_file_is_told_and_made_again(
+    name: str, finished: DiffusionConfig, tmp_path: Path, contents: Contents
+):
+    out = tmp_path / "encoded"
+    encode(finished, out, nothing, nothing)
+    whole, path = contents(out), out / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UndustError, match=f"{name}.* cut short.*; undust data encode makes it ag"):
+        train(on(finished, out), tmp_path / "run")
+    notes = encode(finished, out, nothing, nothing).notes
+    assert sum(name in note for note in notes) == 1
+    assert contents(out) == whole
+
+
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path

@@ -7,7 +7,8 @@ last, so that a folder with it is complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -157,6 +158,15 @@ class EncodedData:
     def digest(self, indices: Sequence[int], /) -> str:
         """A hash of the pictures' files, as that of their folder."""
         return joined_hash(self.samples[index].content_hash() for index in indices)
+
+
+@contextmanager
+def remaking() -> Generator[None]:
+    """Adds to the errors of encoded files within, as of damaged ones, the command that helps."""
+    try:
+        yield
+    except UndustError as error:
+        raise UndustError(f"{error}; undust data encode makes it again") from error
 
 
 def is_encoded(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from undust.datasets.encoded import remaking
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.files import make_folder
@@ -261,8 +262,11 @@ class LatentCache:
         """The tensors of a file; None if there is none, or one of other inputs."""
         names = [name for size in sizes for name in self._names(size)]
         if self._encoded_data:
-            _check_encoded(path, made_of)
-            return safetensors_file.load(path, names=names)
+            with remaking():
+                given = safetensors_file.header(path).metadata.get("made_of", "{}")
+            _check_encoded(path, given, made_of)
+            with remaking():
+                return safetensors_file.load(path, names=names)
         if not path.is_file():
             return None
         stamps = [_stamp(made_of)]
@@ -307,10 +311,13 @@ class LatentCache:
         return f"mean{suffix}", f"deviation{suffix}"
 
 
-def _check_encoded(path: Path, made_of: Mapping[str, object]) -> None:
-    """Raises UndustError for latents of encoded data that are absent or of other inputs."""
+def _check_encoded(path: Path, text: str, made_of: Mapping[str, object]) -> None:
+    """Raises UndustError for latents of encoded data that are of other inputs.
+
+    text: JSON of the inputs that they are of.
+    """
     try:
-        given: object = json.loads(safetensors_file.header(path).metadata.get("made_of", "{}"))
+        given: object = json.loads(text)
     except (ValueError, RecursionError):
         given = {}
     now: dict[str, object] = json.loads(_stamp(made_of))

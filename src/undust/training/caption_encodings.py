@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from undust.conditioning.text import TextConditioner, joined
+from undust.datasets.encoded import remaking
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.training.data import Observe
@@ -52,24 +53,31 @@ class CaptionEncodings:
                 found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
-    def write(self, folder: Path, captions: Sequence[str], observe: Observe) -> None:
+    def write(self, folder: Path, captions: Sequence[str], observe: Observe) -> list[str]:
         """Writes encoded captions to files of a folder; those there of the same captions stay.
 
-        observe: called with the number of captions done and of all.
+        observe: called with the number of captions done and of all. A line for each damaged file.
         """
+        notes: list[str] = []
         earlier = {*folder.glob(FILES)}
         for number, start in enumerate(range(0, len(captions), SHARD)):
             part = captions[start : start + SHARD]
             path = folder / f"captions-{number:05}.safetensors"
             earlier.discard(path)
             metadata = {"text_encoders": self.digest, "captions": json.dumps(part)}
-            if not (path.is_file() and _metadata(path) == metadata):
+            try:
+                whole = path.is_file() and _metadata(path) == metadata
+            except UndustError as error:
+                whole = False
+                notes.append(f"captions were encoded again: {error}")
+            if not whole:
                 text, pooled = self(part)
                 tensors = {"text": text} if pooled is None else {"text": text, "pooled": pooled}
                 safetensors_file.save(path, tensors, metadata)
             observe(start + len(part), len(captions))
         for path in earlier:  # of more captions, perhaps by another text encoder
             path.unlink()
+        return notes
 
     def read(self, folder: Path) -> None:
         """Uses the files that `write` has left in a folder.
@@ -77,13 +85,15 @@ class CaptionEncodings:
         Raises UndustError for those of other text encoders, and for damaged ones.
         """
         for path in sorted(folder.glob(FILES)):
-            metadata = _metadata(path)
+            with remaking():
+                metadata = _metadata(path)
             if metadata.get("text_encoders") != self.digest:
                 raise UndustError(
                     f"{path} was encoded with another text encoder: undust data encode encodes "
                     "the captions with this recipe"
                 )
-            tensors = safetensors_file.load(path)
+            with remaking():
+                tensors = safetensors_file.load(path)
             try:
                 captions = TypeAdapter(list[str]).validate_json(metadata.get("captions", ""))
                 states, own = tensors["text"].split(1), tensors.get("pooled")

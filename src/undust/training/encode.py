@@ -67,9 +67,10 @@ def encode(
         if any(not isinstance(each, LabelCondition) for each in task.conditions):
             raise UndustError(f"model: it takes a mask or a small picture, {IN_EACH_STEP}")
         captions = task.text.store(out, observe_captions) if task.text else 0
+        notes = [*dict.fromkeys([*task.notes, *(task.text.notes if task.text else ())])]
         encoded.write_index(out, task.data.samples)
         views = len(all_views(task.data))
-        return Encoded(len({*task.data.train, *task.data.held_out}), views, captions, task.notes)
+        return Encoded(len({*task.data.train, *task.data.held_out}), views, captions, notes)
     finally:
         lock.release()
 

@@ -59,7 +59,9 @@ class Stage:
 
 
 def check_new(out: Path) -> None:
-    """Raises UndustError for a folder that has the recipes of an earlier start."""
+    """Raises UndustError for the folder of a run, or of an earlier start."""
+    if any((out / "checkpoints").glob("step-*")):
+        raise UndustError(f"{out} is the folder of a run; choose another --out")
     if any((out / f"{name}.toml").exists() for name in STAGES):
         raise UndustError(
             f"{out} has an earlier run: --resume continues it, another --out starts anew"

@@ -92,7 +92,7 @@ class Captions:
         if not self.finished:
             return 0
         captions = self._possible()
-        self._encodings.write(folder, captions, observe)
+        self.notes += self._encodings.write(folder, captions, observe)
         return len(captions)
 
     def first(self, sample: int) -> str:
