@@ -116,6 +116,8 @@ def _run(config: AnyTrainingConfig, out: Path, how: str, *, resume: bool) -> str
                 loss = sum(losses) / len(losses)
                 for sentence in progress.notes:
                     bar.note(sentence)
+                if progress.preview:
+                    bar.note(f"samples: {progress.preview}")
                 validation = progress.validation
                 shown = "" if validation is None else f", validation {validation:.4f}"
                 norm = progress.losses.get("gradient_norm", 0.0)

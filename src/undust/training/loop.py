@@ -42,7 +42,7 @@ class TrainingProgress:
     """The state of a run after a step.
 
     samples: seen so far; seconds: that the step took; validation: the newest validation loss, if
-    there is one; notes: for people, on the training.
+    there is one; notes: for people, on the training; preview: the path of this step's, if any.
     """
 
     step: int
@@ -52,6 +52,7 @@ class TrainingProgress:
     seconds: float
     validation: float | None
     notes: Sequence[str]
+    preview: Path | None = None
 
 
 class Trainer:
@@ -195,14 +196,22 @@ class Trainer:
                         found = self._figures()
                     row |= {figure.name: figure.value for figure in found}
                     notes += [f"{figure.name}: {figure.shown}" for figure in found]
+                preview: Path | None = None
                 if self._due(self.run.sample_every):
                     with self._averaged():
-                        preview = self.task.preview()
-                    notes += [f"samples: {log.picture(self.step, preview, self.task.captions)}"]
+                        drawn = self.task.preview()
+                    preview = log.picture(self.step, drawn, self.task.captions)
                 samples = self.step * self.run.batch
                 observe(
                     TrainingProgress(
-                        self.step, self.run.steps, samples, losses, seconds, self._validated, notes
+                        self.step,
+                        self.run.steps,
+                        samples,
+                        losses,
+                        seconds,
+                        self._validated,
+                        notes,
+                        preview,
                     )
                 )
                 if self._due(self.run.log_every):
