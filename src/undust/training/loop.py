@@ -201,19 +201,9 @@ class Trainer:
                     with self._averaged():
                         drawn = self.task.preview()
                     preview = log.picture(self.step, drawn, self.task.captions)
-                samples = self.step * self.run.batch
-                observe(
-                    TrainingProgress(
-                        self.step,
-                        self.run.steps,
-                        samples,
-                        losses,
-                        seconds,
-                        self._validated,
-                        notes,
-                        preview,
-                    )
-                )
+                samples, valid = self.step * self.run.batch, self._validated
+                progress = self.step, self.run.steps, samples, losses, seconds, valid, notes
+                observe(TrainingProgress(*progress, preview))
                 if self._due(self.run.log_every):
                     row = {**losses, **self._rates(), **row}
                 if row:
