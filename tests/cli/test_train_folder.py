@@ -34,3 +34,6 @@ def test_a_folder_becomes_a_model(undust: Run, here: Path, monkeypatch: pytest.M
     again = undust("train", "mine", "--minutes", 1)
     assert again.code == 2
     assert "--resume continues it" in again.err
+    of_a_run = undust("train", "mine", "--out", "runs/mine/diffusion")
+    assert of_a_run.code == 2
+    assert "runs/mine/diffusion is the folder of a run" in of_a_run.err

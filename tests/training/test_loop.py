@@ -172,13 +172,15 @@ def test_the_log_has_every_figure_once(first_stage_recipe: FirstStage, tmp_path:
 
 
 def test_progress_tells_every_step(first_stage_recipe: FirstStage, tmp_path: Path):
-    told: list[tuple[int, int, int]] = []
+    told: list[tuple[int, int, Path | None]] = []
     train(
-        first_stage_recipe("run.steps=3"),
+        first_stage_recipe("run.steps=3", "run.sample_every=2"),
         tmp_path,
-        observe=lambda now: told.append((now.step, now.steps, now.samples)),
+        observe=lambda now: told.append((now.step, now.steps, now.preview)),
     )
-    assert told == [(1, 3, 4), (2, 3, 8), (3, 3, 12)]
+    previews = [tmp_path / "samples" / f"step-{step:08}.png" for step in (2, 3)]
+    assert told == [(1, 3, None), (2, 3, previews[0]), (3, 3, previews[1])]
+    assert all(path.is_file() for path in previews)
 
 
 def test_the_seed_decides_the_run(first_stage_recipe: FirstStage, tmp_path: Path):

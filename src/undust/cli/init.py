@@ -19,8 +19,7 @@ def init(
         typer.Argument(metavar="KIND", help="Kind of recipe; all are listed without it."),
     ] = None,
     folder: Annotated[
-        Path | None,
-        typer.Argument(metavar="PICTURES", help="Training pictures."),
+        Path | None, typer.Argument(metavar="PICTURES", help="Training pictures.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The recipe's file.  [default: KIND.toml]")

@@ -41,18 +41,17 @@ RECENT_STEPS = 100  # whose mean losses are diagnosed
 class TrainingProgress:
     """The state of a run after a step.
 
-    samples: seen so far; seconds: that the step took; validation: the newest validation loss, if
-    there is one; notes: for people, on the training; preview: the path of this step's, if any.
+    seconds: that the step took; validation: the newest validation loss, if there is one; notes: for
+    people, on the training; preview: the path of this step's, if any.
     """
 
     step: int
     steps: int
-    samples: int
     losses: dict[str, float]
     seconds: float
     validation: float | None
     notes: Sequence[str]
-    preview: Path | None = None
+    preview: Path | None
 
 
 class Trainer:
@@ -201,9 +200,8 @@ class Trainer:
                     with self._averaged():
                         drawn = self.task.preview()
                     preview = log.picture(self.step, drawn, self.task.captions)
-                samples, valid = self.step * self.run.batch, self._validated
-                progress = self.step, self.run.steps, samples, losses, seconds, valid, notes
-                observe(TrainingProgress(*progress, preview))
+                done, steps, validation = self.step, self.run.steps, self._validated
+                observe(TrainingProgress(done, steps, losses, seconds, validation, notes, preview))
                 if self._due(self.run.log_every):
                     row = {**losses, **self._rates(), **row}
                 if row:
