@@ -28,6 +28,7 @@ FLOORS = (
     {"datasets"},
     {"recipe"},
     {"adapters"},
+    {"engines"},
     {"latent"},
     {"generation"},
     {"pipeline"},

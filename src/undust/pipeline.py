@@ -87,6 +87,11 @@ class LatentDiffusion(LatentModel):
             raise UndustError(
                 f"the picture was made in {recipe.precision}; the model is in {self.precision}"
             )
+        if recipe.engine != self.engine:
+            raise UndustError(
+                f"the picture was made with the engine {recipe.engine}; the model is computed with "
+                f"{self.engine}"
+            )
         return batch
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
@@ -116,6 +121,7 @@ def load(
     device: torch.device | str | None = None,
     vae: str | Path | None = None,
     merge_loras: bool = True,
+    engine: str = "auto",
     live: bool | None = None,
 ) -> LatentDiffusion:
     """A built-in model by name, or a diffusers folder or single-file checkpoint by path.
@@ -125,12 +131,13 @@ def load(
 
     dtype: of the weights in memory, float32 by default; also by name, such as "fp16" or "float16";
     device: the CPU by default; vae: a first stage in place of the model's own, a file, a folder or
-    a model's folder; merge_loras: as for `LatentModel`; live: deprecated, the opposite of it.
-    Raises UndustError for an unknown name and for an incomplete model.
+    a model's folder; merge_loras: as for `LatentModel`; engine: how networks are computed, "auto"
+    for the fastest exact one here, "torch" for PyTorch's own layers; live: deprecated, the opposite
+    of merge_loras. Raises UndustError for an unknown name and for an incomplete model.
     """
     if live is not None:
         merge_loras = not live
         warnings.warn(f"load: live is now merge_loras={merge_loras}", FutureWarning, stacklevel=2)
     return LatentDiffusion.load(
-        name_or_path, dtype=dtype, device=device, vae=vae, merge_loras=merge_loras
+        name_or_path, dtype=dtype, device=device, vae=vae, merge_loras=merge_loras, engine=engine
     )

@@ -10,7 +10,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -26,6 +26,7 @@ from undust.formats.lora.names import Target
 ActiveLoras = tuple[tuple[Lora, float], ...]
 """LoRAs with their weights: 1 as trained, 0 without effect."""
 Changes = list[tuple[WeightDelta, float]]
+N = TypeVar("N", bound=nn.Module)
 Added = Callable[[Tensor], Tensor]
 """A module's input → what a LoRA adds to its output."""
 
@@ -153,7 +154,7 @@ def merged(module: nn.Module, changes: Changes) -> dict[str, Tensor]:
     return values
 
 
-def shared(network: nn.Module) -> nn.Module:
+def shared(network: N) -> N:
     """A copy of the modules that shares all weights and buffers."""
     tensors = (*network.parameters(), *network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})

@@ -13,6 +13,7 @@ import typer
 from undust.cli.options import (
     BUILT_IN,
     Device,
+    Engine,
     Json,
     ModelOption,
     Out,
@@ -48,6 +49,7 @@ def generate(
     vae: Vae = None,
     dtype: Precision = None,
     device: Device = None,
+    engine: Engine = "auto",
     out: Out = None,
     exact: Annotated[
         bool,
@@ -73,7 +75,7 @@ def generate(
     from undust.generation import loop
     from undust.pipeline import load
 
-    loaded = load(model, dtype=dtype, device=device, vae=vae)
+    loaded = load(model, dtype=dtype, device=device, vae=vae, engine=engine)
     recipes = loaded.recipes(texts, **options)
     batches = list(loop.batches(loaded, recipes, exact=exact))
     if noise is None:
@@ -148,7 +150,7 @@ def rerun(
     recipe = Recipe.read(beside(fields, picture.parent))
     vae = vae or (recipe.vae and recipe.vae.path)
     place = model or _model_of(original, picture)
-    loaded = load(place, dtype=recipe.precision, device=device, vae=vae)
+    loaded = load(place, dtype=recipe.precision, device=device, vae=vae, engine=recipe.engine)
     generate_files(loaded, [loaded.rerun_batch(recipe)], output, json, again=original)
 
 

@@ -1,4 +1,4 @@
-"""`undust models`, `samplers` and `guidances`: lists of names."""
+"""`undust models`, `samplers`, `guidances` and `engines`: lists of names."""
 
 from __future__ import annotations
 
@@ -52,4 +52,13 @@ def guidances() -> None:
             [name, settings_of(method).summary(), method.summary]
             for name, method in sorted(GUIDANCES.items())
         ],
+    )
+
+
+def engines() -> None:
+    """List the engines, which compute networks."""
+    from undust.engines.registry import ENGINES
+
+    console.table(
+        ["name", "what it is"], [[name, engine.summary] for name, engine in ENGINES.items()]
     )

@@ -29,6 +29,10 @@ Vae = Annotated[
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Where to compute, such as cuda.  [default: cpu]")
 ]
+Engine = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="How networks are computed; see `undust engines`."),
+]
 Out = Annotated[
     Path | None,
     typer.Option(

@@ -75,6 +75,7 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
                 "prompt": prompt,
                 "seed": (seed + k) % SEEDS,
                 "precision": model.precision,
+                "engine": model.engine,
                 "model": model.name,
                 "model_path": model.path,
                 "vae": model.vae,

@@ -17,6 +17,7 @@ from undust.adapters.applied_loras import LoraSet
 from undust.adapters.offload import Lock, Offload
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
+from undust.engines import registry
 from undust.errors import UndustError
 from undust.formats import controlnet, locate, model_folder, standalone_vae, textual_inversion
 from undust.formats.components import Components
@@ -46,7 +47,8 @@ class LatentModel(Components):
     where it was loaded from, "" for a built-in model; merge_loras: LoRAs are merged into
     copies of the weights, or else added to the outputs of modules, where another LoRA weight costs
     nothing; execution_device: each network is moved there when it is called and back when memory
-    runs out, None to leave them in place. Several threads may use it.
+    runs out, None to leave them in place; engine: how denoiser and first stage are computed, by
+    name. Several threads may use it.
     """
 
     name: str = ""
@@ -55,9 +57,13 @@ class LatentModel(Components):
     vae: WeightsRef | None = None
     merge_loras: bool = True
     execution_device: torch.device | None = None
+    engine: str = "torch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        computed = (self.unet, self.autoencoder)
+        self._prepared = registry.chosen(self.engine, computed, self.device)
+        self.engine = self._prepared.name
         self._base = self  # without any adapters
         self._lock = Lock()  # of the caches
         self._others: dict[str, Self] = {}
@@ -76,6 +82,7 @@ class LatentModel(Components):
         device: torch.device | str | None = None,
         vae: str | Path | None = None,
         merge_loras: bool = True,
+        engine: str = "torch",
     ) -> Self:
         """The model of that name or at that path; see `undust.load`."""
         folder, dtype = locate.find(name_or_path), dtype_and_device.precision(dtype or "fp32")
@@ -107,6 +114,7 @@ class LatentModel(Components):
             vae=instead,
             merge_loras=merge_loras,
             execution_device=dtype_and_device.device(device),
+            engine=engine,
         )
 
     def _use(self, offload: Offload) -> None:
@@ -119,12 +127,17 @@ class LatentModel(Components):
     def _assemble(self) -> None:
         """Builds first stage, conditioner and denoiser from the networks."""
         offload = self._offload
-        self.first_stage = FirstStage(self.autoencoder, offload)
+        self.first_stage = FirstStage(self._prepared(self.autoencoder), offload)
         self.conditioner = Conditioner(self, offload)
         prediction = prediction_on(self.process, self.prediction)
         explain = partial(finite.explain, self.networks, self._lora_names)
         self.denoise: NetworkDenoiser[Conditioning] = NetworkDenoiser(
-            PlacedNetwork(self.unet, offload, explain, self_conditioned=self.self_conditioned),
+            PlacedNetwork(
+                self._prepared(self.unet),
+                offload,
+                explain,
+                self_conditioned=self.self_conditioned,
+            ),
             self.process,
             prediction,
         )
@@ -197,7 +210,7 @@ class LatentModel(Components):
             if known not in self._controls:
                 network = controlnet.load(Path(resolved_weights(known).path), self.dtype)
                 check_fits(network, self.unet)
-                self._controls[known] = network.eval().requires_grad_(False)
+                self._controls[known] = self._prepared(network.eval().requires_grad_(False))
             return self._controls[known]
 
     def load_other(self, name_or_path: str, /) -> Self:
@@ -205,7 +218,9 @@ class LatentModel(Components):
         with self._lock:
             if name_or_path not in self._others:
                 with torch.inference_mode(False):  # tensors of inference could not be changed later
-                    other = self.load(name_or_path, dtype=self.dtype, device=self.device)
+                    other = self.load(
+                        name_or_path, dtype=self.dtype, device=self.device, engine=self.engine
+                    )
                 other._use(self._offload)  # so that each makes room for the other
                 self._others[name_or_path] = other
             return self._others[name_or_path]

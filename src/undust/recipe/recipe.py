@@ -80,6 +80,7 @@ class Recipe(Frozen):
     embeddings: tuple[Embedding, ...] = option("embeddings", ())
     controls: tuple[Control, ...] = option("controls", ())
     precision: str = Field("float32", max_length=16, exclude_if=lambda name: name == "float32")
+    engine: str = Field("torch", max_length=64, exclude_if=lambda name: name == "torch")
     model: str = ""
     model_path: str = Field("", max_length=4096, exclude_if=lambda path: not path)
     model_hash: str = ""

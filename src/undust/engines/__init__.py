@@ -1,0 +1,1 @@
+"""How a network is computed: engines that give its result, up to rounding, in less time."""

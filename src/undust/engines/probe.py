@@ -1,0 +1,39 @@
+"""Measurements of the processor, in fractions of a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+from undust.engines.winograd import with_winograd
+
+ROUNDS = 5
+
+
+@cache
+def winograd_speedup() -> float:
+    """The time of a convolution of torch's over that of Winograd's, measured once.
+
+    256 channels of 32×32 pixels, two pictures: about 0.1 s.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        conv = nn.Conv2d(256, 256, 3, padding=1)
+        fast = with_winograd(nn.Sequential(conv))
+        x = torch.zeros(2, 256, 32, 32)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return fastest(lambda: conv(x)) / fastest(lambda: fast(x))
+
+
+def fastest(call: Callable[[], object]) -> float:
+    """The least of several times that a call takes, in seconds, after one that is not counted."""
+    call()
+    times: list[float] = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,82 @@
+"""The engines by name, and the choice of one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from undust.engines import probe
+from undust.engines.memory import keep_freed_memory
+from undust.engines.winograd import with_winograd
+from undust.errors import unknown
+
+AUTO = "auto"
+MIN_SPEEDUP = 1.1  # of the convolutions; below it another rounding is not worth it
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to compute networks.
+
+    prepare: a network to one with the same result up to rounding, which shares its weights; the
+    network itself where the engine has nothing to offer.
+    """
+
+    summary: str
+    prepare: Callable[[nn.Module], nn.Module]
+
+
+ENGINES: Mapping[str, Engine] = {
+    "torch": Engine(
+        "PyTorch's own layers, on any device in any precision", lambda network: network
+    ),
+    "winograd": Engine("fewer multiplications for 3×3 convolutions; float32, CPU", with_winograd),
+}
+
+
+class Prepared:
+    """Networks as one engine computes them, each prepared once and kept as long as the network."""
+
+    def __init__(self, name: str) -> None:
+        """Raises UndustError for an unknown engine."""
+        if name not in ENGINES:
+            raise unknown("engine", name, [AUTO, *ENGINES])
+        self.name = name
+        self._known: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+    def __call__(self, network: N) -> N:
+        """The prepared network."""
+        if self.name == "torch":
+            return network
+        if network not in self._known:
+            self._known[network] = ENGINES[self.name].prepare(network)
+        return cast("N", self._known[network])
+
+
+def chosen(name: str, networks: Iterable[nn.Module], device: torch.device) -> Prepared:
+    """The engine of that name for networks on a device; for "auto" the fastest exact one here.
+
+    If it has nothing to offer for them, it is "torch", with a RuntimeWarning if another one was
+    asked for. Raises UndustError for an unknown one.
+    """
+    plain = Prepared("torch")
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif name == AUTO:
+        return plain
+    engine = Prepared("winograd" if name == AUTO else name)
+    gains = device.type == "cpu" and any(engine(network) is not network for network in networks)
+    if name == AUTO:
+        return engine if gains and probe.winograd_speedup() >= MIN_SPEEDUP else plain
+    if not gains and name != plain.name:
+        note = f"the engine {name} has nothing to offer for this model here: torch is used"
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
+        return plain
+    return engine

@@ -1,0 +1,179 @@
+"""3×3 convolutions in 2.25 or 4 times fewer multiplications (Winograd 1980; Lavin & Gray 2015).
+
+The picture is cut into overlapping tiles of (m+2)² pixels, which give m² pixels of the output each.
+A convolution is a product of polynomials, so it is pointwise once tiles and kernels are evaluated
+at m+1 points and infinity (Toom 1963, Cook 1966): (m+2)² products of matrices over the channels in
+place of 9·m². Evaluation and interpolation are matrix products too. oneDNN has no such convolution
+for x86.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from undust.adapters.applied_loras import shared
+from undust.engines.memory import total_memory
+
+# The first m + 1 are used. With 1/2 in place of 2 the rounding error of m = 4 is a third smaller.
+POINTS = (0, 1, -1, 0.5, -2)
+SIZES = (2, 4)  # m: output pixels of a tile along a side
+MANY_TILES = 64  # of m = 4: with fewer, reading the larger kernels costs more than it saves
+MIN_CHANNELS = 128  # with fewer, the transforms cost more than they save
+CHUNK = 128  # tiles at once, whose values stay in the processor's cache
+MEMORY = 3  # the kernels may take one part in so many of the machine's memory
+N = TypeVar("N", bound=nn.Module)
+
+Known = tuple[tuple[int, int], dict[int, Tensor]]
+"""The address and version of a weight, and its transformed kernels by m."""
+# By weight, so that copies of a network share them.
+_kernels: MutableMapping[Tensor, Known] = WeakTensorKeyDictionary()
+
+
+@cache
+def matrices(m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A [m,m+2], G [m+2,3] and B [m+2,m+2] of float64: y = A·((G·g)∘(B·d)).
+
+    y [m] is the correlation of a kernel g [3] with pixels d [m+2] (Lavin & Gray 2015, eq. 4).
+    """
+    points = np.array(POINTS[: m + 1], dtype=float)
+    a, g, b = np.zeros((m, m + 2)), np.zeros((m + 2, 3)), np.zeros((m + 2, m + 2))
+    for k, point in enumerate(points):
+        others = np.delete(points, k)
+        a[:, k] = point ** np.arange(m)
+        g[k] = point ** np.arange(3) / np.prod(point - others)
+        b[k, :-1] = np.poly(others)[::-1]
+    a[-1, -1] = g[-1, -1] = 1  # the point at infinity
+    b[-1] = np.poly(points)[::-1]
+    return torch.from_numpy(a), torch.from_numpy(g), torch.from_numpy(b)
+
+
+@cache
+def _in_two_dimensions(m: int) -> tuple[Tensor, Tensor]:
+    """A⊗A [m²,(m+2)²] and B⊗B [(m+2)²,(m+2)²] in float32."""
+    with torch.inference_mode(False):
+        a, _, b = matrices(m)
+        return torch.kron(a, a).float(), torch.kron(b, b).float()
+
+
+def transformed(weight: Tensor, m: int) -> Tensor:
+    """Kernels [K,C,3,3] at the points: [(m+2)²,C,K] in float32, G·g·Gᵀ."""
+    _, g, _ = matrices(m)
+    filters, channels = weight.shape[:2]
+    kernels = weight.permute(2, 3, 1, 0).reshape(9, channels * filters)
+    return (torch.kron(g, g).float() @ kernels).view(-1, channels, filters)
+
+
+def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
+    """Pictures [B,C,H,W] with `transformed` kernels [(m+2)²,C,K], padded by 1 → [B,K,H,W].
+
+    In float32; the result is stored as `torch.channels_last`.
+    """
+    (batch, channels, height, width), (points, _, filters) = x.shape, kernels.shape
+    side = round(points**0.5)
+    m = side - 2
+    interpolation, evaluation = _in_two_dimensions(m)
+    down, across = -(-height // m), -(-width // m)  # tiles
+    pad = (1, m * across + 1 - width, 1, m * down + 1 - height)
+    padded = F.pad(x, pad).permute(0, 2, 3, 1).contiguous()
+    tiles = padded.unfold(1, side, m).unfold(2, side, m).permute(4, 5, 0, 1, 2, 3)
+    whole = x.new_empty(batch, down, m, across, m, filters)
+    output = whole.permute(2, 4, 0, 1, 3, 5)
+    for pictures, rows in _chunks(batch, down, across):
+        part = tiles[:, :, pictures, rows]  # [m+2,m+2,b,h,w,C]
+        count = part[0, 0, ..., 0].numel()
+        values = evaluation @ part.reshape(points, count * channels)
+        values = torch.bmm(values.view(points, count, channels), kernels)
+        found = interpolation @ values.view(points, count * filters)
+        target = output[:, :, pictures, rows]
+        target.copy_(found.view(target.shape))
+        if bias is not None:
+            target += bias
+    pixels = whole.view(batch, m * down, m * across, filters)
+    return pixels[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _chunks(batch: int, down: int, across: int) -> Iterator[tuple[slice, slice]]:
+    """The pictures and rows of tiles of each chunk: some rows of one picture, or some pictures."""
+    rows = max(1, CHUNK // across) if down * across > CHUNK else down
+    pictures = max(1, CHUNK // (down * across))
+    for picture in range(0, batch, pictures):
+        for row in range(0, down, rows):
+            yield slice(picture, picture + pictures), slice(row, row + rows)
+
+
+def tile_size(x: Tensor, weight: Tensor) -> int:
+    """The m for a picture [B,C,H,W] and kernels [K,C,3,3]; 0 for a direct convolution."""
+    if not _large(weight):
+        return 0
+    tiles = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+    return 4 if tiles >= MANY_TILES else 2
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3×3 convolution with stride 1 and padding 1; direct where gradients are needed."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """[B,C,H,W] → [B,K,H,W]."""
+        trains = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        m = 0 if trains else tile_size(input, self.weight)
+        if not m:
+            # The output has the format too: from here on all of the network is in it.
+            return super().forward(input.contiguous(memory_format=torch.channels_last))
+        return convolve(input, _known_kernels(self.weight, m), self.bias)
+
+
+def _known_kernels(weight: Tensor, m: int) -> Tensor:
+    """`transformed`, once for each weight until that is changed in place."""
+    now = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    if weight not in _kernels or _kernels[weight][0] != now:
+        _kernels[weight] = now, {}
+    known = _kernels[weight][1]
+    if m not in known:
+        with torch.inference_mode(False), torch.no_grad():
+            known[m] = transformed(weight, m)
+    return known[m]
+
+
+def with_winograd(network: N, memory: float | None = None) -> N:
+    """A copy of a network, which shares its weights, with `WinogradConv2d` for its convolutions.
+
+    memory: bytes that transformed kernels may take, at most four times as many as the kernels; by
+    default a share of the machine's. If it is too little, small kernels come first: they belong to
+    large pictures. A network that gains nothing, or is not in float32, is returned itself.
+    """
+    left = total_memory() / MEMORY if memory is None else memory
+    copied = shared(network)
+    gains = False
+    for conv in sorted(_convolutions(copied), key=lambda conv: conv.weight.numel()):
+        left -= conv.weight.nbytes * (max(SIZES) + 2) ** 2 / 9
+        if left < 0:
+            break
+        conv.__class__ = WinogradConv2d  # it keeps weights and hooks
+        gains = gains or _large(conv.weight)
+    return copied if gains else network
+
+
+def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
+    """The convolutions that can be replaced."""
+    for conv in network.modules():
+        if (
+            type(conv) is nn.Conv2d
+            and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+            and (conv.dilation, conv.groups) == ((1, 1), 1)
+            and conv.padding_mode == "zeros"
+            and conv.weight.dtype == torch.float32
+            and conv.weight.device.type == "cpu"
+        ):
+            yield conv
+
+
+def _large(weight: Tensor) -> bool:
+    return min(weight.shape[:2]) >= MIN_CHANNELS

@@ -1,0 +1,158 @@
+"""Convolutions by Winograd's algorithm: those of PyTorch, in float32's precision."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from undust.engines.winograd import (
+    MIN_CHANNELS,
+    SIZES,
+    WinogradConv2d,
+    convolve,
+    matrices,
+    tile_size,
+    transformed,
+    with_winograd,
+)
+
+WIDE = MIN_CHANNELS
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The distance relative to b."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("m", SIZES)
+def test_the_matrices_compute_a_correlation(m: int):
+    a, g, b = matrices(m)
+    torch.manual_seed(0)
+    pixels, kernel = torch.randn(2, m + 2).double(), torch.randn(3).double()
+    found = (a @ ((g @ kernel)[:, None] * (b @ pixels.T))).T
+    expected = pixels.unfold(1, 3, 1) @ kernel
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    filters=st.integers(1, 5),
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    m=st.sampled_from(SIZES),
+    bias=st.booleans(),
+)
+def test_any_size_is_convolved(
+    batch: int, channels: int, filters: int, height: int, width: int, m: int, bias: bool
+):
+    torch.manual_seed(height * 61 + width)
+    x, weight = torch.randn(batch, channels, height, width), torch.randn(filters, channels, 3, 3)
+    shift = torch.randn(filters) if bias else None
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    expected += 0 if shift is None else shift.double()[:, None, None]
+    found = convolve(x, transformed(weight, m), shift)
+    assert found.shape == expected.shape
+    assert apart(found.double(), expected) < 3e-6
+
+
+def test_the_error_is_a_few_roundings_of_float32():
+    """As many channels as Stable Diffusion has; compared with float64."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 640, 16, 16), torch.randn(64, 640, 3, 3)
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    errors = [apart(convolve(x, transformed(weight, m), None).double(), expected) for m in SIZES]
+    assert errors[0] < 1e-6 and errors[1] < 4e-6
+
+
+@pytest.mark.parametrize(("side", "m"), [(64, 4), (8, 2)])
+def test_many_tiles_are_large_ones(side: int, m: int):
+    assert tile_size(torch.empty(2, WIDE, side, side), torch.empty(WIDE, WIDE, 3, 3)) == m
+    assert tile_size(torch.empty(2, 3, side, side), torch.empty(WIDE, 3, 3, 3)) == 0
+
+
+class Network(nn.Module):
+    """Convolutions of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, WIDE, 3, padding=1)
+        self.wide = nn.Conv2d(WIDE, WIDE, 3, padding=1)
+        self.step = nn.Conv2d(WIDE, WIDE, 3, padding=1, stride=2)
+        self.point = nn.Conv2d(WIDE, WIDE, 1)
+        self.groups = nn.Conv2d(WIDE, WIDE, 3, padding=1, groups=2)
+        self.last = nn.Conv2d(WIDE, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,3,H,W] → [B,4,H/2,W/2]."""
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network().eval().requires_grad_(False)
+
+
+def replaced(network: nn.Module) -> set[str]:
+    return {name for name, each in network.named_modules() if isinstance(each, WinogradConv2d)}
+
+
+def test_a_network_is_copied_and_shares_its_weights(network: Network):
+    fast = with_winograd(network)
+    assert replaced(fast) == {"first", "wide", "last"} and not replaced(network)
+    for ours, theirs in zip(fast.parameters(), network.parameters(), strict=True):
+        assert ours is theirs
+    x = torch.randn(2, 3, 13, 18)
+    assert apart(fast(x), network(x)) < 1e-5
+    assert not torch.equal(fast(x), network(x))
+
+
+def test_memory_is_for_small_kernels_first(network: Network):
+    first = 4 * network.first.weight.nbytes
+    assert with_winograd(network, first) is network  # it would gain nothing
+    last = 4 * network.last.weight.nbytes
+    wide = 4 * network.wide.weight.nbytes
+    assert with_winograd(network, first + last + wide - 1) is network
+    assert replaced(with_winograd(network, first + last + wide)) == {"first", "wide", "last"}
+
+
+def test_other_precisions_and_small_networks_are_left_alone(network: Network):
+    half = copy.deepcopy(network).bfloat16()
+    small = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1))
+    assert with_winograd(half) is half and with_winograd(small) is small
+
+
+def test_a_hook_on_a_convolution_is_kept(network: Network):
+    """A LoRA that is not merged is one."""
+    network.wide.register_forward_hook(lambda _, inputs, output: output + inputs[0])
+    x = torch.randn(1, 3, 8, 8)
+    assert apart(with_winograd(network)(x), network(x)) < 1e-5
+
+
+def test_gradients_are_those_of_the_network(network: Network):
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(each(x).square().sum(), x)[0]
+        for each in (with_winograd(network), network)
+    )
+    assert apart(found, expected) < 1e-5
+
+
+def test_a_weight_that_changes_is_transformed_again(network: Network):
+    fast, x = with_winograd(network), torch.randn(1, 3, 8, 8)
+    before = fast(x)
+    with torch.no_grad():
+        network.wide.weight.mul_(2)
+    assert apart(fast(x), before) > 0.1
+    assert apart(fast(x), network(x)) < 1e-5
+    network.wide.weight.data = torch.randn(WIDE, WIDE, 3, 3)
+    assert apart(fast(x), network(x)) < 1e-5
