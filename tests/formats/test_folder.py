@@ -174,6 +174,13 @@ def test_a_folder_that_is_something_else_is_said_to_be(tmp_path: Path, files: li
     assert caught.match(reason)
 
 
+def test_a_training_runs_model_is_named(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UndustError, match=f"run published, {tmp_path / 'model'}$"):
+        read_model_index(tmp_path)
+
+
 def test_a_path_that_is_no_folder_is_said_to_be(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UndustError, match="it is a file"):

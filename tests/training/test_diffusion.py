@@ -372,3 +372,10 @@ def test_a_model_without_captions_is_trained_saved_and_painted_with(
     assert train(
         diffusion_recipe("captions.fields=[]", "run.steps=3"), tmp_path / "out", resume=True
     )
+
+
+def test_the_command_at_the_end_is_short(diffusion_recipe: Read):
+    words = "in a caption of many words" * 20
+    recipe = diffusion_recipe(f'captions.templates={{text = ["{{}} {words}"]}}')
+    command = DiffusionTask(recipe, Path("out")).next_steps(Path("model"), Path("data"))
+    assert 40 < len(command.partition(" --model")[0]) < 100

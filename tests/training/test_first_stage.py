@@ -83,7 +83,8 @@ def test_it_learns(first_stage_recipe: Read, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["data.size=15", "data.crop=15"], "multiple of 2"),
+        (["data.size=15", "data.crop=15"], "both have to be multiples of 2"),
+        (["data.size=15", "data.crop=8"], "both have to be multiples of 2"),
         (["data.crop=32"], "the crop no larger than the picture"),
         (
             ["data.folder=pyproject.toml"],

@@ -56,19 +56,21 @@ def usable(
     on_error: Literal["refuse", "skip"] = "refuse",
 ) -> list[Sample]:
     """The samples that can be used; the options are those of `read`."""
-    if on_error == "refuse" and found.broken:
-        raise found.broken[0]
     samples: list[Sample] = []
+    errors = [*found.broken]
     for sample in found.samples:
         if split not in (None, sample.split):
             continue
         try:
             sample.check_header() if on_error == "refuse" else sample.image()
-        except UndustError:
-            if on_error == "refuse":
-                raise
+        except UndustError as error:
+            errors.append(error)
         else:
             samples.append(sample)
+    if on_error == "refuse" and errors:
+        first, *others = errors
+        more = f"; {len(others)} more errors, which `undust data check` lists" if others else ""
+        raise UndustError(f"{first}{more}")
     return samples
 
 

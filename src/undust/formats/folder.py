@@ -191,7 +191,9 @@ def _description(path: Path) -> str:
     if (path / "metadata.jsonl").is_file():
         return "it is a data set"
     if (path / "state.json").is_file() or (path / "checkpoints").is_dir():
-        return "it belongs to a training run; give the model that the run published"
+        model = path / "model"
+        published = f", {model}" if model.is_dir() else ""
+        return f"it belongs to a training run; give the model that the run published{published}"
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     weights = [name for name in names if name.endswith((".safetensors", ".ckpt"))]
     if weights:

@@ -103,10 +103,10 @@ class FirstStageTask:
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.autoencoder = config.new_network()
         side, factor = data.crop or data.size, self.autoencoder.downsampling_factor
-        if side % factor or data.size < side:
+        if side % factor or data.size % factor or data.size < side:
             raise UndustError(
-                f"data.size {data.size} and data.crop {data.crop}: the side to train on has to be "
-                f"a multiple of {factor} and the crop no larger than the picture"
+                f"data.size {data.size} and data.crop {data.crop}: both have to be multiples of "
+                f"{factor}, and the crop no larger than the picture"
             )
         self.reconstruction = ReconstructionLoss(config.loss)
         self.notes += self.reconstruction.notes

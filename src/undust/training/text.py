@@ -28,6 +28,8 @@ from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.data import Batch, Observe, RandomStream
 from undust.training.sources import TrainingData
 
+SHOWN = 60  # characters of the caption in the command that is shown at the end
+
 
 class Captions:
     """Captions of samples, drawn at random.
@@ -60,7 +62,7 @@ class Captions:
             self.notes += check_captions(config, data.training_samples, required=required)
         self.config, self._sampler = config, CaptionSampler(config, captions)
         texts = self._sampler.all_texts(data.train)
-        self.example = next((text for text in texts if text.strip()), "")
+        self.example = _first_words(next((text for text in texts if text.strip()), ""))
         self.tokenizer, self.finished = tokenizer_of(texts), finished
         self._encodings = CaptionEncodings(finished)
         self._possible = partial(self._sampler.possible, [*data.train, *data.held_out])
@@ -133,3 +135,8 @@ def new_text_encoder(
         "pad_token_id": vocabulary[tokenizers.END],
     }
     return TextConditioner(tokenizer, TextEncoder(config.model_copy(update=ends)))
+
+
+def _first_words(text: str) -> str:
+    """A text that fits into a line."""
+    return text if len(text) <= SHOWN else text[:SHOWN].rpartition(" ")[0] or text[:SHOWN]
