@@ -1,10 +1,13 @@
-"""One U-Net call at Stable Diffusion 1.5's configuration: undust against diffusers.
+"""One U-Net call at Stable Diffusion 1.5's configuration: undust against another library.
 
-    python benchmarks/unet_step.py [--rounds 5] [--size 512] [--batch 2] [--dtype float32]
-                                   [--device cpu]
+    python benchmarks/unet_step.py [--peer diffusers] [--engine auto] [--rounds 5] [--size 512]
+                                   [--batch 2] [--dtype float32] [--device cpu]
 
-Each library has a process of its own, with random weights of the same shapes; calls alternate, so
-that both see the same machine. Prints seconds and the ratio of each round, undust over diffusers.
+peer: diffusers, diffusers-channels-last, diffusers-compiled (torch.compile), or openvino (needs
+`pip install openvino`), which converts diffusers' network itself. Each side has a process of its
+own, with random weights of the same shapes; calls alternate, so that both see the same machine.
+Prints seconds and the ratio of each round, undust over the peer, then floating-point operations a
+second, also as a share of what a large matrix product reaches here.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 SD15 = {
     "sample_size": 64,
@@ -21,72 +26,158 @@ SD15 = {
     "attention_head_dim": 8,
     "block_out_channels": (320, 640, 1280, 1280),
 }
+OURS = "undust"
+PEERS = ("diffusers", "diffusers-channels-last", "diffusers-compiled", "openvino")
 
 
-def serve(library: str, batch: int, size: int, dtype: str, device: str, pipe: Connection) -> None:
+def undust_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..., object]:
+    """undust's network, by an engine."""
+    import torch
+
+    from undust.engines.registry import chosen
+    from undust.networks.conditioning import Conditioning
+    from undust.networks.unet import UNet, UNetConfig
+
+    network = UNet(UNetConfig(**SD15)).to(**place).eval().requires_grad_(False)
+    engine = chosen(asked.engine, [network], torch.device(asked.device))
+    fast = engine(network)
+    return lambda x, time, text: fast(x, time, Conditioning(asked.batch, text))
+
+
+def peer_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..., object]:
+    """The peer's network."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel(**SD15).to(**place).eval().requires_grad_(False)
+    if asked.peer == "openvino":
+        return openvino_call(network, asked)
+    if asked.peer != "diffusers":
+        network = network.to(memory_format=torch.channels_last)
+    if asked.peer == "diffusers-compiled":
+        network = torch.compile(network)
+    return lambda x, time, text: network(x, time, text, return_dict=False)
+
+
+def openvino_call(network: Any, asked: argparse.Namespace) -> Callable[..., object]:
+    """diffusers' network as OpenVINO converts it, for one shape."""
+    import openvino
+    import torch
+
+    class Plain(torch.nn.Module):
+        """Tensors in and out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Any, timestep: Any, text: Any) -> Any:
+            """As the network."""
+            return self.network(x, timestep, text, return_dict=False)[0]
+
+    side = asked.size // 8
+    shapes = ((asked.batch, 4, side, side), (asked.batch,), (asked.batch, 77, 768))
+    example = (torch.zeros(shapes[0]), torch.zeros(shapes[1]), torch.zeros(shapes[2]))
+    began = time.perf_counter()
+    with torch.no_grad():
+        model = openvino.convert_model(Plain().float(), example_input=example)
+    model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    precision = {"float32": "f32", "bfloat16": "bf16"}[asked.dtype]
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    print(f"openvino {openvino.__version__}: {time.perf_counter() - began:.0f} s to convert")
+    return lambda x, time, text: compiled((x.float(), time.float(), text.float()))
+
+
+def serve(side: str, asked: argparse.Namespace, pipe: Connection) -> None:
     """Builds the network, then times one call for every message."""
     import torch
 
-    text = torch.randn(batch, 77, 768, dtype=getattr(torch, dtype), device=device)
-    if library == "undust":
-        from undust.networks.conditioning import Conditioning
-        from undust.networks.unet import UNet, UNetConfig
-
-        network, cond = UNet(UNetConfig(**SD15)), Conditioning(batch, text)
-    else:
-        from diffusers import UNet2DConditionModel
-
-        network, cond = UNet2DConditionModel(**SD15), text
-    place = {"dtype": getattr(torch, dtype), "device": device}
-    network = network.to(**place).eval()
-    x = torch.randn(batch, 4, size // 8, size // 8, **place)
-    timestep = torch.full((batch,), 500, device=device)
+    place: dict[str, Any] = {"dtype": getattr(torch, asked.dtype), "device": asked.device}
+    call = (undust_call if side == OURS else peer_call)(asked, place)
+    x = torch.randn(asked.batch, 4, asked.size // 8, asked.size // 8, **place)
+    text = torch.randn(asked.batch, 77, 768, **place)
+    timestep = torch.full((asked.batch,), 500, device=asked.device)
     pipe.send("ready")
     with torch.inference_mode():
         while pipe.recv():
             start = time.perf_counter()
-            network(x, timestep, cond)
-            if device != "cpu":
+            call(x, timestep, text)
+            if asked.device != "cpu":
                 torch.accelerator.synchronize()
             pipe.send(time.perf_counter() - start)
+
+
+def operations(asked: argparse.Namespace) -> float:
+    """Floating-point operations of a call: matrix products and convolutions, as defined."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from undust.networks.conditioning import Conditioning
+    from undust.networks.unet import UNet, UNetConfig
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+        text = torch.empty(asked.batch, 77, 768)
+        x = torch.empty(asked.batch, 4, asked.size // 8, asked.size // 8)
+        UNet(UNetConfig(**SD15))(x, torch.empty(asked.batch), Conditioning(asked.batch, text))
+    return counted.get_total_flops()
+
+
+def matrix_peak(asked: argparse.Namespace) -> float:
+    """Operations a second of a product of matrices of 4096 x 4096, the best of ten."""
+    import torch
+
+    size = 4096
+    kind = getattr(torch, asked.dtype)
+    a, b = (torch.randn(size, size, device=asked.device).to(kind) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        if asked.device != "cpu":
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def main() -> None:
     """Runs the rounds and prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", choices=PEERS, default="diffusers")
+    parser.add_argument("--engine", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
+    peak, work = matrix_peak(asked), operations(asked)
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    for library in ("undust", "diffusers"):
-        pipes[library], end = context.Pipe()
-        arguments = (library, asked.batch, asked.size, asked.dtype, asked.device, end)
-        context.Process(target=serve, args=arguments, daemon=True).start()
+    for side in (OURS, asked.peer):
+        pipes[side], end = context.Pipe()
+        context.Process(target=serve, args=(side, asked, end), daemon=True).start()
         end.close()  # so that a process that dies is noticed
-        pipes[library].recv()
-    ratios: list[float] = []
+        pipes[side].recv()
+    times: dict[str, list[float]] = {side: [] for side in pipes}
     for number in range(asked.rounds + 1):
-        seconds: dict[str, float] = {}
-        for library, pipe in pipes.items():
+        for side, pipe in pipes.items():
             pipe.send(True)
-            seconds[library] = pipe.recv()
+            times[side].append(pipe.recv())
         if number:  # the first round warms both up
-            ratios.append(seconds["undust"] / seconds["diffusers"])
-            print(
-                f"round {number}: undust {seconds['undust']:.2f} s, "
-                f"diffusers {seconds['diffusers']:.2f} s, ratio {ratios[-1]:.3f}",
-                flush=True,
-            )
+            shown = ", ".join(f"{side} {each[-1]:.2f} s" for side, each in times.items())
+            print(f"round {number}: {shown}", flush=True)
     for pipe in pipes.values():
         pipe.send(False)
+    ratios = [a / b for a, b in zip(*(each[1:] for each in times.values()), strict=True)]
     print(
-        f"ratio undust / diffusers: median {statistics.median(ratios):.3f} "
+        f"ratio undust / {asked.peer}: median {statistics.median(ratios):.3f} "
         f"({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)"
     )
+    print(f"{work / 1e12:.2f} TFLOP a call; a matrix product reaches {peak / 1e9:.0f} GFLOP/s")
+    for side, each in times.items():
+        rate = work / statistics.median(each[1:])
+        print(f"{side}: {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of that")
 
 
 if __name__ == "__main__":
