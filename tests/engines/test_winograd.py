@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from undust.adapters.applied_loras import shared
 from undust.engines.winograd import (
     MIN_CHANNELS,
     SIZES,
     WinogradConv2d,
     convolve,
     matrices,
+    replace_convolutions,
     tile_size,
     transformed,
-    with_winograd,
 )
 
 WIDE = MIN_CHANNELS
@@ -106,29 +107,37 @@ def replaced(network: nn.Module) -> set[str]:
     return {name for name, each in network.named_modules() if isinstance(each, WinogradConv2d)}
 
 
-def test_a_network_is_copied_and_shares_its_weights(network: Network):
+def with_winograd(network: Network, memory: float | None = None) -> Network:
+    fast = shared(network)
+    replace_convolutions(fast, memory)
+    return fast
+
+
+def test_convolutions_with_stride_1_are_replaced(network: Network):
     fast = with_winograd(network)
     assert replaced(fast) == {"first", "wide", "last"} and not replaced(network)
-    for ours, theirs in zip(fast.parameters(), network.parameters(), strict=True):
-        assert ours is theirs
     x = torch.randn(2, 3, 13, 18)
     assert apart(fast(x), network(x)) < 1e-5
     assert not torch.equal(fast(x), network(x))
 
 
 def test_memory_is_for_small_kernels_first(network: Network):
-    first = 4 * network.first.weight.nbytes
-    assert with_winograd(network, first) is network  # it would gain nothing
-    last = 4 * network.last.weight.nbytes
-    wide = 4 * network.wide.weight.nbytes
-    assert with_winograd(network, first + last + wide - 1) is network
-    assert replaced(with_winograd(network, first + last + wide)) == {"first", "wide", "last"}
+    small, large = (
+        sum(4 * conv.weight.nbytes for conv in convs)
+        for convs in ((network.first, network.last), (network.first, network.last, network.wide))
+    )
+    assert replaced(with_winograd(network, small - 1)) == {"first"}
+    assert replaced(with_winograd(network, large - 1)) == {"first", "last"}
+    assert replaced(with_winograd(network, large)) == {"first", "last", "wide"}
+    assert not replace_convolutions(shared(network), large - 1)  # small ones gain nothing
+    assert replace_convolutions(shared(network), large)
 
 
 def test_other_precisions_and_small_networks_are_left_alone(network: Network):
     half = copy.deepcopy(network).bfloat16()
     small = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1))
-    assert with_winograd(half) is half and with_winograd(small) is small
+    for each in (half, small):
+        assert not replace_convolutions(each) and not replaced(each)
 
 
 def test_a_hook_on_a_convolution_is_kept(network: Network):

@@ -105,6 +105,7 @@ MORE: dict[str, Any] = {
     "embeddings": [{"path": "toy", "hash": "01", "word": "<toy>"}],
     "controls": [{"path": "a", "picture": PICTURE, "edges": True, "weight": 0.8, "end": 0.5}],
     "precision": "bfloat16",
+    "engine": "cpu",
     "model": "tiny",
     "model_path": "models/tiny.safetensors",
     "model_hash": "0123456789",

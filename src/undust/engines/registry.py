@@ -11,13 +11,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from undust.engines import probe
+from undust.engines.cpu import for_cpu
 from undust.engines.memory import keep_freed_memory
-from undust.engines.winograd import with_winograd
 from undust.errors import unknown
 
 AUTO = "auto"
-MIN_SPEEDUP = 1.1  # of the convolutions; below it another rounding is not worth it
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -37,7 +35,7 @@ ENGINES: Mapping[str, Engine] = {
     "torch": Engine(
         "PyTorch's own layers, on any device in any precision", lambda network: network
     ),
-    "winograd": Engine("fewer multiplications for 3×3 convolutions; float32, CPU", with_winograd),
+    "cpu": Engine("layers that are faster on a CPU, such as Winograd's convolutions", for_cpu),
 }
 
 
@@ -61,7 +59,7 @@ class Prepared:
 
 
 def chosen(name: str, networks: Iterable[nn.Module], device: torch.device) -> Prepared:
-    """The engine of that name for networks on a device; for "auto" the fastest exact one here.
+    """The engine of that name for networks on a device; for "auto" the fastest exact one.
 
     If it has nothing to offer for them, it is "torch", with a RuntimeWarning if another one was
     asked for. Raises UndustError for an unknown one.
@@ -69,14 +67,10 @@ def chosen(name: str, networks: Iterable[nn.Module], device: torch.device) -> Pr
     plain = Prepared("torch")
     if device.type == "cpu":
         keep_freed_memory()
-    elif name == AUTO:
-        return plain
-    engine = Prepared("winograd" if name == AUTO else name)
-    gains = device.type == "cpu" and any(engine(network) is not network for network in networks)
-    if name == AUTO:
-        return engine if gains and probe.winograd_speedup() >= MIN_SPEEDUP else plain
-    if not gains and name != plain.name:
+    engine = Prepared("cpu" if name == AUTO else name)
+    if device.type == "cpu" and any(engine(network) is not network for network in networks):
+        return engine
+    if name not in (AUTO, plain.name):
         note = f"the engine {name} has nothing to offer for this model here: torch is used"
         warnings.warn(note, RuntimeWarning, stacklevel=2)
-        return plain
-    return engine
+    return plain

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from functools import cache
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from undust.adapters.applied_loras import shared
 from undust.engines.memory import total_memory
 
 # The first m + 1 are used. With 1/2 in place of 2 the rounding error of m = 4 is a third smaller.
@@ -29,7 +26,6 @@ MANY_TILES = 64  # of m = 4: with fewer, reading the larger kernels costs more t
 MIN_CHANNELS = 128  # with fewer, the transforms cost more than they save
 CHUNK = 128  # tiles at once, whose values stay in the processor's cache
 MEMORY = 3  # the kernels may take one part in so many of the machine's memory
-N = TypeVar("N", bound=nn.Module)
 
 Known = tuple[tuple[int, int], dict[int, Tensor]]
 """The address and version of a weight, and its transformed kernels by m."""
@@ -81,8 +77,7 @@ def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
     m = side - 2
     interpolation, evaluation = _in_two_dimensions(m)
     down, across = -(-height // m), -(-width // m)  # tiles
-    pad = (1, m * across + 1 - width, 1, m * down + 1 - height)
-    padded = F.pad(x, pad).permute(0, 2, 3, 1).contiguous()
+    padded = _padded(x, m * down + 2, m * across + 2)
     tiles = padded.unfold(1, side, m).unfold(2, side, m).permute(4, 5, 0, 1, 2, 3)
     whole = x.new_empty(batch, down, m, across, m, filters)
     output = whole.permute(2, 4, 0, 1, 3, 5)
@@ -93,11 +88,18 @@ def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
         values = torch.bmm(values.view(points, count, channels), kernels)
         found = interpolation @ values.view(points, count * filters)
         target = output[:, :, pictures, rows]
-        target.copy_(found.view(target.shape))
-        if bias is not None:
-            target += bias
+        torch.add(found.view(target.shape), 0 if bias is None else bias, out=target)
     pixels = whole.view(batch, m * down, m * across, filters)
     return pixels[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _padded(x: Tensor, height: int, width: int) -> Tensor:
+    """Pictures [B,C,H,W] with a row and a column of zeros before, and zeros after [B,H',W',C]."""
+    batch, channels, rows, columns = x.shape
+    padded = x.new_empty(batch, height, width, channels)
+    padded[:, 0] = padded[:, :, 0] = padded[:, rows + 1 :] = padded[:, :, columns + 1 :] = 0
+    padded[:, 1 : rows + 1, 1 : columns + 1] = x.permute(0, 2, 3, 1)
+    return padded
 
 
 def _chunks(batch: int, down: int, across: int) -> Iterator[tuple[slice, slice]]:
@@ -111,7 +113,7 @@ def _chunks(batch: int, down: int, across: int) -> Iterator[tuple[slice, slice]]
 
 def tile_size(x: Tensor, weight: Tensor) -> int:
     """The m for a picture [B,C,H,W] and kernels [K,C,3,3]; 0 for a direct convolution."""
-    if not _large(weight):
+    if not _is_large(weight):
         return 0
     tiles = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
     return 4 if tiles >= MANY_TILES else 2
@@ -142,23 +144,25 @@ def _known_kernels(weight: Tensor, m: int) -> Tensor:
     return known[m]
 
 
-def with_winograd(network: N, memory: float | None = None) -> N:
-    """A copy of a network, which shares its weights, with `WinogradConv2d` for its convolutions.
+def replace_convolutions(network: nn.Module, memory: float | None = None) -> bool:
+    """Makes convolutions of a network `WinogradConv2d`, in place; whether it gains by that.
 
     memory: bytes that transformed kernels may take, at most four times as many as the kernels; by
     default a share of the machine's. If it is too little, small kernels come first: they belong to
-    large pictures. A network that gains nothing, or is not in float32, is returned itself.
+    large pictures.
     """
+    found = sorted(_convolutions(network), key=lambda conv: conv.weight.numel())
+    if not any(map(_is_large, (conv.weight for conv in found))):
+        return False
     left = total_memory() / MEMORY if memory is None else memory
-    copied = shared(network)
     gains = False
-    for conv in sorted(_convolutions(copied), key=lambda conv: conv.weight.numel()):
+    for conv in found:
         left -= conv.weight.nbytes * (max(SIZES) + 2) ** 2 / 9
         if left < 0:
             break
         conv.__class__ = WinogradConv2d  # it keeps weights and hooks
-        gains = gains or _large(conv.weight)
-    return copied if gains else network
+        gains = gains or _is_large(conv.weight)
+    return gains
 
 
 def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
@@ -175,5 +179,5 @@ def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
             yield conv
 
 
-def _large(weight: Tensor) -> bool:
+def _is_large(weight: Tensor) -> bool:
     return min(weight.shape[:2]) >= MIN_CHANNELS

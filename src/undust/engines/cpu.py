@@ -1,0 +1,50 @@
+"""Networks whose slowest layers are computed in other ways, which are faster on a CPU."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from undust.adapters.applied_loras import shared
+from undust.engines import probe, winograd
+from undust.networks.attention import GEGLU
+
+MIN_WIDTH = 64  # channels; with fewer it makes no difference
+N = TypeVar("N", bound=nn.Module)
+
+
+class SplitGEGLU(GEGLU):
+    """GEGLU as two linear layers: each has contiguous results, and is activated in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,N,C] → [B,N,out]."""
+        if torch.is_grad_enabled() and (x.requires_grad or self.proj.weight.requires_grad):
+            return super().forward(x)
+        (weight, gate_weight), (bias, gate_bias) = (
+            self.proj.weight.chunk(2),
+            self.proj.bias.chunk(2),
+        )
+        gate = F.gelu(F.linear(x, gate_weight, gate_bias))
+        return gate.mul_(F.linear(x, weight, bias))
+
+
+def for_cpu(network: N) -> N:
+    """A copy of a network that shares its weights; the network itself if it would gain nothing.
+
+    In float32 it has Winograd's convolutions, if they are faster here.
+    """
+    copied = shared(network)
+    gains = probe.winograd_is_faster() and winograd.replace_convolutions(copied)
+    for layer in copied.modules():
+        if type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not _hooked(layer.proj):
+            layer.__class__ = SplitGEGLU
+            gains = True
+    return copied if gains else network
+
+
+def _hooked(layer: nn.Module) -> bool:
+    """Whether a LoRA that is not merged adds to its output, when it is called."""
+    return bool(layer._forward_hooks)  # pyright: ignore[reportPrivateUsage]
