@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from undust.engines import probe
 from undust.engines.cpu import SplitGEGLU, for_cpu
 from undust.engines.winograd import WinogradConv2d
-from undust.networks.attention import FeedForward
+from undust.networks.attention import FeedForward, TransformerBlock
 
 
 @pytest.fixture
@@ -88,3 +88,38 @@ def test_a_network_that_gains_nothing_is_returned(fast: Callable[..., nn.Module]
 def test_the_probe_measures_a_ratio():
     assert 0.05 < probe.winograd_speedup() < 50
     assert probe.winograd_is_faster() == (probe.winograd_speedup() >= probe.MIN_SPEEDUP)
+
+
+@pytest.fixture
+def block() -> TransformerBlock:
+    torch.manual_seed(0)
+    return TransformerBlock(64, heads=2, context_channels=32).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def test_keys_and_values_are_computed_once_for_a_text(block: TransformerBlock):
+    fast = for_cpu(block)
+    counts: list[Tensor] = []
+    fast.attn2.to_k.register_forward_hook(lambda _, inputs, output: counts.append(inputs[0]))
+    one, other = torch.randn(2, 2, 5, 32)
+    for text in (one, one, other, other, one):
+        x = torch.randn(2, 9, 64)
+        assert error(fast(x, text), block(x, text)) < 1e-5
+    assert [text is one for text in counts] == [True, False, True]
+
+
+@torch.no_grad()
+def test_keys_of_a_text_that_is_gone_are_not_used(block: TransformerBlock):
+    """A new tensor often has the address of one that was freed."""
+    fast, x = for_cpu(block), torch.randn(1, 4, 64)
+    for _ in range(5):
+        text = torch.randn(1, 5, 32)
+        assert error(fast(x, text), block(x, text)) < 1e-5
+        del text
+
+
+def test_texts_with_gradients_are_not_kept(block: TransformerBlock):
+    fast, x = for_cpu(block), torch.randn(1, 4, 64)
+    for _ in range(2):
+        text = torch.randn(1, 5, 32, requires_grad=True)
+        torch.autograd.grad(fast(x, text).sum(), text)

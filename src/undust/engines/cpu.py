@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TypeVar
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from undust.adapters.applied_loras import shared
 from undust.engines import probe, winograd
-from undust.networks.attention import GEGLU
+from undust.networks.attention import GEGLU, Attention, TransformerBlock
 
 MIN_WIDTH = 64  # channels; with fewer it makes no difference
 N = TypeVar("N", bound=nn.Module)
@@ -31,6 +32,21 @@ class SplitGEGLU(GEGLU):
         return gate.mul_(F.linear(x, weight, bias))
 
 
+class CachedCrossAttention(Attention):
+    """Cross-attention that computes the keys and values of a text once, not at each step."""
+
+    _latest: tuple[ReferenceType[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the last call if it had the same context, which must not change in place."""
+        if torch.is_grad_enabled():
+            return super().keys_and_values(context)
+        latest = self._latest  # in one access: another thread may replace it
+        if latest is None or latest[0]() is not context:
+            latest = self._latest = ref(context), super().keys_and_values(context)
+        return latest[1]
+
+
 def for_cpu(network: N) -> N:
     """A copy of a network that shares its weights; the network itself if it would gain nothing.
 
@@ -42,6 +58,8 @@ def for_cpu(network: N) -> N:
         if type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not _hooked(layer.proj):
             layer.__class__ = SplitGEGLU
             gains = True
+        elif type(layer) is TransformerBlock:
+            layer.attn2.__class__ = CachedCrossAttention
     return copied if gains else network
 
 

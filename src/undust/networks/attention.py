@@ -79,14 +79,17 @@ class Attention(nn.Module):
         self, x: Tensor, context: Tensor | None = None, instead: Sequence[Rows] = ()
     ) -> Tensor:
         """Tokens x [B,N,C], context [B,M,D] → [B,N,C]; instead: replacements for some rows."""
-        context = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, (k, v) = self.to_q(x), self.keys_and_values(x if context is None else context)
         attended = attend(q, k, v, heads=self.heads)
         for rows, other in instead:
             own = partial(attend, heads=self.heads)
             changed = other(q[rows], k[rows], v[rows], attend=own)
             attended = attended.index_copy(0, rows, changed)
         return self.to_out(attended)
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a context [B,M,D], both [B,M,C]."""
+        return self.to_k(context), self.to_v(context)
 
 
 class TokenPooling(nn.Module):

@@ -145,3 +145,18 @@ def test_options_are_never_dropped(world: Any):
             pair[0].concat(pair[1])
     assert told.concat(told).options == CallOptions()
     assert plain.concat(plain).options is None
+
+
+def test_the_conditions_of_a_run_are_joined_once(bent):
+    """A network may keep what it computes of them."""
+    seen: list[Any] = []
+
+    def network(x: torch.Tensor, _: torch.Tensor, cond: Any) -> torch.Tensor:
+        seen.append(cond)
+        return x
+
+    one, other = (ConditionedDenoiser(network, bent.branch(k).cond) for k in (1, 2))
+    run = GuidedRun(ClassifierFree(one, other, 3.0))
+    for _ in range(2):
+        run(bent.x, bent.sigma)
+    assert seen[0] is seen[1] and len(seen[0]) == 2 * len(bent.x)

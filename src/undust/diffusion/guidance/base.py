@@ -133,10 +133,17 @@ class Guidance(ABC):
 
 @dataclass(frozen=True, eq=False)
 class GuidedRun:
-    """A denoiser for one run of a sampler, with the memory of its guidance, or None for none."""
+    """A denoiser for one run of a sampler, with the memory of its guidance, or None for none.
+
+    Conditions that are evaluated together are joined once, so that a network is given the same
+    tensors at each step and can keep what it computes of them.
+    """
 
     denoise: Denoise
     memory: dict[int, Tensor] | None = field(default_factory=dict[int, Tensor])
+    _joined: dict[tuple[int, ...], tuple[Any, Any]] = field(
+        default_factory=dict[tuple[int, ...], tuple[Any, Any]], init=False, repr=False
+    )
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate [B, …] of the clean x [B, …] at sigma [B].
@@ -153,7 +160,7 @@ class GuidedRun:
             if not isinstance(first, ConditionedDenoiser):
                 known[id(first)] = first(x, sigma)
                 continue
-            batch: ConditionedDenoiser[Any] = reduce(ConditionedDenoiser[Any].concat, group)
+            batch = self._join(group)
             xs = torch.cat([x] * count) if count > 1 else x
             sigmas = sigma.repeat(count) if count > 1 else sigma
             if batch.self_conditioned and self.memory is not None:
@@ -165,6 +172,13 @@ class GuidedRun:
             if batch.self_conditioned and self.memory is not None:
                 self.memory.update(found)
         return _combined(self.denoise, requests, known)
+
+    def _join(self, group: list[ConditionedDenoiser[Any]]) -> ConditionedDenoiser[Any]:
+        """The conditions of a group in one."""
+        key = tuple(map(id, group))
+        if key not in self._joined:  # it keeps the group too, whose ids then are not reused
+            self._joined[key] = group, reduce(ConditionedDenoiser[Any].concat, group)
+        return self._joined[key][1]
 
 
 def _collect(
