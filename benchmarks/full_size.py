@@ -5,7 +5,8 @@
 
 Random weights, written once as a model folder into --scratch (2 bytes a weight: 2 to 7 GB) and
 read by both, each in a process of its own that does nothing else. What is compared are the latents
-after a few steps from the same noise. Ends with an error if they differ by more than --tolerance.
+after a few steps from the same noise; the last one is decoded too. Ends with an error if they differ
+by more than --tolerance.
 On a GPU its memory is told beside the machine's; with --room it has no more than that, and of
 diffusers its offloading is asked for.
 """
@@ -159,7 +160,8 @@ def paint(whose: str, arguments: argparse.Namespace) -> None:
         options = {"steps": arguments.steps, "guidance": 3.0, "size": size, "sampler": "ddim"}
         began = time.perf_counter()
         *_, last = model.steps(PROMPT, noise=noise, schedule="leading", **options)
-        latent = last.x
+        latent, painted = last.x, time.perf_counter()
+        model.decode(latent)
     else:
         import diffusers
 
@@ -183,6 +185,8 @@ def paint(whose: str, arguments: argparse.Namespace) -> None:
             guidance_scale=3.0,
             output_type="latent",
         ).images
+        painted = time.perf_counter()
+        pipe.vae.decode(latent / pipe.vae.config.scaling_factor)
     torch.save(latent.float().cpu(), arguments.scratch / f"{arguments.model}-{whose}.pt")
     print(
         json.dumps(
@@ -191,7 +195,8 @@ def paint(whose: str, arguments: argparse.Namespace) -> None:
                 "load_seconds": seconds,
                 "load_peak": loaded["peak"],
                 "load_anonymous": loaded["anonymous"],
-                "paint_seconds": time.perf_counter() - began,
+                "paint_seconds": painted - began,
+                "decode_seconds": time.perf_counter() - painted,
                 "paint_peak": memory()["peak"],
                 "device_peak": memory()["device"],
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from undust.adapters.applied_loras import shared
+from undust.engines import winograd
 from undust.engines.winograd import (
     MIN_CHANNELS,
     SIZES,
@@ -107,9 +109,9 @@ def replaced(network: nn.Module) -> set[str]:
     return {name for name, each in network.named_modules() if isinstance(each, WinogradConv2d)}
 
 
-def with_winograd(network: Network, memory: float | None = None) -> Network:
+def with_winograd(network: Network) -> Any:
     fast = shared(network)
-    replace_convolutions(fast, memory)
+    assert replace_convolutions(fast)
     return fast
 
 
@@ -121,16 +123,20 @@ def test_convolutions_with_stride_1_are_replaced(network: Network):
     assert not torch.equal(fast(x), network(x))
 
 
-def test_memory_is_for_small_kernels_first(network: Network):
-    small, large = (
-        sum(4 * conv.weight.nbytes for conv in convs)
-        for convs in ((network.first, network.last), (network.first, network.last, network.wide))
-    )
-    assert replaced(with_winograd(network, small - 1)) == {"first"}
-    assert replaced(with_winograd(network, large - 1)) == {"first", "last"}
-    assert replaced(with_winograd(network, large)) == {"first", "last", "wide"}
-    assert not replace_convolutions(shared(network), large - 1)  # small ones gain nothing
-    assert replace_convolutions(shared(network), large)
+@torch.no_grad()
+def test_large_kernels_are_not_kept(network: Network, monkeypatch: pytest.MonkeyPatch):
+    """Their weights are stored in another order, with the same values."""
+    kept, x = with_winograd(network), torch.randn(1, 3, 8, 8)
+    expected, weight = network(x), network.wide.weight.clone()
+    found = kept(x)
+    assert kept.wide._kept is not None and network.wide.weight.is_contiguous()
+    monkeypatch.setattr(winograd, "KEPT", 0)
+    made = with_winograd(network)
+    for _ in range(2):
+        assert torch.equal(made(x), found)
+    assert made.wide._kept is None
+    assert network.wide.weight.permute(2, 3, 1, 0).is_contiguous()
+    assert torch.equal(network.wide.weight, weight) and apart(network(x), expected) < 1e-6
 
 
 def test_other_precisions_and_small_networks_are_left_alone(network: Network):

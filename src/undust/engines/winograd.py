@@ -9,15 +9,12 @@ for x86.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
-
-from undust.engines.memory import total_memory
 
 # The first m + 1 are used. With 1/2 in place of 2 the rounding error of m = 4 is a third smaller.
 POINTS = (0, 1, -1, 0.5, -2)
@@ -25,12 +22,9 @@ SIZES = (2, 4)  # m: output pixels of a tile along a side
 MANY_TILES = 64  # of m = 4: with fewer, reading the larger kernels costs more than it saves
 MIN_CHANNELS = 128  # with fewer, the transforms cost more than they save
 CHUNK = 128  # tiles at once, whose values stay in the processor's cache
-MEMORY = 3  # the kernels may take one part in so many of the machine's memory
-
-Known = tuple[tuple[int, int], dict[int, Tensor]]
-"""The address and version of a weight, and its transformed kernels by m."""
-# By weight, so that copies of a network share them.
-_kernels: MutableMapping[Tensor, Known] = WeakTensorKeyDictionary()
+KEPT = (
+    2**24
+)  # bytes of transformed kernels; larger ones are made at each call, in no time beside it
 
 
 @cache
@@ -52,19 +46,18 @@ def matrices(m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @cache
-def _in_two_dimensions(m: int) -> tuple[Tensor, Tensor]:
-    """A⊗A [m²,(m+2)²] and B⊗B [(m+2)²,(m+2)²] in float32."""
+def _in_two_dimensions(m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A⊗A [m²,(m+2)²], G⊗G [(m+2)²,9] and B⊗B [(m+2)²,(m+2)²] in float32."""
     with torch.inference_mode(False):
-        a, _, b = matrices(m)
-        return torch.kron(a, a).float(), torch.kron(b, b).float()
+        a, g, b = (torch.kron(each, each).float() for each in matrices(m))
+        return a, g, b
 
 
 def transformed(weight: Tensor, m: int) -> Tensor:
     """Kernels [K,C,3,3] at the points: [(m+2)²,C,K] in float32, G·g·Gᵀ."""
-    _, g, _ = matrices(m)
     filters, channels = weight.shape[:2]
     kernels = weight.permute(2, 3, 1, 0).reshape(9, channels * filters)
-    return (torch.kron(g, g).float() @ kernels).view(-1, channels, filters)
+    return (_in_two_dimensions(m)[1] @ kernels).view(-1, channels, filters)
 
 
 def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,7 +68,7 @@ def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
     (batch, channels, height, width), (points, _, filters) = x.shape, kernels.shape
     side = round(points**0.5)
     m = side - 2
-    interpolation, evaluation = _in_two_dimensions(m)
+    interpolation, _, evaluation = _in_two_dimensions(m)
     down, across = -(-height // m), -(-width // m)  # tiles
     padded = _padded(x, m * down + 2, m * across + 2)
     tiles = padded.unfold(1, side, m).unfold(2, side, m).permute(4, 5, 0, 1, 2, 3)
@@ -122,6 +115,8 @@ def tile_size(x: Tensor, weight: Tensor) -> int:
 class WinogradConv2d(nn.Conv2d):
     """A 3×3 convolution with stride 1 and padding 1; direct where gradients are needed."""
 
+    _kept: tuple[tuple[int, ...], Tensor] | None = None
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """[B,C,H,W] → [B,K,H,W]."""
         trains = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
@@ -129,39 +124,34 @@ class WinogradConv2d(nn.Conv2d):
         if not m:
             # The output has the format too: from here on all of the network is in it.
             return super().forward(input.contiguous(memory_format=torch.channels_last))
-        return convolve(input, _known_kernels(self.weight, m), self.bias)
+        return convolve(input, self._kernels(m), self.bias)
+
+    def _kernels(self, m: int) -> Tensor:
+        """The transformed weight; a small one is kept until the weight is changed in place."""
+        weight = self.weight
+        if weight.numel() * weight.element_size() / 9 * (m + 2) ** 2 > KEPT:
+            _store_by_position(weight)
+            return transformed(weight, m)
+        state = m, weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        kept = self._kept  # in one access: another thread may replace it
+        if kept is None or kept[0] != state:
+            kept = self._kept = state, transformed(weight, m)
+        return kept[1]
 
 
-def _known_kernels(weight: Tensor, m: int) -> Tensor:
-    """`transformed`, once for each weight until that is changed in place."""
-    now = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-    if weight not in _kernels or _kernels[weight][0] != now:
-        _kernels[weight] = now, {}
-    known = _kernels[weight][1]
-    if m not in known:
-        with torch.inference_mode(False), torch.no_grad():
-            known[m] = transformed(weight, m)
-    return known[m]
+def _store_by_position(weight: Tensor) -> None:
+    """Changes the order of a weight [K,C,3,3] in memory to [3,3,C,K], which transforms faster."""
+    if not weight.permute(2, 3, 1, 0).is_contiguous():
+        with torch.inference_mode(False):
+            weight.data = weight.data.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
-def replace_convolutions(network: nn.Module, memory: float | None = None) -> bool:
-    """Makes convolutions of a network `WinogradConv2d`, in place; whether it gains by that.
-
-    memory: bytes that transformed kernels may take, at most four times as many as the kernels; by
-    default a share of the machine's. If it is too little, small kernels come first: they belong to
-    large pictures.
-    """
-    found = sorted(_convolutions(network), key=lambda conv: conv.weight.numel())
-    if not any(map(_is_large, (conv.weight for conv in found))):
-        return False
-    left = total_memory() / MEMORY if memory is None else memory
-    gains = False
-    for conv in found:
-        left -= conv.weight.nbytes * (max(SIZES) + 2) ** 2 / 9
-        if left < 0:
-            break
+def replace_convolutions(network: nn.Module) -> bool:
+    """Makes convolutions of a network `WinogradConv2d`, in place; whether it gains by that."""
+    found = [*_convolutions(network)]
+    gains = any(_is_large(conv.weight) for conv in found)
+    for conv in found if gains else ():
         conv.__class__ = WinogradConv2d  # it keeps weights and hooks
-        gains = gains or _is_large(conv.weight)
     return gains
 
 
