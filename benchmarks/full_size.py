@@ -218,7 +218,7 @@ def main() -> int:
     parser.add_argument("--whose", choices=["undust", "diffusers"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.whose:
-        with torch.inference_mode():
+        with torch.no_grad():
             paint(arguments.whose, arguments)
         return 0
     folder = arguments.scratch / arguments.model

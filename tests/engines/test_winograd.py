@@ -171,3 +171,21 @@ def test_a_weight_that_changes_is_transformed_again(network: Network):
     assert apart(fast(x), network(x)) < 1e-5
     network.wide.weight.data = torch.randn(WIDE, WIDE, 3, 3)
     assert apart(fast(x), network(x)) < 1e-5
+
+
+@pytest.mark.parametrize("kept", [0, 2**24])
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_weights_of_inference_mode(
+    kept: int, made: bool, used: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Made in it or not, used in it or not."""
+    monkeypatch.setattr(winograd, "KEPT", kept)
+    with torch.inference_mode(made):
+        conv = nn.Conv2d(WIDE, WIDE, 3, padding=1).requires_grad_(False)
+        fast = shared(conv)
+        assert replace_convolutions(fast)
+    with torch.inference_mode(used), torch.no_grad():
+        x = torch.randn(1, WIDE, 8, 8)
+        for _ in range(2):
+            assert apart(fast(x), conv(x)) < 1e-5

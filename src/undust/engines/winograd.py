@@ -141,7 +141,7 @@ class WinogradConv2d(nn.Conv2d):
 
 def _store_by_position(weight: Tensor) -> None:
     """Changes the order of a weight [K,C,3,3] in memory to [3,3,C,K], which transforms faster."""
-    if not weight.permute(2, 3, 1, 0).is_contiguous():
+    if not weight.is_inference() and not weight.permute(2, 3, 1, 0).is_contiguous():
         with torch.inference_mode(False):
             weight.data = weight.data.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
