@@ -38,13 +38,15 @@ class Device(TorchFunctionMode):
         self.room = room
         self.most = 0
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._counted = 0  # at least what is used: it still has what was freed since the last count
 
     @property
     def used(self) -> int:
         """The bytes of all tensors that lie there now."""
         for key in [key for key, (alive, _) in self._held.items() if alive.expired()]:
             del self._held[key]
-        return sum(size for _, size in self._held.values())
+        self._counted = sum(size for _, size in self._held.values())
+        return self._counted
 
     def __torch_function__(
         self,
@@ -59,7 +61,8 @@ class Device(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if getattr(function, "__self__", None) is not None and name == "__get__":
             return self._attribute(function, args)
-        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        leaves = tree_flatten((args, kwargs))[0]
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         there = [tensor for tensor in given if is_there(tensor)]
         place = self._place(name, args, kwargs, there)
         if there and name in AT_HOME:
@@ -71,7 +74,8 @@ class Device(TorchFunctionMode):
                     f"{name}: Expected all tensors to be on the same device, but found at least "
                     f"two devices, cuda:0 and cpu: {[tuple(t.shape) for t in strangers]}"
                 )
-        args, kwargs = tree_map_only(torch.device, lambda _: CPU, (args, kwargs))
+        if any(isinstance(leaf, torch.device) for leaf in leaves):
+            args, kwargs = tree_map_only(torch.device, lambda _: CPU, (args, kwargs))
         if name == "to":
             args = tree_map_only(str, lambda _: CPU, args)
         if kwargs.get("device") is not None:
@@ -82,8 +86,8 @@ class Device(TorchFunctionMode):
             result = result.clone() if result is args[0] else result
             return result.as_subclass(Tensor)
         if place == ELSEWHERE:
-            return tree_map_only(Tensor, lambda t: self._put(t, fresh=not there), result)
-        return tree_map_only(Tensor, _home, result)
+            return _mapped(lambda t: self._put(t, fresh=not there), result)
+        return _mapped(_home, result)
 
     def _attribute(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
@@ -122,13 +126,26 @@ class Device(TorchFunctionMode):
             storage = tensor.untyped_storage()
             alive = StorageWeakRef(storage)
             size = storage.nbytes()
-            if alive.cdata not in self._held or self._held[alive.cdata][0].expired():
-                used = self.used
-                if self.room is not None and used + size > self.room:
-                    raise torch.OutOfMemoryError("CUDA out of memory.")
+            if alive.cdata not in self._held:  # a reference keeps the address from being used again
+                # Counting again takes long, and only matters above what there was or may be.
+                limit = self.most if self.room is None else min(self.most, self.room)
+                if self._counted + size > limit:
+                    used = self.used
+                    if self.room is not None and used + size > self.room:
+                        raise torch.OutOfMemoryError("CUDA out of memory.")
+                    self.most = max(self.most, used + size)
                 self._held[alive.cdata] = alive, size
-                self.most = max(self.most, used + size)
+                self._counted += size
             return tensor if isinstance(tensor, There) else tensor.as_subclass(There)
+
+
+def _mapped(change: Callable[[Tensor], Tensor], result: Any) -> Any:
+    """A function's result with each of its tensors changed; most are one tensor or number."""
+    if isinstance(result, Tensor):
+        return change(result)
+    if result is None or isinstance(result, bool | int | float | str):
+        return result
+    return tree_map_only(Tensor, change, result)
 
 
 def _home(tensor: Tensor) -> Tensor:

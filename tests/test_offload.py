@@ -15,6 +15,7 @@ from torch import Tensor
 
 import undust
 from elsewhere import ELSEWHERE, Device
+from undust.conditioning.clip import clip
 from undust.errors import UndustError
 from undust.pipeline import LatentDiffusion
 from variants import build
@@ -25,7 +26,7 @@ PROMPT = "a (red:1.3) cat BREAK oil painting"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("offload")
-    return {name: root / name for name in VARIANTS if not build(name).save(root / name)}
+    return {name: root / name for name in VARIANTS if not build(name, clip).save(root / name)}
 
 
 @pytest.fixture(scope="module")

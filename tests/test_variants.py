@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import undust
+from undust.conditioning.clip import clip
 from undust.diffusion.noise import BESIDE, PictureNoise, normal
 from undust.formats.folder import read_json
 from undust.formats.original.variants import VARIANTS
@@ -345,7 +346,7 @@ def test_the_variants_are_all_here():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_default_guidance_is_that_of_diffusers_pipelines(variant: str, tmp_path: Path):
     """A folder does not hold it."""
-    model = build(variant)
+    model = build(variant, clip)
     model.save(tmp_path / "folder")
     kind = getattr(diffusers, read_json(tmp_path / "folder/model_index.json")["_class_name"])
     theirs = inspect.signature(kind.__call__).parameters["guidance_scale"].default

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 
 from undust.conditioning.clip import clip
 from undust.conditioning.text import TextConditioner
+from undust.conditioning.tokenizer import END, START, Tokenizer
 from undust.diffusion.process import VP
-from undust.formats.original.variants import VARIANTS
+from undust.formats.original.variants import VARIANTS, TextEncoderSpec
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import (
     AutoencoderConfig,
@@ -24,10 +28,27 @@ CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 FACTOR = 4
 WIDTHS = {"CLIP": 32, "OpenCLIP": 64}
 SIZES = 32  # channels for each of SDXL's sizes
+MERGES = 488
 
 
-def build(variant: str) -> LatentDiffusion:
-    """A whole model with random weights, always the same: latents 4 times smaller than pictures."""
+@cache
+def short_clip(padding: str = END) -> Tokenizer:
+    """CLIP's first merges: 1,002 entries, so that neither table nor vocabulary is large.
+
+    Its ids but for the special tokens are CLIP's; short words are one token, others are several.
+    """
+    whole = clip(padding)
+    merges = whole.merges[:MERGES]
+    pieces = [*list(whole.vocabulary)[: 2 * 256 + MERGES], START, END]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    return Tokenizer(vocabulary, merges, whole.length, padding)
+
+
+def build(variant: str, tokenizer: Callable[[str], Tokenizer] = short_clip) -> LatentDiffusion:
+    """A whole model with random weights, always the same: latents 4 times smaller than pictures.
+
+    tokenizer: `clip` for tests of what depends on CLIP's own, such as single files.
+    """
     known = VARIANTS[variant]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -41,16 +62,7 @@ def build(variant: str) -> LatentDiffusion:
                 )
             ),
             UNet(_unet(variant)),
-            tuple(
-                TextConditioner(
-                    clip(text.padding),
-                    TextEncoder(_text(text.layout.title, text.activation, projects=text.pooled)),
-                    text.penultimate,
-                    text.pooled,
-                    name=text.folder,
-                )
-                for text in known.texts
-            ),
+            tuple(_text_conditioner(text, tokenizer(text.padding)) for text in known.texts),
             known.process(),
             known.prediction,
             known.force_zeros_for_empty_prompt,
@@ -105,16 +117,22 @@ def _unet(variant: str) -> UNetConfig:
     return UNetConfig.read(fields)
 
 
-def _text(kind: str, activation: str, *, projects: bool) -> TextEncoderConfig:
-    return TextEncoderConfig.read(
+def _text_conditioner(text: TextEncoderSpec, tokenizer: Tokenizer) -> TextConditioner:
+    width = WIDTHS[text.layout.title]
+    kind = "CLIPTextModelWithProjection" if text.pooled else "CLIPTextModel"
+    config = TextEncoderConfig.read(
         {
-            "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
-            "vocab_size": 49408,
-            "hidden_size": WIDTHS[kind],
+            "architectures": [kind],
+            "vocab_size": len(tokenizer.vocabulary),
+            "hidden_size": width,
             "intermediate_size": 64,
             "num_hidden_layers": 3,
             "num_attention_heads": 2,
-            "hidden_act": activation,
-            "projection_dim": WIDTHS[kind],
+            "hidden_act": text.activation,
+            "projection_dim": width,
+            "bos_token_id": tokenizer.vocabulary[START],
+            "eos_token_id": tokenizer.vocabulary[END],
         }
     )
+    encoder = TextEncoder(config)
+    return TextConditioner(tokenizer, encoder, text.penultimate, text.pooled, name=text.folder)

@@ -89,7 +89,7 @@ def test_error_falls_with_the_stated_order(name: str, world: str, worlds: dict[s
     assert slope == pytest.approx(SAMPLERS[name].order, abs=0.15)
 
 
-# A bound in place of the 400 steps, whose error is below what 5000 samples can tell.
+# A bound in place of the 200 steps, whose error is below what 5000 samples can tell.
 FLOWS: list[tuple[str, dict[str, Any]]] = [
     (name, {"rtol": 1e-3, "atol": 1e-3} if name in ADAPTIVE else {}) for name in DETERMINISTIC
 ]
@@ -106,7 +106,7 @@ def test_samples_have_the_mean_and_variance_of_the_mixture(name: str, options: d
     def noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
         return normal(5, (next(draws), 0, 0), (count, 1))
 
-    sigmas = torch.cat([falling(top, 0.01, 400), doubles(0.0)])
+    sigmas = torch.cat([falling(top, 0.01, 200), doubles(0.0)])
     end = sample(name, LINE, x, sigmas, noise, **options)
 
     w, m, s = LINE.weights, LINE.means[:, 0], LINE.deviations

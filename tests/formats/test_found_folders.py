@@ -15,16 +15,19 @@ import torch
 from torch import Tensor
 
 import undust
+from undust.conditioning.clip import clip
+from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
 from undust.formats.safetensors_file import load as load_tensors
 from undust.formats.safetensors_file import save as save_tensors
 from undust.formats.single_file import tensors
 from undust.networks.config import TextEncoderConfig
-from variants import build
+from variants import build, short_clip
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 PIPELINES = {"text_encoder": ("tokenizer", 32), "text_encoder_2": ("tokenizer_2", 64)}
-Found = Callable[[str], Path]
+Words = Callable[[str], Tokenizer]
+Found = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Found:
     root = tmp_path_factory.mktemp("found")
 
     @cache
-    def write(variant: str) -> Path:
-        build(variant).save(root / variant)
-        return root / variant
+    def write(variant: str, tokenizer: Words = short_clip) -> Path:
+        folder = root / f"{variant}-{tokenizer.__name__}"
+        build(variant, tokenizer).save(folder)
+        return folder
 
     return write
 
@@ -42,7 +46,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.fixture
 def found(written: Found, tmp_path: Path) -> Found:
     """A variant's folder, to be changed."""
-    return lambda variant: Path(shutil.copytree(written(variant), tmp_path / variant))
+    return lambda variant, tokenizer=short_clip: Path(
+        shutil.copytree(written(variant, tokenizer), tmp_path / variant)
+    )
 
 
 def change(path: Path, **fields: object) -> None:
@@ -97,7 +103,7 @@ def taught_as_once(folder: Path) -> None:
 def test_learnt_words_are_read_written_and_weighed(
     found: Found, teach: Callable[[Path], None], tmp_path: Path
 ):
-    folder = found("sd1")
+    folder = found("sd1", clip)
     teach(folder)
     model, pipe = undust.load(folder), pipeline(folder)
     prompt = "a <cat-toy> house, <Style>"
@@ -132,7 +138,7 @@ def test_learnt_words_are_read_written_and_weighed(
 @torch.no_grad()
 def test_a_learnt_word_is_not_taken_for_the_end(found: Found, tmp_path: Path):
     """transformers takes the largest number for the end where a configuration says end 2."""
-    folder = found("sdxl")
+    folder = found("sdxl", clip)
     taught_by_diffusers(folder)
     prompt = "a <cat-toy> house"
     change(folder / "text_encoder_2/config.json", eos_token_id=49407)
@@ -149,14 +155,14 @@ def test_a_learnt_word_is_not_taken_for_the_end(found: Found, tmp_path: Path):
 
 
 def test_learnt_words_have_no_place_in_a_single_file(found: Found):
-    folder = found("sd1")
+    folder = found("sd1", clip)
     taught_as_once(folder)
     with pytest.raises(UndustError, match="cannot store: <cat-toy>, <Style>"):
         tensors(undust.load(folder))
 
 
 def test_a_learnt_word_without_a_vector_is_refused(found: Found):
-    folder = found("sd1")
+    folder = found("sd1", clip)
     change(folder / "tokenizer/added_tokens.json", **{"<cat-toy>": 49408})
     with pytest.raises(UndustError, match="tokenizer does not fit: it has the id 49408"):
         undust.load(folder)
@@ -302,7 +308,7 @@ def test_what_old_configurations_say_plays_no_part(found: Found):
 
 
 def test_another_default_size_is_told_of(found: Found):
-    folder = found("sd1")
+    folder = found("sd1", clip)
     for size, told in ((128, False), ([128, 128], False), (32, True), ([128, 64], True)):
         change(folder / "unet/config.json", sample_size=size)
         model = undust.load(folder)

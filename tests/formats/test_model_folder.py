@@ -16,12 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from undust.conditioning.clip import clip
+from undust.conditioning.tokenizer import Tokenizer
 from undust.errors import UndustError
 from undust.formats import model_folder
 from undust.formats.components import Components
 from undust.formats.original.variants import VARIANTS
 from undust.pipeline import LatentDiffusion
-from variants import build
+from variants import build, short_clip
 
 # model_index.json's class and flags, as the published models have them.
 FLAGS: dict[str, dict[str, Any]] = {
@@ -48,7 +50,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "x4-upscaler": {"_class_name": "StableDiffusionUpscalePipeline"},
 }
-Written = Callable[[str], tuple[LatentDiffusion, Path]]
+Words = Callable[[str], Tokenizer]
+Written = Callable[..., tuple[LatentDiffusion, Path]]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +60,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     root = tmp_path_factory.mktemp("folders")
 
     @cache
-    def write(variant: str) -> tuple[LatentDiffusion, Path]:
-        model = build(variant)
-        model_folder.write(model, root / variant)
-        return model, root / variant
+    def write(variant: str, tokenizer: Words = short_clip) -> tuple[LatentDiffusion, Path]:
+        model, folder = build(variant, tokenizer), root / f"{variant}-{tokenizer.__name__}"
+        model_folder.write(model, folder)
+        return model, folder
 
     return write
 
@@ -217,7 +220,7 @@ def test_a_guidance_scale_of_its_own_is_kept(
     written: Written, tmp_path: Path, variant: str, usual: float
 ):
     """An entry that diffusers ignores; without it the scale is that of diffusers' pipelines."""
-    model, folder = written(variant)
+    model, folder = written(variant, clip)
     assert "_guidance_scale" not in json.loads((folder / "model_index.json").read_text())
     assert model_folder.read(folder, torch.float32).guidance == usual
     own = shallow_copy(model)

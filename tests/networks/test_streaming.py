@@ -117,8 +117,9 @@ def test_large_pictures_are_streamed_by_themselves() -> None:
     ours = plain()
     z = torch.randn(2, 4, 1025, 1024)
     expected = [ours.decoder.streamed(ours.post_quant_conv(one)) for one in z.split(1)]
-    assert torch.equal(ours.decode(z), torch.cat(expected))
-    assert ours.decode(z).is_contiguous()
+    found = ours.decode(z)
+    assert torch.equal(found, torch.cat(expected))
+    assert found.is_contiguous()
     x = torch.randn(1, 3, 1025, 1024)
     moments = ours.encoder.streamed(x).contiguous()
     mean, _ = ours.quant_conv(moments).chunk(2, dim=1)

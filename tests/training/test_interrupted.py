@@ -42,6 +42,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 Contents = Callable[[Path], dict[str, bytes]]
 Write = Callable[[str], Path]
+Trained = Callable[[str, kinds.AnyTrainingConfig], Path]
 
 
 def results(out: Path, contents: Contents) -> dict[str, bytes]:
@@ -57,6 +58,19 @@ def results(out: Path, contents: Contents) -> dict[str, bytes]:
         **{path.name: path.read_bytes() for path in (out / "samples").glob("*.png")},
         "log": json.dumps(rows).encode(),
     }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The folder of a kind's whole run, trained once; it is not to be changed."""
+    root = tmp_path_factory.mktemp("whole")
+
+    def folder(kind: str, recipe: kinds.AnyTrainingConfig) -> Path:
+        if not (root / kind).exists():
+            assert train(recipe, root / kind)
+        return root / kind
+
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +133,16 @@ def samples_of(path: Path) -> dict[tuple[int, int], int]:
 
 @pytest.mark.parametrize(("kind", "number"), [("vq", signal.SIGINT), ("diffusion", signal.SIGTERM)])
 def test_asked_to_stop_it_saves_and_goes_on(
-    kind: str, number: signal.Signals, write_recipe: Write, tmp_path: Path, contents: Contents
+    kind: str,
+    number: signal.Signals,
+    trained: Trained,
+    write_recipe: Write,
+    tmp_path: Path,
+    contents: Contents,
 ):
     """At step 3, which is no step for a checkpoint."""
     recipe = kinds.read(write_recipe(kind))
-    assert train(recipe, tmp_path / "whole")
+    whole = trained(kind, recipe)
     seen: list[int] = []
 
     def stop_at_three(progress: TrainingProgress) -> None:
@@ -138,7 +157,7 @@ def test_asked_to_stop_it_saves_and_goes_on(
     assert (tmp_path / "stopped/checkpoints/step-00000003").is_dir()
     assert train(recipe, tmp_path / "stopped", resume=True, observe=stop_at_three)
     assert seen == [1, 2, 3, 4, 5, 6]
-    assert results(tmp_path / "stopped", contents) == results(tmp_path / "whole", contents)
+    assert results(tmp_path / "stopped", contents) == results(whole, contents)
 
 
 def test_a_second_ctrl_c_stops_at_once(write_recipe: Write, tmp_path: Path):
@@ -153,11 +172,11 @@ def test_a_second_ctrl_c_stops_at_once(write_recipe: Write, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_costs_nothing_that_was_saved(
-    kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
+    kind: str, trained: Trained, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
     """The first checkpoint is there; then no file can be as large as a checkpoint's."""
     recipe, out = kinds.read(write_recipe(kind)), tmp_path / "out"
-    train(recipe, tmp_path / "whole")
+    whole = trained(kind, recipe)
     trainer, _ = prepare(recipe, out)
     trainer.train(lambda progress: progress.step == 2 and signal.raise_signal(signal.SIGINT))
     saved = contents(out / "checkpoints")
@@ -172,16 +191,16 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     assert re.fullmatch(rf"cannot write {out}/\S+: File too large", str(error.value))
     assert contents(out / "checkpoints") == saved
     assert train(recipe, out, resume=True)
-    assert results(out, contents) == results(tmp_path / "whole", contents)
+    assert results(out, contents) == results(whole, contents)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_the_last_checkpoint_is_the_model_is_too(
-    kind: str, write_recipe: Write, tmp_path: Path, contents: Contents
+    kind: str, trained: Trained, write_recipe: Write, tmp_path: Path, contents: Contents
 ):
     """Killed just before the last checkpoint is there, or just after it: the end is the same."""
     recipe, out = kinds.read(write_recipe(kind)), tmp_path / "out"
-    train(recipe, out)
+    shutil.copytree(trained(kind, recipe), out)
     whole = results(out, contents)
     assert train(recipe, out, resume=True)
     assert results(out, contents) == whole

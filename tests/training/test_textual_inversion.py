@@ -21,9 +21,9 @@ from undust.training.textual_inversion import FILE, TextualInversionConfig, Text
 
 Folder = Callable[[str], Path]
 Recipe = Callable[..., TextualInversionConfig]
-WORD: dict[str, Any] = {"word": "<cup>", "initial": "cup", "vectors": 2}
+WORD: dict[str, Any] = {"word": "<can>", "initial": "can", "vectors": 2}
 OURS: dict[str, Any] = {"steps": 3, "sampler": "ddim", "schedule": "leading", "guidance": 3}
-PROMPT = "a photo of <cup> and sand"
+PROMPT = "a photo of <can> and sand"
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def by_diffusers(folder: Path, file: Path) -> Tensor:
         for key, number in (("clip_l", ""), ("clip_g", "_2")):
             pipe.load_textual_inversion(
                 vectors[key],
-                token="<cup>",
+                token="<can>",
                 text_encoder=getattr(pipe, f"text_encoder{number}"),
                 tokenizer=getattr(pipe, f"tokenizer{number}"),
             )
@@ -70,7 +70,7 @@ def test_before_the_first_step_it_is_the_initial_word(
     model = undust.load(variant_folder(variant))
     task = TextualInversionTask(recipe(variant_folder(variant), **WORD), tmp_path)
     assert torch.equal(painted(task.model, "sand"), painted(model, "sand"))
-    twice = PROMPT.replace("<cup>", "cup cup")
+    twice = PROMPT.replace("<can>", "can can")
     assert torch.equal(painted(task.model, PROMPT), painted(model, twice))
     task.losses(task.order.batch(0, 2))["loss"].backward()
     grown = [parameter.grad for parameter in task.modules.parameters()]
@@ -91,7 +91,7 @@ def test_the_file_gives_the_trained_picture_here_and_in_diffusers(
     trained.modules.load_state_dict(state)
     expected, file = painted(trained.model, PROMPT), tmp_path / "model" / FILE
     model = undust.load(folder)
-    assert torch.equal(painted(model, PROMPT, Path(f"{file}=<cup>")), expected)
+    assert torch.equal(painted(model, PROMPT, Path(f"{file}=<can>")), expected)
     assert (painted(model, PROMPT) - expected).norm() > 1e-3 * expected.norm()
     theirs = by_diffusers(folder, file)
     assert (theirs - expected).norm() < 1e-4 * expected.norm()
@@ -111,13 +111,13 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"word": "a cup"}, "word: has to be one word of letters, digits and "),
-        ({"word": "cup"}, "word: cup is a word of the model; another would be <cup>"),
-        ({"initial": "a cup", "vectors": 1}, "vectors: <cup> has 1, and initial has 2 tokens"),
+        ({"word": "a can"}, "word: has to be one word of letters, digits and "),
+        ({"word": "can"}, "word: can is a word of the model; another would be <can>"),
+        ({"initial": "a can", "vectors": 1}, "vectors: <can> has 1, and initial has 2 tokens"),
         ({"initial": " "}, "initial: ' ' has no word"),
-        ({"templates": ["a cup"]}, r"templates\.0: has to have {} once"),
-        ({"prior": {"prompt": "a cup"}}, "prior: leave it out"),
-        ({"prompt": "a cup"}, "prompt: leave it out"),
+        ({"templates": ["a can"]}, r"templates\.0: has to have {} once"),
+        ({"prior": {"prompt": "a can"}}, "prior: leave it out"),
+        ({"prompt": "a can"}, "prompt: leave it out"),
         ({"captions": {"fields": ["caption"]}}, "captions: leave it out"),
     ],
 )

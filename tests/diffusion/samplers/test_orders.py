@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor
 
 import convergence
-from convergence import BOTTOM, GAUSSIAN, MIXTURE, TOP, even, fitted
+from convergence import BOTTOM, GAUSSIAN, MIXTURE, TOP, WEAK_STEPS, even, fitted
 from orders import mixture, weak_order
 from undust.diffusion.fitting import distance
 from undust.diffusion.noise import BrownianPath, normal
@@ -20,7 +20,7 @@ STRONG = [name for name, sampler in SAMPLERS.items() if sampler.strong is not No
 @pytest.mark.parametrize("name", WALK)
 def test_weak_order(name: str):
     """The distribution's. Not below 100 steps, where edm's churn is at its ceiling."""
-    order = weak_order(name, (100, 200, 400))
+    order = weak_order(name, WEAK_STEPS)
     assert order == pytest.approx(SAMPLERS[name].order, abs=0.15)
 
 
@@ -45,7 +45,7 @@ def test_dpmpp_sde_needs_one_path():
         variance = own**2 * (spread + TOP**2) + shares.square().sum()
         return (variance - spread - BOTTOM**2).abs().item()
 
-    order = fitted([(steps, error(steps)) for steps in (100, 200, 400)])
+    order = fitted([(steps, error(steps)) for steps in WEAK_STEPS])
     assert order == pytest.approx(1, abs=0.15)
 
 
