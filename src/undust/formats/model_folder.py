@@ -32,8 +32,8 @@ from undust.formats.components import (
 )
 from undust.formats.files import atomic_folder
 from undust.formats.folder import INDEX, read_json, read_model_index, write_json
+from undust.formats.known_hashes import known_hash
 from undust.formats.original.variants import SD1, SDXL, UPSCALER
-from undust.formats.safetensors_file import content_hash
 from undust.formats.scheduler import read_scheduler, scheduler_config
 from undust.networks.base import DenoiserNetwork, FirstStageNetwork
 from undust.networks.identity import IdentityFirstStage
@@ -183,7 +183,7 @@ def write(
 def weights_hash(path: Path) -> str:
     """A hash of the weights in a folder, 10 digits."""
     hashes = "".join(
-        content_hash(file)
+        known_hash(file)
         for name in (*TEXTS, *DENOISERS, *FIRST_STAGES)
         for file in sorted((path / name).glob("*.safetensors"))
     )

@@ -22,9 +22,9 @@ from undust.errors import UndustError
 from undust.formats import controlnet, locate, model_folder, standalone_vae, textual_inversion
 from undust.formats.components import Components
 from undust.formats.files import read_whole
+from undust.formats.known_hashes import known_hash
 from undust.formats.lora.file import Lora, load_lora
 from undust.formats.original.model import load_single_file
-from undust.formats.safetensors_file import content_hash
 from undust.latent import finite
 from undust.latent.conditioner import Conditioner, ConditionInputs
 from undust.latent.denoiser import PlacedNetwork
@@ -88,7 +88,7 @@ class LatentModel(Components):
         folder, dtype = locate.find(name_or_path), dtype_and_device.precision(dtype or "fp32")
         if not folder.is_dir():
             single = partial(load_single_file, first_stage=vae is None)
-            name, read, hashed = folder.stem, single, content_hash
+            name, read, hashed = folder.stem, single, known_hash
         else:
             name, read = folder.resolve().name, model_folder.read
             hashed = model_folder.weights_hash

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from undust.errors import UndustError
-from undust.formats.safetensors_file import content_hash, tensors_hash
+from undust.formats.known_hashes import known_hash
+from undust.formats.safetensors_file import tensors_hash
 from undust.pictures import read_image
 from undust.recipe.files import DIGITS, ImageRef, WeightsRef, is_there
 from undust.recipe.inputs import Control, LoRA
@@ -64,7 +65,7 @@ def _weights_hash(ref: WeightsRef) -> str:
         marked = ref.written and set(":@") & set(path.name)
         form = f"; expected {ref.written}" if marked else ""
         raise UndustError(f"{ref.path} does not exist{form}")
-    found = hashlib.sha256("".join(map(content_hash, files)).encode()).hexdigest()[:DIGITS]
+    found = hashlib.sha256("".join(map(known_hash, files)).encode()).hexdigest()[:DIGITS]
     if ref.hash not in ("", found):
         raise UndustError(f"{ref.path} is not the file any more that it was")
     return found

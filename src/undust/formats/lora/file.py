@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from undust.errors import UndustError, printable
 from undust.formats import safetensors_file, textual_inversion
 from undust.formats.folder import summarize_names
+from undust.formats.known_hashes import known_hash
 from undust.formats.lora import kinds, peft_config
 from undust.formats.lora.factors import Factors, Kronecker, factors, magnitude, same
 from undust.formats.lora.names import Target, lookup, only_encoder_is_first, split
@@ -99,7 +100,7 @@ def load_lora(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
         raise UndustError(f"{path}: {error}") from error
     if faults.unmatched:
         warnings.warn(faults.note(path), stacklevel=2)
-    return Lora(path.stem, safetensors_file.content_hash(path), dict(changes))
+    return Lora(path.stem, known_hash(path), dict(changes))
 
 
 @dataclass
