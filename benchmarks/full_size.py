@@ -5,10 +5,9 @@
 
 Random weights, written once as a model folder into --scratch (2 bytes a weight: 2 to 7 GB) and
 read by both, each in a process of its own that does nothing else. What is compared are the latents
-after a few steps from the same noise; the last one is decoded too. Ends with an error if they differ
-by more than --tolerance.
-On a GPU its memory is told beside the machine's; with --room it has no more than that, and of
-diffusers its offloading is asked for.
+after a few steps from the same noise, which are decoded too. Ends with an error if the latents
+differ by more than --tolerance. On a GPU its memory is told beside the machine's; with --room it
+has no more than that, and of diffusers its offloading is asked for.
 """
 
 from __future__ import annotations

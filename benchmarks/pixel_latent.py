@@ -30,6 +30,7 @@ from PIL import Image
 
 import undust
 from undust.datasets import image_folder
+from undust.engines.processor import processor
 from undust.evaluation.generated import GeneratedFigures, PictureQuery
 from undust.evaluation.networks import FigureNetworks
 from undust.evaluation.pictures import PictureSet
@@ -38,7 +39,7 @@ from undust.pictures import grid
 from undust.training import kinds
 from undust.training.derived import first_stage_at
 from undust.training.diffusion import DiffusionConfig
-from undust.training.machine import peak_memory, processor
+from undust.training.machine import peak_memory
 from undust.training.run import train
 
 NAMES = {

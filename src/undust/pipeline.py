@@ -129,11 +129,12 @@ def load(
     With the extra `hub` also org/name or org/name@revision on the Hugging Face hub; the commit is
     the cached one.
 
-    dtype: of the weights in memory, float32 by default; also by name, such as "fp16" or "float16";
-    device: the CPU by default; vae: a first stage in place of the model's own, a file, a folder or
-    a model's folder; merge_loras: as for `LatentModel`; engine: how networks are computed, "auto"
-    for the fastest exact one here, "torch" for PyTorch's own layers; live: deprecated, the opposite
-    of merge_loras. Raises UndustError for an unknown name and for an incomplete model.
+    dtype: of the weights in memory, float32 by default; also by name, such as "fp16" or "float16",
+    and "auto" for the faster of float32 and bfloat16 here; device: the CPU by default; vae: a first
+    stage in place of the model's own, a file, a folder or a model's folder; merge_loras: as for
+    `LatentModel`; engine: how networks are computed, "auto" for the fastest exact one here, "torch"
+    for PyTorch's own layers; live: deprecated, the opposite of merge_loras. Raises UndustError for
+    an unknown name and for an incomplete model.
     """
     if live is not None:
         merge_loras = not live

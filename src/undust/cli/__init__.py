@@ -17,6 +17,7 @@ import typer
 
 from undust import __version__
 from undust.cli import (
+    bench,
     console,
     convert,
     data,
@@ -61,6 +62,7 @@ app.command()(listing.samplers)
 app.add_typer(schedules.app, name="schedules")
 app.command()(listing.guidances)
 app.command()(listing.engines)
+app.command()(bench.bench)
 app.add_typer(data.app, name="data")
 app.command()(init.init)
 app.command()(train.train)

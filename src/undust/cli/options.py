@@ -19,8 +19,8 @@ _WHAT = "A built-in model, a diffusers folder, a Stable Diffusion checkpoint, or
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_WHAT)]
 ModelOption = Annotated[str, typer.Option(metavar="NAME|PATH", help=_WHAT)]
 Precision = Annotated[
-    Literal["fp32", "fp16", "bf16"] | None,
-    typer.Option(help="Of the weights in memory.  [default: fp32]"),
+    Literal["fp32", "fp16", "bf16", "auto"] | None,
+    typer.Option(help="Of the weights in memory; auto: the fastest here.  [default: fp32]"),
 ]
 Vae = Annotated[
     str | None,

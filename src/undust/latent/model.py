@@ -17,7 +17,7 @@ from undust.adapters.applied_loras import LoraSet
 from undust.adapters.offload import Lock, Offload
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
-from undust.engines import registry
+from undust.engines import probe, registry
 from undust.errors import UndustError
 from undust.formats import controlnet, locate, model_folder, standalone_vae, textual_inversion
 from undust.formats.components import Components
@@ -85,6 +85,9 @@ class LatentModel(Components):
         engine: str = "torch",
     ) -> Self:
         """The model of that name or at that path; see `undust.load`."""
+        place = dtype_and_device.device(device)
+        if dtype == registry.AUTO:
+            dtype = probe.fastest_dtype() if place.type == "cpu" else "bf16"
         folder, dtype = locate.find(name_or_path), dtype_and_device.precision(dtype or "fp32")
         if not folder.is_dir():
             single = partial(load_single_file, first_stage=vae is None)
@@ -113,7 +116,7 @@ class LatentModel(Components):
             path="" if folder.parent == locate.BUILT_IN else str(name_or_path),
             vae=instead,
             merge_loras=merge_loras,
-            execution_device=dtype_and_device.device(device),
+            execution_device=place,
             engine=engine,
         )
 

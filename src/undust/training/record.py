@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from undust.engines.processor import processor
 from undust.errors import UndustError
 from undust.formats.files import atomic_write
 from undust.formats.folder import read_json
 from undust.pictures import from_image
-from undust.training.machine import processor
 from undust.training.sources import TrainingData
 from undust.training.task import Task, TrainingConfig
 from undust.version import __version__

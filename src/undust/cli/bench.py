@@ -1,0 +1,28 @@
+"""`undust bench`: what is fast on this processor."""
+
+from __future__ import annotations
+
+from undust.cli import console
+
+
+def bench() -> None:
+    """Measure what is fast on this processor; `--engine auto` and `--dtype auto` follow it."""
+    import torch
+
+    from undust.engines import probe
+    from undust.engines.bench import DTYPES, rates
+    from undust.engines.memory import keep_freed_memory
+    from undust.engines.processor import processor
+
+    console.line(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    keep_freed_memory()
+    rows: list[list[object]] = []
+    for rate in rates():
+        numbers = [rate.rates[dtype] for dtype in DTYPES]
+        rows.append([rate.name, *("" if each is None else f"{each / 1e9:.0f}" for each in numbers)])
+    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    console.table(["GFLOP/s", *(f"{name}>" for name in names)], rows)
+    speedup = probe.winograd_speedup()
+    used = "used" if probe.winograd_is_faster() else "not used"
+    console.line(f"Winograd's convolutions are {speedup:.1f} × as fast as torch's: {used}")
+    console.line(f"dtype auto: {probe.fastest_dtype()}")
