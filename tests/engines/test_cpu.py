@@ -19,7 +19,7 @@ from undust.networks.attention import FeedForward, TransformerBlock
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     convs = [nn.Conv2d(128, 128, 3, padding=1) for _ in range(2)]
-    return nn.Sequential(*convs, nn.Flatten(2), FeedForward(64)).eval().requires_grad_(False)
+    return nn.Sequential(*convs, nn.Flatten(2), FeedForward(128)).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("winograd", [True, False])
 def test_results_are_the_same(fast: Callable[..., nn.Module], network: nn.Module, winograd: bool):
-    ours, x = fast(winograd=winograd), torch.randn(2, 128, 8, 8)
+    ours, x = fast(winograd=winograd), torch.randn(2, 128, 8, 16)
     assert classes(ours) == ({SplitGEGLU, WinogradConv2d} if winograd else {SplitGEGLU})
     assert error(ours(x), network(x)) < 1e-5
     assert not classes(network)
@@ -58,13 +58,13 @@ def test_other_precisions_keep_their_convolutions(
     fast: Callable[..., nn.Module], network: nn.Module
 ):
     half = copy.deepcopy(network).bfloat16()
-    ours, x = fast(winograd=True, given=half), torch.randn(2, 128, 8, 8).bfloat16()
+    ours, x = fast(winograd=True, given=half), torch.randn(2, 128, 8, 16).bfloat16()
     assert classes(ours) == {SplitGEGLU}
     assert error(ours(x), half(x)) < 1e-2
 
 
 def test_gradients_are_those_of_the_network(fast: Callable[..., nn.Module], network: nn.Module):
-    x = torch.randn(1, 128, 8, 8, requires_grad=True)
+    x = torch.randn(1, 128, 8, 16, requires_grad=True)
     found, expected = (
         torch.autograd.grad(each(x).square().sum(), x)[0] for each in (fast(winograd=True), network)
     )
@@ -75,7 +75,7 @@ def test_hooks_are_called(fast: Callable[..., nn.Module], network: nn.Module):
     """A LoRA that is not merged is one."""
     projection = network.get_submodule("3.net.0.proj")
     projection.register_forward_hook(lambda _, inputs, output: output + inputs[0].mean())
-    ours, x = fast(winograd=True), torch.randn(1, 128, 8, 8)
+    ours, x = fast(winograd=True), torch.randn(1, 128, 8, 16)
     assert classes(ours) == {WinogradConv2d}
     assert error(ours(x), network(x)) < 1e-5
 
@@ -93,7 +93,7 @@ def test_the_probe_measures_a_ratio():
 @pytest.fixture
 def block() -> TransformerBlock:
     torch.manual_seed(0)
-    return TransformerBlock(64, heads=2, context_channels=32).eval().requires_grad_(False)
+    return TransformerBlock(128, heads=2, context_channels=32).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def test_keys_and_values_are_computed_once_for_a_text(block: TransformerBlock):
     fast.attn2.to_k.register_forward_hook(lambda _, inputs, output: counts.append(inputs[0]))
     one, other = torch.randn(2, 2, 5, 32)
     for text in (one, one, other, other, one):
-        x = torch.randn(2, 9, 64)
+        x = torch.randn(2, 9, 128)
         assert error(fast(x, text), block(x, text)) < 1e-5
     assert [text is one for text in counts] == [True, False, True]
 
@@ -111,7 +111,7 @@ def test_keys_and_values_are_computed_once_for_a_text(block: TransformerBlock):
 @torch.no_grad()
 def test_keys_of_a_text_that_is_gone_are_not_used(block: TransformerBlock):
     """A new tensor often has the address of one that was freed."""
-    fast, x = for_cpu(block), torch.randn(1, 4, 64)
+    fast, x = for_cpu(block), torch.randn(1, 4, 128)
     for _ in range(5):
         text = torch.randn(1, 5, 32)
         assert error(fast(x, text), block(x, text)) < 1e-5
@@ -119,7 +119,7 @@ def test_keys_of_a_text_that_is_gone_are_not_used(block: TransformerBlock):
 
 
 def test_texts_with_gradients_are_not_kept(block: TransformerBlock):
-    fast, x = for_cpu(block), torch.randn(1, 4, 64)
+    fast, x = for_cpu(block), torch.randn(1, 4, 128)
     for _ in range(2):
         text = torch.randn(1, 5, 32, requires_grad=True)
         torch.autograd.grad(fast(x, text).sum(), text)

@@ -13,7 +13,7 @@ from undust.adapters.applied_loras import shared
 from undust.engines import probe, winograd
 from undust.networks.attention import GEGLU, Attention, TransformerBlock
 
-MIN_WIDTH = 64  # channels; with fewer it makes no difference
+MIN_WIDTH = 128  # channels; with fewer it makes no difference
 N = TypeVar("N", bound=nn.Module)
 
 
