@@ -13,7 +13,7 @@ from undust.recipe.recipe import Recipe
 from undust.recipe.request import OPTIONS, Request, json_schema, read_size, value_type
 
 LEAST = {"prompt": "a", "seed": 1, "width": 8, "height": 8, "init": {"path": "a.png"}}
-PER_REQUEST = {"size", "count"}  # which a recipe has in another form
+PER_REQUEST = {"size", "count", "speed"}  # which a recipe has in another form
 
 
 def test_every_option_is_on_the_command_line():

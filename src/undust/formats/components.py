@@ -222,8 +222,8 @@ class Components:
     steps; guidance: the default guidance scale; classes: the names of class labels; maps: the kinds
     of maps that are concatenated with the latents, behind all other channels; self_conditioned:
     whether the denoiser takes its last estimate, in the channels behind the latents (Chen et al.
-    2022, "Analog Bits", section 3.2). Raises UndustError for components that do not fit one
-    another.
+    2022, "Analog Bits", section 3.2); schedules: lists of σ that were fitted to it, of different
+    numbers of steps. Raises UndustError for components that do not fit one another.
     """
 
     autoencoder: FirstStageNetwork
@@ -238,6 +238,7 @@ class Components:
     classes: tuple[str, ...] = ()
     maps: tuple[MapKind, ...] = ()
     self_conditioned: bool = False
+    schedules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         widths = [each.encoder.config.hidden_size for each in self.texts]

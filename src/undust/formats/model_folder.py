@@ -18,6 +18,7 @@ from undust.conditioning.maps import MapKind
 from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import END
 from undust.diffusion.process import Process
+from undust.diffusion.schedules import listed
 from undust.errors import UndustError, demand, printable, quoted
 from undust.formats import tokenizer_files
 from undust.formats.components import (
@@ -54,6 +55,7 @@ PARTS = (*NETWORKS, *TEXTS.values(), "scheduler", "low_res_scheduler")  # subfol
 ZEROS, NOISE = "force_zeros_for_empty_prompt", "max_noise_level"  # in a model's index
 # Of ours; diffusers ignores entries with "_". DiTPipeline has the classes without it.
 GUIDANCE, CLASSES, MAPS = "_guidance_scale", "id2label", "_maps"
+SCHEDULES = "_schedules"
 SELF_CONDITIONED = "_self_conditioned"
 MAX_CLASSES = 100_000
 _MAPS = TypeAdapter(tuple[MapKind, ...])
@@ -124,6 +126,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
             classes=_classes(folder, flags),
             maps=_maps(folder, flags),
             self_conditioned=_flag(folder, flags, SELF_CONDITIONED, default=False),
+            schedules=_schedules(folder, flags),
         )
 
 
@@ -231,6 +234,19 @@ def _classes(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
+def _schedules(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
+    """Lists of σ; () without any. Raises UndustError for another entry."""
+    given: object = index.get(SCHEDULES, [])
+    try:
+        if isinstance(given, list):
+            texts = [str(each) for each in cast("list[object]", given)]
+            if all(listed(text) is not None for text in texts):
+                return tuple(texts)
+    except UndustError as error:
+        raise UndustError(f"{folder / INDEX}: {SCHEDULES}: {error}") from error
+    raise UndustError(f"{folder / INDEX}: {SCHEDULES} is {quoted(given)}, not lists of σ")
+
+
 def _maps(folder: Path, index: Mapping[str, Any]) -> tuple[MapKind, ...]:
     """The kinds of maps; () without any. Raises UndustError for others than `MapKind`s."""
     try:
@@ -311,6 +327,8 @@ def _index(parts: Components) -> dict[str, Any]:
         flags[name] = {str(number): label for number, label in enumerate(parts.classes)}
     if parts.self_conditioned:
         flags[SELF_CONDITIONED] = True
+    if parts.schedules:
+        flags[SCHEDULES] = [*parts.schedules]
     if parts.maps:
         flags[MAPS] = _MAPS.dump_python(parts.maps, mode="json")
     return index | flags

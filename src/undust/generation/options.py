@@ -15,6 +15,7 @@ from undust.conditioning.prompt import foreign
 from undust.errors import UndustError, quoted, unknown
 from undust.generation.guided import refiner_model, resolve_guidance
 from undust.generation.other_names import OTHER_NAMES
+from undust.generation.speed import with_speed
 from undust.generation.start import size_for
 from undust.latent.model import LatentModel
 from undust.latent.references import image_of, resolved_image, resolved_weights
@@ -35,6 +36,7 @@ from undust.recipe.request import OPTIONS, SEEDS, Request, read_size
 from undust.version import __version__
 
 BYTE_ORDER_MARK = "\ufeff"  # at the beginning of many text files
+NO_FIELDS = ("count", "seed", "size", "speed")  # options that a recipe has in another form
 MAX_PIXEL_RATIO = 6  # of an init image to the training size; above it a note is given
 NOISE_LEVEL = 20  # of the input of an upscaling model, in time steps, as published
 
@@ -47,6 +49,7 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
     for name in options.keys() - OPTIONS.keys():
         elsewhere = {other: own for other, own in OTHER_NAMES.items() if own in OPTIONS}
         raise unknown("option", name, OPTIONS, elsewhere)
+    options = with_speed(model, options)
     texts = _each(prompts) or ([] if model.texts else [""])
     if not texts:
         raise UndustError("no prompt: give one, such as 'a smiling cat'")
@@ -190,7 +193,7 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     guidance, schedule = options.get("guidance"), options.get("schedule")
     negative = options.get("negative")
     fields: dict[str, Any] = {
-        **{name: given.get(name) for name in OPTIONS if name not in ("count", "seed", "size")},
+        **{name: given.get(name) for name in OPTIONS if name not in NO_FIELDS},
         "negative": None if negative is None else negative.replace(BYTE_ORDER_MARK, ""),
         "guidance": model.guidance if guidance is None else guidance,
         "schedule": model.process.default_schedule if schedule is None else schedule,

@@ -106,6 +106,14 @@ class Request(TypedDict, total=False):
             max_length=20_000,
         ),
     ]
+    speed: Annotated[
+        str | None,
+        Option(
+            "Preset of steps and schedule: exact, balanced (half the time) or fast (a quarter).  "
+            "[default: exact]",
+            "NAME",
+        ),
+    ]
     seed: Annotated[int | None, Option("Random seed.  [default: random]", "N", ge=0, lt=SEEDS)]
     size: Annotated[
         tuple[int, int] | int | str | None,
