@@ -99,6 +99,13 @@ def test_a_model_that_gains_nothing_stays_with_torch(tiny_model: Path):
         assert undust.load(tiny_model, engine="cpu").engine == "torch"
 
 
+def test_another_model_beside_it_may_gain_nothing(models: dict[str, LatentDiffusion], tiny_model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert models["cpu"].load_other(str(tiny_model)).engine == "torch"
+        assert models["torch"].load_other("emoji").engine == "torch"
+
+
 def test_an_unknown_engine_is_named():
     with pytest.raises(UndustError, match="unknown engine 'torhc'; did you mean 'torch'"):
         undust.load("emoji", engine="torhc")

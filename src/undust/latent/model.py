@@ -220,9 +220,11 @@ class LatentModel(Components):
         """Another model in this one's dtype and on its device, loaded once."""
         with self._lock:
             if name_or_path not in self._others:
+                # It may gain nothing by this model's engine.
+                engine = self.engine if self.engine == "torch" else registry.AUTO
                 with torch.inference_mode(False):  # tensors of inference could not be changed later
                     other = self.load(
-                        name_or_path, dtype=self.dtype, device=self.device, engine=self.engine
+                        name_or_path, dtype=self.dtype, device=self.device, engine=engine
                     )
                 other._use(self._offload)  # so that each makes room for the other
                 self._others[name_or_path] = other
