@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import undust
 from undust.cli import main
-from undust.engines import registry
+from undust.engines import registry, winograd
 from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.pipeline import LatentDiffusion
@@ -97,6 +97,18 @@ def test_a_model_that_gains_nothing_stays_with_torch(tiny_model: Path):
         assert undust.load(tiny_model).engine == "torch"
     with pytest.warns(RuntimeWarning, match="cpu has nothing to offer for this model here"):
         assert undust.load(tiny_model, engine="cpu").engine == "torch"
+
+
+def test_a_model_is_saved_after_its_weights_were_stored_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(winograd, "KEPT", 0)
+    model = undust.load("emoji", engine="cpu")
+    (before,) = model.generate(PROMPTS[0], **STEPS)
+    assert not all(weight.is_contiguous() for weight in model.unet.parameters())
+    model.save(tmp_path / "model")
+    (after,) = undust.load(tmp_path / "model", engine="cpu").generate(PROMPTS[0], **STEPS)
+    assert before.image == after.image
 
 
 def test_another_model_beside_it_may_gain_nothing(models: dict[str, LatentDiffusion], tiny_model):
