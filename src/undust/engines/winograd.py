@@ -3,8 +3,7 @@
 The picture is cut into overlapping tiles of (m+2)² pixels, which give m² pixels of the output each.
 A convolution is a product of polynomials, so it is pointwise once tiles and kernels are evaluated
 at m+1 points and infinity (Toom 1963, Cook 1966): (m+2)² products of matrices over the channels in
-place of 9·m². Evaluation and interpolation are matrix products too. oneDNN has no such convolution
-for x86.
+place of 9·m². Evaluation and interpolation are matrix products too.
 """
 
 from __future__ import annotations
