@@ -101,7 +101,9 @@ class TokenPooling(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(1, channels) / channels**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(1, channels))
+        # A division would import torch's compiler where networks are made without weights.
+        nn.init.normal_(self.positional_embedding, std=channels**-0.5)
         self.q_proj = nn.Linear(channels, channels)
         self.k_proj = nn.Linear(channels, channels)
         self.v_proj = nn.Linear(channels, channels)
