@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from undust.engines.probe import fastest
-from undust.engines.winograd import replace_convolutions
+from undust.engines.winograd import can_gain, replace_convolutions
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -55,8 +55,11 @@ def _convolution(dtype: torch.dtype) -> Call:
 
 def _winograd(dtype: torch.dtype) -> Call | None:
     conv = nn.Conv2d(320, 320, 3, padding=1, dtype=dtype)
+    if not can_gain(conv):
+        return None
+    replace_convolutions(conv)
     x = torch.zeros(1, 320, 32, 32).contiguous(memory_format=torch.channels_last)
-    return (lambda: conv(x)) if replace_convolutions(conv) else None
+    return lambda: conv(x)
 
 
 def _attention(dtype: torch.dtype) -> Call:

@@ -18,16 +18,14 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class SplitGEGLU(GEGLU):
-    """GEGLU as two linear layers: each has contiguous results, and is activated in place."""
+    """GEGLU as two linear layers, whose results are contiguous."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,N,C] → [B,N,out]."""
         if torch.is_grad_enabled() and (x.requires_grad or self.proj.weight.requires_grad):
             return super().forward(x)
-        (weight, gate_weight), (bias, gate_bias) = (
-            self.proj.weight.chunk(2),
-            self.proj.bias.chunk(2),
-        )
+        weight, gate_weight = self.proj.weight.chunk(2)
+        bias, gate_bias = self.proj.bias.chunk(2)
         gate = F.gelu(F.linear(x, gate_weight, gate_bias))
         return gate.mul_(F.linear(x, weight, bias))
 
@@ -53,7 +51,9 @@ def for_cpu(network: N) -> N:
     In float32 it has Winograd's convolutions, if they are faster here.
     """
     copied = shared(network)
-    gains = probe.winograd_is_faster() and winograd.replace_convolutions(copied)
+    gains = winograd.can_gain(network) and probe.winograd_is_faster()
+    if gains:
+        winograd.replace_convolutions(copied)
     for layer in copied.modules():
         if type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not _hooked(layer.proj):
             layer.__class__ = SplitGEGLU

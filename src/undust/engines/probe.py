@@ -27,7 +27,7 @@ def winograd_speedup() -> float:
 
     256 channels of 32×32 pixels, two pictures: about 0.1 s.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         conv, fast = (nn.Conv2d(256, 256, 3, padding=1) for _ in range(2))
         replace_convolutions(fast)
         x = torch.zeros(2, 256, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -47,7 +47,7 @@ def fastest_dtype() -> str:
 
 @torch.no_grad()
 def _layers_seconds(dtype: torch.dtype) -> float:
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         conv = nn.Conv2d(256, 256, 3, padding=1, dtype=dtype)
         linear = nn.Linear(256, 1024, dtype=dtype)
         if winograd_is_faster():

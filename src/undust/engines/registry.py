@@ -51,11 +51,12 @@ class Prepared:
 
     def __call__(self, network: N) -> N:
         """The prepared network."""
-        if self.name == "torch":
-            return network
-        if network not in self._known:
-            self._known[network] = ENGINES[self.name].prepare(network)
-        return cast("N", self._known[network])
+        known = self._known.get(network)
+        if known is None:
+            known = ENGINES[self.name].prepare(network)
+            if known is not network:  # as a value it would keep itself alive
+                self._known[network] = known
+        return cast("N", known)
 
 
 def chosen(name: str, networks: Iterable[nn.Module], device: torch.device) -> Prepared:

@@ -21,9 +21,7 @@ SIZES = (2, 4)  # m: output pixels of a tile along a side
 MANY_TILES = 64  # of m = 4: with fewer, reading the larger kernels costs more than it saves
 MIN_CHANNELS = 128  # with fewer, the transforms cost more than they save
 CHUNK = 128  # tiles at once, whose values stay in the processor's cache
-KEPT = (
-    2**24
-)  # bytes of transformed kernels; larger ones are made at each call, in no time beside it
+KEPT = 2**24  # bytes of a layer's transformed kernels; larger ones are made at each call
 
 
 @cache
@@ -145,13 +143,18 @@ def _store_by_position(weight: Tensor) -> None:
             weight.data = weight.data.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
-def replace_convolutions(network: nn.Module) -> bool:
-    """Makes convolutions of a network `WinogradConv2d`, in place; whether it gains by that."""
-    found = [*_convolutions(network)]
-    gains = any(_is_large(conv.weight) for conv in found)
-    for conv in found if gains else ():
+def can_gain(network: nn.Module) -> bool:
+    """Whether a network has convolutions that are large enough to gain."""
+    return any(_is_large(conv.weight) for conv in _convolutions(network))
+
+
+def replace_convolutions(network: nn.Module) -> None:
+    """Makes the 3×3 convolutions of a network `WinogradConv2d`, in place.
+
+    Small ones too: all then have the memory format of the large ones.
+    """
+    for conv in [*_convolutions(network)]:
         conv.__class__ = WinogradConv2d  # it keeps weights and hooks
-    return gains
 
 
 def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:

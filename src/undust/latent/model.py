@@ -61,9 +61,7 @@ class LatentModel(Components):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        computed = (self.unet, self.autoencoder)
-        self._prepared = registry.chosen(self.engine, computed, self.device)
-        self.engine = self._prepared.name
+        self._choose_engine()
         self._base = self  # without any adapters
         self._lock = Lock()  # of the caches
         self._others: dict[str, Self] = {}
@@ -119,6 +117,23 @@ class LatentModel(Components):
             execution_device=place,
             engine=engine,
         )
+
+    def with_engine(self, name: str) -> Self:
+        """The same model, computed by another engine, without adapters; it shares all weights.
+
+        Raises UndustError for an unknown engine.
+        """
+        other = copy.copy(self._base)
+        other._base, other.engine = other, name
+        other._others, other._controls = {}, {}  # these are computed by the engine too
+        other._choose_engine()
+        other._assemble()
+        return other
+
+    def _choose_engine(self) -> None:
+        computed = (self.unet, self.autoencoder)
+        self._prepared = registry.chosen(self.engine, computed, self.device)
+        self.engine = self._prepared.name
 
     def _use(self, offload: Offload) -> None:
         """Sets the offload that all networks run in."""
