@@ -9,26 +9,28 @@ process of its own; batches alternate.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from alternating import alternate
 
 PROMPTS = ("a smiling cat", "red heart", "빨간 하트", "a rocket")
 SIDES = ("undust", "diffusers")
 
 
-def serve(side: str, asked: argparse.Namespace, pipe: Connection) -> None:
-    """Loads the model, then makes and writes a batch for every message."""
+def prepare(side: str, asked: argparse.Namespace) -> Callable[[], float]:
+    """Loads the model; the call generates and writes a batch."""
     prompts = [PROMPTS[k % len(PROMPTS)] for k in range(asked.batch)]
     if side == "undust":
         import undust
 
         model = undust.load("emoji", engine=asked.engine)
 
-        def generate() -> list:
+        def generate() -> list[Any]:
             made = model.generate(prompts, seed=1, steps=asked.steps)
             return [picture.image for picture in made]
     else:
@@ -43,16 +45,17 @@ def serve(side: str, asked: argparse.Namespace, pipe: Connection) -> None:
         theirs.scheduler = scheduler
         theirs.set_progress_bar_config(disable=True)
 
-        def generate() -> list:
+        def generate() -> list[Any]:
             return theirs(prompts, num_inference_steps=asked.steps, guidance_scale=4.0).images
 
-    pipe.send("ready")
-    with tempfile.TemporaryDirectory() as folder:
-        while pipe.recv():
+    def call() -> float:
+        with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             for number, image in enumerate(generate()):
                 image.save(Path(folder) / f"{number}.png")
-            pipe.send(time.perf_counter() - start)
+            return time.perf_counter() - start
+
+    return call
 
 
 def main() -> None:
@@ -63,25 +66,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--engine", default="auto")
     asked = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for side in SIDES:
-        pipes[side], end = context.Pipe()
-        context.Process(target=serve, args=(side, asked, end), daemon=True).start()
-        end.close()  # so that a process that dies is noticed
-        pipes[side].recv()
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for number in range(asked.rounds + 1):
-        for side, pipe in pipes.items():
-            pipe.send(True)
-            times[side].append(pipe.recv())
-        if number:  # the first round warms both up
-            shown = ", ".join(f"{side} {each[-1]:.2f} s" for side, each in times.items())
-            print(f"round {number}: {shown}", flush=True)
-    for pipe in pipes.values():
-        pipe.send(False)
-    speedups = [b / a for a, b in zip(*(each[1:] for each in times.values()), strict=True)]
-    rates = (60 * asked.batch / statistics.median(each[1:]) for each in times.values())
+    times = alternate(SIDES, asked.rounds, prepare, asked)
+    speedups = [b / a for a, b in zip(*times.values(), strict=True)]
+    rates = (60 * asked.batch / statistics.median(each) for each in times.values())
     shown = ", ".join(f"{side} {rate:.0f}" for side, rate in zip(SIDES, rates, strict=True))
     print(
         f"pictures a minute: {shown}; ratio {statistics.median(speedups):.2f} "

@@ -13,12 +13,12 @@ second, also as a share of what a large matrix product reaches here.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
+
+from alternating import alternate
 
 SD15 = {
     "sample_size": 64,
@@ -89,23 +89,25 @@ def openvino_call(network: Any, asked: argparse.Namespace) -> Callable[..., obje
     return lambda x, time, text: compiled((x.float(), time.float(), text.float()))
 
 
-def serve(side: str, asked: argparse.Namespace, pipe: Connection) -> None:
-    """Builds the network, then times one call for every message."""
+def prepare(side: str, asked: argparse.Namespace) -> Callable[[], float]:
+    """Builds the network of a side; the call computes one step."""
     import torch
 
     place: dict[str, Any] = {"dtype": getattr(torch, asked.dtype), "device": asked.device}
-    call = (undust_call if side == OURS else peer_call)(asked, place)
+    network = (undust_call if side == OURS else peer_call)(asked, place)
     x = torch.randn(asked.batch, 4, asked.size // 8, asked.size // 8, **place)
     text = torch.randn(asked.batch, 77, 768, **place)
     timestep = torch.full((asked.batch,), 500, device=asked.device)
-    pipe.send("ready")
-    with torch.inference_mode():
-        while pipe.recv():
-            start = time.perf_counter()
-            call(x, timestep, text)
-            if asked.device != "cpu":
-                torch.accelerator.synchronize()
-            pipe.send(time.perf_counter() - start)
+
+    @torch.inference_mode()
+    def call() -> float:
+        start = time.perf_counter()
+        network(x, timestep, text)
+        if asked.device != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - start
+
+    return call
 
 
 def operations(asked: argparse.Namespace) -> float:
@@ -152,31 +154,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     peak, work = matrix_peak(asked), operations(asked)
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for side in (OURS, asked.peer):
-        pipes[side], end = context.Pipe()
-        context.Process(target=serve, args=(side, asked, end), daemon=True).start()
-        end.close()  # so that a process that dies is noticed
-        pipes[side].recv()
-    times: dict[str, list[float]] = {side: [] for side in pipes}
-    for number in range(asked.rounds + 1):
-        for side, pipe in pipes.items():
-            pipe.send(True)
-            times[side].append(pipe.recv())
-        if number:  # the first round warms both up
-            shown = ", ".join(f"{side} {each[-1]:.2f} s" for side, each in times.items())
-            print(f"round {number}: {shown}", flush=True)
-    for pipe in pipes.values():
-        pipe.send(False)
-    ratios = [a / b for a, b in zip(*(each[1:] for each in times.values()), strict=True)]
+    times = alternate((OURS, asked.peer), asked.rounds, prepare, asked)
+    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
     print(
         f"ratio undust / {asked.peer}: median {statistics.median(ratios):.3f} "
         f"({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)"
     )
     print(f"{work / 1e12:.2f} TFLOP a call; a matrix product reaches {peak / 1e9:.0f} GFLOP/s")
     for side, each in times.items():
-        rate = work / statistics.median(each[1:])
+        rate = work / statistics.median(each)
         print(f"{side}: {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of that")
 
 

@@ -81,6 +81,25 @@ def test_many_tiles_are_large_ones(side: int, m: int):
     assert tile_size(torch.empty(2, 3, side, side), torch.empty(WIDE, 3, 3, 3)) == 0
 
 
+def test_large_kernels_are_direct_on_small_pictures():
+    kernels = torch.empty(640, 640, 3, 3)
+    assert [tile_size(torch.empty(1, 640, side, side), kernels) for side in (4, 8)] == [0, 2]
+    assert tile_size(torch.empty(1, WIDE, 1, 1), torch.empty(WIDE, WIDE, 3, 3)) == 2
+
+
+@torch.no_grad()
+def test_the_size_of_the_last_picture_makes_no_difference(monkeypatch: pytest.MonkeyPatch):
+    """It changes the order of the weight in memory."""
+    monkeypatch.setattr(winograd, "KEPT", 0)
+    conv = nn.Conv2d(WIDE, WIDE, 3, padding=1)
+    replace_convolutions(fast := nn.Sequential(conv))
+    small, large = torch.randn(1, WIDE, 3, 3), torch.randn(1, WIDE, 12, 12)
+    first = [fast(each) for each in (small, large)]
+    for _ in range(2):
+        for each, expected in zip((small, large), first, strict=True):
+            assert torch.equal(fast(each), expected)
+
+
 class Network(nn.Module):
     """Convolutions of all kinds."""
 

@@ -20,6 +20,7 @@ POINTS = (0, 1, -1, 0.5, -2)
 SIZES = (2, 4)  # m: output pixels of a tile along a side
 MANY_TILES = 64  # of m = 4: with fewer, reading the larger kernels costs more than it saves
 MIN_CHANNELS = 128  # with fewer, the transforms cost more than they save
+MIN_PIXELS = 64  # of a batch: with fewer, transforming large kernels costs more than it saves
 CHUNK = 128  # tiles at once, whose values stay in the processor's cache
 KEPT = 2**24  # bytes of a layer's transformed kernels; larger ones are made at each call
 
@@ -102,11 +103,12 @@ def _chunks(batch: int, down: int, across: int) -> Iterator[tuple[slice, slice]]
 
 
 def tile_size(x: Tensor, weight: Tensor) -> int:
-    """The m for a picture [B,C,H,W] and kernels [K,C,3,3]; 0 for a direct convolution."""
+    """The m for pictures [B,C,H,W] and kernels [K,C,3,3]; 0 for a direct convolution."""
     if not _is_large(weight):
         return 0
-    tiles = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-    return 4 if tiles >= MANY_TILES else 2
+    batch, _, height, width = x.shape
+    m = 4 if batch * -(-height // 4) * -(-width // 4) >= MANY_TILES else 2
+    return m if batch * height * width >= MIN_PIXELS or _is_kept(weight, m) else 0
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -118,16 +120,19 @@ class WinogradConv2d(nn.Conv2d):
         """[B,C,H,W] → [B,K,H,W]."""
         trains = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
         m = 0 if trains else tile_size(input, self.weight)
-        if not m:
-            # The output has the format too: from here on all of the network is in it.
-            return super().forward(input.contiguous(memory_format=torch.channels_last))
-        return convolve(input, self._kernels(m), self.bias)
+        if m:
+            return convolve(input, self._kernels(m), self.bias)
+        if _is_large(self.weight) and not trains:  # and the picture is small
+            _store(self.weight, (0, 1, 2, 3))
+            return super().forward(input.contiguous())
+        # The output has the format too: from here on all of the network is in it.
+        return super().forward(input.contiguous(memory_format=torch.channels_last))
 
     def _kernels(self, m: int) -> Tensor:
         """The transformed weight; a small one is kept until the weight is changed in place."""
         weight = self.weight
-        if weight.numel() * weight.element_size() / 9 * (m + 2) ** 2 > KEPT:
-            _store_by_position(weight)
+        if not _is_kept(weight, m):
+            _store(weight, (2, 3, 1, 0))  # in which it transforms faster
             return transformed(weight, m)
         state = m, weight.data_ptr(), 0 if weight.is_inference() else weight._version
         kept = self._kept  # in one access: another thread may replace it
@@ -136,11 +141,17 @@ class WinogradConv2d(nn.Conv2d):
         return kept[1]
 
 
-def _store_by_position(weight: Tensor) -> None:
-    """Changes the order of a weight [K,C,3,3] in memory to [3,3,C,K], which transforms faster."""
-    if not weight.is_inference() and not weight.permute(2, 3, 1, 0).is_contiguous():
+def _is_kept(weight: Tensor, m: int) -> bool:
+    """Whether the transformed kernels are kept."""
+    return weight.numel() * weight.element_size() / 9 * (m + 2) ** 2 <= KEPT
+
+
+def _store(weight: Tensor, order: tuple[int, ...]) -> None:
+    """Changes the order of the dimensions of a weight [K,C,3,3] in memory, not its values."""
+    if not weight.is_inference() and not weight.permute(order).is_contiguous():
+        back = [order.index(dimension) for dimension in range(4)]
         with torch.inference_mode(False):
-            weight.data = weight.data.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+            weight.data = weight.data.permute(order).contiguous().permute(back)
 
 
 def can_gain(network: nn.Module) -> bool:
