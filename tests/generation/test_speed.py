@@ -52,8 +52,8 @@ def test_with_schedules_of_its_own(model: LatentDiffusion):
     ("options", "said"),
     [
         ({"speed": "fsat"}, "unknown speed 'fsat'; did you mean 'fast'"),
-        ({"speed": "fast", "steps": 4}, "steps: --speed fast has its own"),
-        ({"speed": "balanced", "schedule": "karras"}, "schedule: --speed balanced has its own"),
+        ({"speed": "fast", "steps": 4}, "steps: the speed fast has its own"),
+        ({"speed": "balanced", "schedule": "karras"}, "schedule: the speed balanced has its own"),
     ],
 )
 def test_what_does_not_go_together(model: LatentDiffusion, options: dict[str, Any], said: str):

@@ -33,7 +33,7 @@ def with_speed(model: LatentModel, options: Request) -> Request:
         return options
     for name in ("steps", "schedule"):
         if options.get(name) is not None:
-            raise UndustError(f"{name}: --speed {speed} has its own; leave one of them out")
+            raise UndustError(f"{name}: the speed {speed} has its own; leave one of them out")
     chosen = options.copy()
     chosen["steps"] = steps
     fitted = [each for each in model.schedules if _steps(each) == steps]
