@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import undust
 from undust.cli import main
 from undust.engines import probe
-from undust.engines.bench import KINDS, rates
+from undust.engines.bench import DTYPES, KINDS, rates
 
 
 def test_each_kind_has_a_rate():
@@ -20,21 +20,26 @@ def test_each_kind_has_a_rate():
     assert [each.name for each in measured] == list(KINDS)
     for rate in measured:
         present = {dtype for dtype, number in rate.rates.items() if number is not None}
-        assert torch.float32 in present and len(present) == 1 + ("Winograd" not in rate.name)
+        if rate.name.startswith("the same"):  # in one precision only, if the processor has it
+            assert present <= {torch.float32}
+        else:
+            assert present == set(DTYPES)
         assert all(1e6 < number < 1e15 for number in rate.rates.values() if number is not None)
 
 
 def test_operations_are_those_of_the_definition():
     for name, (operations, call) in KINDS.items():
         made = call(torch.float32)
-        assert made is not None
+        if made is None:
+            assert "8 bits" in name and probe.int8_speedup() == 0
+            continue
         with (
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),  # whose products are counted
             FlopCounterMode(display=False) as counted,
         ):
             made()
-        if "Winograd" not in name:
+        if not name.startswith("the same"):  # these compute it in other ways
             assert counted.get_total_flops() == operations
 
 

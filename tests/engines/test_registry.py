@@ -18,6 +18,7 @@ from undust.errors import UndustError
 from undust.formats.recipe_png import read_recipe
 from undust.pipeline import LatentDiffusion
 
+has_int8 = pytest.mark.skipif(not probe.int8_is_faster(), reason="8 bits are not faster here")
 PROMPTS = ["a smiling cat", "빨간 하트"]
 STEPS = {"steps": 4, "seed": 1}
 
@@ -77,7 +78,7 @@ def test_the_recipe_says_the_engine(models: dict[str, LatentDiffusion], tmp_path
     assert picture.latent.ne(other.latent).any()
 
 
-@pytest.mark.parametrize("engine", ["torch", "cpu"])
+@pytest.mark.parametrize("engine", ["torch", "cpu", pytest.param("int8", marks=has_int8)])
 def test_rerun_uses_the_engine_of_the_picture(engine: str, tmp_path: Path):
     first, again = tmp_path / "first.png", tmp_path / "again.png"
     options = ("--steps", "4", "--seed", "1", "--engine", engine)
@@ -95,8 +96,14 @@ def test_a_model_that_gains_nothing_stays_with_torch(tiny_model: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert undust.load(tiny_model).engine == "torch"
-    with pytest.warns(RuntimeWarning, match="cpu has nothing to offer for this model here"):
+    with pytest.warns(RuntimeWarning, match="cpu is not used: it has nothing to offer for this"):
         assert undust.load(tiny_model, engine="cpu").engine == "torch"
+
+
+def test_an_engine_that_cannot_be_used_is_replaced(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(probe, "int8_is_faster", lambda: False)
+    with pytest.warns(RuntimeWarning, match="int8 is not used: 8-bit .*; cpu takes its place"):
+        assert undust.load("emoji", engine="int8").engine == "cpu"
 
 
 def test_a_model_is_saved_after_its_weights_were_stored_in_another_order(

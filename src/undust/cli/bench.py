@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from undust.cli import console
+from undust.cli.loading import use_free_cores
 
 
 def bench() -> None:
@@ -14,6 +15,7 @@ def bench() -> None:
     from undust.engines.memory import keep_freed_memory
     from undust.engines.processor import processor
 
+    use_free_cores()
     console.line(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     keep_freed_memory()
     rows: list[list[object]] = []
@@ -25,4 +27,6 @@ def bench() -> None:
     speedup = probe.winograd_speedup()
     used = "used" if probe.winograd_is_faster() else "not used"
     console.line(f"Winograd's convolutions are {speedup:.1f} × as fast as torch's: {used}")
+    if probe.int8_speedup():
+        console.line(f"in 8 bits they are {probe.int8_speedup():.1f} × as fast as in float32")
     console.line(f"dtype auto: {probe.fastest_dtype()}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undust.cli.loading import load
 from undust.cli.options import (
     BUILT_IN,
     Device,
@@ -73,7 +74,6 @@ def generate(
         )
     output = Output.choose(out, max(len(texts), 1) * count)
     from undust.generation import loop
-    from undust.pipeline import load
 
     loaded = load(model, dtype=dtype, device=device, vae=vae, engine=engine)
     recipes = loaded.recipes(texts, **options)
@@ -109,7 +109,6 @@ def interpolate(
         raise UndustError("no end of the interpolation: give a second prompt, or --seed-to N")
     output = Output.choose(out, count)
     from undust.generation import loop
-    from undust.pipeline import load
     from undust.recipe.recipe import between
 
     loaded = load(model)
@@ -142,7 +141,6 @@ def rerun(
 
     fields = read_recipe(picture)
     output = Output.choose(out, 1)
-    from undust.pipeline import load
     from undust.recipe.files import beside
     from undust.recipe.recipe import Recipe
 

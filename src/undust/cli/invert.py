@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undust.cli import console
+from undust.cli.loading import load
 from undust.cli.options import BUILT_IN, ModelOption, request_options
 from undust.cli.output import FOLDER, slug, try_writing_file
 from undust.formats.files import make_folder
@@ -55,7 +56,6 @@ def invert(
     from undust.formats import safetensors_file
     from undust.generation import inversion, loop
     from undust.pictures import resized
-    from undust.pipeline import load
 
     loaded = load(model)
     batch = loaded.recipes(
@@ -132,7 +132,6 @@ def likelihood(
     not included.
     """
     from undust.generation import inversion
-    from undust.pipeline import load
 
     loaded = load(model)
     rows: list[list[object]] = []

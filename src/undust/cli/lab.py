@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from undust.cli import console
+from undust.cli.loading import load
 from undust.cli.options import ModelOption
 from undust.cli.output import try_writing
 from undust.formats.files import make_folder
@@ -37,7 +38,6 @@ def samplers(
     """Measure the error of samplers and schedules by number of network calls."""
     from undust.lab import page
     from undust.lab.samplers import compare
-    from undust.pipeline import load
 
     if out:
         try_writing(out)

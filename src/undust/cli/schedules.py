@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undust.cli import console
+from undust.cli.loading import load
 from undust.cli.options import Model, request_options
 from undust.errors import UndustError
 
@@ -82,7 +83,6 @@ def fit(
     for `undust generate --schedule`: a list of levels, or the name of a published schedule.
     """
     from undust.generation import schedule_fitting
-    from undust.pipeline import load
 
     loaded = load(model)
     parts = [WORDS[k::3] for k in range(3)] if data is None else _captions(data)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from undust.engines import probe
+from undust.engines.int8 import Int8Conv2d
 from undust.engines.probe import fastest
 from undust.engines.winograd import can_gain, replace_convolutions
 
@@ -62,6 +64,15 @@ def _winograd(dtype: torch.dtype) -> Call | None:
     return lambda: conv(x)
 
 
+def _int8(dtype: torch.dtype) -> Call | None:
+    if dtype != torch.float32 or probe.int8_speedup() == 0:
+        return None
+    conv = nn.Conv2d(320, 320, 3, padding=1)
+    conv.__class__ = Int8Conv2d
+    x = torch.zeros(1, 320, 32, 32).contiguous(memory_format=torch.channels_last)
+    return lambda: conv(x)
+
+
 def _attention(dtype: torch.dtype) -> Call:
     q, k, v = torch.zeros(3, 1, 8, 1024, 40, dtype=dtype)
     return lambda: F.scaled_dot_product_attention(q, k, v)
@@ -72,6 +83,7 @@ KINDS: dict[str, tuple[float, Callable[[torch.dtype], Call | None]]] = {
     "linear layer, 1024 tokens, 640 to 2560": (2 * 1024 * 640 * 2560, _linear),
     "3×3 convolution, 320 channels, 32×32": (2 * 1024 * 9 * 320**2, _convolution),
     "the same by Winograd's algorithm": (2 * 1024 * 9 * 320**2, _winograd),
+    "the same in 8 bits": (2 * 1024 * 9 * 320**2, _int8),
     "attention, 8 heads of 40, 1024 tokens": (4 * 8 * 1024**2 * 40, _attention),
 }
 """Operations, as the definition has them, and the call for a dtype."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from typing import TypeVar
-from weakref import ReferenceType, ref
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from undust.adapters.applied_loras import shared
 from undust.engines import probe, winograd
-from undust.networks.attention import GEGLU, Attention, TransformerBlock
+from undust.engines.texts import keep_texts
+from undust.engines.weights import trains
+from undust.networks.attention import GEGLU
 
 MIN_WIDTH = 128  # channels; with fewer it makes no difference
 N = TypeVar("N", bound=nn.Module)
@@ -22,27 +22,12 @@ class SplitGEGLU(GEGLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,N,C] → [B,N,out]."""
-        if torch.is_grad_enabled() and (x.requires_grad or self.proj.weight.requires_grad):
+        if trains(x, self.proj.weight):
             return super().forward(x)
         weight, gate_weight = self.proj.weight.chunk(2)
         bias, gate_bias = self.proj.bias.chunk(2)
         gate = F.gelu(F.linear(x, gate_weight, gate_bias))
         return gate.mul_(F.linear(x, weight, bias))
-
-
-class CachedCrossAttention(Attention):
-    """Cross-attention that computes the keys and values of a text once, not at each step."""
-
-    _latest: tuple[ReferenceType[Tensor], tuple[Tensor, Tensor]] | None = None
-
-    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the last call if it had the same context, which must not change in place."""
-        if torch.is_grad_enabled():
-            return super().keys_and_values(context)
-        latest = self._latest  # in one access: another thread may replace it
-        if latest is None or latest[0]() is not context:
-            latest = self._latest = ref(context), super().keys_and_values(context)
-        return latest[1]
 
 
 def for_cpu(network: N) -> N:
@@ -58,8 +43,7 @@ def for_cpu(network: N) -> N:
         if type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not _hooked(layer.proj):
             layer.__class__ = SplitGEGLU
             gains = True
-        elif type(layer) is TransformerBlock:
-            layer.attn2.__class__ = CachedCrossAttention
+    keep_texts(copied)
     return copied if gains else network
 
 

@@ -11,11 +11,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from undust.engines import probe
 from undust.engines.cpu import for_cpu
+from undust.engines.int8 import for_int8
 from undust.engines.memory import keep_freed_memory
 from undust.errors import unknown
 
 AUTO = "auto"
+EXACT = "cpu"  # the fastest engine whose result is the same up to rounding
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -23,12 +26,20 @@ N = TypeVar("N", bound=nn.Module)
 class Engine:
     """A way to compute networks.
 
-    prepare: a network to one with the same result up to rounding, which shares its weights; the
-    network itself where the engine has nothing to offer.
+    prepare: a network to one with the same result, as nearly as the engine promises, which shares
+    its weights; the network itself where the engine has nothing to offer; missing: why it cannot be
+    used here, "" if it can.
     """
 
     summary: str
     prepare: Callable[[nn.Module], nn.Module]
+    missing: Callable[[], str] = lambda: ""
+
+
+def _in_8_bits(network: nn.Module) -> nn.Module:
+    """In 8 bits, or as for a CPU."""
+    prepared = for_int8(network)
+    return for_cpu(network) if prepared is network else prepared
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -36,6 +47,11 @@ ENGINES: Mapping[str, Engine] = {
         "PyTorch's own layers, on any device in any precision", lambda network: network
     ),
     "cpu": Engine("layers that are faster on a CPU, such as Winograd's convolutions", for_cpu),
+    "int8": Engine(
+        "large layers of denoisers and ControlNets in 8 bits: faster, almost the same picture",
+        _in_8_bits,
+        lambda: "" if probe.int8_is_faster() else "8-bit integers are not faster here",
+    ),
 }
 
 
@@ -58,20 +74,31 @@ class Prepared:
                 self._known[network] = known
         return cast("N", known)
 
+    def gains(self, networks: Iterable[nn.Module]) -> bool:
+        """Whether it has something to offer for one of them."""
+        return any(self(network) is not network for network in networks)
+
 
 def chosen(name: str, networks: Iterable[nn.Module], device: torch.device) -> Prepared:
     """The engine of that name for networks on a device; for "auto" the fastest exact one.
 
-    If it has nothing to offer for them, it is "torch", with a RuntimeWarning if another one was
-    asked for. Raises UndustError for an unknown one.
+    If it cannot be used, or has nothing to offer, the next of "cpu" and "torch", with a
+    RuntimeWarning if another one was asked for. Raises UndustError for an unknown one.
     """
-    plain = Prepared("torch")
+    asked, plain = Prepared(EXACT if name == AUTO else name), Prepared("torch")
     if device.type == "cpu":
         keep_freed_memory()
-    engine = Prepared("cpu" if name == AUTO else name)
-    if device.type == "cpu" and any(engine(network) is not network for network in networks):
-        return engine
-    if name not in (AUTO, plain.name):
-        note = f"the engine {name} has nothing to offer for this model here: torch is used"
+    if asked.name == plain.name:
+        return plain
+    if device.type != "cpu":
+        reason, found = f"it is for CPUs, and the model is on {device.type}", plain
+    else:
+        networks = [*networks]
+        reason = ENGINES[asked.name].missing()
+        usable = [Prepared(EXACT)] if reason else [asked, Prepared(EXACT)]
+        found = next((each for each in usable if each.gains(networks)), plain)
+    if name not in (AUTO, found.name):
+        reason = reason or "it has nothing to offer for this model"
+        note = f"the engine {name} is not used: {reason}; {found.name} takes its place"
         warnings.warn(note, RuntimeWarning, stacklevel=2)
-    return plain
+    return found

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from undust.engines.weights import state, trains
+
 # The first m + 1 are used. With 1/2 in place of 2 the rounding error of m = 4 is a third smaller.
 POINTS = (0, 1, -1, 0.5, -2)
 SIZES = (2, 4)  # m: output pixels of a tile along a side
@@ -118,11 +120,11 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """[B,C,H,W] → [B,K,H,W]."""
-        trains = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
-        m = 0 if trains else tile_size(input, self.weight)
+        learns = trains(input, self.weight)
+        m = 0 if learns else tile_size(input, self.weight)
         if m:
             return convolve(input, self._kernels(m), self.bias)
-        if _is_large(self.weight) and not trains:  # and the picture is small
+        if _is_large(self.weight) and not learns:  # and the picture is small
             _store(self.weight, (0, 1, 2, 3))
             return super().forward(input.contiguous())
         # The output has the format too: from here on all of the network is in it.
@@ -134,10 +136,10 @@ class WinogradConv2d(nn.Conv2d):
         if not _is_kept(weight, m):
             _store(weight, (2, 3, 1, 0))  # in which it transforms faster
             return transformed(weight, m)
-        state = m, weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        now = m, *state(weight)
         kept = self._kept  # in one access: another thread may replace it
-        if kept is None or kept[0] != state:
-            kept = self._kept = state, transformed(weight, m)
+        if kept is None or kept[0] != now:
+            kept = self._kept = now, transformed(weight, m)
         return kept[1]
 
 

@@ -1,0 +1,26 @@
+"""Loads a model for a command that generates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from undust.cli import console
+
+if TYPE_CHECKING:
+    from undust.pipeline import LatentDiffusion
+
+
+def load(name_or_path: str, **options: Any) -> LatentDiffusion:
+    """As `undust.load`, after `use_free_cores`."""
+    from undust import pipeline
+
+    use_free_cores()
+    return pipeline.load(name_or_path, **options)
+
+
+def use_free_cores() -> None:
+    """Uses one thread where other programs make several slower, and says so."""
+    from undust.engines.threads import avoid_waiting
+
+    if avoid_waiting():
+        console.note("one thread: several are slower at the moment, beside other programs")

@@ -1,0 +1,36 @@
+"""Cross-attention that computes the keys and values of a text once."""
+
+from __future__ import annotations
+
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+
+from undust.networks.attention import Attention, TransformerBlock
+from undust.networks.dit import AdaptiveBlock
+
+
+class CachedCrossAttention(Attention):
+    """Cross-attention that computes the keys and values of a text once, not at each step."""
+
+    _latest: tuple[ReferenceType[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the last call if it had the same context, which must not change in place."""
+        if torch.is_grad_enabled():
+            return super().keys_and_values(context)
+        latest = self._latest  # in one access: another thread may replace it
+        if latest is None or latest[0]() is not context:
+            latest = self._latest = ref(context), super().keys_and_values(context)
+        return latest[1]
+
+
+def keep_texts(network: nn.Module) -> list[nn.Module]:
+    """Makes cross-attention `CachedCrossAttention`, in place; returns the layers of the text."""
+    found: list[nn.Module] = []
+    for block in network.modules():
+        if isinstance(block, TransformerBlock | AdaptiveBlock) and block.attn2 is not None:
+            block.attn2.__class__ = CachedCrossAttention
+            found += [block.attn2.to_k, block.attn2.to_v]
+    return found
