@@ -1,13 +1,14 @@
 """Stable Diffusion at full size beside diffusers: the same latents, the time to load, peak memory.
 
     python benchmarks/full_size.py sd1 | sd2 | sdxl [--size 512] [--steps 2] [--dtype float32]
-                                   [--device cpu] [--room GB]
+                                   [--device cpu] [--engine auto] [--low-memory] [--room GB]
 
 Random weights, written once as a model folder into --scratch (2 bytes a weight: 2 to 7 GB) and
 read by both, each in a process of its own that does nothing else. What is compared are the latents
 after a few steps from the same noise, which are decoded too. Ends with an error if the latents
 differ by more than --tolerance. On a GPU its memory is told beside the machine's; with --room it
-has no more than that, and of diffusers its offloading is asked for.
+has no more than that, and of diffusers its offloading is asked for. --engine and --low-memory are
+undust's.
 """
 
 from __future__ import annotations
@@ -154,7 +155,13 @@ def paint(whose: str, arguments: argparse.Namespace) -> None:
         import undust
 
         before, began = memory(), time.perf_counter()
-        model = undust.load(folder, dtype=dtype, device=arguments.device)
+        model = undust.load(
+            folder,
+            dtype=dtype,
+            device=arguments.device,
+            engine=arguments.engine,
+            low_memory=arguments.low_memory,
+        )
         loaded, seconds = memory(), time.perf_counter() - began
         options = {"steps": arguments.steps, "guidance": 3.0, "size": size, "sampler": "ddim"}
         began = time.perf_counter()
@@ -211,6 +218,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--low-memory", action="store_true")
     parser.add_argument("--room", type=float, default=0.0)
     parser.add_argument("--scratch", type=Path, default=Path("full-size"))
     parser.add_argument("--tolerance", type=float, default=1e-4)

@@ -122,6 +122,7 @@ def load(
     vae: str | Path | None = None,
     merge_loras: bool = True,
     engine: str = "auto",
+    low_memory: bool | None = None,
     live: bool | None = None,
 ) -> LatentDiffusion:
     """A built-in model by name, or a diffusers folder or single-file checkpoint by path.
@@ -133,12 +134,20 @@ def load(
     and "auto" for the faster of float32 and bfloat16 here; device: the CPU by default; vae: a first
     stage in place of the model's own, a file, a folder or a model's folder; merge_loras: as for
     `LatentModel`; engine: how networks are computed, "auto" for the fastest exact one here, "torch"
-    for PyTorch's own layers; live: deprecated, the opposite of merge_loras. Raises UndustError for
-    an unknown name and for an incomplete model.
+    for PyTorch's own layers; low_memory: whether large weights stay in the 16 bits of their file
+    and are converted at each use, for the same pictures in float32, None where memory is short;
+    live: deprecated, the opposite of merge_loras. Raises UndustError for an unknown name and for an
+    incomplete model.
     """
     if live is not None:
         merge_loras = not live
         warnings.warn(f"load: live is now merge_loras={merge_loras}", FutureWarning, stacklevel=2)
     return LatentDiffusion.load(
-        name_or_path, dtype=dtype, device=device, vae=vae, merge_loras=merge_loras, engine=engine
+        name_or_path,
+        dtype=dtype,
+        device=device,
+        vae=vae,
+        merge_loras=merge_loras,
+        engine=engine,
+        low_memory=low_memory,
     )

@@ -106,6 +106,7 @@ MORE: dict[str, Any] = {
     "controls": [{"path": "a", "picture": PICTURE, "edges": True, "weight": 0.8, "end": 0.5}],
     "precision": "bfloat16",
     "engine": "cpu",
+    "low_memory": True,
     "model": "tiny",
     "model_path": "models/tiny.safetensors",
     "model_hash": "0123456789",

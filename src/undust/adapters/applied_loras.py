@@ -22,6 +22,7 @@ from undust.errors import UndustError
 from undust.formats.lora.factors import Product
 from undust.formats.lora.file import Lora, WeightDelta
 from undust.formats.lora.names import Target
+from undust.networks.stored import computes_in
 
 ActiveLoras = tuple[tuple[Lora, float], ...]
 """LoRAs with their weights: 1 as trained, 0 without effect."""
@@ -136,7 +137,7 @@ def by_module(active: ActiveLoras) -> dict[Target, Changes]:
 
 
 def merged(module: nn.Module, changes: Changes) -> dict[str, Tensor]:
-    """The changed weight and bias, in their own dtype and memory format."""
+    """The changed weight and bias, in the dtype of the module and their own memory format."""
     values: dict[str, Tensor] = {}
     for kind in ("weight", "bias"):
         own = [(change, weight) for change, weight in changes if _changes(change, kind)]
@@ -150,7 +151,7 @@ def merged(module: nn.Module, changes: Changes) -> dict[str, Tensor]:
                 total.add_(delta(change, wide), alpha=weight)
             elif change.bias is not None:
                 total.add_(change.bias.to(wide), alpha=weight)
-        values[kind] = torch.empty_like(original).copy_(total)
+        values[kind] = torch.empty_like(original, dtype=computes_in(module)).copy_(total)
     return values
 
 
@@ -174,7 +175,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _runnable(module: nn.Module, change: WeightDelta) -> Added:
     """The addition of a change to a module's output at weight 1, in low rank where possible."""
     own = module.get_parameter("weight").detach()
-    wide = _wide(own)
+    wide, own = _wide(own), own.to(computes_in(module))
     bias = None if change.bias is None else change.bias.to(own)
     if isinstance(change.weight, Product) and change.magnitude is None and bias is None:
         up, down = low_rank(change.weight, wide)

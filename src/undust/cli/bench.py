@@ -28,5 +28,7 @@ def bench() -> None:
     used = "used" if probe.winograd_is_faster() else "not used"
     console.line(f"Winograd's convolutions are {speedup:.1f} × as fast as torch's: {used}")
     if probe.int8_speedup():
-        console.line(f"in 8 bits they are {probe.int8_speedup():.1f} × as fast as in float32")
+        console.line(
+            f"convolutions in 8 bits are {probe.int8_speedup():.1f} × as fast as torch's in float32"
+        )
     console.line(f"dtype auto: {probe.fastest_dtype()}")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undust.cli.loading import load
+from undust.cli.loading import open_model
 from undust.cli.options import (
     BUILT_IN,
     Device,
     Engine,
     Json,
+    LowMemory,
     ModelOption,
     Out,
     Precision,
@@ -51,6 +52,7 @@ def generate(
     dtype: Precision = None,
     device: Device = None,
     engine: Engine = "auto",
+    low_memory: LowMemory = None,
     out: Out = None,
     exact: Annotated[
         bool,
@@ -75,7 +77,9 @@ def generate(
     output = Output.choose(out, max(len(texts), 1) * count)
     from undust.generation import loop
 
-    loaded = load(model, dtype=dtype, device=device, vae=vae, engine=engine)
+    loaded = open_model(
+        model, dtype=dtype, device=device, vae=vae, engine=engine, low_memory=low_memory
+    )
     recipes = loaded.recipes(texts, **options)
     batches = list(loop.batches(loaded, recipes, exact=exact))
     if noise is None:
@@ -111,7 +115,7 @@ def interpolate(
     from undust.generation import loop
     from undust.recipe.recipe import between
 
-    loaded = load(model)
+    loaded = open_model(model)
     start = loaded.recipes(first, **options)[0]
     options["seed"] = start.seed if seed_to is None else seed_to
     end = loaded.recipes(last or first, **options)[0]
@@ -148,7 +152,14 @@ def rerun(
     recipe = Recipe.read(beside(fields, picture.parent))
     vae = vae or (recipe.vae and recipe.vae.path)
     place = model or _model_of(original, picture)
-    loaded = load(place, dtype=recipe.precision, device=device, vae=vae, engine=recipe.engine)
+    loaded = open_model(
+        place,
+        dtype=recipe.precision,
+        device=device,
+        vae=vae,
+        engine=recipe.engine,
+        low_memory=recipe.low_memory,
+    )
     generate_files(loaded, [loaded.rerun_batch(recipe)], output, json, again=original)
 
 

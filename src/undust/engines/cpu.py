@@ -24,7 +24,7 @@ class SplitGEGLU(GEGLU):
         """[B,N,C] → [B,N,out]."""
         if trains(x, self.proj.weight):
             return super().forward(x)
-        weight, gate_weight = self.proj.weight.chunk(2)
+        weight, gate_weight = self.proj.weight.to(x.dtype).chunk(2)
         bias, gate_bias = self.proj.bias.chunk(2)
         gate = F.gelu(F.linear(x, gate_weight, gate_bias))
         return gate.mul_(F.linear(x, weight, bias))

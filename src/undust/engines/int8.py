@@ -18,6 +18,7 @@ from undust.adapters.applied_loras import shared
 from undust.engines.texts import keep_texts
 from undust.engines.weights import state, trains
 from undust.networks.base import DenoiserNetwork
+from undust.networks.stored import StoredConv2d, StoredLinear
 from undust.networks.unet import UNetEncoder
 
 ZERO = 128  # the integer that stands for 0
@@ -68,7 +69,7 @@ def quantized(x: Tensor, shared_from: int) -> tuple[Tensor, Tensor]:
     return (wide * (1 / scales)).add_(ZERO + 0.5).to(torch.uint8), scales
 
 
-class Int8Conv2d(nn.Conv2d):
+class Int8Conv2d(StoredConv2d):
     """A convolution of quantised pictures and weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -91,7 +92,7 @@ def _for_linear(integers: Tensor, _: Tensor) -> Tensor:
     return _ONEDNN.qlinear_prepack(integers, None)
 
 
-class Int8Linear(nn.Linear):
+class Int8Linear(StoredLinear):
     """A linear layer of quantised tokens and weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -128,7 +129,7 @@ def _large(network: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:
     for layer in network.modules():
         if (
             isinstance(layer, nn.Conv2d | nn.Linear)
-            and type(layer) in (nn.Conv2d, nn.Linear)
+            and type(layer) in (nn.Conv2d, nn.Linear, StoredConv2d, StoredLinear)
             and min(layer.weight.shape[:2]) >= MIN_CHANNELS
             and layer.weight.device.type == "cpu"
         ):

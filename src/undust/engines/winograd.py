@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from undust.engines.weights import state, trains
+from undust.networks.stored import StoredConv2d, computes_in
 
 # The first m + 1 are used. With 1/2 in place of 2 the rounding error of m = 4 is a third smaller.
 POINTS = (0, 1, -1, 0.5, -2)
@@ -54,10 +55,17 @@ def _in_two_dimensions(m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transformed(weight: Tensor, m: int) -> Tensor:
-    """Kernels [K,C,3,3] at the points: [(m+2)²,C,K] in float32, G·g·Gᵀ."""
+    """Kernels [K,C,3,3] at the points: [(m+2)²,C,K] in float32, G·g·Gᵀ.
+
+    In the order of the weight in memory, whose positions are the first dimensions or the last.
+    """
     filters, channels = weight.shape[:2]
-    kernels = weight.permute(2, 3, 1, 0).reshape(9, channels * filters)
-    return (_in_two_dimensions(m)[1] @ kernels).view(-1, channels, filters)
+    evaluation = _in_two_dimensions(m)[1]
+    if weight.is_contiguous():
+        kernels = weight.float().view(filters * channels, 9).T
+        return (evaluation @ kernels).view(-1, filters, channels).transpose(1, 2)
+    kernels = weight.float().permute(2, 3, 1, 0).reshape(9, channels * filters)
+    return (evaluation @ kernels).view(-1, channels, filters)
 
 
 def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,7 +121,7 @@ def tile_size(x: Tensor, weight: Tensor) -> int:
     return m if batch * height * width >= MIN_PIXELS or _is_kept(weight, m) else 0
 
 
-class WinogradConv2d(nn.Conv2d):
+class WinogradConv2d(StoredConv2d):
     """A 3×3 convolution with stride 1 and padding 1; direct where gradients are needed."""
 
     _kept: tuple[tuple[int, ...], Tensor] | None = None
@@ -125,7 +133,7 @@ class WinogradConv2d(nn.Conv2d):
         if m:
             return convolve(input, self._kernels(m), self.bias)
         if _is_large(self.weight) and not learns:  # and the picture is small
-            _store(self.weight, (0, 1, 2, 3))
+            _store(self.weight, (0, 1, 2, 3))  # as torch's own layer wants it
             return super().forward(input.contiguous())
         # The output has the format too: from here on all of the network is in it.
         return super().forward(input.contiguous(memory_format=torch.channels_last))
@@ -134,18 +142,19 @@ class WinogradConv2d(nn.Conv2d):
         """The transformed weight; a small one is kept until the weight is changed in place."""
         weight = self.weight
         if not _is_kept(weight, m):
-            _store(weight, (2, 3, 1, 0))  # in which it transforms faster
+            if weight.dtype == torch.float32:  # others may be mapped from their file
+                _store(weight, (2, 3, 1, 0))  # whose products are faster
             return transformed(weight, m)
         now = m, *state(weight)
         kept = self._kept  # in one access: another thread may replace it
         if kept is None or kept[0] != now:
-            kept = self._kept = now, transformed(weight, m)
+            kept = self._kept = now, transformed(weight, m).contiguous()
         return kept[1]
 
 
 def _is_kept(weight: Tensor, m: int) -> bool:
     """Whether the transformed kernels are kept."""
-    return weight.numel() * weight.element_size() / 9 * (m + 2) ** 2 <= KEPT
+    return weight.numel() / 9 * (m + 2) ** 2 * torch.float32.itemsize <= KEPT
 
 
 def _store(weight: Tensor, order: tuple[int, ...]) -> None:
@@ -174,11 +183,12 @@ def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
     """The convolutions that can be replaced."""
     for conv in network.modules():
         if (
-            type(conv) is nn.Conv2d
+            isinstance(conv, nn.Conv2d)
+            and type(conv) in (nn.Conv2d, StoredConv2d)
             and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
             and (conv.dilation, conv.groups) == ((1, 1), 1)
             and conv.padding_mode == "zeros"
-            and conv.weight.dtype == torch.float32
+            and computes_in(conv) == torch.float32
             and conv.weight.device.type == "cpu"
         ):
             yield conv

@@ -41,6 +41,7 @@ from undust.networks.config import (
 from undust.networks.controlnet import ControlNet
 from undust.networks.dit import DiT, PixArt
 from undust.networks.jit import JiT
+from undust.networks.stored import computes_in
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.tiny import TinyAutoencoder
 from undust.networks.unet import UNet, UNet2D
@@ -312,8 +313,8 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the denoiser's weights."""
-        return next(self.unet.parameters()).dtype
+        """The precision that the denoiser computes in."""
+        return computes_in(self.unet)
 
     @property
     def downsampling_factor(self) -> int:

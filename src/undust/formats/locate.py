@@ -42,6 +42,12 @@ def find(name_or_path: str | Path) -> Path:
     return path
 
 
+def weights_size(path: Path) -> int:
+    """The bytes of the files of weights of a model: a file, or all in a folder."""
+    files = path.rglob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def find_network(name_or_path: str | Path) -> Path:
     """The folder or file of a single network: a path, or org/name[@revision] on the hub.
 

@@ -79,6 +79,7 @@ def recipes(model: LatentModel, prompts: str | Sequence[str], options: Request) 
                 "seed": (seed + k) % SEEDS,
                 "precision": model.precision,
                 "engine": model.engine,
+                "low_memory": model.low_memory,
                 "model": model.name,
                 "model_path": model.path,
                 "vae": model.vae,

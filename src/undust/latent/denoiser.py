@@ -13,12 +13,13 @@ from undust.adapters.offload import Offload
 from undust.errors import UndustError
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.networks.stored import computes_in
 
 NONE = CallOptions()
 
 
 class PlacedNetwork:
-    """The network of a `NetworkDenoiser`, on a device and in its weights' precision."""
+    """The network of a `NetworkDenoiser`, on a device and in its precision."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class PlacedNetwork:
         which is 0 where there is none.
         """
         self.network, self._offload, self._explain = network, offload or Offload(None), explain
-        self.self_conditioned = self_conditioned
+        self.self_conditioned, self._dtype = self_conditioned, computes_in(network)
 
     def __call__(
         self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions = NONE
@@ -44,12 +45,11 @@ class PlacedNetwork:
 
         Raises the UndustError of `explain` for NaN and infinity.
         """
-        weight = next(self.network.parameters())
-        device = self._offload.device or weight.device
-        latents, timestep = x.to(device, weight.dtype), timestep.to(device)
+        device = self._offload.device or next(self.network.parameters()).device
+        latents, timestep = x.to(device, self._dtype), timestep.to(device)
         if self.self_conditioned and cond.estimate is None:
             cond = cond.with_estimate(torch.zeros_like(x))
-        cond = cond.to(device, weight.dtype)
+        cond = cond.to(device, self._dtype)
         control = summed(
             self._offload.run(each.network, partial(each, latents, timestep, cond))
             for each in options.controls

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from undust.errors import UndustError
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.networks.stored import computes_in
 
 NAMES = {
     "unet": "the U-Net",
@@ -68,7 +69,7 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 
 def _overflow(name: str, network: nn.Module) -> UndustError:
     """The error for a network whose weights are all finite."""
-    dtype = next(network.parameters()).dtype
+    dtype = computes_in(network)
     precision = str(dtype).removeprefix("torch.")
     half = torch.finfo(dtype).bits < 32
     more = "; its range may be too small: bf16 and fp32 (--dtype) have more" if half else ""

@@ -17,7 +17,7 @@ from undust.adapters.applied_loras import LoraSet
 from undust.adapters.offload import Lock, Offload
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
-from undust.engines import probe, registry
+from undust.engines import memory, probe, registry
 from undust.errors import UndustError
 from undust.formats import controlnet, locate, model_folder, standalone_vae, textual_inversion
 from undust.formats.components import Components
@@ -34,6 +34,7 @@ from undust.networks import dtype_and_device
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
 from undust.networks.controlnet import ControlNet, check_fits
+from undust.networks.stored import WIDE, keep_stored
 from undust.networks.text_encoder import TextEncoder
 from undust.recipe.files import WeightsRef
 from undust.recipe.inputs import Embedding, LoRA
@@ -48,7 +49,7 @@ class LatentModel(Components):
     copies of the weights, or else added to the outputs of modules, where another LoRA weight costs
     nothing; execution_device: each network is moved there when it is called and back when memory
     runs out, None to leave them in place; engine: how denoiser and first stage are computed, by
-    name. Several threads may use it.
+    name; low_memory: large weights stay in their file's 16 bits. Several threads may use it.
     """
 
     name: str = ""
@@ -58,6 +59,7 @@ class LatentModel(Components):
     merge_loras: bool = True
     execution_device: torch.device | None = None
     engine: str = "torch"
+    low_memory: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +83,7 @@ class LatentModel(Components):
         vae: str | Path | None = None,
         merge_loras: bool = True,
         engine: str = "torch",
+        low_memory: bool | None = False,
     ) -> Self:
         """The model of that name or at that path; see `undust.load`."""
         place = dtype_and_device.device(device)
@@ -94,13 +97,21 @@ class LatentModel(Components):
             name, read = folder.resolve().name, model_folder.read
             hashed = model_folder.weights_hash
 
+        if low_memory is None:
+            low_memory = memory.is_short_for(locate.weights_size(folder))
+        low_memory = low_memory and dtype == WIDE
+
         def opened() -> tuple[Components, str]:
             # Hashing gigabytes takes as long as reading them.
             with ThreadPoolExecutor(1) as pool:
                 digits = pool.submit(hashed, folder)
-                return read(folder, dtype), digits.result()[:10]
+                parts = read(folder, None if low_memory else dtype)
+                return parts, digits.result()[:10]
 
         parts, found = read_whole(folder, opened)  # a run may be publishing it
+        if low_memory:
+            for network in parts.networks.values():
+                keep_stored(network)
         instead = None
         if vae is not None:
             instead = resolved_weights(WeightsRef(path=str(standalone_vae.locate(Path(vae)))))
@@ -116,6 +127,7 @@ class LatentModel(Components):
             merge_loras=merge_loras,
             execution_device=place,
             engine=engine,
+            low_memory=low_memory,
         )
 
     def with_engine(self, name: str) -> Self:
@@ -226,7 +238,10 @@ class LatentModel(Components):
         known = WeightsRef(path=given.path, hash=given.hash)
         with self._lock:
             if known not in self._controls:
-                network = controlnet.load(Path(resolved_weights(known).path), self.dtype)
+                kept = None if self.low_memory else self.dtype
+                network = controlnet.load(Path(resolved_weights(known).path), kept)
+                if self.low_memory:
+                    keep_stored(network)
                 check_fits(network, self.unet)
                 self._controls[known] = self._prepared(network.eval().requires_grad_(False))
             return self._controls[known]
@@ -239,7 +254,11 @@ class LatentModel(Components):
                 engine = self.engine if self.engine == "torch" else registry.AUTO
                 with torch.inference_mode(False):  # tensors of inference could not be changed later
                     other = self.load(
-                        name_or_path, dtype=self.dtype, device=self.device, engine=engine
+                        name_or_path,
+                        dtype=self.dtype,
+                        device=self.device,
+                        engine=engine,
+                        low_memory=self.low_memory,
                     )
                 other._use(self._offload)  # so that each makes room for the other
                 self._others[name_or_path] = other

@@ -81,6 +81,7 @@ class Recipe(Frozen):
     controls: tuple[Control, ...] = option("controls", ())
     precision: str = Field("float32", max_length=16, exclude_if=lambda name: name == "float32")
     engine: str = Field("torch", max_length=64, exclude_if=lambda name: name == "torch")
+    low_memory: bool = Field(False, exclude_if=lambda low: not low)
     model: str = ""
     model_path: str = Field("", max_length=4096, exclude_if=lambda path: not path)
     model_hash: str = ""
