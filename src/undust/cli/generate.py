@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undust.cli.loading import open_model
+from undust.cli.loading import opened_model
 from undust.cli.options import (
     BUILT_IN,
     Device,
@@ -77,7 +77,7 @@ def generate(
     output = Output.choose(out, max(len(texts), 1) * count)
     from undust.generation import loop
 
-    loaded = open_model(
+    loaded = opened_model(
         model, dtype=dtype, device=device, vae=vae, engine=engine, low_memory=low_memory
     )
     recipes = loaded.recipes(texts, **options)
@@ -115,7 +115,7 @@ def interpolate(
     from undust.generation import loop
     from undust.recipe.recipe import between
 
-    loaded = open_model(model)
+    loaded = opened_model(model)
     start = loaded.recipes(first, **options)[0]
     options["seed"] = start.seed if seed_to is None else seed_to
     end = loaded.recipes(last or first, **options)[0]
@@ -152,7 +152,7 @@ def rerun(
     recipe = Recipe.read(beside(fields, picture.parent))
     vae = vae or (recipe.vae and recipe.vae.path)
     place = model or _model_of(original, picture)
-    loaded = open_model(
+    loaded = opened_model(
         place,
         dtype=recipe.precision,
         device=device,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undust.cli import console
-from undust.cli.loading import open_model
+from undust.cli.loading import opened_model
 from undust.cli.options import BUILT_IN, ModelOption, request_options
 from undust.cli.output import FOLDER, slug, try_writing_file
 from undust.formats.files import make_folder
@@ -57,7 +57,7 @@ def invert(
     from undust.generation import inversion, loop
     from undust.pictures import resized
 
-    loaded = open_model(model)
+    loaded = opened_model(model)
     batch = loaded.recipes(
         prompt, steps=steps, sampler="euler", guidance=guidance, seed=0, **options
     )
@@ -133,7 +133,7 @@ def likelihood(
     """
     from undust.generation import inversion
 
-    loaded = open_model(model)
+    loaded = opened_model(model)
     rows: list[list[object]] = []
     with console.Progress(len(pictures), "pictures") as progress:
         for done, picture in enumerate(pictures, 1):

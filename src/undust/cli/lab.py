@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from undust.cli import console
-from undust.cli.loading import open_model
+from undust.cli.loading import opened_model
 from undust.cli.options import ModelOption
 from undust.cli.output import try_writing
 from undust.formats.files import make_folder
@@ -42,7 +42,7 @@ def samplers(
     if out:
         try_writing(out)
         page.require_matplotlib()
-    loaded = open_model(model)
+    loaded = opened_model(model)
     with console.counted("curves", "measuring errors") as observe:
         found = compare(loaded, schedule=schedule, pictures=prompts, observe=observe)
     tables = {

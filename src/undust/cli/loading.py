@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from undust.pipeline import LatentDiffusion
 
 
-def open_model(name_or_path: str, **options: Any) -> LatentDiffusion:
+def opened_model(name_or_path: str, **options: Any) -> LatentDiffusion:
     """As `undust.load`, after `use_free_cores`."""
     from undust import pipeline
 

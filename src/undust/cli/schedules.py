@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undust.cli import console
-from undust.cli.loading import open_model
+from undust.cli.loading import opened_model
 from undust.cli.options import Model, request_options
 from undust.errors import UndustError
 
@@ -84,7 +84,7 @@ def fit(
     """
     from undust.generation import schedule_fitting
 
-    loaded = open_model(model)
+    loaded = opened_model(model)
     parts = [WORDS[k::3] for k in range(3)] if data is None else _captions(data)
     searched, held_out, fresh = (
         [
