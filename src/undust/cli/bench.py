@@ -18,6 +18,7 @@ def bench() -> None:
     use_free_cores()
     console.line(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     keep_freed_memory()
+    probe.forget()
     rows: list[list[object]] = []
     for rate in rates():
         numbers = [rate.rates[dtype] for dtype in DTYPES]
