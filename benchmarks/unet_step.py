@@ -1,11 +1,13 @@
-"""One U-Net call at Stable Diffusion 1.5's configuration: undust against another library.
+"""One U-Net call at the configuration of Stable Diffusion: undust against another library.
 
-    python benchmarks/unet_step.py [--peer diffusers] [--engine auto] [--rounds 5] [--size 512]
-                                   [--batch 2] [--dtype float32] [--device cpu]
+    python benchmarks/unet_step.py [--model sd1] [--peer diffusers] [--engine auto] [--compile]
+                                   [--rounds 5] [--size 512] [--batch 2] [--dtype float32]
+                                   [--device cpu]
 
 peer: diffusers, diffusers-channels-last, diffusers-compiled (torch.compile), or openvino (needs
-`pip install openvino`), which converts diffusers' network itself. Each side has a process of its
-own, with random weights of the same shapes; calls alternate, so that both see the same machine.
+`pip install openvino`), which converts its network itself; --compile: torch.compile for undust's
+network. Each side has a process of its own, with random weights of the same shapes; calls
+alternate, so that both see the same machine.
 Prints seconds and the ratio of each round, undust over the peer, then floating-point operations a
 second, also as a share of what a large matrix product reaches here.
 """
@@ -19,15 +21,35 @@ from collections.abc import Callable
 from typing import Any
 
 from alternating import alternate
+from full_size import MODELS
 
-SD15 = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-}
 OURS = "undust"
 PEERS = ("diffusers", "diffusers-channels-last", "diffusers-compiled", "openvino")
+
+
+def inputs(asked: argparse.Namespace, **place: Any) -> dict[str, Any]:
+    """Random inputs of a call: x, timestep, text, and where the model has them sizes and pooled."""
+    import torch
+
+    side, config = asked.size // 8, MODELS[asked.model]["unet"]
+    found = {
+        "x": torch.randn(asked.batch, 4, side, side, **place),
+        "timestep": torch.full((asked.batch,), 500, device=place["device"]),
+        "text": torch.randn(asked.batch, 77, config["cross_attention_dim"], **place),
+    }
+    if "addition_embed_type" in config:
+        numbers = torch.tensor([asked.size, asked.size, 0, 0, asked.size, asked.size])
+        found["size_ids"] = numbers.to(place["device"]).expand(asked.batch, -1)
+        found["pooled"] = torch.randn(asked.batch, 1280, **place)
+    return found
+
+
+def conditioning(given: dict[str, Any]) -> Any:
+    """The conditions of these inputs for undust's network."""
+    from undust.networks.conditioning import Conditioning
+
+    named = {name: given[name] for name in ("text", "size_ids", "pooled") if name in given}
+    return Conditioning(len(given["text"]), **named)
 
 
 def undust_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..., object]:
@@ -35,13 +57,18 @@ def undust_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..
     import torch
 
     from undust.engines.registry import chosen
-    from undust.networks.conditioning import Conditioning
     from undust.networks.unet import UNet, UNetConfig
 
-    network = UNet(UNetConfig(**SD15)).to(**place).eval().requires_grad_(False)
-    engine = chosen(asked.engine, [network], torch.device(asked.device))
+    network = UNet(UNetConfig(**MODELS[asked.model]["unet"])).to(**place)
+    engine = chosen(
+        asked.engine, [network.eval().requires_grad_(False)], torch.device(asked.device)
+    )
     fast = engine(network)
-    return lambda x, time, text: fast(x, time, Conditioning(asked.batch, text))
+    if asked.compile:
+        fast = torch.compile(fast)
+    given = inputs(asked, **place)
+    cond = conditioning(given)
+    return lambda: fast(given["x"], given["timestep"], cond)
 
 
 def peer_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..., object]:
@@ -49,17 +76,26 @@ def peer_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[...,
     import torch
     from diffusers import UNet2DConditionModel
 
-    network = UNet2DConditionModel(**SD15).to(**place).eval().requires_grad_(False)
+    network = UNet2DConditionModel(**MODELS[asked.model]["unet"]).to(**place)
+    network.eval().requires_grad_(False)
+    given = inputs(asked, **place)
     if asked.peer == "openvino":
-        return openvino_call(network, asked)
+        return openvino_call(network, given, asked.dtype)
     if asked.peer != "diffusers":
         network = network.to(memory_format=torch.channels_last)
     if asked.peer == "diffusers-compiled":
         network = torch.compile(network)
-    return lambda x, time, text: network(x, time, text, return_dict=False)
+    added = None
+    if "pooled" in given:
+        added = {"text_embeds": given["pooled"], "time_ids": given["size_ids"]}
+    return lambda: network(
+        *(given[name] for name in ("x", "timestep", "text")),
+        added_cond_kwargs=added,
+        return_dict=False,
+    )
 
 
-def openvino_call(network: Any, asked: argparse.Namespace) -> Callable[..., object]:
+def openvino_call(network: Any, given: dict[str, Any], dtype: str) -> Callable[..., object]:
     """diffusers' network as OpenVINO converts it, for one shape."""
     import openvino
     import torch
@@ -75,18 +111,17 @@ def openvino_call(network: Any, asked: argparse.Namespace) -> Callable[..., obje
             """As the network."""
             return self.network(x, timestep, text, return_dict=False)[0]
 
-    side = asked.size // 8
-    shapes = ((asked.batch, 4, side, side), (asked.batch,), (asked.batch, 77, 768))
-    example = (torch.zeros(shapes[0]), torch.zeros(shapes[1]), torch.zeros(shapes[2]))
+    example = tuple(given[name].float() for name in ("x", "timestep", "text"))
+    shapes = [each.shape for each in example]
     began = time.perf_counter()
     with torch.no_grad():
         model = openvino.convert_model(Plain().float(), example_input=example)
     model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
-    precision = {"float32": "f32", "bfloat16": "bf16"}[asked.dtype]
+    precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(model, "CPU", hints)
     print(f"openvino {openvino.__version__}: {time.perf_counter() - began:.0f} s to convert")
-    return lambda x, time, text: compiled((x.float(), time.float(), text.float()))
+    return lambda: compiled(example)
 
 
 def prepare(side: str, asked: argparse.Namespace) -> Callable[[], float]:
@@ -95,14 +130,11 @@ def prepare(side: str, asked: argparse.Namespace) -> Callable[[], float]:
 
     place: dict[str, Any] = {"dtype": getattr(torch, asked.dtype), "device": asked.device}
     network = (undust_call if side == OURS else peer_call)(asked, place)
-    x = torch.randn(asked.batch, 4, asked.size // 8, asked.size // 8, **place)
-    text = torch.randn(asked.batch, 77, 768, **place)
-    timestep = torch.full((asked.batch,), 500, device=asked.device)
 
     @torch.inference_mode()
     def call() -> float:
         start = time.perf_counter()
-        network(x, timestep, text)
+        network()
         if asked.device != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter() - start
@@ -115,13 +147,12 @@ def operations(asked: argparse.Namespace) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from undust.networks.conditioning import Conditioning
     from undust.networks.unet import UNet, UNetConfig
 
     with torch.device("meta"), FlopCounterMode(display=False) as counted:
-        text = torch.empty(asked.batch, 77, 768)
-        x = torch.empty(asked.batch, 4, asked.size // 8, asked.size // 8)
-        UNet(UNetConfig(**SD15))(x, torch.empty(asked.batch), Conditioning(asked.batch, text))
+        given = inputs(asked, device="meta")
+        network = UNet(UNetConfig(**MODELS[asked.model]["unet"]))
+        network(given["x"], given["timestep"], conditioning(given))
     return counted.get_total_flops()
 
 
@@ -145,6 +176,8 @@ def matrix_peak(asked: argparse.Namespace) -> float:
 def main() -> None:
     """Runs the rounds and prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=MODELS, default="sd1")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peer", choices=PEERS, default="diffusers")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--rounds", type=int, default=5)

@@ -18,7 +18,7 @@ from undust.pictures import grid
 
 PROMPTS = (
     "a smiling cat", "빨간 하트", "a picture of a rocket", "a smiling face with sunglasses",
-    "a red car", "강아지", "the flag of South Korea", "a guitar",
+    "a red car", "강아지 얼굴", "the flag of South Korea", "a guitar",
     "a ghost", "해바라기 그림", "a robot", "a house",
     "mermaid: medium skin tone", "woman lifting weights: medium-dark skin tone",
     "call me hand: light skin tone", "pilot: medium-dark skin tone",
