@@ -14,6 +14,8 @@ import undust
 from undust.engines import int8, probe
 from undust.engines.int8 import Int8Conv2d, Int8Linear, for_int8, quantized, quantized_weight
 from undust.networks.attention import Attention
+from undust.networks.conditioning import Conditioning
+from undust.networks.controlnet import from_unet
 from undust.networks.unet import UNet, UNetConfig
 
 pytestmark = pytest.mark.skipif(probe.int8_speedup() == 0, reason="no products of 8-bit integers")
@@ -139,6 +141,19 @@ def test_layers_of_the_text_and_of_few_channels_stay(network: UNet):
     cross = [each for each in fast.modules() if isinstance(each, Attention)][1]
     assert (type(cross.to_q), type(cross.to_k)) == (Int8Linear, nn.Linear)
     assert not {"conv_in", "conv_out"} & changed
+
+
+def test_outputs_of_a_network_and_its_controlnet_are_close(network: UNet):
+    control = from_unet(network).requires_grad_(False)
+    for zero in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        nn.init.normal_(zero.weight, std=0.1)
+    x, time = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    cond, hint = Conditioning(2, torch.randn(2, 7, 32)), torch.rand(1, 3, 64, 64)
+    exact = control(x, time, cond, hint)
+    fast = for_int8(control)(x, time, cond, hint)
+    assert all(0 < error(a, b) < 0.05 for a, b in zip(fast[1:], exact[1:], strict=True))
+    expected = network(x, time, cond, control=exact)
+    assert 0 < error(for_int8(network)(x, time, cond, control=exact), expected) < 0.05
 
 
 def test_weights_are_shared_and_quantised_once(network: UNet):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undust.cli import console
+from undust.cli.loading import opened_model
 from undust.cli.options import Model, request_options
 from undust.errors import UndustError
 
@@ -127,7 +128,6 @@ def evaluate(
     from undust.evaluation.report import Evaluation, evaluate_first_stage
     from undust.formats.files import expanded
     from undust.formats.folder import INDEX
-    from undust.pipeline import load
 
     def loaded_networks(perceptual: str | None) -> FigureNetworks:
         networks = FigureNetworks.load(features, perceptual, heads, clip)
@@ -145,7 +145,7 @@ def evaluate(
             alone = evaluate_first_stage(folder, data, networks, observe)
         size = "x".join(map(str, alone.size))
         return _print(alone, json, [f"{size} px, {model} {alone.model_hash}"])
-    loaded = load(model)
+    loaded = opened_model(model)
     if clip and not loaded.texts:
         raise UndustError(captionless)
     if loaded.autoencoder.downsampling_factor == 1 and not heads:
