@@ -123,6 +123,7 @@ def evaluate(
     MODEL may also be the folder of a first stage, of which only the latter is measured. A figure's
     name has all that it depends on; figures of different names are not comparable.
     """
+    from undust import pipeline
     from undust.evaluation.networks import FigureNetworks
     from undust.evaluation.processes import Processes
     from undust.evaluation.report import Evaluation, evaluate_first_stage
@@ -171,7 +172,7 @@ def evaluate(
             observe_real=observe_real,
             **options,
         )
-        spread = Processes(processes, partial(load, model)) if processes > 1 else None
+        spread = Processes(processes, partial(pipeline.load, model)) if processes > 1 else None
         if not place:
             planned.check()
         if place or spread:
