@@ -20,6 +20,7 @@ from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.pictures import (
     DATA,
+    check_header,
     conversions,
     from_data,
     from_image,
@@ -480,6 +481,23 @@ def test_a_photograph_of_some_size_is_read(tmp_path: Path):
     """50 megapixels, as cameras make them; before, 16.7 were the most."""
     Image.new("1", (8192, 6144)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").size == (8192, 6144)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(12_000, 8_000), (20_000, 10_000)])
+@pytest.mark.parametrize("ending", ["png", "tiff", "bmp", "pcx", "pbm", ""])
+def test_a_picture_that_is_too_large_is_refused_with_its_size(
+    tmp_path: Path, size: tuple[int, int], ending: str
+):
+    """Pillow itself warns of the first size and refuses the second, without a word on its sides."""
+    path = tmp_path / f"a.{ending}".rstrip(".")
+    Image.new("1", size).save(path, format=None if ending else "PNG")
+    said = f"{path} is too large: {size[0]}x{size[1]}; 89,478,485 pixels at most"
+    for read in (read_image, upright_size, check_header, conversions):
+        with pytest.raises(UndustError) as error:
+            read(path)
+        assert str(error.value) == said
+    assert image_folder.check(tmp_path).broken == [said]
 
 
 @pytest.mark.parametrize("orientation", range(9))

@@ -158,7 +158,7 @@ def _opened(path: Path, opened: Opener) -> Generator[Image.Image]:
     except UndustError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path) from error
+        raise _too_large(path, _size_by_header(path, opened)) from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(KINDS)
         raise UndustError(f"{path} cannot be read as a picture: it is none of {kinds}") from error
@@ -169,8 +169,20 @@ def _opened(path: Path, opened: Opener) -> Generator[Image.Image]:
         raise UndustError(f"{path} is a damaged picture: {error}") from error
 
 
-def _too_large(path: Path, size: str = "") -> UndustError:
+def _too_large(path: Path, size: str) -> UndustError:
     return UndustError(f"{path} is too large{size}; {MAX_PIXELS:,} pixels at most")
+
+
+def _size_by_header(path: Path, opened: Opener) -> str:
+    """": WIDTHxHEIGHT" of a picture that Pillow refuses for its size; "" if a frame in it is."""
+    with suppress(Exception), opened(path) as file:
+        start = file.read(16)
+        for factory, accept in (Image.OPEN[kind] for kind in Image.ID if kind in KINDS):
+            if accept is None or accept(start) is True:
+                file.seek(0)
+                with suppress(SyntaxError), factory(file, "") as image:  # of another kind
+                    return f": {image.width}x{image.height}"
+    return ""
 
 
 @cache
@@ -187,6 +199,8 @@ def is_picture(path: Path, opened: Opener = open_regular) -> bool:
     try:
         with opened(path) as file, Image.open(file, formats=kinds):
             return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
     except Exception:
         return False
 
