@@ -174,7 +174,7 @@ def _too_large(path: Path, size: str) -> UndustError:
 
 
 def _size_by_header(path: Path, opened: Opener) -> str:
-    """": WIDTHxHEIGHT" of a picture that Pillow refuses for its size; "" if a frame in it is."""
+    """The size, ": WIDTHxHEIGHT", of a picture that Pillow refuses for it; "" if unknown."""
     with suppress(Exception), opened(path) as file:
         start = file.read(16)
         for factory, accept in (Image.OPEN[kind] for kind in Image.ID if kind in KINDS):

@@ -151,7 +151,7 @@ def test_the_same_fault_of_many_lines_is_one(tmp_path: Path):
     report = check(tmp_path)
     (message,) = report.broken
     assert "metadata.jsonl lines 1, 2, 3, 4, 5 and 3 more: has no file_name" in message
-    assert message.endswith("its columns: image")
+    assert message.endswith("its columns: image; call image file_name")
 
 
 def test_a_broken_line_is_listed_once(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path, PurePath
 
 from undust.datasets import files, metadata, parquet
@@ -21,8 +22,8 @@ from undust.datasets.metadata import (
 )
 from undust.datasets.pairs import IMAGES, paired
 from undust.datasets.samples import SPLITS, Contents, Sample, Split, few, split_of
-from undust.datasets.storage import Storage
-from undust.errors import UndustError
+from undust.datasets.storage import Storage, leads_out
+from undust.errors import UndustError, printable
 from undust.pictures import suffixes
 from undust.regular import read_text
 
@@ -164,9 +165,28 @@ class FolderScan:
         if not name:
             raise LineError(
                 "has no file_name, the picture's path in the folder; "
-                f"its columns: {columns_of(row)}"
+                f"its columns: {columns_of(row)}{self._remedy(folder, row)}"
             )
         return self.storage.inside(folder, name, "file_name")
+
+    def _remedy(self, folder: Path, row: Row) -> str:
+        """What would make a row without file_name right, as far as its columns show it."""
+        names = [name for name in row if name]
+        if "file_name" in names:
+            return ""
+        if any(self._is_picture_name(folder, name) for name in names):
+            return "; the first line has to have the names of the columns"
+        texts = text_columns(row)
+        meant = [name for name, text in texts.items() if self._is_picture_name(folder, text)]
+        if not meant:
+            lower = {name.lower(): name for name in names}
+            meant = [lower[n] for n in get_close_matches("file_name", lower, n=1, cutoff=0.75)]
+        return f"; call {' or '.join(map(printable, meant))} file_name" if meant else ""
+
+    def _is_picture_name(self, folder: Path, text: str) -> bool:
+        """Whether a text is the name of a picture in a folder, or looks like one."""
+        known = PurePath(text.replace("\\", "/")).suffix.lower() in suffixes()
+        return known or (not leads_out(text) and self.storage.find(folder, text) is not None)
 
     def _caption(self, picture: Path) -> dict[str, str]:
         """The text of the file beside a picture, its lines joined; empty if there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -140,6 +141,13 @@ def _csv_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
             columns = [name.strip() for name in values]
             if len(set(columns)) < len(columns):
                 yield number, LineError("names a column twice")
+                return
+            if len(columns) == 1 and (mark := re.search(r"[;\t|]", columns[0])):
+                apart = "tabs" if mark[0] == "\t" else f"'{mark[0]}'"
+                yield (
+                    number,
+                    LineError(f"has {apart} between the names of columns; commas are read"),
+                )
                 return
         elif len(values) != len(columns):
             yield (
