@@ -229,7 +229,7 @@ REFUSED = [
     ({"diffusion": {"weighting": "p3"}}, "unknown .*'p3'"),
     ({"prior": {}}, r"prior\.prompt: "),
     ({"prior": {"prompt": "a", "folder": "/absent"}}, r"prior\.folder: /absent does not exist"),
-    ({"train": "unet"}, "train: has to be a list"),
+    ({"train": "unet"}, r'train: has to be a list of names, such as \["unet"\]'),
 ]
 
 

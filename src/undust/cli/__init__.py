@@ -9,9 +9,9 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -35,12 +35,17 @@ from undust.cli import (
     streams,
     train,
 )
-from undust.errors import UndustError
+from undust.errors import UndustError, demand, printable
 from undust.formats.files import expanded
 from undust.interrupts import STOPPED, stopping_in_imports
 from undust.regular import locale_lacks
 
-NUMBERS = {"integer": "a whole number", "number": "a number"}  # Typer's types in plain words
+DEMANDS = {  # Typer's words in plain ones
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
 WRONG, BUG = 2, 1  # exit codes, beside STOPPED
 OUR_LETTERS = "αβελσ"  # in messages
 
@@ -173,10 +178,10 @@ def _explained(error: Exception, arguments: Sequence[str]) -> str:
                 return f"no such option: {name}; here it is {here}"
             nearest = f"did you mean {near[0]}?" if near else f"see {context.command_path} --help"
             return f"no such option: {name}; {nearest}"
+        case typer.BadParameter(param=param) if param and hasattr(error.__cause__, "errors"):
+            return _unfit(param.opts[0], cast(Any, error.__cause__).errors()[0])
         case typer.TyperException():
             text = error.format_message().rstrip(".")
-            for kind, plain in NUMBERS.items():
-                text = re.sub(f"Input should be a valid {kind}.*", f"expected {plain}", text)
             context = getattr(error, "ctx", None)
             more = f"; see {context.command_path} --help" if context else ""
             return f"{text[:1].lower()}{text[1:]}{more}"
@@ -184,3 +189,11 @@ def _explained(error: Exception, arguments: Sequence[str]) -> str:
             return f"{name}: {reason}"
         case _:
             return f"{type(error).__name__}: {error}"
+
+
+def _unfit(option: str, wrong: Mapping[str, Any]) -> str:
+    """An error of pydantic for an option: "--minutes: has to be at least 1, not 0.2"."""
+    message = demand(wrong)
+    for words, plain in DEMANDS.items():
+        message = message.replace(words, plain)
+    return f"{option}: {message}, not {printable(wrong['input'])}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 AVERAGED_STEPS = 100  # for the loss that is shown
 MINUTES = 10.0
+LONGEST = 10_000  # minutes, a week
 DATA = (".tar", ".parquet")  # endings of data sets in files
 
 
@@ -47,6 +48,7 @@ def train(
         float | None,
         typer.Option(
             min=1,
+            max=LONGEST,
             help="Time for a folder of pictures, from the start to the report.  [default: 10]",
         ),
     ] = None,

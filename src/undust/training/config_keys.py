@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from inspect import isclass
@@ -43,6 +45,8 @@ def fault(error: ValidationError, tree: object, kinds: Mapping[str, type[BaseMod
     has_process = kind == "diffusion" and isinstance(diffusion, Mapping)
     if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "has to be a table"
+    elif first["type"] == "tuple_type":
+        message += _such_as(first["input"])
     elif first["type"].startswith("union_tag"):
         tag = first.get("ctx", {})["discriminator"]
         message = message.removeprefix(f"{tag}: ")
@@ -80,6 +84,19 @@ def _place(first: ErrorDetails, tree: object) -> list[str]:
             continue
         place.append(str(part))
     return place
+
+
+def _such_as(given: object) -> str:
+    """The list that is probably meant by a value that is none, after "has to be a list"."""
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return f", such as [{given}]"
+    parts = given.strip("[] ").split(",") if isinstance(given, str) else []
+    parts = [part.strip(" \"'") for part in parts]
+    if all(re.fullmatch(r"-?[\d.]+", part) for part in parts):
+        return f", such as [{', '.join(parts)}]" if parts else ""
+    names = all(re.fullmatch(r"[\w.-]+", part) for part in parts)
+    listed = json.dumps(parts if names else [given], ensure_ascii=False)
+    return f"{' of names' if names else ''}, such as {printable(listed)}"
 
 
 def _meant(key: str, above: str, kind: type[BaseModel]) -> str:
