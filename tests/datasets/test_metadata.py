@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from containers import tar_of, write_parquet
-from undust.datasets.image_folder import check, read
+from undust.datasets.image_folder import check, read, scan, write
 from undust.errors import UndustError
 
 
@@ -67,3 +67,78 @@ def test_a_table_without_commas_is_one_fault(tmp_path: Path, mark: str, said: st
     assert report.broken == [
         f"{tmp_path}/metadata.csv line 1: has {said} between the names of columns; commas are read"
     ]
+
+
+# Captions that are none
+
+
+BLANK = {"a.png": " ", "b.png": "", "c.png": "\t\n"}
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar", "parquet"])
+@pytest.mark.parametrize("last", ["  ", "a cat"])
+def test_a_column_in_which_all_is_blank_is_named(tmp_path: Path, layout: str, last: str):
+    folder = pictures(tmp_path / "data", *BLANK, "d.png")
+    rows = [{"file_name": name, "text": text} for name, text in {**BLANK, "d.png": last}.items()]
+    write(folder, rows)
+    place = folder
+    if layout == "tar":
+        place = tar_of(folder, tmp_path / "data.tar")
+    elif layout == "parquet":
+        images = [{"bytes": (folder / row["file_name"]).read_bytes(), "path": ""} for row in rows]
+        texts = [row["text"] or None for row in rows]
+        place = write_parquet(tmp_path / "data.parquet", {"image": images, "text": texts})
+    report = check(place)
+    found = report.contents
+    assert (report.pictures, report.broken) == (4, [])
+    if last.strip():
+        assert (found.blank, found.notes(), dict(report.captions)) == (False, [], {"text": 1})
+    else:
+        assert (found.blank, found.notes()) == (True, ["columns without any value: text"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_blank_caption_files_are_counted(tmp_path: Path, packed: bool):
+    folder = pictures(tmp_path / "data", "cat/a.png", "dog/b.png", "dog/c.png", "dog/d.png")
+    (folder / "cat/a.txt").write_text(" \n")
+    (folder / "dog/b.caption").write_text("")
+    (folder / "dog/c.txt").write_text("")
+    (folder / "dog/c.caption").write_text("a dog")
+    (folder / "dog/e.txt").write_text("of no picture")
+    found = scan(tar_of(folder, tmp_path / "data.tar") if packed else folder)
+    assert not found.blank
+    first, second, third = found.notes()
+    assert first == "captions of 1 picture are from files beside them"
+    assert second == "caption files without text: those of 2 pictures"
+    assert third.startswith("text files without a picture of their name, not used: 1: ")
+    assert third.endswith("dog/e.txt")
+    (folder / "dog/c.caption").write_text("")
+    assert scan(tar_of(folder, tmp_path / "data.tar") if packed else folder).blank
+
+
+def test_data_without_places_for_captions_are_not_blank(tmp_path: Path):
+    """An unconditional run, one of classes, and one with a caption in another column."""
+    folder = pictures(tmp_path, "a.png")
+    assert not scan(folder).blank
+    for row in ({"year": 3, "artist": ""}, {"artist": "x", "text": ""}):
+        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", **row}))
+        assert not scan(folder).blank
+
+
+def test_tables_of_other_names_are_told(tmp_path: Path):
+    folder = pictures(tmp_path, "a.png")
+    for name in ("captions.csv", "metadata.json"):
+        (folder / name).write_text("")
+    (note,) = scan(folder).remarks
+    assert note.startswith("tables not read, as none is called metadata.jsonl, metadata.csv, ")
+    assert note.endswith(": 2: captions.csv, metadata.json")
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png"}')
+    assert scan(folder).remarks == []
+
+
+def test_a_table_of_names_alone_is_no_data_set(tmp_path: Path):
+    table = write_parquet(tmp_path / "table.parquet", {"file_name": ["a.png"], "text": ["x"]})
+    with pytest.raises(
+        UndustError, match=r"; a table with file_name is metadata\.parquet in the f"
+    ):
+        read(table)

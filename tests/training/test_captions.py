@@ -120,6 +120,9 @@ def test_captions_that_are_not_there_are_refused_with_the_columns_that_are():
     assert len(check_captions(CaptionsConfig(), samples, required=False)) == 2  # a run that goes on
     with pytest.raises(UndustError, match=r"the data has no captions: put one beside each picture"):
         check_captions(CaptionsConfig(), [sample()])
+    labelled = Sample(Path("a.png"), {}, "a.png", columns={"file_name": "a.png", "year": "1990"})
+    with pytest.raises(UndustError, match="has no captions, and numbers alone in year: put one"):
+        check_captions(CaptionsConfig(), [labelled])
 
 
 def test_folders_of_classes_are_no_captions():

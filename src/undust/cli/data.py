@@ -44,6 +44,7 @@ def check(
 ) -> None:
     """Report the numbers, sizes and captions of pictures, and unused and broken files."""
     from undust.datasets import image_folder
+    from undust.datasets.samples import pictures
 
     with console.counted("pictures", "reading pictures") as observe:
         report = image_folder.check(folder, observe)
@@ -55,6 +56,7 @@ def check(
             "groups": report.groups,
             "sizes": _largest(Counter({f"{w}x{h}": n for (w, h), n in report.sizes.items()})),
         }
+        | ({} if report.captions else {"captions": f"0 of {pictures(report.pictures)}"})
     )
     if report.captions:
         console.table(
@@ -78,7 +80,7 @@ def check(
     for what, names in found.lists():
         _list(names, what)
     _list(report.broken, "broken")
-    if report.broken:
+    if report.broken or found.blank:
         raise typer.Exit(FOUND_BROKEN)
 
 
@@ -135,7 +137,7 @@ def _on_captions(report: DataReport) -> Iterator[str]:
         return
     config = CaptionsConfig()
     try:
-        yield from check_captions(config, samples)
+        yield from check_captions(config, samples, hint="")
     except UndustError as error:
         yield str(error)
         return

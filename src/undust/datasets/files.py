@@ -10,6 +10,7 @@ from undust.datasets.storage import Storage, Unread
 from undust.pictures import is_picture, suffixes
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first that exists is read
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet", "metadata.json")  # ends of names of metadata
 SIDECARS = (".txt", ".caption")  # caption files beside pictures; the first with text is read
 COLUMNS = (".json", ".cls")  # of WebDataset: files with columns of the picture
 RAW = frozenset(  # of cameras: TIFF by content, but Pillow reads only the small preview

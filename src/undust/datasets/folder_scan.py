@@ -78,6 +78,10 @@ class FolderScan:
         found.hidden = [self._name(path) + _inside(path) for path in self.files.hidden]
         found.links = [self._name(path) for path in self.files.links]
         found.skipped = sorted(self._name(path) for path in self.files.skipped)
+        tables = [name for name in found.skipped if name.lower().endswith(files.TABLES)]
+        if tables and not self.sources:
+            read = ", ".join(files.METADATA)
+            found.remarks.append(f"tables not read, as none is called {read}: {few(tables)}")
         return found
 
     def _unlisted(self, path: Path) -> None:
@@ -151,6 +155,7 @@ class FolderScan:
 
     def _sample(self, folder: Path, path: Path, name: str, row: Row) -> Sample:
         captions = captions_of(row)
+        self.found.columns |= dict.fromkeys(row)
         self.found.unread |= unread_columns(row)
         if "text" not in captions:
             captions |= self._caption(path)
@@ -190,6 +195,7 @@ class FolderScan:
 
     def _caption(self, picture: Path) -> dict[str, str]:
         """The text of the file beside a picture, its lines joined; empty if there is none."""
+        blank = 0
         for path in self.files.sidecars.get(picture, ()):
             try:
                 text = " ".join(read_text(path, opened=self.storage.open).split())
@@ -201,6 +207,8 @@ class FolderScan:
                 if text:
                     self.found.sidecars += 1
                     return {"text": text}
+                blank = 1
+        self.found.blank_sidecars += blank
         return {}
 
     def _split(self, path: Path) -> Split:

@@ -108,9 +108,12 @@ class Table:
             )
         unread = [f"{printable(name)} ({kind})" for name, kind in self.unread.items()]
         columns = ", ".join([*map(printable, self.values), *unread])
+        named = ""
+        if any("file" in name.lower() for name in self.values):
+            named = "; a table with file_name is metadata.parquet in the folder of the pictures"
         raise UndustError(
             f"{self.path} has no column of pictures: bytes, or a struct that has bytes; its "
-            f"columns: {columns or 'none'}"
+            f"columns: {columns or 'none'}{named}"
         )
 
     def rows(self, file: Any) -> Iterator[tuple[int, Row | LineError]]:

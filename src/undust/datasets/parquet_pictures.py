@@ -79,6 +79,7 @@ def _add(
                 storage=storage,
             )
             found.samples.append(sample)
+            found.columns |= dict.fromkeys(row)
         except LineError as error:
             faults.setdefault(str(error), []).append(number)
     found.broken += faults_of(path, faults, "row")

@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from undust.datasets.metadata import FEW, LineError, Row, text_of
+from undust.datasets.files import SIDECARS
+from undust.datasets.metadata import FEW, NO_CAPTIONS, LineError, Row, text_of
 from undust.datasets.storage import Disk, Storage
 from undust.errors import LISTED, UndustError, printable
 from undust.formats.safetensors_file import content_hash
@@ -110,8 +111,9 @@ class Contents:
     the order of names. broken: an error for each row, file or part that cannot be used. unlisted:
     pictures that the metadata beside or above them does not name. unpaired: maps in parallel
     folders without a picture. sidecars: the number of captions from files beside the pictures;
-    unread_sidecars: of such files that are not read because the metadata has the caption. hidden,
-    links, skipped: files as `Unread` has them, by name. unread: columns of which nothing is read,
+    unread_sidecars: of such files that are not read because the metadata has the caption;
+    blank_sidecars: of pictures for which they have no text. hidden, links, skipped: files as
+    `Unread` has them, by name. columns: names of all; unread: of those of which nothing is read,
     and the kind of their values. remarks: further lines for people.
     """
 
@@ -125,6 +127,8 @@ class Contents:
     skipped: list[str] = field(default_factory=list[str])
     sidecars: int = 0
     unread_sidecars: int = 0
+    blank_sidecars: int = 0
+    columns: dict[str, None] = field(default_factory=dict[str, None])
     unread: dict[str, str] = field(default_factory=dict[str, str])
     remarks: list[str] = field(default_factory=list[str])
 
@@ -142,12 +146,28 @@ class Contents:
         }
         return {column: names for column, names in found.items() if names}
 
+    @property
+    def blank_columns(self) -> list[str]:
+        """The columns of captions or values in which no sample has any."""
+        filled = {name for sample in self.samples for name in sample.columns}
+        others = {*filled, *self.unread, *NO_CAPTIONS}
+        return [name for name in self.columns if name not in others]
+
+    @property
+    def blank(self) -> bool:
+        """Whether there are places for captions, and no sample has a caption in any column."""
+        places = (name in CAPTIONS or name.startswith("text_") for name in self.blank_columns)
+        captions = any(sample.captions for sample in self.samples)
+        return not captions and (self.blank_sidecars > 0 or any(places))
+
     def add(self, part: Contents, above: str) -> None:
         """Adds the files of a part, but not its samples; above: put before their names."""
         self.broken += part.broken
         self.remarks += part.remarks
         self.sidecars += part.sidecars
         self.unread_sidecars += part.unread_sidecars
+        self.blank_sidecars += part.blank_sidecars
+        self.columns |= part.columns
         self.unread |= part.unread
         for own, names in (
             (self.unlisted, part.unlisted),
@@ -160,13 +180,18 @@ class Contents:
 
     def lists(self) -> list[tuple[str, Sequence[str]]]:
         """Of each kind of unused file the names, after the words for it."""
+        texts = [name for name in self.skipped if name.lower().endswith(SIDECARS)]
         return [
             ("not named in the metadata, not used", self.unlisted),
             *((f"without a map in {name}", names) for name, names in self.unmapped.items()),
             ("maps without a picture, not used", self.unpaired),
             ("hidden or system files, not used", self.hidden),
             ("broken or repeated links, not used", self.links),
-            ("not read as pictures, not used", self.skipped),
+            ("text files without a picture of their name, not used", texts),
+            (
+                "not read as pictures, not used",
+                [name for name in self.skipped if not name.lower().endswith(SIDECARS)],
+            ),
         ]
 
     def counts(self) -> list[str]:
@@ -175,12 +200,16 @@ class Contents:
         lines = [f"captions of {pictures(used)} are from files beside them"] if used else []
         if unread:
             lines.append(f"caption files not read, because the metadata has the captions: {unread}")
+        if self.blank_sidecars:
+            lines.append(f"caption files without text: those of {pictures(self.blank_sidecars)}")
         for column, count in self.maps.items():
             lines.append(f"maps of {pictures(count)}, as column {column}")
         if self.unread:
             columns = [f"{printable(name)} ({kind})" for name, kind in self.unread.items()]
-            listed = ", ".join(columns[:LISTED]) + (", …" if len(columns) > LISTED else "")
-            lines.append(f"columns without pictures, text or whole numbers, not used: {listed}")
+            kinds = "columns without pictures, text or whole numbers, not used"
+            lines.append(f"{kinds}: {_listed(columns)}")
+        if blank := self.blank_columns:
+            lines.append(f"columns without any value: {_listed([*map(printable, blank)])}")
         return [*lines, *self.remarks]
 
     def notes(self) -> list[str]:
@@ -219,6 +248,10 @@ def split_of(row: Row) -> Split | None:
 def pictures(count: int) -> str:
     """A number of pictures in words."""
     return f"{count} picture{'s' if count != 1 else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
 
 
 def few(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from undust.conditioning.tokenizer import Tokenizer
+from undust.datasets.metadata import NO_CAPTIONS
 from undust.datasets.samples import captions_in
 from undust.errors import UndustError, printable
 from undust.training.configs import Config
@@ -121,10 +122,15 @@ class CaptionSampler:
 
 
 def check_captions(
-    config: CaptionChoiceConfig, samples: Sequence[DataSample], *, required: bool = True
+    config: CaptionChoiceConfig,
+    samples: Sequence[DataSample],
+    *,
+    required: bool = True,
+    hint: str = "; undust data check shows what is there",
 ) -> list[str]:
     """Notes on images without a caption, and on fields that no image has.
 
+    hint: to put after the places for captions if there are none.
     Raises UndustError if captions are required, the configuration uses them, and there are none.
     """
     if not config.fields or config.drop == 1:
@@ -132,6 +138,10 @@ def check_captions(
     known = Counter(name for sample in samples for name in sample.captions)
     columns = ", ".join(f"{printable(name)} ({count})" for name, count in known.most_common(10))
     columns = f"the data has the columns {columns}" if columns else "the data has no captions"
+    if not known:
+        named = dict.fromkeys(name for sample in samples for name in sample.columns)
+        numbers = [printable(name) for name in named if name not in NO_CAPTIONS]
+        columns += f", and numbers alone in {', '.join(numbers[:10])}" if numbers else ""
     own = [captions_in(sample, config.fields) for sample in samples]
     absent = [name for name in dict.fromkeys(config.fields) if not any(name in has for has in own)]
     others = [name for name in known if name not in config.fields]
@@ -142,8 +152,7 @@ def check_captions(
         remedy = (
             "name one of them in captions.fields"
             if known
-            else "put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl; "
-            "undust data check names columns that are no text"
+            else f"put one beside each picture (cat.txt for cat.png) or into a metadata.jsonl{hint}"
         )
         inside = (PurePosixPath(sample.group) for sample in samples if sample.column("folder"))
         folders = sorted({name.parent.name for name in inside} - {""})
