@@ -60,5 +60,6 @@ def engines() -> None:
     from undust.engines.registry import ENGINES
 
     console.table(
-        ["name", "what it is"], [[name, engine.summary] for name, engine in ENGINES.items()]
+        ["name", "what it is", "here"],
+        [[name, each.summary, each.missing() or "yes"] for name, each in ENGINES.items()],
     )
