@@ -106,6 +106,16 @@ def test_loras_are_as_exact(merge: bool, tmp_path: Path):
     assert torch.equal(*latents)
 
 
+@torch.no_grad()
+def test_large_pictures_are_decoded_and_encoded_in_strips(models: list[LatentDiffusion]):
+    networks = [model.autoencoder for model in models]
+    layers = [*networks[1].modules()]
+    assert any(isinstance(layer, StoredConv2d) for layer in layers)
+    z, x = torch.randn(1, 16, 8, 8), torch.rand(1, 3, 64, 64)
+    assert torch.equal(*(each.decode(z, streamed=True) for each in networks))
+    assert torch.equal(*(each.encode(x, streamed=True).mean for each in networks))
+
+
 def test_a_saved_model_has_the_same_weights(models: list[LatentDiffusion], tmp_path: Path):
     models[1].save(tmp_path / "model")
     again = undust.load(tmp_path / "model", engine="torch")

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from undust.networks.attention import PixelAttention, attend
 from undust.networks.layers import Downsample, ResnetBlock, Upsample
+from undust.networks.stored import computes_in
 
 ROWS = 16  # of a strip: few enough for the allocator to reuse the memory
 
@@ -64,13 +65,14 @@ def kept(x: Strips, over: Tensor | None = None) -> Tensor:
 def convolved(conv: nn.Conv2d, x: Strips, pad: tuple[int, int] | None = None) -> Strips:
     """A convolution; pad: zeros before and after height and width, None for the layer's own."""
     size, stride = conv.kernel_size[0], conv.stride[0]
+    weight = conv.weight.to(computes_in(conv))  # once for all strips
     before, after = pad or (int(conv.padding[0]),) * 2
 
     def rows(top: int, bottom: int) -> Tensor:
         first, last = stride * top - before, stride * (bottom - 1) - before + size
         seen = x.rows(max(first, 0), min(last, x.height))
         seen = F.pad(seen, (before, after, max(-first, 0), max(last - x.height, 0)))
-        return F.conv2d(seen, conv.weight, conv.bias, conv.stride)
+        return F.conv2d(seen, weight, conv.bias, conv.stride)
 
     return Strips((x.height + before + after - size) // stride + 1, rows)
 
