@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import undust
 from undust.engines import probe
 from undust.engines.cpu import SplitGEGLU, for_cpu
 from undust.engines.winograd import WinogradConv2d
@@ -61,6 +62,13 @@ def test_other_precisions_keep_their_convolutions(
     ours, x = fast(winograd=True, given=half), torch.randn(2, 128, 8, 16).bfloat16()
     assert classes(ours) == {SplitGEGLU}
     assert error(ours(x), half(x)) < 1e-2
+
+
+@pytest.mark.parametrize("engine", ["cpu", "torch"])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_model_in_bfloat16_generates(engine: str, low_memory: bool):
+    model = undust.load("emoji", engine=engine, dtype="bf16", low_memory=low_memory)
+    assert model.generate("a cat", steps=1, seed=1)[0].recipe.precision == "bfloat16"
 
 
 def test_gradients_are_those_of_the_network(fast: Callable[..., nn.Module], network: nn.Module):

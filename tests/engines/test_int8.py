@@ -182,6 +182,15 @@ def test_other_networks_are_returned():
     assert for_int8(first_stage) is first_stage
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_other_precisions_generate(dtype: str):
+    model = undust.load("emoji", engine="int8", dtype=dtype)
+    (picture,) = model.generate("a cat", steps=2, seed=1)
+    assert (picture.recipe.engine, model.dtype.itemsize) == ("int8", 2)
+    (exact,) = undust.load("emoji", engine="torch").generate("a cat", steps=2, seed=1)
+    assert error(picture.latent, exact.latent) < 0.1
+
+
 def test_pictures_are_almost_the_same():
     exact, fast = (undust.load("emoji", engine=engine) for engine in ("torch", "int8"))
     prompts = ["a smiling cat", "빨간 하트"]

@@ -6,6 +6,8 @@ in their file stay memory-mapped: the system can drop them and read them again.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +17,13 @@ WIDE = torch.float32
 
 
 class StoredConv2d(nn.Conv2d):
-    """A convolution that computes in the dtype of its input."""
+    """A convolution that computes in the dtype of its input.
+
+    is_stored: whether its weight has 16 bits and it computes in float32; engines' layers are of
+    this class too, with weights of any kind.
+    """
+
+    is_stored = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """[B,C,H,W] → [B,K,H',W']."""
@@ -23,7 +31,9 @@ class StoredConv2d(nn.Conv2d):
 
 
 class StoredLinear(nn.Linear):
-    """A linear layer that computes in the dtype of its input."""
+    """A linear layer that computes in the dtype of its input; is_stored: as of `StoredConv2d`."""
+
+    is_stored = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """[...,C] → [...,K]."""
@@ -40,6 +50,7 @@ def keep_stored(network: nn.Module) -> None:
                 layer.__class__ = StoredConv2d
             else:
                 layer.__class__ = StoredLinear
+            cast("StoredConv2d | StoredLinear", layer).is_stored = True
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point() and id(tensor) not in stored:
             tensor.data = tensor.data.to(WIDE)
@@ -47,8 +58,9 @@ def keep_stored(network: nn.Module) -> None:
 
 def computes_in(module: nn.Module) -> torch.dtype:
     """The dtype that a network, or a layer with a weight, computes in."""
-    if any(isinstance(layer, StoredConv2d | StoredLinear) for layer in module.modules()):
-        return WIDE
+    for layer in module.modules():
+        if isinstance(layer, StoredConv2d | StoredLinear) and layer.is_stored:
+            return WIDE
     return next(module.parameters()).dtype
 
 
