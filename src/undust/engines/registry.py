@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from undust.engines import probe
+from undust.engines import conversion, probe
+from undust.engines.converted import for_openvino
 from undust.engines.cpu import for_cpu
 from undust.engines.int8 import for_int8
 from undust.engines.memory import keep_freed_memory
@@ -51,6 +52,11 @@ ENGINES: Mapping[str, Engine] = {
         "large layers of denoisers and ControlNets in 8 bits: faster, almost the same picture",
         _in_8_bits,
         lambda: "" if probe.int8_is_faster() else "8-bit integers are not faster here",
+    ),
+    "openvino": Engine(
+        "denoisers and ControlNets converted by OpenVINO (an extra), once a shape of inputs",
+        for_openvino,
+        conversion.missing,
     ),
 }
 

@@ -45,12 +45,13 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[B,in,H,W] and an activated time embedding [B,time_channels] → [B,out,H,W]."""
         h = self.conv1(F.silu(self.norm1(x)))
-        temb = None if self.time_emb_proj is None else self.time_emb_proj(time)[:, :, None, None]
+        temb = None if self.time_emb_proj is None else self.time_emb_proj(time)
         if temb is not None and self.scaled:
-            scale, shift = temb.chunk(2, dim=1)
+            # In this order: OpenVINO 2026.4 crashes on halves of [B,2C,1,1].
+            scale, shift = (half[:, :, None, None] for half in temb.chunk(2, dim=1))
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h if temb is None else h + temb)
+            h = self.norm2(h if temb is None else h + temb[:, :, None, None])
         h = self.conv2(F.silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
