@@ -45,7 +45,7 @@ ONLY = {
 }
 OPTIONAL = {
     *("accelerate", "diffusers", "emoji", "h5py", "huggingface_hub", "matplotlib"),
-    *("peft", "pyarrow", "tensorboard", "torchao", "transformers"),
+    *("openvino", "peft", "pyarrow", "tensorboard", "torchao", "transformers"),
 }
 PROBES = {"sys.argv", "torch.cuda", "torch.backends", "torch.accelerator", "torch.set_num_threads"}
 LONGEST = 400  # lines

@@ -21,6 +21,7 @@ PACKAGE, TELEMETRY = "openvino", "openvino_telemetry"
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 """What a network of each dtype is computed in, as OpenVINO calls it."""
 CONTROL = "control."
+WAVES = ("Sin", "Cos")
 _IMPORTING = threading.Lock()
 
 Inputs = dict[str, Tensor]
@@ -49,10 +50,12 @@ def imported() -> Any:
         sys.modules[TELEMETRY] = None  # pyright: ignore[reportArgumentType]
         try:
             import openvino
+            from openvino.tools.ovc import convert_impl, telemetry_stub, telemetry_utils
         finally:
             del sys.modules[TELEMETRY]
             if known is not None:
                 sys.modules[TELEMETRY] = known
+        convert_impl.tm = telemetry_utils.tm = telemetry_stub  # if it was imported before
     return openvino
 
 
@@ -113,20 +116,43 @@ class Compiled:
         core = imported().Core()
         if isinstance(model, Path):
             model = core.read_model(model)
-        hints = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # Threads of several processes would be bound to the same cores.
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._request = core.compile_model(model, "CPU", hints).create_infer_request()
+        waves = None if dtype == WIDE else _cut_waves(model)
+        self._waves = None if waves is None else _request(core, waves, WIDE)
+        self._network = _request(core, model, dtype)
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         """The outputs, in float32."""
         arrays = [tensor.detach().contiguous().numpy() for tensor in inputs.values()]
-        found = self._request.infer(arrays, share_inputs=True)
-        return [torch.from_numpy(found[number]) for number in range(len(found))]
+        if self._waves is not None:
+            arrays += self._waves.infer(arrays, share_inputs=True).to_tuple()
+        found = self._network.infer(arrays, share_inputs=True).to_tuple()
+        return [torch.from_numpy(output) for output in found]
+
+
+def _request(core: Any, model: Any, dtype: torch.dtype) -> Any:
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # Threads of several processes would be bound to the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return core.compile_model(model, "CPU", hints).create_infer_request()
+
+
+def _cut_waves(model: Any) -> Any:
+    """Makes the sines and cosines in a model further inputs; returns the model of them.
+
+    In bfloat16 OpenVINO would round their angles too: 999 to 1000, which is one radian more.
+    """
+    openvino = imported()
+    waves = [op.output(0) for op in model.get_ordered_ops() if op.get_type_name() in WAVES]
+    first = openvino.Model(waves, model.get_parameters()).clone()
+    for wave in waves:
+        given = openvino.opset13.parameter(wave.get_shape(), wave.get_element_type())
+        wave.replace(given.output(0))
+        model.add_parameters([given])
+    return first
 
 
 class _OfTensors(nn.Module):
