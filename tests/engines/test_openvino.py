@@ -519,6 +519,35 @@ conversion.converted(built("DiT"), conversion.named_inputs(*inputs("DiT")))
     assert "general_import" in before and not after
 
 
+def test_ctrl_c_is_no_crash_after_a_network_is_gone():
+    code = """
+import faulthandler, gc, os, signal
+faulthandler.enable()
+from engines.test_openvino import built, inputs
+from undust.engines import conversion
+given = conversion.named_inputs(*inputs("DiT"))
+model = conversion.converted(built("DiT"), given)
+first, second = (conversion.Compiled(model, conversion.WIDE) for _ in range(2))
+del first
+gc.collect()
+del second, model
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    places = [str(Path(undust.__file__).parents[1]), str(Path(__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
+
+
 def test_auto_does_not_import_it(tmp_path: Path):
     printed = generate(
         tmp_path, "once", "generate", PROMPTS[0], "--steps", "1", "--out", str(tmp_path / "a.png")

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Compiled:
 
         Raises RuntimeError for a file that is damaged and a model that cannot be compiled.
         """
-        core = imported().Core()
+        core = _core()
         if isinstance(model, Path):
             model = core.read_model(model)
         waves = None if dtype == WIDE else _cut_waves(model)
@@ -127,6 +128,16 @@ class Compiled:
             arrays += self._waves.infer(arrays, share_inputs=True).to_tuple()
         found = self._network.infer(arrays, share_inputs=True).to_tuple()
         return [torch.from_numpy(output) for output in found]
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's `Core`, one for the process, which never ends.
+
+    Its CPU plugin gives the thread another stack for signals and frees it when it is unloaded; the
+    next Ctrl-C would be a segmentation fault (2026.4.1).
+    """
+    return imported().Core()
 
 
 def _request(core: Any, model: Any, dtype: torch.dtype) -> Any:
