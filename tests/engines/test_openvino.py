@@ -523,6 +523,7 @@ def test_ctrl_c_is_no_crash_after_a_network_is_gone():
     code = """
 import faulthandler, gc, os, signal
 faulthandler.enable()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background ignore it
 from engines.test_openvino import built, inputs
 from undust.engines import conversion
 given = conversion.named_inputs(*inputs("DiT"))

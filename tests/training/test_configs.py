@@ -18,7 +18,9 @@ PUBLISHED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 def test_published_recipes_reach_their_rate_whatever_their_length(path: Path, steps: int):
     recipe = kinds.read(path, [f"run.steps={steps}"])
     rates = [recipe.optimizer.rate(step, steps) for step in range(steps)]
-    assert max(rates) == recipe.optimizer.learning_rate
+    # A single step belongs to the cool-down if that is more than half of the run.
+    share = 0.5 if steps == 1 and recipe.optimizer.cool_down > 0.5 else 1
+    assert max(rates) == share * recipe.optimizer.learning_rate
 
 
 def test_shares_of_the_run_are_the_steps_that_they_were_in_the_built_in_model():
