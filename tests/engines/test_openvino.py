@@ -492,6 +492,18 @@ def test_a_second_process_does_not_convert_again_and_gives_the_same_bytes(tmp_pa
     assert not any(home.iterdir())
 
 
+def run_here(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program that can import this file, in a process of its own."""
+    places = [str(Path(undust.__file__).parents[1]), str(Path(__file__).parents[1])]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_conversion_sends_nothing_after_another_program_imported_it():
     code = """
 import openvino_telemetry
@@ -507,14 +519,8 @@ from engines.test_openvino import built, inputs
 from undust.engines import conversion
 conversion.converted(built("DiT"), conversion.named_inputs(*inputs("DiT")))
 """
-    places = [str(Path(undust.__file__).parents[1]), str(Path(__file__).parents[1])]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_here(code)
+    assert done.returncode == 0, done.stderr
     before, _, after = done.stdout.partition("-\n")
     assert "general_import" in before and not after
 
@@ -538,14 +544,7 @@ try:
 except KeyboardInterrupt:
     print("stopped")
 """
-    places = [str(Path(undust.__file__).parents[1]), str(Path(__file__).parents[1])]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_here(code)
     assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
 
 
