@@ -75,3 +75,25 @@ print(sorted({"torch", "numpy", "PIL", "safetensors", "tokenizers"} & set(sys.mo
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+LEAVING = """
+import atexit, threading, time
+from undust.__main__ import process
+code = process()
+atexit.register(print, "a function of atexit", flush=True)
+threading.Thread(target=lambda: (time.sleep(0.2), print("a thread", flush=True))).start()
+raise SystemExit(code)
+"""
+
+
+def test_the_process_ends_after_threads_and_with_the_code():
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, "no-such-command"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert done.stdout == "a thread\na function of atexit\n"
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2

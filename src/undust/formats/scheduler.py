@@ -83,7 +83,7 @@ Shift = Annotated[float, Field(ge=Flow.MIN_SHIFT, le=Flow.MAX_SHIFT)]
 class _Config(BaseModel):
     """The fields of the training process; the defaults are diffusers'."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @abstractmethod
     def read(self) -> tuple[Process, str]:

@@ -33,7 +33,7 @@ class NetworkConfig(BaseModel):
     that needs one is refused and not computed wrongly.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     housekeeping: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
