@@ -74,6 +74,17 @@ def test_pictures_are_the_same(models: list[LatentDiffusion]):
     assert (one.recipe.low_memory, other.recipe.low_memory) == (False, True)
 
 
+def test_text_encoders_stay_stored_by_default(models: list[LatentDiffusion]):
+    wide, _ = models
+    default = undust.load("emoji", engine="torch")
+    weights = dict(default.texts[0].encoder.named_parameters())
+    assert {each.dtype for each in weights.values()} == {torch.float16, torch.float32}
+    assert {each.dtype for each in default.unet.parameters()} == {torch.float32}
+    one, other = (each.generate("a smiling cat", **STEPS)[0] for each in (wide, default))
+    assert torch.equal(one.latent, other.latent)
+    assert one.recipe == other.recipe
+
+
 @pytest.mark.parametrize("engine", ["cpu", "int8"])
 @pytest.mark.filterwarnings("ignore:the engine int8 is not used")
 def test_engines_compute_them(engine: str):

@@ -27,6 +27,8 @@ MIN_PIXELS = 64  # of a batch: with fewer, transforming large kernels costs more
 CHUNK = 128  # tiles at once, whose values stay in the processor's cache
 KEPT = 2**24  # bytes of a layer's transformed kernels; larger ones are made at each call
 
+Chunk = tuple[slice, slice]  # of pictures, and of rows of tiles
+
 
 @cache
 def matrices(m: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,32 +80,40 @@ def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
     m = side - 2
     interpolation, _, evaluation = _in_two_dimensions(m)
     down, across = -(-height // m), -(-width // m)  # tiles
-    padded = _padded(x, m * down + 2, m * across + 2)
-    tiles = padded.unfold(1, side, m).unfold(2, side, m).permute(4, 5, 0, 1, 2, 3)
     whole = x.new_empty(batch, down, m, across, m, filters)
     output = whole.permute(2, 4, 0, 1, 3, 5)
-    for pictures, rows in _chunks(batch, down, across):
-        part = tiles[:, :, pictures, rows]  # [m+2,m+2,b,h,w,C]
-        count = part[0, 0, ..., 0].numel()
+    for chunk, padded in _padded(x, m, down, across):
+        part = padded.unfold(1, side, m).unfold(2, side, m).permute(4, 5, 0, 1, 2, 3)
+        count = part[0, 0, ..., 0].numel()  # part: [m+2,m+2,b,h,w,C]
         values = evaluation @ part.reshape(points, count * channels)
         values = torch.bmm(values.view(points, count, channels), kernels)
         found = interpolation @ values.view(points, count * filters)
-        target = output[:, :, pictures, rows]
+        target = output[:, :, *chunk]
         torch.add(found.view(target.shape), 0 if bias is None else bias, out=target)
     pixels = whole.view(batch, m * down, m * across, filters)
     return pixels[:, :height, :width].permute(0, 3, 1, 2)
 
 
-def _padded(x: Tensor, height: int, width: int) -> Tensor:
-    """Pictures [B,C,H,W] with a row and a column of zeros before, and zeros after [B,H',W',C]."""
-    batch, channels, rows, columns = x.shape
-    padded = x.new_empty(batch, height, width, channels)
-    padded[:, 0] = padded[:, :, 0] = padded[:, rows + 1 :] = padded[:, :, columns + 1 :] = 0
-    padded[:, 1 : rows + 1, 1 : columns + 1] = x.permute(0, 2, 3, 1)
-    return padded
+def _padded(x: Tensor, m: int, down: int, across: int) -> Iterator[tuple[Chunk, Tensor]]:
+    """The pixels [b,H',W',C] of each chunk of the tiles of pictures [B,C,H,W], in one buffer.
+
+    With a row and a column of zeros before the pictures, and zeros after them.
+    """
+    batch, channels, _, width = x.shape
+    pixels, buffer = x.permute(0, 2, 3, 1), x.new_empty(0)
+    for pictures, rows in _chunks(batch, down, across):
+        shape = len(range(batch)[pictures]), m * len(range(down)[rows]) + 2
+        if shape != buffer.shape[:2]:
+            buffer = x.new_zeros(*shape, m * across + 2, channels)
+        top = m * rows.start - 1
+        seen = pixels[pictures, max(top, 0) : top + shape[1]]
+        first, last = max(-top, 0), max(-top, 0) + seen.shape[1]
+        buffer[:, :first] = buffer[:, last:] = 0
+        buffer[:, first:last, 1 : width + 1] = seen
+        yield (pictures, rows), buffer
 
 
-def _chunks(batch: int, down: int, across: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(batch: int, down: int, across: int) -> Iterator[Chunk]:
     """The pictures and rows of tiles of each chunk: some rows of one picture, or some pictures."""
     rows = max(1, CHUNK // across) if down * across > CHUNK else down
     pictures = max(1, CHUNK // (down * across))

@@ -97,6 +97,7 @@ class LatentModel(Components):
             name, read = folder.resolve().name, model_folder.read
             hashed = model_folder.weights_hash
 
+        texts_as_stored = low_memory is None and dtype == WIDE
         if low_memory is None:
             low_memory = memory.is_short_for(locate.weights_size(folder))
         low_memory = low_memory and dtype == WIDE
@@ -105,12 +106,13 @@ class LatentModel(Components):
             # Hashing gigabytes takes as long as reading them.
             with ThreadPoolExecutor(1) as pool:
                 digits = pool.submit(hashed, folder)
-                parts = read(folder, None if low_memory else dtype)
+                kept = None if low_memory else dtype
+                parts = read(folder, kept, texts_as_stored=texts_as_stored)
                 return parts, digits.result()[:10]
 
         parts, found = read_whole(folder, opened)  # a run may be publishing it
-        if low_memory:
-            for network in parts.networks.values():
+        for network in parts.networks.values():
+            if low_memory or (texts_as_stored and isinstance(network, TextEncoder)):
                 keep_stored(network)
         instead = None
         if vae is not None:

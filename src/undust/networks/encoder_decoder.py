@@ -8,12 +8,11 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from undust.networks.attention import PixelAttention
 from undust.networks.base import FirstStageNetwork
 from undust.networks.config import EncoderDecoderConfig
-from undust.networks.layers import Downsample, ResnetBlock, Upsample
+from undust.networks.layers import Downsample, ResnetBlock, Upsample, silu
 from undust.networks.streaming import activated, convolved, held, kept, streamed
 
 EPS = 1e-6
@@ -121,7 +120,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B,3,H,W] → [B,out_channels,H/f,W/f]."""
         x = self.mid_block(self.down_blocks(self.conv_in(x)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
     def streamed(self, x: Tensor) -> Tensor:
         """As `forward`, up to rounding, for one picture [1,3,H,W] and in less memory."""
@@ -157,7 +156,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """[B,latent,h,w] → [B,3,f·h,f·w]."""
         x = self.up_blocks(self.mid_block(self.conv_in(z)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
     def streamed(self, z: Tensor) -> Tensor:
         """As `forward`, up to rounding, for one latent [1,latent,h,w] and in less memory."""

@@ -44,7 +44,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """[B,in,H,W] and an activated time embedding [B,time_channels] → [B,out,H,W]."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         temb = None if self.time_emb_proj is None else self.time_emb_proj(time)
         if temb is not None and self.scaled:
             # In this order: OpenVINO 2026.4 crashes on halves of [B,2C,1,1].
@@ -52,8 +52,13 @@ class ResnetBlock(nn.Module):
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h if temb is None else h + temb[:, :, None, None])
-        h = self.conv2(F.silu(h))
+        h = self.conv2(silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that is not needed afterwards: in its memory, if there are no gradients."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class Downsample(nn.Module):

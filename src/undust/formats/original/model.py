@@ -23,9 +23,16 @@ from undust.networks.text_encoder import TextEncoder
 
 
 def load_single_file(
-    path: Path, dtype: torch.dtype | None, *, ema: bool = False, first_stage: bool = True
+    path: Path,
+    dtype: torch.dtype | None,
+    *,
+    ema: bool = False,
+    first_stage: bool = True,
+    texts_as_stored: bool = False,
 ) -> Components:
-    """The model in a checkpoint of the original layout; options as for `scan_checkpoint`.
+    """The model in a checkpoint of the original layout.
+
+    Options are those of `scan_checkpoint` and of `Checkpoint.load`.
 
     A first stage that is not needed is replaced by one without weights. Settings that tensors do
     not show are those of the variant. A RuntimeWarning names unknown tensors. Raises UndustError as
@@ -43,7 +50,7 @@ def load_single_file(
         raise UndustError(f"{path} has no first stage; give it one with vae")
     for note in summarize_names("unknown and left out", checkpoint.unknown):
         warnings.warn(f"{path}: {note}", RuntimeWarning, stacklevel=2)
-    networks = checkpoint.load(dtype)
+    networks = checkpoint.load(dtype, texts_as_stored=texts_as_stored)
     return Components(
         cast(FirstStageNetwork, networks.get("vae") or _placeholder(checkpoint, variant).to(dtype)),
         cast(DenoiserNetwork, networks["unet"]),
