@@ -86,6 +86,7 @@ MORE: dict[str, Any] = {
     "guidance": 2.5,
     "sampler": "heun",
     "schedule": "trailing",
+    "deep_cache": 3,
     "given_noise": True,
     "label": "cat",
     "maps": [PICTURE],

@@ -26,6 +26,10 @@ class Condition(Protocol):
 class Options(Protocol):
     """Options of a network call that are not data, for all pictures or for each."""
 
+    def started(self) -> Self:
+        """For one run, with a memory of its own."""
+        ...
+
     def at(self, sigma: Tensor) -> Self:
         """Those that apply at the noise levels σ [B]."""
         ...

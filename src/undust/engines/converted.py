@@ -23,6 +23,7 @@ from undust.errors import UndustError
 from undust.networks.attention import Perturbation
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
+from undust.networks.deep_cache import DeepFeatures
 from undust.networks.stored import computes_in
 from undust.networks.unet import UNetEncoder
 from undust.version import __version__
@@ -133,17 +134,18 @@ class Converted(nn.Module):
         *,
         perturbed: Sequence[Perturbation | None] = (),
         control: Sequence[Tensor] = (),
+        deep: DeepFeatures | None = None,
     ) -> Tensor | list[Tensor]:
         """As that of the network; only ControlNets have a hint."""
         inputs = conversion.named_inputs(x, timestep, cond, hint, control)
-        if not any(perturbed) and self._can_run(inputs):
+        if not any(perturbed) and deep is None and self._can_run(inputs):
             if cond.label is not None and self.conversions.classes:
                 cond.labels(self.conversions.classes)  # tracing does not keep the check
             outputs = self.conversions(inputs)
             if outputs is not None:
                 outputs = [output.to(x.dtype) for output in outputs]
                 return outputs[0] if hint is None else outputs
-        rest: dict[str, Any] = {"perturbed": perturbed, "control": control}
+        rest: dict[str, Any] = {"perturbed": perturbed, "control": control, "deep": deep}
         return super().forward(x, timestep, cond, **(rest if hint is None else {"hint": hint}))
 
     def _can_run(self, inputs: Inputs) -> bool:

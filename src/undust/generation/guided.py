@@ -32,6 +32,7 @@ from undust.latent.model import LatentModel
 from undust.latent.references import image_of
 from undust.networks.attention import Perturbation
 from undust.networks.conditioning import CallOptions, Conditioning
+from undust.networks.deep_cache import DeepCache
 from undust.pictures import DATA, from_data, from_image, grey, levels, read_image, to_data
 from undust.recipe.guidance import GuidanceSettings
 from undust.recipe.inputs import Refiner
@@ -147,10 +148,17 @@ class BatchContext:
         controls = self.controls if network is self.model else ()
         if controls:
             cond = replace(cond, negative=torch.full((len(cond),), negative))
-        options = CallOptions((self._perturbation,) * len(cond), controls)
+        options = CallOptions((self._perturbation,) * len(cond), controls, self._deep(len(cond)))
         return ConditionedDenoiser(
             network.denoise, cond, options, self_conditioned=network.self_conditioned
         )
+
+    def _deep(self, count: int) -> tuple[DeepCache, ...]:
+        """The cache of a branch's deep features for `count` pictures, if there is one."""
+        interval = self.batch[0].deep_cache or 1
+        if interval == 1:
+            return ()
+        return (DeepCache(count, tuple(self.sigmas[:-1:interval].tolist())),)
 
     def _with_start(self, cond: Conditioning) -> Conditioning:
         """With the extra channels and the noise level of the start."""

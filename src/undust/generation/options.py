@@ -19,6 +19,7 @@ from undust.generation.speed import with_speed
 from undust.generation.start import size_for
 from undust.latent.model import LatentModel
 from undust.latent.references import image_of, resolved_image, resolved_weights
+from undust.networks.unet import AnyUNet
 from undust.pictures import grey, has_hole, is_drawn_mask
 from undust.recipe.files import ImageRef
 from undust.recipe.guidance import read_guidance
@@ -179,6 +180,9 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     if len(maps) != len(model.maps):
         kinds = ", ".join(kind.kind for kind in model.maps) or "none"
         raise UndustError(f"maps: {model.name} takes {kinds}; {len(maps)} given")
+    if (options.get("deep_cache") or 1) != 1 and not isinstance(model.unet, AnyUNet):
+        kind = type(model.unet).__name__
+        raise UndustError(f"deep_cache: {model.name} has no U-Net, which it is for, but a {kind}")
     upscale, refiner, framing = (options.get(name) for name in ("upscale", "refiner", "framing"))
     if isinstance(upscale, int | float):
         upscale = {"factor": upscale}

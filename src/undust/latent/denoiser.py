@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from undust.adapters.control import summed
 from undust.adapters.offload import Offload
 from undust.errors import UndustError
+from undust.networks import deep_cache
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import CallOptions, Conditioning
 from undust.networks.stored import computes_in
@@ -50,17 +52,54 @@ class PlacedNetwork:
         if self.self_conditioned and cond.estimate is None:
             cond = cond.with_estimate(torch.zeros_like(x))
         cond = cond.to(device, self._dtype)
-        control = summed(
-            self._offload.run(each.network, partial(each, latents, timestep, cond))
-            for each in options.controls
-        )
-        call = partial(
-            self.network, latents, timestep, cond, perturbed=options.perturbed, control=control
-        )
-        output = self._offload.run(self.network, call).to(x)
+        output = self._by_cache(latents, timestep, cond, options).to(x)
         if self._explain is None or output.isfinite().all():
             return output
         unchecked = PlacedNetwork(
             self.network, self._offload, self_conditioned=self.self_conditioned
         )
         raise self._explain(x, cond, options, partial(unchecked, x, timestep, cond))
+
+    def _by_cache(
+        self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions
+    ) -> Tensor:
+        """The output, with the deep features that are kept.
+
+        Entries whose features have to be computed and others are called apart, so that neither
+        depends on the others.
+        """
+        level, key = options.sigma, options.controls
+        kept = [each.kept(level, key) for each in options.deep]
+        found = [each for each in kept if each is not None]
+        if 0 < len(found) < len(kept):
+            parts = (
+                self._by_cache(x[rows], timestep[rows], cond[rows], own)
+                for rows, own in options.by_cache()
+            )
+            return torch.cat([*parts])
+        if found:
+            return self._run(x, timestep, cond, options, deep=deep_cache.joined(found))
+        control = summed(
+            self._offload.run(each.network, partial(each, x, timestep, cond))
+            for each in options.controls
+        )
+        if not options.deep:
+            return self._run(x, timestep, cond, options, control=control)
+        deep = deep_cache.DeepFeatures()
+        output = self._run(x, timestep, cond, options, control=control, deep=deep)
+        sizes = [each.batch for each in options.deep]
+        for cache, own in zip(options.deep, deep_cache.split(deep, sizes), strict=True):
+            cache.keep(own, level, key)
+        return output
+
+    def _run(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        cond: Conditioning,
+        options: CallOptions,
+        **given: Any,
+    ) -> Tensor:
+        """One call of the network."""
+        call = partial(self.network, x, timestep, cond, perturbed=options.perturbed, **given)
+        return self._offload.run(self.network, call)

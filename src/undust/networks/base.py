@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from undust.networks.attention import Perturbation
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import DenoiserConfig
+from undust.networks.deep_cache import DeepFeatures
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,13 @@ class DenoiserNetwork(nn.Module, ABC):
         *,
         perturbed: Sequence[Perturbation | None] = (),
         control: Sequence[Tensor] = (),
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Latents [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
 
-        perturbed: as in `CallOptions`; control: the sum of the outputs of `ControlBranch`es. Raises
-        UndustError for those that the network does not support, and for a missing condition.
+        perturbed: as in `CallOptions`; control: the sum of the outputs of `ControlBranch`es; deep:
+        features to reuse, or to set if it has none; None to compute everything. Raises UndustError
+        for those that the network does not support, and for a missing condition.
         """
 
     @abstractmethod

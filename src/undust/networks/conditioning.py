@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from undust.diffusion.interpolation import slerp
 from undust.errors import UndustError
 from undust.networks.attention import Perturbation
+from undust.networks.deep_cache import DeepCache
 
 
 @dataclass(frozen=True)
@@ -149,24 +150,41 @@ class CallOptions:
     """Options of a network call that are functions, not data.
 
     perturbed: for each entry of the batch, the replacement of its self-attention in the middle
-    block, or None; controls: the same for all entries.
+    block, or None; controls: the same for all entries; deep: the caches of deep features, each of
+    some entries, in order, or () to compute all of them; sigma: the noise level of the call.
     """
 
     perturbed: tuple[Perturbation | None, ...] = ()
     controls: tuple[ControlBranch, ...] = ()
+    deep: tuple[DeepCache, ...] = ()
+    sigma: float = math.inf
+
+    def started(self) -> Self:
+        """For one run, with caches of its own."""
+        return replace(self, deep=tuple(each.started() for each in self.deep))
 
     def at(self, sigma: Tensor) -> Self:
-        """With the controls that are active at the highest of the levels σ [B]."""
-        if not self.controls:
+        """At the highest of the levels σ [B], with the controls that are active there."""
+        if not self.controls and not self.deep:
             return self
         level = float(sigma.max())
-        return replace(self, controls=tuple(each for each in self.controls if each.acts(level)))
+        active = tuple(each for each in self.controls if each.acts(level))
+        return replace(self, controls=active, sigma=level)
 
     def concat(self, other: Self) -> Self:
         """For the entries of both; UndustError for different controls."""
         if self.controls != other.controls:
             raise UndustError("conditions with different controls cannot share a network call")
-        return replace(self, perturbed=self.perturbed + other.perturbed)
+        deep = self.deep + other.deep
+        return replace(self, perturbed=self.perturbed + other.perturbed, deep=deep)
+
+    def by_cache(self) -> Iterator[tuple[slice, Self]]:
+        """The entries of each cache, with their options."""
+        end = 0
+        for each in self.deep:
+            begin, end = end, end + each.batch
+            rows = slice(begin, end)
+            yield rows, replace(self, perturbed=self.perturbed[rows], deep=(each,))
 
 
 def _repeated(a: Tensor, b: Tensor) -> list[Tensor]:

@@ -22,6 +22,7 @@ from undust.networks.attention import (
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import DiTConfig, PixArtConfig
+from undust.networks.deep_cache import DeepFeatures
 from undust.networks.layers import TimestepEmbedding, sinusoids
 
 WAVES = 256  # channels of the time step's sinusoids
@@ -188,16 +189,18 @@ class AnyDiT(DenoiserNetwork):
         *,
         perturbed: Sequence[Perturbation | None] = (),
         control: Sequence[Tensor] = (),
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Latents [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
 
         cond: label or text, and extra_channels for input channels beyond the latents'; perturbed:
         for each picture, the replacement of self-attention in the middle block, or None. A learnt
         variance is left out. Raises UndustError for a missing text, a class that does not exist, a
-        size that is not whole patches, and a control.
+        size that is not whole patches, a control and deep features.
         """
-        if control:
-            raise UndustError("a diffusion transformer takes no ControlNet")
+        if control or deep is not None:
+            what = "ControlNet" if control else "deep cache: that is for U-Nets"
+            raise UndustError(f"a diffusion transformer takes no {what}")
         x = cond.network_input(x)
         grid = patch_grid(x, self.config.patch_size)
         rows, columns = grid

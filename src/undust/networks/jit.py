@@ -20,6 +20,7 @@ from undust.networks.attention import Attention, Perturbation, attend
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import JiTConfig
+from undust.networks.deep_cache import DeepFeatures
 from undust.networks.dit import WAVES, labels_or_none, patch_grid, positions, unpatchify
 from undust.networks.layers import sinusoids
 
@@ -189,15 +190,18 @@ class JiT(DenoiserNetwork):
         *,
         perturbed: Sequence[Perturbation | None] = (),
         control: Sequence[Tensor] = (),
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Pictures [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
 
         cond: label, none being no class; text; and extra_channels for input channels beyond the
         pictures'. Raises UndustError for a missing text, a class that does not exist, a size that
-        is not whole patches, a perturbation and a control.
+        is not whole patches, a perturbation, a control and deep features.
         """
         if any(perturbed) or control:
             raise UndustError("JiT takes neither perturbed attention nor a ControlNet")
+        if deep is not None:
+            raise UndustError("JiT takes no deep cache: that is for U-Nets")
         config = self.config
         if config.text_channels and cond.text is None:
             raise UndustError("this network needs text for each picture")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from undust.networks.attention import (
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import UNet2DConfig, UNetConfig
+from undust.networks.deep_cache import DeepFeatures
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
 
 AnyUNetConfig = UNetConfig | UNet2DConfig
@@ -149,10 +150,20 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
 
     def forward(
-        self, x: Tensor, states: list[Tensor], time: Tensor, context: Tensor | None
+        self,
+        x: Tensor,
+        states: list[Tensor],
+        time: Tensor,
+        context: Tensor | None,
+        first: int = 0,
+        end: int | None = None,
     ) -> Tensor:
-        """[B,in,H,W] → [B,out,H',W']; pops its skip connections from the end of `states`."""
-        for resnet, attention in zip_longest(self.resnets, self.attentions):
+        """[B,in,H,W] → [B,out,H',W']; pops its skip connections from the end of `states`.
+
+        first, end: of the layers to compute, all of them by default.
+        """
+        layers = zip_longest(self.resnets, self.attentions)
+        for resnet, attention in islice(layers, first, end):
             x = resnet(torch.cat([x, states.pop()], dim=1), time)
             x = x if attention is None else attention(x, context)
         for upsample in self.upsamplers:
@@ -265,6 +276,7 @@ class AnyUNet(UNetEncoder, DenoiserNetwork):
         *,
         perturbed: Sequence[Perturbation | None] = (),
         control: Sequence[Tensor] = (),
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Latents [B,C,H,W] at time steps [B] under conditions → [B,C,H,W].
 
@@ -272,12 +284,36 @@ class AnyUNet(UNetEncoder, DenoiserNetwork):
         num_class_embeds; extra_channels for input channels beyond the latents'; perturbed: for each
         picture, the replacement of self-attention in the middle block (Ahn et al. 2024, Hong 2024),
         or None; control: tensors added to each skip connection and, the last, to the middle block's
-        output (Zhang et al. 2023, fig. 3), or (). Raises UndustError for a perturbation without
-        such a block, a missing condition and a control of other shapes.
+        output (Zhang et al. 2023, fig. 3), or (); deep: the features that enter the last decoder
+        layer, which then is computed alone with the first convolution (Ma et al. 2023, their branch
+        0), or if it has none, set by this call. Raises UndustError for a perturbation without such
+        a block, a missing condition and a control of other shapes.
         """
         time, context = self.embed(timestep, cond, x.dtype), cond.text
-        x = cond.network_input(x)
-        states = self.down(self.conv_in(x), time, context)
+        x = self.conv_in(cond.network_input(x))
+        last = self.up_blocks[-1]
+        begin = self.config.at("layers_per_block", 0)  # the last layer
+        if deep is None or deep.features is None:
+            *states, x = self._deep(x, time, context, perturbed, control)
+            x = last(x, states, time, context, end=begin)
+            if deep is not None:
+                deep.features, deep.control = x, control[:1]
+        else:
+            states = [x + each for each in deep.control] or [x]
+            x = deep.features
+        x = last(x, states, time, context, first=begin)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _deep(
+        self,
+        x: Tensor,
+        time: Tensor,
+        context: Tensor | None,
+        perturbed: Sequence[Perturbation | None],
+        control: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """The output of `conv_in` → the last block's skip connections and, last, its input."""
+        states = self.down(x, time, context)
         x = states[-1]
         if any(perturbed) and not (self.mid_block and self.mid_block.attentions):
             raise UndustError("this U-Net has no attention in a middle block to perturb")
@@ -285,9 +321,9 @@ class AnyUNet(UNetEncoder, DenoiserNetwork):
             x = self.mid_block(x, time, context, perturbed)
         if control:
             *states, x = _controlled([*states, x], control)
-        for block in self.up_blocks:
+        for block in [*self.up_blocks][:-1]:
             x = block(x, states, time, context)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return [*states, x]
 
     def start_at_zero(self) -> None:
         """Initialises the end of every residual branch, and the output, to zero, for training.

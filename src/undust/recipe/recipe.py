@@ -56,6 +56,7 @@ class Recipe(Frozen):
     guidance: float = option("guidance", 4.0)
     sampler: str = option("sampler", "deis")
     schedule: str = option("schedule", "karras")
+    deep_cache: int | None = option("deep_cache")
     seed: int = option("seed", ...)
     width: int = Field(gt=0)
     height: int = Field(gt=0)

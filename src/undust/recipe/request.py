@@ -114,6 +114,16 @@ class Request(TypedDict, total=False):
             "NAME",
         ),
     ]
+    deep_cache: Annotated[
+        int | None,
+        Option(
+            "Compute the deep layers of a U-Net at every N-th step only and reuse their features "
+            "in between: faster, another picture.  [default: 1]",
+            "N",
+            ge=1,
+            le=1000,
+        ),
+    ]
     seed: Annotated[int | None, Option("Random seed.  [default: random]", "N", ge=0, lt=SEEDS)]
     size: Annotated[
         tuple[int, int] | int | str | None,

@@ -53,6 +53,10 @@ class ConditionedDenoiser(Generic[C]):
         """The condition, and the options if there are any."""
         return (self.cond,) if self.options is None else (self.cond, self.options)
 
+    def started(self) -> ConditionedDenoiser[C]:
+        """For one run, with what its options remember."""
+        return self if self.options is None else replace(self, options=self.options.started())
+
     def concat(self, other: ConditionedDenoiser[C]) -> ConditionedDenoiser[C]:
         """Both conditions of the one network in one call; UndustError if one alone has options."""
         options = None
@@ -136,11 +140,15 @@ class GuidedRun:
     """A denoiser for one run of a sampler, with the memory of its guidance, or None for none.
 
     Conditions that are evaluated together are joined once, so that a network is given the same
-    tensors at each step and can keep what it computes of them.
+    tensors at each step and can keep what it computes of them. What options remember is of this run
+    too.
     """
 
     denoise: Denoise
     memory: dict[int, Tensor] | None = field(default_factory=dict[int, Tensor])
+    _started: dict[int, tuple[Any, Any]] = field(
+        default_factory=dict[int, tuple[Any, Any]], init=False, repr=False
+    )
     _joined: dict[tuple[int, ...], tuple[Any, Any]] = field(
         default_factory=dict[tuple[int, ...], tuple[Any, Any]], init=False, repr=False
     )
@@ -177,8 +185,15 @@ class GuidedRun:
         """The conditions of a group in one."""
         key = tuple(map(id, group))
         if key not in self._joined:  # it keeps the group too, whose ids then are not reused
-            self._joined[key] = group, reduce(ConditionedDenoiser[Any].concat, group)
+            started = [self._start(leaf) for leaf in group]
+            self._joined[key] = group, reduce(ConditionedDenoiser[Any].concat, started)
         return self._joined[key][1]
+
+    def _start(self, leaf: ConditionedDenoiser[Any]) -> ConditionedDenoiser[Any]:
+        """A leaf with the memory of this run, which is one in all groups."""
+        if id(leaf) not in self._started:
+            self._started[id(leaf)] = leaf, leaf.started()
+        return self._started[id(leaf)][1]
 
 
 def _collect(
