@@ -162,6 +162,7 @@ def guides(variant: str) -> dict[str, str]:
         "rescale-epsilon": "rescale:share=0.4,output=epsilon",
         "threshold": "threshold:limit=1",
         "interval": "interval:low=0.5,high=5",
+        "adaptive": "adaptive:threshold=0.5",
         "scales": "scales:values=6 2",
         "cfg++": "cfg++:scale=0.5",
         "apg": "apg:eta=0.5,norm=5,momentum=-0.3",

@@ -96,6 +96,10 @@ def colour(x: Tensor) -> Any:
         ("red", ["rescale:share=1,output=sample"], 3, "", [5 / 3, -1 / 3, -1 / 3]),
         ("grey", ["threshold"], 5, "", [3, 3, 3]),
         ("grey", ["interval:high=0.001"], 5, "", [0, 0, 0]),
+        # grey and black: the first step is guided, in which they agree as far as they can
+        ("grey", ["adaptive:threshold=-1"], 5, "", [0, 0, 0]),
+        ("grey", ["adaptive:threshold=1"], 5, "", [4, 4, 4]),
+        ("red", ["adaptive:threshold=-1", "pag:scale=2"], 5, "", [2, -2, -2]),
         # inside the interval the prompt is guided, and pag, which comes after it, is everywhere
         ("red", ["interval:high=0.001", "pag:scale=2"], 5, "", [2, -2, -2]),
         ("red", ["pag:scale=2", "interval:high=0.001"], 5, "", [1, -1, -1]),

@@ -19,6 +19,7 @@ from undust.recipe.recipe import Recipe
 LEAST: dict[str, Any] = {"prompt": "a cat", "seed": 1, "width": 64, "height": 32}
 MASK = to_data(Image.new("L", (4, 2), 255), (4, 2))
 EVERY = {
+    "adaptive": "adaptive:threshold=0.95",
     "and": "and:prompt=a red, round ball,weight=-0.5",
     "apg": "apg:eta=0.2,norm=10,momentum=-0.75",
     "autoguidance": "autoguidance:model=some/where,scale=2",

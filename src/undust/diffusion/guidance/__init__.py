@@ -1,5 +1,6 @@
 """Guidance: a denoiser made from denoisers, one wrapper a file; they stack in any order."""
 
+from undust.diffusion.guidance.adaptive import AdaptiveGuidance
 from undust.diffusion.guidance.autoguidance import Autoguidance
 from undust.diffusion.guidance.base import (
     CLOSE,
@@ -30,6 +31,7 @@ from undust.diffusion.guidance.threshold import DynamicThreshold
 __all__ = [
     "CLOSE",
     "GUIDANCES",
+    "AdaptiveGuidance",
     "Autoguidance",
     "BlurredQueries",
     "CFGPlusPlus",

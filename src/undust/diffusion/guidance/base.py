@@ -109,7 +109,7 @@ class EvalState:
         """Updates the memory of `owner`, 0 at the beginning, and returns it."""
         if self.memory is None:
             raise UndustError(
-                "guidance: momentum is the memory of one run; give the sampler GuidedRun(guidance)"
+                "guidance: this has the memory of one run; give the sampler GuidedRun(guidance)"
             )
         self.memory[id(owner)] = update(self.memory.get(id(owner), 0.0))
         return self.memory[id(owner)]
@@ -130,7 +130,7 @@ class Guidance(ABC):
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate [B, …] of the clean x [B, …] at sigma [B].
 
-        Raises UndustError for guidance with momentum: that takes a `GuidedRun`.
+        Raises UndustError for guidance with a memory: that takes a `GuidedRun`.
         """
         return GuidedRun(self, None)(x, sigma)
 
