@@ -49,7 +49,11 @@ class ColourPainter:
         return 1
 
     def with_adapters(
-        self, loras: Sequence[object] = (), embeddings: Sequence[object] = ()
+        self,
+        loras: Sequence[object] = (),
+        embeddings: Sequence[object] = (),
+        *,
+        token_merging: float = 0.0,
     ) -> Self:
         return self
 

@@ -189,6 +189,7 @@ def prompts(variant: str, model: str, first: Mapping[str, Any]) -> Iterator[Case
         "noise": (PROMPT, {"noise": torch.randn(4, 8, 8, generator=seeded("noise"))}),
         "clip-skip": (PROMPT, {"clip_skip": 1}),
         "deep-cache": (PROMPT, {"deep_cache": 2}),
+        "token-merging": (PROMPT, {"token_merging": 0.5}),
         "word": ("a <toy> on grass", word),
     }.items():
         yield pictures(f"{variant}/prompt/{name}", model, prompt, **{**first, **options})

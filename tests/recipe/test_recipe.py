@@ -87,6 +87,7 @@ MORE: dict[str, Any] = {
     "sampler": "heun",
     "schedule": "trailing",
     "deep_cache": 3,
+    "token_merging": 0.5,
     "given_noise": True,
     "label": "cat",
     "maps": [PICTURE],

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from undust.adapters import token_merging
 from undust.adapters.applied_loras import shared
 from undust.adapters.offload import Lock
 from undust.engines import conversion, conversion_cache
@@ -36,7 +37,8 @@ def for_openvino(network: N) -> N:
     """A copy of a denoiser or ControlNet that OpenVINO computes; it shares the weights.
 
     As for the engine "cpu" if it is another network, not on a CPU, in another precision than
-    float32 and bfloat16, or has a LoRA that is not merged, whose weight may change at any time.
+    float32 and bfloat16, merges tokens, or has a LoRA that is not merged, whose weight may change
+    at any time.
     """
     fast = for_cpu(network)
     if not _can_convert(network):
@@ -166,6 +168,7 @@ def _can_convert(network: nn.Module) -> bool:
     return (
         isinstance(network, DenoiserNetwork | UNetEncoder)
         and computes_in(network) in conversion.PRECISIONS
+        and not token_merging.merges(network)
         and next(network.parameters()).device.type == "cpu"
         and not any(layer._forward_hooks for layer in layers)  # pyright: ignore[reportPrivateUsage]
     )

@@ -249,8 +249,9 @@ def resolve_guidance(
 
 
 def with_adapters(model: LatentModel, recipe: Recipe) -> LatentModel:
-    """The model with the LoRAs and embeddings of a recipe, as `LatentModel.with_adapters`."""
-    return model.with_adapters(recipe.loras, recipe.embeddings)
+    """The model with the adapters of a recipe, as `LatentModel.with_adapters`."""
+    merging = recipe.token_merging or 0.0
+    return model.with_adapters(recipe.loras, recipe.embeddings, token_merging=merging)
 
 
 def with_fitting_adapters(other: LatentModel, recipe: Recipe) -> LatentModel:
@@ -263,7 +264,7 @@ def with_fitting_adapters(other: LatentModel, recipe: Recipe) -> LatentModel:
     except UndustError:
         if not recipe.loras:
             raise
-    adapted = other.with_adapters(embeddings=recipe.embeddings)
+    adapted = with_adapters(other, recipe.model_copy(update={"loras": ()}))
     note = f"the LoRAs do not fit {other.name}: it is used without them"
     warnings.warn(note, RuntimeWarning, stacklevel=2)
     return adapted

@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex, cast
 
 from pydantic import BaseModel
 
+from undust.adapters.token_merging import attentions
 from undust.conditioning.prompt import foreign
 from undust.errors import UndustError, quoted, unknown
 from undust.generation.guided import refiner_model, resolve_guidance
@@ -183,6 +184,8 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     if (options.get("deep_cache") or 1) != 1 and not isinstance(model.unet, AnyUNet):
         kind = type(model.unet).__name__
         raise UndustError(f"deep_cache: {model.name} has no U-Net, which it is for, but a {kind}")
+    if options.get("token_merging"):
+        attentions(model.unet)  # or an error
     upscale, refiner, framing = (options.get(name) for name in ("upscale", "refiner", "framing"))
     if isinstance(upscale, int | float):
         upscale = {"factor": upscale}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from undust.adapters.applied_loras import LoraSet
 from undust.adapters.offload import Lock, Offload
+from undust.adapters.token_merging import MergingNetworks
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.engines import memory, probe, registry
@@ -69,6 +70,7 @@ class LatentModel(Components):
         self._others: dict[str, Self] = {}
         self._controls: dict[WeightsRef, ControlNet] = {}
         self._loras: dict[str, Lora] = {}
+        self._merging = MergingNetworks()
         self._adapted: Mapping[str, nn.Module] = {}  # kept while a request uses it
         self._lora_names: list[str] = []
         self._use(Offload(self.execution_device))
@@ -202,15 +204,19 @@ class LatentModel(Components):
         return self.conditioner(ConditionInputs(prompts, fields))
 
     def with_adapters(
-        self, loras: Sequence[LoRA] = (), embeddings: Sequence[Embedding] = ()
+        self,
+        loras: Sequence[LoRA] = (),
+        embeddings: Sequence[Embedding] = (),
+        *,
+        token_merging: float = 0.0,
     ) -> Self:
-        """The model with these LoRAs and embeddings, and no others.
+        """The model with these LoRAs, embeddings and share of merged tokens, and no others.
 
         It shares all weights that no LoRA changes. Raises UndustError for files whose content has
-        changed and for files of another kind of model.
+        changed, for files of another kind of model, and where no tokens can be merged.
         """
         base = self._base
-        if not loras and not embeddings:
+        if not loras and not embeddings and not token_merging:
             return base
         loaded = [(base._lora(each), each.weight) for each in loras]
         networks = base._lora_set.applied(loaded)
@@ -219,7 +225,7 @@ class LatentModel(Components):
             for each in embeddings
         ]
         other = copy.copy(base)
-        other.unet = cast(DenoiserNetwork, networks["unet"])
+        other.unet = base._merging(cast(DenoiserNetwork, networks["unet"]), token_merging)
         other.texts = tuple(
             replace(
                 words,

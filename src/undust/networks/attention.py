@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -249,12 +249,17 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = _projection(channels, linear)
 
+    @property
+    def blocks(self) -> list[TransformerBlock]:
+        """The transformer blocks in order."""
+        return [cast(TransformerBlock, block) for block in self.transformer_blocks]
+
     def forward(self, x: Tensor, context: Tensor, instead: Sequence[Rows] = ()) -> Tensor:
         """Picture x [B,C,H,W], context [B,M,D] → [B,C,H,W]; instead: of self-attention, by rows."""
         h = self.norm(x)
         # In `channels_last` neither conversion between pixels and tokens copies.
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
-        for block in self.transformer_blocks:
+        for block in self.blocks:
             h = block(h, context, instead)
         if self.linear:
             return x + _picture(self.proj_out(h), x.shape)

@@ -57,6 +57,7 @@ class Recipe(Frozen):
     sampler: str = option("sampler", "deis")
     schedule: str = option("schedule", "karras")
     deep_cache: int | None = option("deep_cache")
+    token_merging: float | None = option("token_merging")
     seed: int = option("seed", ...)
     width: int = Field(gt=0)
     height: int = Field(gt=0)

@@ -124,6 +124,16 @@ class Request(TypedDict, total=False):
             le=1000,
         ),
     ]
+    token_merging: Annotated[
+        float | None,
+        Option(
+            "Share of tokens to merge in the self-attention of a U-Net's highest resolution, up to "
+            "0.75: faster for large pictures, another picture.  [default: 0]",
+            "RATIO",
+            ge=0,
+            le=0.75,
+        ),
+    ]
     seed: Annotated[int | None, Option("Random seed.  [default: random]", "N", ge=0, lt=SEEDS)]
     size: Annotated[
         tuple[int, int] | int | str | None,
