@@ -28,7 +28,9 @@ File = str | PathLike[str]
 Fields = Mapping[str, Any]
 Several = Sequence[T] | T
 SEEDS = 2**63
-INIT, ADAPTERS = "Image to image", "LoRAs, ControlNets and other models"  # groups in the help
+# Groups in the help.
+INIT, ADAPTERS = "Image to image", "LoRAs, ControlNets and other models"
+APPROXIMATE = "Approximations: faster, another picture"
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ class Request(TypedDict, total=False):
         int | None,
         Option(
             "Compute the deep layers of a U-Net at every N-th step only and reuse their features "
-            "in between: faster, another picture.  [default: 1]",
+            "in between.  [default: 1]",
             "N",
+            group=APPROXIMATE,
             ge=1,
             le=1000,
         ),
@@ -128,8 +131,9 @@ class Request(TypedDict, total=False):
         float | None,
         Option(
             "Share of tokens to merge in the self-attention of a U-Net's highest resolution, up to "
-            "0.75: faster for large pictures, another picture.  [default: 0]",
+            "0.75; for large pictures.  [default: 0]",
             "RATIO",
+            group=APPROXIMATE,
             ge=0,
             le=0.75,
         ),
