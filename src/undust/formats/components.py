@@ -212,6 +212,15 @@ def save_component(
     )
 
 
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Sampler, schedule (or list of σ) and steps that a distilled model was trained for."""
+
+    sampler: str
+    schedule: str
+    steps: int
+
+
 @dataclass(eq=False)
 class Components:
     """What goes together as one model.
@@ -224,7 +233,8 @@ class Components:
     of maps that are concatenated with the latents, behind all other channels; self_conditioned:
     whether the denoiser takes its last estimate, in the channels behind the latents (Chen et al.
     2022, "Analog Bits", section 3.2); schedules: lists of σ that were fitted to it, of different
-    numbers of steps. Raises UndustError for components that do not fit one another.
+    numbers of steps; sampling: the steps that it was distilled for, if it was. Raises UndustError
+    for components that do not fit one another.
     """
 
     autoencoder: FirstStageNetwork
@@ -240,6 +250,7 @@ class Components:
     maps: tuple[MapKind, ...] = ()
     self_conditioned: bool = False
     schedules: tuple[str, ...] = ()
+    sampling: SamplingDefaults | None = None
 
     def __post_init__(self) -> None:
         widths = [each.encoder.config.hidden_size for each in self.texts]

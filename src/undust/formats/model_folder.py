@@ -20,11 +20,12 @@ from undust.conditioning.tokenizer import END
 from undust.diffusion.process import Process
 from undust.diffusion.schedules import listed
 from undust.errors import UndustError, demand, printable, quoted
-from undust.formats import tokenizer_files
+from undust.formats import sampling, tokenizer_files
 from undust.formats.components import (
     DEFAULT_GUIDANCE,
     MAX_NOISE_LEVEL,
     Components,
+    SamplingDefaults,
     load_component,
     load_first_stage,
     save_component,
@@ -104,6 +105,7 @@ def read(folder: Path, dtype: torch.dtype | None, *, texts_as_stored: bool = Fal
             autoencoder = load_first_stage(place, dtype, index[first_stage][1], **scale)
     large = unet.config.takes_pooled_text
     process, prediction = _scheduler(folder / "scheduler")
+    steps = _sampling(folder, flags)
     small = folder / "low_res_scheduler"
     zeros = _flag(folder, flags, ZEROS, default=True)
     most = flags.get(NOISE, MAX_NOISE_LEVEL)
@@ -124,7 +126,8 @@ def read(folder: Path, dtype: torch.dtype | None, *, texts_as_stored: bool = Fal
             force_zeros_for_empty_prompt=zeros and large,
             low_res_process=_scheduler(small)[0] if "low_res_scheduler" in index else None,
             max_noise_level=most,
-            guidance=_guidance(folder, flags, conditioners, large=large),
+            guidance=_guidance(folder, flags, conditioners, large=large, distilled=bool(steps)),
+            sampling=steps,
             classes=_classes(folder, flags),
             maps=_maps(folder, flags),
             self_conditioned=_flag(folder, flags, SELF_CONDITIONED, default=False),
@@ -180,6 +183,8 @@ def write(
             if process is not None:
                 (building / name).mkdir()
                 config = scheduler_config(process, prediction)
+                if name == "scheduler":
+                    config = sampling.scheduler(config, parts.sampling)
                 write_json(building / name / "scheduler_config.json", config)
                 index[name] = ["diffusers", config["_class_name"]]
         write_json(building / INDEX, index)
@@ -204,14 +209,20 @@ def _size(unet: Path) -> dict[str, int]:
 
 
 def _guidance(
-    folder: Path, index: Mapping[str, Any], texts: Sequence[TextConditioner], *, large: bool
+    folder: Path,
+    index: Mapping[str, Any],
+    texts: Sequence[TextConditioner],
+    *,
+    large: bool,
+    distilled: bool,
 ) -> float:
     """The default guidance scale: our own entry of the index, or that of the published family.
 
+    1 for a distilled model, which has learnt its guidance.
     Raises UndustError for an entry that is no number of at least 0.
     """
     family = _family_guidance(texts, upscaler="low_res_scheduler" in index, large=large)
-    given = index.get(GUIDANCE, family)
+    given = index.get(GUIDANCE, 1.0 if distilled else family)
     if type(given) not in (int, float) or not 0 <= given < math.inf:
         raise UndustError(f"{folder / INDEX}: {GUIDANCE} is {quoted(given)}, not a number")
     return float(given)
@@ -293,6 +304,11 @@ def _naming(place: Path) -> Generator[None]:
         raise UndustError(f"{place}: {error}") from error
 
 
+def _sampling(folder: Path, index: Mapping[str, Any]) -> SamplingDefaults | None:
+    with _naming(folder / INDEX):
+        return sampling.read(index, read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
 def _scheduler(folder: Path) -> tuple[Process, str]:
     path = folder / "scheduler_config.json"
     return read_scheduler(read_json(path), path)
@@ -329,6 +345,8 @@ def _index(parts: Components) -> dict[str, Any]:
         flags[name] = {str(number): label for number, label in enumerate(parts.classes)}
     if parts.self_conditioned:
         flags[SELF_CONDITIONED] = True
+    if parts.sampling:
+        flags[sampling.ENTRY] = sampling.entry(parts.sampling)
     if parts.schedules:
         flags[SCHEDULES] = [*parts.schedules]
     if parts.maps:

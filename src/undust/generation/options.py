@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from undust.adapters.token_merging import attentions
 from undust.conditioning.prompt import foreign
+from undust.diffusion.schedules import listed
 from undust.errors import UndustError, quoted, unknown
 from undust.generation.guided import refiner_model, resolve_guidance
 from undust.generation.other_names import OTHER_NAMES
@@ -198,13 +199,13 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
         raise UndustError(
             f"negative: one text goes with all prompts of a call, not {quoted(given['negative'])}"
         )
-    guidance, schedule = options.get("guidance"), options.get("schedule")
+    guidance = options.get("guidance")
     negative = options.get("negative")
     fields: dict[str, Any] = {
         **{name: given.get(name) for name in OPTIONS if name not in NO_FIELDS},
         "negative": None if negative is None else negative.replace(BYTE_ORDER_MARK, ""),
         "guidance": model.guidance if guidance is None else guidance,
-        "schedule": model.process.default_schedule if schedule is None else schedule,
+        **_sampling(model, given),
         "guides": [
             resolve_guidance(read_guidance(each), model, size)
             for each in _each(given.get("guides"))
@@ -232,6 +233,19 @@ def _settled(model: LatentModel, options: Request) -> dict[str, Any]:
     if isinstance(level, int) and level > most and model.low_res_process is not None:
         raise UndustError(f"noise level: {model.name} was trained with at most {most}, not {level}")
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _sampling(model: LatentModel, given: Mapping[str, object]) -> dict[str, object]:
+    """Steps, sampler and schedule as given, else those that the model was distilled for."""
+    names = ("steps", "sampler", "schedule")
+    found = {name: given[name] for name in names if given.get(name) is not None}
+    own, usual = model.sampling, model.process.default_schedule
+    if own is None or "schedule" in found:
+        return {**({"sampler": own.sampler} if own else {}), "schedule": usual, **found}
+    levels = listed(own.schedule)
+    fits = levels is None or found.get("steps", own.steps) == len(levels) - 1
+    defaults = {"steps": own.steps, "sampler": own.sampler}
+    return {**defaults, "schedule": own.schedule if fits else usual, **found}
 
 
 def _size(

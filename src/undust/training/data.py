@@ -44,6 +44,7 @@ class RandomStream(IntEnum):
     PERTURBATION = 16
     SELF_CONDITIONING = 17
     VIEW = 18
+    GUIDANCE = 19
 
 
 @dataclass(frozen=True)

@@ -83,15 +83,20 @@ class Samples:
     ) -> None:
         self.latents, self.text, self.conditions = latents, text, conditions
 
-    def conditioning(self, model: LatentDiffusion, batch: Batch) -> Conditioning:
-        """The conditioning of a batch, as the model's conditioner makes it."""
-        prompts = self.text(batch) if self.text else [None] * len(batch)
+    def conditioning(
+        self, model: LatentDiffusion, batch: Batch, *, negative: bool = False
+    ) -> Conditioning:
+        """The conditioning of a batch, as the model's conditioner makes it.
+
+        negative: the one that guidance leads away from, without captions and classes.
+        """
+        prompts = self.text(batch) if self.text and not negative else [None] * len(batch)
         views = self.latents.views
         fields: dict[str, Sequence[Any]] = {**views.inputs(batch, framing=model.num_size_ids > 0)}
         for each in self.conditions:
             fields |= each.inputs(batch)
         encoded = self.text.encoded(prompts) if self.text else None
-        inputs = ConditionInputs(prompts, fields, captions=True, encoded=encoded)
+        inputs = ConditionInputs(prompts, fields, negative, captions=True, encoded=encoded)
         cond = model.conditioner(inputs)
         for each in self.conditions:
             cond = cond.beside(each.channels(batch), each.label(batch))
@@ -220,12 +225,17 @@ class DenoisingTask(ABC):
         """None: the tokenizer is that of a finished text encoder."""
         return None
 
+    @property
+    def preview_options(self) -> dict[str, Any]:
+        """Options of the previews' requests."""
+        return {"steps": PREVIEW_STEPS}
+
     def preview(self, *, brief: bool = False) -> Image.Image:
         """Images of the recipe's prompts with constant seeds; brief: one image, in one step.
 
         With other conditions those of samples of the data, each with its maps above the image.
         """
-        options: dict[str, Any] = {"steps": 1 if brief else PREVIEW_STEPS}
+        options = self.preview_options | ({"steps": 1} if brief else {})
         if not self.conditions:
             prompts = [*map(escape, self.captions)] if self.text else ()
             count = 1 if self.text else SHOWN

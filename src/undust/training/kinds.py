@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from undust.errors import UndustError
 from undust.regular import read_text
 from undust.training.config_keys import RENAMED, fault, renamed
+from undust.training.consistency import ConsistencyConfig
 from undust.training.controlnet import ControlNetTrainingConfig
 from undust.training.diffusion import DiffusionConfig
 from undust.training.finetune import FinetuneConfig
@@ -27,6 +28,7 @@ AnyTrainingConfig = (
     | LoraConfig
     | TextualInversionConfig
     | ControlNetTrainingConfig
+    | ConsistencyConfig
 )
 """Every kind of training, chosen by the key `kind`; to add one, add its class here."""
 

@@ -6,8 +6,8 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from undust.formats.lora.factors import Product
 from undust.formats.lora.file import WeightDelta
 from undust.formats.single_file import variant_of
 from undust.networks.unet import UNet
+from undust.pipeline import LatentDiffusion
 from undust.training.checkpoints import TrainingCheckpoint
 from undust.training.configs import Config
 from undust.training.data import Observe
@@ -96,6 +97,21 @@ class LowRankConfig(Config):
                 )
         return chosen
 
+    def changes(self, networks: Mapping[str, nn.Module], seed: int) -> dict[str, nn.Module]:
+        """The changes of each network, added to its layers. Raises UndustError as `layers`."""
+        found = self.layers(networks)
+        torch.manual_seed(seed)
+        # A module's name may have no dots.
+        return {
+            name: nn.ModuleDict(
+                {
+                    each.replace(".", "/"): LowRankChange(layer, self.rank, self.scale)
+                    for each, layer in own.items()
+                }
+            )
+            for name, own in found.items()
+        }
+
 
 class LoraConfig(ExistingModelConfig):
     """Trains a LoRA of a model that exists, whose own weights stay."""
@@ -122,7 +138,7 @@ class LowRankChange(nn.Module):
 
     def __init__(self, layer: Layer, rank: int, scale: float) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.added = scale, True
         columns = layer.weight[0].numel()
         bound = 1 / math.sqrt(columns)
         self.down = nn.Parameter(torch.empty(rank, columns).uniform_(-bound, bound))
@@ -131,6 +147,8 @@ class LowRankChange(nn.Module):
 
     def _added(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """The layer's output with the change, as `adapters.applied_loras` adds it."""
+        if not self.added:
+            return output
         return output + apply_low_rank(layer, inputs[0], self.scale * self.up, self.down)
 
     def change(self) -> WeightDelta:
@@ -150,23 +168,9 @@ class LoraTask(ExistingModelTask):
     ) -> None:
         """As `TrainingConfig.task`. Raises UndustError as `LowRankConfig.layers` does."""
         model = config.loaded()
-        if not isinstance(model.unet, UNet):
-            raise UndustError(
-                f"model: {config.model} has no U-Net with text, and there are no other LoRAs yet"
-            )
+        check_takes_lora(model, config)
         networks = chosen_networks(model, config.train)
-        torch.manual_seed(config.seed)
-        rank, scale = config.lora.rank, config.lora.scale
-        # A module's name may have no dots.
-        modules: dict[str, nn.Module] = {
-            name: nn.ModuleDict(
-                {
-                    each.replace(".", "/"): LowRankChange(layer, rank, scale)
-                    for each, layer in own.items()
-                }
-            )
-            for name, own in config.lora.layers(networks).items()
-        }
+        modules = config.lora.changes(networks, config.seed)
         finished = not any(text.name in modules for text in model.texts)
         super().__init__(
             config, out, resumed, observe, model=model, modules=modules, text_is_finished=finished
@@ -174,43 +178,86 @@ class LoraTask(ExistingModelTask):
         self._lora = config.lora
 
     def publish(self, folder: Path, *, brief: bool = False) -> None:  # noqa: ARG002
-        """Writes the LoRA as a folder of two files, under diffusers' keys and under kohya's."""
-        changes = {name: dict(_changes(own)) for name, own in self.modules.items()}
-        with atomic_folder(folder, replace=True) as building:
-            for keys, file in FILES.items():
-                write.save(
-                    building / file, changes, self.model.networks, keys, self._metadata(keys)
-                )
+        """As `write_lora`."""
+        write_lora(folder, self.modules, self.model, self._lora, self.config)
 
     def next_steps(self, model: Path, data: Path) -> str:  # noqa: ARG002
         """A command that generates an image with the LoRA, and the other file's use."""
-        base, text = str(self.config.model), self.text
-        command = ["undust", "generate", *([escape(text.example)] if text else [])]
-        command += ["--model", base, "--lora", str(model / FILES["diffusers"])]
-        return (
-            f"generate with it: {shlex.join(command)}; diffusers: "
-            f"load_lora_weights({str(model)!r}); {FILES['kohya']} is for ComfyUI and others"
+        return lora_use(model, self.config, self.text.example if self.text else None)
+
+
+def check_takes_lora(model: LatentDiffusion, config: ExistingModelConfig) -> None:
+    """Raises UndustError for a model whose denoiser no LoRA is for."""
+    if not isinstance(model.unet, UNet):
+        raise UndustError(
+            f"model: {config.model} has no U-Net with text, and there are no other LoRAs yet"
         )
 
-    def _metadata(self, keys: write.Keys) -> dict[str, str]:
-        """The base model, rank, alpha and recipe; under kohya's keys also in kohya's words."""
-        rank, alpha = self._lora.rank, self._lora.alpha or self._lora.rank
-        recipe = self.config.model_dump(mode="json", exclude_unset=True)
-        recipe["data"]["folder"] = self.config.data.folder.name  # files are passed on
-        about = {
-            "base_model": str(self.config.model),
-            "base_model_hash": self.model.hash,
-            "rank": rank,
-            "alpha": alpha,
-            "recipe": recipe,
-        }
-        found = {"undust": json.dumps(about)}
-        if keys == "kohya":
-            found |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank)}
-            found |= {"ss_network_alpha": f"{alpha:g}"}
-            with suppress(UndustError):  # of a model that was never published
-                found |= {"ss_base_model_version": VERSIONS[variant_of(self.model).name]}
-        return found
+
+@contextmanager
+def without_changes(modules: nn.Module) -> Generator[None]:
+    """Within it the networks compute as if the changes among the modules were not there."""
+    changes = [each for each in modules.modules() if isinstance(each, LowRankChange)]
+    for each in changes:
+        each.added = False
+    try:
+        yield
+    finally:
+        for each in changes:
+            each.added = True
+
+
+def write_lora(
+    folder: Path,
+    modules: Mapping[str, nn.Module] | nn.ModuleDict,
+    model: LatentDiffusion,
+    lora: LowRankConfig,
+    config: ExistingModelConfig,
+) -> None:
+    """Writes a LoRA as a folder of two files, under diffusers' keys and under kohya's.
+
+    modules: the changes of each network of the model.
+    """
+    changes = {name: dict(_changes(own)) for name, own in modules.items()}
+    with atomic_folder(folder, replace=True) as building:
+        for keys, file in FILES.items():
+            about = _metadata(keys, model, lora, config)
+            write.save(building / file, changes, model.networks, keys, about)
+
+
+def lora_use(
+    folder: Path, config: ExistingModelConfig, prompt: str | None, options: Sequence[str] = ()
+) -> str:
+    """A command that generates an image with the LoRA in a folder, and the other file's use."""
+    command = ["undust", "generate", *([] if prompt is None else [escape(prompt)])]
+    command += ["--model", str(config.model), "--lora", str(folder / FILES["diffusers"]), *options]
+    return (
+        f"generate with it: {shlex.join(command)}; diffusers: "
+        f"load_lora_weights({str(folder)!r}); {FILES['kohya']} is for ComfyUI and others"
+    )
+
+
+def _metadata(
+    keys: write.Keys, model: LatentDiffusion, lora: LowRankConfig, config: ExistingModelConfig
+) -> dict[str, str]:
+    """The base model, rank, alpha and recipe; under kohya's keys also in kohya's words."""
+    rank, alpha = lora.rank, lora.alpha or lora.rank
+    recipe = config.model_dump(mode="json", exclude_unset=True)
+    recipe["data"]["folder"] = config.data.folder.name  # files are passed on
+    about = {
+        "base_model": str(config.model),
+        "base_model_hash": model.hash,
+        "rank": rank,
+        "alpha": alpha,
+        "recipe": recipe,
+    }
+    found = {"undust": json.dumps(about)}
+    if keys == "kohya":
+        found |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank)}
+        found |= {"ss_network_alpha": f"{alpha:g}"}
+        with suppress(UndustError):  # of a model that was never published
+            found |= {"ss_base_model_version": VERSIONS[variant_of(model).name]}
+    return found
 
 
 def _is_target(name: str, layer: nn.Module, target: str) -> bool:
