@@ -7,6 +7,9 @@ phases, f is the flow's point at the phase's last level (Heek et al. 2024, Multi
 Models; Wang et al. 2024, Phased Consistency Models); one phase is latent consistency distillation
 (Luo et al. 2023).
 
+A pair may also span a whole phase: then the teacher's solver goes to its end, where no student is
+asked (Luhman & Luhman 2021, for one phase).
+
 The student estimates x0; its f at a level `end` is on the line from x to that estimate, as a step
 of Euler's method. So f(x, end) = x, the boundary condition, holds for any student.
 """
@@ -15,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from undust.diffusion.process import EDM, VE, Process
+from undust.diffusion.samplers.euler import euler_step
 from undust.diffusion.schedules import SCHEDULES
 from undust.errors import UndustError
 
@@ -59,14 +64,15 @@ class ConsistencyGrid:
         part = (len(self.levels) - 1) // self.phases
         return (places // part + 1) * part
 
+    @property
+    def edges(self) -> Tensor:
+        """The levels at which phases begin, and 0: those of sampling."""
+        return self.levels[:: (len(self.levels) - 1) // self.phases]
 
-def line(x: Tensor, x0: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
-    """x [B, …] at σ [B] moved to the levels `end` [B] along the line to x0: Euler's method.
-
-    In these coordinates the step of DDIM too.
-    """
-    share = (end / sigma).to(x).reshape(-1, *[1] * (x.ndim - 1))
-    return x0 + share * (x - x0)
+    def thinned(self, steps: int) -> Tensor:
+        """At most `steps` + 1 of the levels, with the first and the last."""
+        count = len(self.levels) - 1
+        return self.levels[torch.linspace(0, count, min(steps, count) + 1).round().long()]
 
 
 def consistency_error(
@@ -77,45 +83,30 @@ def consistency_error(
     places: Tensor,
     grid: ConsistencyGrid,
 ) -> Tensor:
-    """f of the student at x [B, …] minus f of the target one level below, on the teacher's flow.
+    """The student's f at x [B, …] minus that of the target one level below, on the teacher's flow.
 
-    (Song et al. 2023, eq. 7; with a guided teacher Luo et al. 2023, eq. 14.) places: numbers of the
-    levels of x; target: the student with averaged weights, or itself; no gradient reaches it.
+    (Song et al. 2023, eq. 7; with a guided teacher Luo et al. 2023, algorithm 1.) places: numbers
+    of the levels of x; target: the student with averaged weights, or itself, without gradient.
     """
     ends = grid.ends(places)
     sigma, below, end = (grid.levels[each] for each in (places, places + 1, ends))
     with torch.no_grad():
-        lower = line(x, teacher(x, sigma.to(x)), sigma, below)
+        lower = euler_step(x, teacher(x, sigma.to(x)), sigma, below)
         if bool((places + 1 < ends).any()):
             level = below.clamp(min=float(grid.levels[-2]))  # where it is 0 the line has no length
-            beyond = line(lower, target(lower, level.to(x)), level, end)
+            beyond = euler_step(lower, target(lower, level.to(x)), level, end)
             inner = (places + 1 < ends).reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
             lower = torch.where(inner, beyond, lower)
-    return line(x, student(x, sigma.to(x)), sigma, end) - lower
+    return euler_step(x, student(x, sigma.to(x)), sigma, end) - lower
 
 
-def solved_error(
-    student: Estimate,
-    teacher: Estimate,
-    x: Tensor,
-    places: Tensor,
-    grid: ConsistencyGrid,
-    steps: int,
-) -> Tensor:
-    """f of the student at x [B, …] minus the end of the teacher's flow from there.
-
-    In `steps` steps of Euler's method through levels of the grid, or in as many as there are.
-    """
-    ends = grid.ends(places)
-    end, at, solved = grid.levels[ends], places, x
-    for left in range(steps, 0, -1):
-        # Places without a step stay where they are: the line from a level to itself.
-        following = at + ((ends - at) / left).ceil().long()
-        now = grid.levels[at.clamp(max=len(grid.levels) - 2)]
-        then = torch.where(at < ends, grid.levels[following], now)
-        solved, at = line(solved, teacher(solved, now.to(x)), now, then), following
-    sigma = grid.levels[places]
-    return line(x, student(x, sigma.to(x)), sigma, end) - solved
+def euler_path(estimate: Estimate, x: Tensor, levels: Tensor) -> list[Tensor]:
+    """The points x [B, …] at all levels, from the first, by Euler's method."""
+    path = [x]
+    for sigma, following in pairwise(levels):
+        x = euler_step(x, estimate(x, sigma.to(x).expand(len(x))), sigma, following)
+        path.append(x)
+    return path
 
 
 def pseudo_huber(error: Tensor, width: float) -> Tensor:

@@ -34,9 +34,7 @@ def read(index: Mapping[str, Any], scheduler: Mapping[str, Any]) -> SamplingDefa
         name = scheduler.get("_class_name")
         if name not in CONSISTENCY_CLASSES:
             return None
-        return SamplingDefaults(
-            name.removesuffix("Scheduler").lower(), "trailing", PUBLISHED_STEPS
-        )
+        return SamplingDefaults(name.removesuffix("Scheduler").lower(), "trailing", PUBLISHED_STEPS)
     try:
         found = _SAMPLING.validate_python(index[ENTRY])
         SAMPLERS[found.sampler]
@@ -73,10 +71,11 @@ def scheduler(config: Mapping[str, Any], sampling: SamplingDefaults | None) -> d
             return own | {"timestep_spacing": "trailing"}
         case "lcm":
             steps, times = sampling.steps, own["num_train_timesteps"]
-            fitting = (
-                each for each in range(ORIGIN, 0, -1) if times % each == 0 == each % steps
-            )
-            own |= {"_class_name": "LCMScheduler", "original_inference_steps": next(fitting, ORIGIN)}
+            fitting = (each for each in range(ORIGIN, 0, -1) if times % each == 0 == each % steps)
+            own |= {
+                "_class_name": "LCMScheduler",
+                "original_inference_steps": next(fitting, ORIGIN),
+            }
             return own
         case _:
             return own

@@ -21,10 +21,11 @@ from undust.diffusion.distillation import (
     ConsistencyGrid,
     Estimate,
     consistency_error,
+    euler_path,
     pseudo_huber,
     schedule_name,
-    solved_error,
 )
+from undust.diffusion.samplers.euler import euler_step
 from undust.errors import UndustError
 from undust.evaluation.figure import Figure
 from undust.evaluation.networks import FigureNetworks
@@ -44,11 +45,11 @@ from undust.training.lora import (
     without_changes,
     write_lora,
 )
-from undust.training.noise import NoiseChangesConfig, training_noise
+from undust.training.noise import training_noise
 from undust.training.noise_levels import NoiseLevelsConfig
 
 STEPS = 4  # of pictures after one phase (Luo et al. 2023)
-VALIDATION_STEPS = 8  # of the teacher's solver, in the validation loss
+VALIDATION_STEPS = 10  # at most, of the teacher's solver in the validation loss
 
 
 class DistillationConfig(Config):
@@ -73,6 +74,14 @@ class DistillationConfig(Config):
         ge=0,
         lt=1,
         description="decay of the averaged weights that give the target; 0: the student's own",
+    )
+    trajectories: int = Field(
+        default=0,
+        ge=0,
+        le=10**6,
+        description="flows of the teacher from pure noise that are solved once each and kept in "
+        "memory; the student learns their phases whole. 0: it learns single steps of the solver, "
+        "from noisy pictures",
     )
     loss: Literal["pseudo-huber", "l2"] = Field(
         default="pseudo-huber", description="of the difference of two clean latents"
@@ -116,6 +125,13 @@ class ConsistencyConfig(ExistingModelConfig):
             raise ValueError("prior: the teacher is the whole objective; leave it out")
         if self.diffusion != NoiseLevelsConfig():
             raise ValueError("diffusion: the levels are those of distillation; leave it out")
+        kept, batch = self.distillation.trajectories, self.run.batch
+        if kept % batch:
+            raise ValueError(
+                f"distillation.trajectories is {kept}, which a batch of {batch} does not divide"
+            )
+        if kept and self.data.buckets:
+            raise ValueError("distillation.trajectories: not for data.buckets")
         return self
 
 
@@ -127,7 +143,7 @@ class AverageOf(nn.Module):
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         super().__init__()
-        self._decay, self._parameters = decay, dict(parameters)
+        self._decay, self._live = decay, dict(parameters)
         self._names = {name: name.replace(".", "/") for name in parameters}
         for name, own in self._names.items():
             self.register_buffer(own, parameters[name].detach().clone())
@@ -143,8 +159,8 @@ class AverageOf(nn.Module):
         """Moves towards the parameters, once in each step."""
         updated = self.get_buffer("updated")
         if step != int(updated):
-            own, parameters = [*self.average.values()], [*self._parameters.values()]
-            torch._foreach_lerp_(own, parameters, 1 - self._decay)  # pyright: ignore
+            own, live = [*self.average.values()], [*self._live.values()]
+            torch._foreach_lerp_(own, live, 1 - self._decay)  # pyright: ignore
             updated.fill_(step)
 
 
@@ -170,6 +186,8 @@ class ConsistencyTask(ExistingModelTask):
                 f"model: {config.model} takes its last estimate, which a single step has not"
             )
         own = config.distillation
+        if own.trajectories:
+            own = own.model_copy(update={"target_ema": 0.0})  # no target is asked
         self.grid = ConsistencyGrid.of(model.process, own.solver_steps, own.phases)
         guidance = model.guidance if own.guidance is None else own.guidance
         scales = guidance if isinstance(guidance, tuple) else (guidance, guidance)
@@ -198,6 +216,7 @@ class ConsistencyTask(ExistingModelTask):
             text_is_finished=True,
         )
         self._changes = modules
+        self._kept: dict[tuple[tuple[int, ...], ...], Tensor] = {}
         self._teacher = replace(self.denoise, network=teacher)
         if teacher is not model.unet:
             self.networks["teacher"] = teacher
@@ -209,43 +228,83 @@ class ConsistencyTask(ExistingModelTask):
         schedule = schedule_name(self.model.process)
         if phases == 1:
             return SamplingDefaults("lcm", schedule, STEPS)
-        part = self.config.distillation.solver_steps // phases
         if schedule != "trailing":
-            schedule = ",".join(f"{level:.7g}" for level in self.grid.levels[:-1:part].tolist())
+            schedule = ",".join(f"{level:.7g}" for level in self.grid.edges[:-1].tolist())
         return SamplingDefaults("ddim", schedule, phases)
 
     def loss_of(self, samples: Samples, batch: Batch) -> Tensor:
-        """The loss [B] of a batch of samples; in evaluation that against the teacher's flow."""
-        z, settings = samples.latents.sample(batch), self.config.distillation
-        training = self.modules.training
-        changes = self.config.noise if training else NoiseChangesConfig()
-        _, noise = training_noise(changes, batch, z.shape[1:])
-        places = self.grid.places(batch.uniform(RandomStream.TIME)[:, 0])
-        level = self.grid.levels[places].to(z).reshape(-1, 1, 1, 1)
-        x = z + level * noise
-        cond = samples.conditioning(self.model, batch)
-        teacher = self._guided(samples, batch, cond)
+        """The loss [B] of a batch of samples.
 
-        def student(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.denoise(x, sigma, cond).to(x)
+        In evaluation it is the squared difference of the latents that the student generates in as
+        many steps as phases, and those of the teacher, from the same noise.
+        """
+        if not self.modules.training:
+            path = self.grid.thinned(VALIDATION_STEPS)
+            start, teacher, student = self._start(samples, batch)
+            theirs = euler_path(teacher, start, path)[-1]
+            error = euler_path(student, start, self.grid.edges)[-1] - theirs
+            return error.square().flatten(1).mean(1)
+        settings = self.config.distillation
+        if settings.trajectories:
+            error = self._trajectory_error(samples, batch)
+        else:
+            error = self._neighbour_error(samples, batch)
+        if settings.loss == "l2":
+            return error.square().flatten(1).mean(1)
+        return pseudo_huber(error, settings.huber_width)
+
+    def _neighbour_error(self, samples: Samples, batch: Batch) -> Tensor:
+        """The student's f at noisy pictures minus the target's, one step of the solver below."""
+        z = samples.latents.sample(batch)
+        _, noise = training_noise(self.config.noise, batch, z.shape[1:])
+        places = self.grid.places(batch.uniform(RandomStream.TIME)[:, 0])
+        x = z + self.grid.levels[places].to(z).reshape(-1, 1, 1, 1) * noise
+        cond = samples.conditioning(self.model, batch)
+        teacher, student = self._guided(samples, batch, cond), self._student(cond)
 
         def target(x: Tensor, sigma: Tensor) -> Tensor:
             with self._holding_average():
                 return student(x, sigma)
 
-        if not training:
-            steps = VALIDATION_STEPS
-            error = solved_error(student, teacher, x, places, self.grid, steps)
-            return error.square().flatten(1).mean(1)
         if self._average:
             self._average.update(batch.step)
-        error = consistency_error(student, target, teacher, x, places, self.grid)
-        if settings.loss == "l2":
-            return error.square().flatten(1).mean(1)
-        return pseudo_huber(error, settings.huber_width)
+        return consistency_error(student, target, teacher, x, places, self.grid)
+
+    def _trajectory_error(self, samples: Samples, batch: Batch) -> Tensor:
+        """The student's f at the beginning of a phase minus the teacher's flow at its end.
+
+        The flows are those of the first batches of the run, again and again: a key is all samples
+        of a batch, so that a resumed run computes the same bits.
+        """
+        count, kept = len(self.order.groups), self.config.distillation.trajectories
+        places = [e * count + i for e, i in zip(batch.epoch, batch.index, strict=True)]
+        own = self.order.at([place % kept for place in places], batch.step)
+        start, teacher, student = self._start(samples, own)
+        key = (own.epoch, own.index)
+        if key not in self._kept:
+            path = euler_path(teacher, start, self.grid.levels)
+            self._kept[key] = torch.stack(path[:: (len(path) - 1) // self.grid.phases], 1)
+        edges, levels = self._kept[key], self.grid.edges
+        phase = (batch.uniform(RandomStream.TIME)[:, 0] * self.grid.phases).long()
+        each = torch.arange(len(batch))
+        x, sigma = edges[each, phase], levels[phase]
+        return (
+            euler_step(x, student(x, sigma.to(x)), sigma, levels[phase + 1])
+            - edges[each, phase + 1]
+        )
+
+    def _start(self, samples: Samples, batch: Batch) -> tuple[Tensor, Estimate, Estimate]:
+        """Pure noise of the shape of a batch's latents, the teacher, and the student."""
+        cond = samples.conditioning(self.model, batch)
+        noise = batch.normal(RandomStream.NOISE, samples.latents.sample(batch).shape[1:])
+        start = self.model.process.start(noise, float(self.grid.levels[0]))
+        return start, self._guided(samples, batch, cond), self._student(cond)
+
+    def _student(self, cond: Conditioning) -> Estimate:
+        return lambda x, sigma: self.denoise(x, sigma, cond).to(x)
 
     def _guided(self, samples: Samples, batch: Batch, cond: Conditioning) -> Estimate:
-        """The teacher with guidance, of a scale for each sample (Luo et al. 2023, eq. 10)."""
+        """The teacher with guidance, of a scale for each sample (Luo et al. 2023, section 4.2)."""
         low, high = self._scales
         if low == high == 1:
             own = cond

@@ -235,7 +235,9 @@ class DenoisingTask(ABC):
 
         With other conditions those of samples of the data, each with its maps above the image.
         """
-        options = self.preview_options | ({"steps": 1} if brief else {})
+        options = self.preview_options
+        if brief:
+            options["steps"] = 1
         if not self.conditions:
             prompts = [*map(escape, self.captions)] if self.text else ()
             count = 1 if self.text else SHOWN
