@@ -44,7 +44,9 @@ def read(index: Mapping[str, Any], scheduler: Mapping[str, Any]) -> SamplingDefa
         elif len(levels) != found.steps + 1:
             raise UndustError(f"{len(levels) - 1} σ are listed, for {found.steps} steps")
     except ValidationError as error:
-        raise UndustError(f"{ENTRY}: {demand(error.errors()[0])}") from None
+        fault = error.errors()[0]
+        key = "".join(f"{each} " for each in fault["loc"])
+        raise UndustError(f"{ENTRY}: {key}{demand(fault)}") from None
     except UndustError as error:
         raise UndustError(f"{ENTRY}: {error}") from None
     if not 0 < found.steps <= 1000:

@@ -40,6 +40,7 @@ KINDS = {
     "lora": "LoRA",
     "controlnet": "ControlNet",
     "textual-inversion": "Textual inversion",
+    "consistency": "Consistency distillation",
 }
 
 

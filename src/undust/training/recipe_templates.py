@@ -80,6 +80,17 @@ OWN: dict[str, dict[str, Any]] = {
         "sample_every": 100,
         "held_out": 0,
     },
+    "consistency": {
+        "captions": True,
+        "drop": 0.0,
+        "model": "emoji",
+        "prompt": "",
+        "previews": [],
+        "learning_rate": 5e-4,
+        "steps": 1000,
+        "batch": 32,
+        "ema": 0.98,
+    },
     "controlnet": {
         "captions": True,
         "drop": 0.5,
