@@ -159,7 +159,7 @@ def test_a_lora_gives_the_students_picture_here_and_in_diffusers(
     ours = painted(model, files["diffusers"])
     assert apart(ours, painted(model)) > 1e-3
     assert apart(painted(model, files["kohya"]), ours) < 1e-6
-    for theirs in by_diffusers(folder, files.values()):
+    for theirs in by_diffusers(folder, [files["diffusers"]]):
         assert apart(theirs, ours) < 1e-4
     about = json.loads(
         undust.formats.safetensors_file.header(files["diffusers"]).metadata["undust"]
@@ -173,6 +173,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     kept: int,
     variant_folder: Folder,
     recipe: Recipe,
+    pictures: Path,
     tmp_path: Path,
     contents: Callable[[Path], Any],
 ):
@@ -180,13 +181,12 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     for steps in (1, 2):
         run = {"steps": steps, "batch": 8, "ema": 0.9, "accumulate": 2}
         own = {"trajectories": kept, "phases": 2}
-        config = recipe(variant_folder("sd1"), run=run, lora=lora, distillation=own)
+        data = {"folder": str(pictures)}
+        config = recipe(variant_folder("sd1"), run=run, lora=lora, distillation=own, data=data)
         assert train(config, tmp_path / "parts", resume=steps > 1)
     assert train(config, tmp_path / "whole")
     for part in ("model", "checkpoints/step-00000002"):
         found, expected = (contents(tmp_path / run / part) for run in ("parts", "whole"))
-        for files in (found, expected):
-            files.pop("state.json", None)  # with the validation at the end of the first part
         assert found == expected
 
 
@@ -282,8 +282,8 @@ def test_the_student_comes_nearer_to_the_teacher(
         task.modules.train()
         return found
 
-    before, optimizer = distance(), torch.optim.Adam(task.modules.parameters(), 2e-3)
-    for _ in range(15):
+    before, optimizer = distance(), torch.optim.Adam(task.modules.parameters(), 3e-3)
+    for _ in range(10):
         optimizer.zero_grad()
         task.losses(batch)["loss"].backward()
         optimizer.step()
