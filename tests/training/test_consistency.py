@@ -266,14 +266,13 @@ def test_the_flows_that_are_kept_are_the_teacher_s_pictures(
         torch.testing.assert_close(found, error.square().mean(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("kept", [0, 8])
 def test_the_student_comes_nearer_to_the_teacher(
-    kept: int, variant_folder: Folder, recipe: Recipe, tmp_path: Path
+    variant_folder: Folder, recipe: Recipe, tmp_path: Path
 ):
     """The loss in evaluation is the distance of their pictures from the same noise."""
-    own = {"phases": 2, "guidance": 9.0, "target_ema": 0, "trajectories": kept}
+    own = {"phases": 2, "guidance": 9.0, "target_ema": 0}
     task = ConsistencyTask(recipe(variant_folder("sd2-v"), distillation=own), tmp_path)
-    batch = task.order.batch(0, 8)
+    batch = task.order.batch(0, 4)
 
     def distance() -> float:
         task.modules.eval()
