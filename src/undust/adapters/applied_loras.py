@@ -161,6 +161,11 @@ def shared(network: N) -> N:
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
+def hooked(network: nn.Module) -> bool:
+    """Whether a LoRA that is not merged adds to the output of a layer in it."""
+    return any(layer._forward_hooks for layer in network.modules())  # pyright: ignore[reportPrivateUsage]
+
+
 def _changes(change: WeightDelta, kind: str) -> bool:
     if kind == "bias":
         return change.bias is not None

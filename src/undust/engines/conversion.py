@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undust.errors import reason
 from undust.networks.conditioning import Conditioning
 from undust.networks.stored import WIDE, computes_in
 
@@ -58,12 +59,6 @@ def imported() -> Any:
                 sys.modules[TELEMETRY] = known
         convert_impl.tm = telemetry_utils.tm = telemetry_stub  # if it was imported before
     return openvino
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error with text, and its kind."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return f"{type(error).__name__}: {next(filter(None, lines), 'no reason given')}"
 
 
 def named_inputs(

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from undust.adapters import token_merging
-from undust.adapters.applied_loras import shared
+from undust.adapters.applied_loras import hooked, shared
 from undust.adapters.offload import Lock
 from undust.engines import conversion, conversion_cache
 from undust.engines.conversion import Compiled, Inputs
 from undust.engines.cpu import for_cpu
 from undust.engines.weights import HashedWeights
-from undust.errors import UndustError
+from undust.errors import UndustError, reason
 from undust.networks.attention import Perturbation
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
@@ -80,7 +80,7 @@ class Conversions:
             except Exception as error:
                 self._failed = True
                 self._compiled.clear()
-                note = f"the engine openvino fails: {conversion.reason(error)}; cpu takes its place"
+                note = f"the engine openvino fails: {reason(error)}; cpu takes its place"
                 warnings.warn(note, RuntimeWarning, stacklevel=2)
                 return None
 
@@ -164,11 +164,10 @@ def _converted_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _can_convert(network: nn.Module) -> bool:
-    layers = network.modules()
     return (
         isinstance(network, DenoiserNetwork | UNetEncoder)
         and computes_in(network) in conversion.PRECISIONS
         and not token_merging.merges(network)
         and next(network.parameters()).device.type == "cpu"
-        and not any(layer._forward_hooks for layer in layers)  # pyright: ignore[reportPrivateUsage]
+        and not hooked(network)
     )

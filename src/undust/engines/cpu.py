@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from undust.adapters.applied_loras import shared
+from undust.adapters.applied_loras import hooked, shared
 from undust.engines import probe, winograd
 from undust.engines.texts import keep_texts
 from undust.engines.weights import trains
@@ -40,13 +40,8 @@ def for_cpu(network: N) -> N:
     if gains:
         winograd.replace_convolutions(copied)
     for layer in copied.modules():
-        if type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not _hooked(layer.proj):
+        if type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not hooked(layer.proj):
             layer.__class__ = SplitGEGLU
             gains = True
     keep_texts(copied)
     return copied if gains else network
-
-
-def _hooked(layer: nn.Module) -> bool:
-    """Whether a LoRA that is not merged adds to its output, when it is called."""
-    return bool(layer._forward_hooks)  # pyright: ignore[reportPrivateUsage]

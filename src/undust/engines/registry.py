@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from undust.engines import conversion, probe
+from undust.engines import compiled, conversion, probe
+from undust.engines.compiled import for_compile
 from undust.engines.converted import for_openvino
 from undust.engines.cpu import for_cpu
 from undust.engines.int8 import for_int8
@@ -29,12 +30,13 @@ class Engine:
 
     prepare: a network to one with the same result, as nearly as the engine promises, which shares
     its weights; the network itself where the engine has nothing to offer; missing: why it cannot be
-    used here, "" if it can.
+    used here, "" if it can; on_any_device: whether it is for other devices than a CPU too.
     """
 
     summary: str
     prepare: Callable[[nn.Module], nn.Module]
     missing: Callable[[], str] = lambda: ""
+    on_any_device: bool = False
 
 
 def _in_8_bits(network: nn.Module) -> nn.Module:
@@ -52,6 +54,12 @@ ENGINES: Mapping[str, Engine] = {
         "large layers of denoisers and ControlNets in 8 bits: faster, almost the same picture",
         _in_8_bits,
         lambda: "" if probe.int8_is_faster() else "8-bit integers are not faster here",
+    ),
+    "compile": Engine(
+        "denoisers and ControlNets compiled by torch.compile, once a shape of inputs: for GPUs",
+        for_compile,
+        compiled.missing,
+        on_any_device=True,
     ),
     "openvino": Engine(
         "denoisers and ControlNets converted by OpenVINO (an extra), once a shape of inputs",
@@ -96,12 +104,13 @@ def chosen(name: str, networks: Iterable[nn.Module], device: torch.device) -> Pr
         keep_freed_memory()
     if asked.name == plain.name:
         return plain
-    if device.type != "cpu":
+    engine, on_cpu = ENGINES[asked.name], device.type == "cpu"
+    if not on_cpu and not engine.on_any_device:
         reason, found = f"it is for CPUs, and the model is on {device.type}", plain
     else:
         networks = [*networks]
-        reason = ENGINES[asked.name].missing()
-        usable = [Prepared(EXACT)] if reason else [asked, Prepared(EXACT)]
+        reason, others = engine.missing(), [Prepared(EXACT)] if on_cpu else []
+        usable = others if reason else [asked, *others]
         found = next((each for each in usable if each.gains(networks)), plain)
     if name not in (AUTO, found.name):
         reason = reason or "it has nothing to offer for this model"
