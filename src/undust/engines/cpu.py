@@ -35,13 +35,18 @@ def for_cpu(network: N) -> N:
 
     In float32 it has Winograd's convolutions, if they are faster here.
     """
+    convolutions = winograd.can_gain(network) and probe.winograd_is_faster()
+    if not convolutions and not any(map(_splits, network.modules())):
+        return network
     copied = shared(network)
-    gains = winograd.can_gain(network) and probe.winograd_is_faster()
-    if gains:
+    if convolutions:
         winograd.replace_convolutions(copied)
     for layer in copied.modules():
-        if type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not hooked(layer.proj):
+        if _splits(layer):
             layer.__class__ = SplitGEGLU
-            gains = True
     keep_texts(copied)
-    return copied if gains else network
+    return copied
+
+
+def _splits(layer: nn.Module) -> bool:
+    return type(layer) is GEGLU and layer.proj.in_features >= MIN_WIDTH and not hooked(layer.proj)
