@@ -13,6 +13,7 @@ from undust.errors import UndustError
 from undust.networks.config import NetworkConfig
 
 MAX_TENSORS = 10_000  # tensors of a network; Stable Diffusion XL's U-Net has fewer than 2,000
+RANDOM = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_, Tensor.normal_)
 N = TypeVar("N", bound=nn.Module)
 K = TypeVar("K", bound=NetworkConfig)
 
@@ -51,6 +52,6 @@ class _WithoutInit(TorchFunctionMode):
                 raise UndustError(
                     f"the configuration describes a network of over {MAX_TENSORS:,} tensors"
                 )
-        if func in (nn.init.normal_, Tensor.normal_):
+        if func in RANDOM:
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
