@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+
+# With the half million objects of torch, transformers and diffusers, a full collection takes a
+# quarter of a second, and by default one comes every two. Tests of what is freed collect it.
+gc.set_threshold(50_000, 10, 10)
 
 settings.register_profile("undust", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("undust")
