@@ -55,8 +55,9 @@ class Tokenizer:
         for needed in (START, END, self.padding):
             if needed not in words:
                 raise UndustError(f"the tokenizer's vocabulary lacks {printable(needed)}")
+        known = self.vocabulary
         for left, right in self.merges:
-            if not {left, right, left + right} <= self.vocabulary.keys():
+            if left not in known or right not in known or left + right not in known:
                 pair = printable(f"{left} {right}")
                 raise UndustError(f"the tokenizer merges '{pair}' outside its vocabulary")
 
