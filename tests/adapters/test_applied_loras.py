@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -82,6 +82,7 @@ KINDS = pytest.mark.parametrize("merged", [True, False], ids=["merged", "beside"
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @KINDS
+@settings(max_examples=40)
 @given(history=st.lists(SETS, min_size=1, max_size=4))
 def test_views_depend_on_their_loras_alone(merged, dtype, loras, history):
     network = net().to(dtype)
