@@ -59,7 +59,7 @@ def quoted(value: object) -> str:
     return _QUOTING.repr(value)
 
 
-def reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The kind of an error, and the first line of its text."""
     lines = (line.strip() for line in str(error).splitlines())
     return f"{type(error).__name__}: {next(filter(None, lines), 'no reason given')}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from undust.adapters.applied_loras import hooked, shared
 from undust.engines.cpu import for_cpu
-from undust.errors import reason
+from undust.errors import first_line
 from undust.formats.user_cache import cache_folder
 from undust.networks.base import DenoiserNetwork
 from undust.networks.deep_cache import DeepFeatures
@@ -81,6 +81,6 @@ class _CompiledForward:
         except Exception as error:
             output = self._plain(*inputs, **others)  # or the network's own error
             self._failed = True
-            note = f"the engine compile fails: {reason(error)}; torch takes its place"
+            note = f"the engine compile fails: {first_line(error)}; torch takes its place"
             warnings.warn(note, RuntimeWarning, stacklevel=2)
             return output

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undust.errors import reason
+from undust.errors import first_line
 from undust.networks.conditioning import Conditioning
 from undust.networks.stored import WIDE, computes_in
 
@@ -37,7 +37,7 @@ def missing() -> str:
     try:
         imported()
     except Exception as error:  # whatever a library that does not fit the system raises
-        return f"OpenVINO cannot be imported: {reason(error)}"
+        return f"OpenVINO cannot be imported: {first_line(error)}"
     return ""
 
 

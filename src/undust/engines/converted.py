@@ -20,7 +20,7 @@ from undust.engines import conversion, conversion_cache
 from undust.engines.conversion import Compiled, Inputs
 from undust.engines.cpu import for_cpu
 from undust.engines.weights import HashedWeights
-from undust.errors import UndustError, reason
+from undust.errors import UndustError, first_line
 from undust.networks.attention import Perturbation
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
@@ -80,7 +80,7 @@ class Conversions:
             except Exception as error:
                 self._failed = True
                 self._compiled.clear()
-                note = f"the engine openvino fails: {reason(error)}; cpu takes its place"
+                note = f"the engine openvino fails: {first_line(error)}; cpu takes its place"
                 warnings.warn(note, RuntimeWarning, stacklevel=2)
                 return None
 
