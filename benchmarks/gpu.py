@@ -21,9 +21,13 @@ SDXL = (*STEP, "--model", "sdxl", "--size", "1024")
 FULL = ("full_size.py", "sdxl", "--size", "1024", "--dtype", "float16", "--device", "DEVICE")
 ROWS = {  # what it shows: its share of the time, and the command
     "SDXL U-Net, 1024 px, bfloat16, against diffusers": (3, SDXL),
-    "the same, both compiled": (6, (*SDXL, "--compile", "--peer", "diffusers-compiled")),
+    "the same, both compiled": (6, (*SDXL, "--engine", "compile", "--peer", "diffusers-compiled")),
     "SD1.5 U-Net, 512 px, bfloat16, against diffusers": (2, STEP),
     "SDXL, 1024 px, 30 steps, float16, whole": (6, (*FULL, "--steps", "30", "--tolerance", "1")),
+    "the same by the engine compile": (
+        6,
+        (*FULL, "--steps", "30", "--tolerance", "1", "--engine", "compile"),
+    ),
     "the same with memory for one network": (
         6,
         (*FULL, "--steps", "10", "--tolerance", "1", "--room", "7"),

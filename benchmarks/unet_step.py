@@ -1,12 +1,11 @@
 """One U-Net call at the configuration of Stable Diffusion: undust against another library.
 
-    python benchmarks/unet_step.py [--model sd1] [--peer diffusers] [--engine auto] [--compile]
+    python benchmarks/unet_step.py [--model sd1] [--peer diffusers] [--engine auto]
                                    [--rounds 5] [--size 512] [--batch 2] [--dtype float32]
                                    [--device cpu]
 
 peer: diffusers, diffusers-channels-last, diffusers-compiled (torch.compile), or openvino (needs
-`pip install openvino`), which converts its network itself; --compile: torch.compile for undust's
-network. Each side has a process of its own, with random weights of the same shapes; calls
+`pip install openvino`), which converts its network itself. Each side has a process of its own, with random weights of the same shapes; calls
 alternate, so that both see the same machine.
 Prints seconds and the ratio of each round, undust over the peer, then floating-point operations a
 second, also as a share of what a large matrix product reaches here.
@@ -64,8 +63,6 @@ def undust_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..
         asked.engine, [network.eval().requires_grad_(False)], torch.device(asked.device)
     )
     fast = engine(network)
-    if asked.compile:
-        fast = torch.compile(fast)
     given = inputs(asked, **place)
     cond = conditioning(given)
     return lambda: fast(given["x"], given["timestep"], cond)
@@ -177,7 +174,6 @@ def main() -> None:
     """Runs the rounds and prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="sd1")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peer", choices=PEERS, default="diffusers")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--rounds", type=int, default=5)

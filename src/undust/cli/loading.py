@@ -11,11 +11,15 @@ if TYPE_CHECKING:
 
 
 def opened_model(name_or_path: str, **options: Any) -> LatentDiffusion:
-    """As `undust.load`, after `use_free_cores`."""
+    """As `undust.load`, after `use_free_cores`; says where the first step will take long."""
     from undust import pipeline
+    from undust.engines.registry import ENGINES
 
     use_free_cores()
-    return pipeline.load(name_or_path, **options)
+    model = pipeline.load(name_or_path, **options)
+    if why := ENGINES[model.engine].at_first:
+        console.note(f"the first step takes longer, a minute for large models: {why}")
+    return model
 
 
 def use_free_cores() -> None:

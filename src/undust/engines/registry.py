@@ -30,13 +30,15 @@ class Engine:
 
     prepare: a network to one with the same result, as nearly as the engine promises, which shares
     its weights; the network itself where the engine has nothing to offer; missing: why it cannot be
-    used here, "" if it can; on_any_device: whether it is for other devices than a CPU too.
+    used here, "" if it can; on_any_device: whether it is for other devices than a CPU too;
+    at_first: what makes the first step take longer, "" for nothing.
     """
 
     summary: str
     prepare: Callable[[nn.Module], nn.Module]
     missing: Callable[[], str] = lambda: ""
     on_any_device: bool = False
+    at_first: str = ""
 
 
 def _in_8_bits(network: nn.Module) -> nn.Module:
@@ -60,11 +62,13 @@ ENGINES: Mapping[str, Engine] = {
         for_compile,
         compiled.missing,
         on_any_device=True,
+        at_first="torch.compile compiles the model for this size",
     ),
     "openvino": Engine(
         "denoisers and ControlNets converted by OpenVINO (an extra), once a shape of inputs",
         for_openvino,
         conversion.missing,
+        at_first="OpenVINO converts and compiles the model for this size",
     ),
 }
 

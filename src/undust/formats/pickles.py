@@ -46,8 +46,9 @@ MIN_SECONDS, BYTES_PER_SECOND = 120, 4e6
 MEMORY_FACTOR, MIN_MEMORY = 2, 2**29
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from undust.formats import pickles; sys.exit(pickles.main())"
+    "import json, os, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from undust.formats import pickles; code = pickles.main(); "
+    "sys.stderr.flush(); os._exit(code)"  # as undust.__main__
 )
 REFUSED = 3  # exit code of the process; the last line of its stderr has the reason
 LINE = 1000  # bytes, the limit of that line
