@@ -5,8 +5,8 @@
                                    [--device cpu]
 
 peer: diffusers, diffusers-channels-last, diffusers-compiled (torch.compile), or openvino (needs
-`pip install openvino`), which converts its network itself. Each side has a process of its own, with random weights of the same
-shapes; calls alternate, so that both see the same machine.
+`pip install openvino`), which converts its network itself. Each side has a process of its
+own, with random weights of the same shapes; calls alternate, so that both see the same machine.
 Prints seconds and the ratio of each round, undust over the peer, then floating-point operations a
 second, also as a share of what a large matrix product reaches here.
 """
