@@ -1,7 +1,7 @@
 """Stable Diffusion at full size beside diffusers: the same latents, the time to load, peak memory.
 
     python benchmarks/full_size.py sd1 | sd2 | sdxl [--size 512] [--steps 2] [--dtype float32]
-                                   [--device cpu] [--engine auto] [--low-memory] [--room GB]
+                                   [--device cpu] [--engine auto] [--no-low-memory] [--room GB]
 
 Random weights, written once as a model folder into --scratch (2 bytes a weight: 2 to 7 GB) and
 read by both, each in a process of its own that does nothing else. What is compared are the latents
@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--low-memory", action="store_true")
+    parser.add_argument("--low-memory", action=argparse.BooleanOptionalAction)
     parser.add_argument("--room", type=float, default=0.0)
     parser.add_argument("--scratch", type=Path, default=Path("full-size"))
     parser.add_argument("--tolerance", type=float, default=1e-4)

@@ -135,9 +135,9 @@ def load(
     stage in place of the model's own, a file, a folder or a model's folder; merge_loras: as for
     `LatentModel`; engine: how networks are computed, "auto" for the fastest exact one here, "torch"
     for PyTorch's own layers; low_memory: whether large weights stay in the 16 bits of their file
-    and are converted at each use, for the same pictures in float32, None where memory is short;
-    live: deprecated, the opposite of merge_loras. Raises UndustError for an unknown name and for an
-    incomplete model.
+    and are converted at each use, for the same pictures in float32, None for models with files of
+    1 GiB or more; live: deprecated, the opposite of merge_loras. Raises UndustError for an unknown
+    name and for an incomplete model.
     """
     if live is not None:
         merge_loras = not live

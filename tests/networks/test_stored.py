@@ -11,8 +11,8 @@ from torch import nn
 
 import undust
 from undust.cli import main
-from undust.engines import memory
 from undust.formats.recipe_png import read_recipe
+from undust.latent import model as latent_model
 from undust.networks.stored import (
     StoredConv2d,
     StoredLinear,
@@ -74,17 +74,6 @@ def test_pictures_are_the_same(models: list[LatentDiffusion]):
     assert (one.recipe.low_memory, other.recipe.low_memory) == (False, True)
 
 
-def test_text_encoders_stay_stored_by_default(models: list[LatentDiffusion]):
-    wide, _ = models
-    default = undust.load("emoji", engine="torch")
-    weights = dict(default.texts[0].encoder.named_parameters())
-    assert {each.dtype for each in weights.values()} == {torch.float16, torch.float32}
-    assert {each.dtype for each in default.unet.parameters()} == {torch.float32}
-    one, other = (each.generate("a smiling cat", **STEPS)[0] for each in (wide, default))
-    assert torch.equal(one.latent, other.latent)
-    assert one.recipe == other.recipe
-
-
 @pytest.mark.parametrize("engine", ["cpu", "int8"])
 @pytest.mark.filterwarnings("ignore:the engine int8 is not used")
 def test_engines_compute_them(engine: str):
@@ -134,15 +123,13 @@ def test_a_saved_model_has_the_same_weights(models: list[LatentDiffusion], tmp_p
         assert torch.equal(again.unet.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize(("room", "low"), [(0.0, True), (float("inf"), False)])
-def test_the_default_follows_the_memory(room: float, low: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "available", lambda: room)
+@pytest.mark.parametrize(("large", "low"), [(40_000_000, True), (2**30, False)])
+def test_the_default_follows_the_size_of_the_files(
+    large: int, low: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(latent_model, "LARGE_MODEL", large)
     assert undust.load("emoji").low_memory == low
     assert not undust.load("emoji", dtype="bf16").low_memory  # it computes in 16 bits already
-
-
-def test_memory_is_read_from_the_system():
-    assert 2**20 < memory.available() < 2**60 or memory.available() == float("inf")
 
 
 def test_the_command_line_says_so_in_the_recipe(tmp_path: Path):

@@ -38,7 +38,7 @@ LowMemory = Annotated[
     typer.Option(
         "--low-memory/--no-low-memory",
         help="Keep large weights in their file's 16 bits: half the memory, the same pictures, a "
-        "little slower.  [default: if memory is short]",
+        "little slower.  [default: for models of 1 GiB or more]",
     ),
 ]
 Out = Annotated[

@@ -65,11 +65,10 @@ CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
 UPSCALER_SCALE = 0.08333  # of latents; diffusers takes it whatever the folder says
 
 
-def read(folder: Path, dtype: torch.dtype | None, *, texts_as_stored: bool = False) -> Components:
+def read(folder: Path, dtype: torch.dtype | None) -> Components:
     """The model in a folder, its weights as `dtype`, or None: each as it is.
 
-    texts_as_stored: whether text encoders are read so, whatever the dtype. Raises UndustError,
-    naming the file, for a folder that is not a whole model.
+    Raises UndustError, naming the file, for a folder that is not a whole model.
     """
     index, flags = read_model_index(folder), read_json(folder / INDEX)
     texts = {name: tokens for name, tokens in TEXTS.items() if name in index or tokens in index}
@@ -112,9 +111,8 @@ def read(folder: Path, dtype: torch.dtype | None, *, texts_as_stored: bool = Fal
     if type(most) is not int or most < 0:
         raise UndustError(f"{folder / INDEX}: {NOISE} is {quoted(most)}, not a number of steps")
     with _naming(folder):
-        kept = None if texts_as_stored else dtype
         conditioners = tuple(
-            _text_conditioner(folder / name, folder / tokens, index[name][1], kept, large=large)
+            _text_conditioner(folder / name, folder / tokens, index[name][1], dtype, large=large)
             for name, tokens in texts.items()
         )
         return Components(

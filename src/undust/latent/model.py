@@ -18,7 +18,7 @@ from undust.adapters.offload import Lock, Offload
 from undust.adapters.token_merging import MergingNetworks
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
-from undust.engines import memory, probe, registry
+from undust.engines import probe, registry
 from undust.errors import UndustError
 from undust.formats import controlnet, locate, model_folder, standalone_vae, textual_inversion
 from undust.formats.components import Components
@@ -39,6 +39,8 @@ from undust.networks.stored import WIDE, keep_stored
 from undust.networks.text_encoder import TextEncoder
 from undust.recipe.files import WeightsRef
 from undust.recipe.inputs import Embedding, LoRA
+
+LARGE_MODEL = 2**30  # bytes of files from which on weights stay in 16 bits by default
 
 
 @dataclass(eq=False)
@@ -99,9 +101,8 @@ class LatentModel(Components):
             name, read = folder.resolve().name, model_folder.read
             hashed = model_folder.weights_hash
 
-        texts_as_stored = low_memory is None and dtype == WIDE
         if low_memory is None:
-            low_memory = memory.is_short_for(locate.weights_size(folder))
+            low_memory = locate.weights_size(folder) >= LARGE_MODEL
         low_memory = low_memory and dtype == WIDE
 
         def opened() -> tuple[Components, str]:
@@ -109,12 +110,11 @@ class LatentModel(Components):
             with ThreadPoolExecutor(1) as pool:
                 digits = pool.submit(hashed, folder)
                 kept = None if low_memory else dtype
-                parts = read(folder, kept, texts_as_stored=texts_as_stored)
-                return parts, digits.result()[:10]
+                return read(folder, kept), digits.result()[:10]
 
         parts, found = read_whole(folder, opened)  # a run may be publishing it
-        for network in parts.networks.values():
-            if low_memory or (texts_as_stored and isinstance(network, TextEncoder)):
+        if low_memory:
+            for network in parts.networks.values():
                 keep_stored(network)
         instead = None
         if vae is not None:

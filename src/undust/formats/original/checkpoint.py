@@ -35,7 +35,6 @@ from undust.formats.original.variants import (
     Variant,
 )
 from undust.networks.config import NetworkConfig
-from undust.networks.text_encoder import TextEncoder
 
 AVERAGES = "moving averages of the weights"
 # Tensors of files beside the networks: a description → its keys.
@@ -94,19 +93,15 @@ class Checkpoint:
     downsampling_factor: int
     unknown: tuple[str, ...]
 
-    def load(
-        self, dtype: torch.dtype | None = torch.float32, *, texts_as_stored: bool = False
-    ) -> dict[str, nn.Module]:
+    def load(self, dtype: torch.dtype | None = torch.float32) -> dict[str, nn.Module]:
         """The networks with their weights, by the names of the parts.
 
-        dtype: of the weights, None for that of each in the file, as `safetensors_file.load`;
-        texts_as_stored: whether text encoders are read so, whatever the dtype. Nothing else is
-        read. Raises UndustError if the file cannot be read any more.
+        dtype: of the weights, None for that of each in the file, as `safetensors_file.load`.
+        Nothing else is read. Raises UndustError if the file cannot be read any more.
         """
         for part in self.parts.values():
             wanted = {spec.key for spec in part.key_map.values()}
-            as_stored = texts_as_stored and isinstance(part.network, TextEncoder)
-            tensors = safetensors_file.load(self.path, None if as_stored else dtype, wanted)
+            tensors = safetensors_file.load(self.path, dtype, wanted)
             load_into(part.network, key_map.from_original(tensors, part.key_map), self.path)
         return {name: part.network for name, part in self.parts.items()}
 

@@ -28,7 +28,6 @@ def load_single_file(
     *,
     ema: bool = False,
     first_stage: bool = True,
-    texts_as_stored: bool = False,
 ) -> Components:
     """The model in a checkpoint of the original layout.
 
@@ -50,7 +49,7 @@ def load_single_file(
         raise UndustError(f"{path} has no first stage; give it one with vae")
     for note in summarize_names("unknown and left out", checkpoint.unknown):
         warnings.warn(f"{path}: {note}", RuntimeWarning, stacklevel=2)
-    networks = checkpoint.load(dtype, texts_as_stored=texts_as_stored)
+    networks = checkpoint.load(dtype)
     return Components(
         cast(FirstStageNetwork, networks.get("vae") or _placeholder(checkpoint, variant).to(dtype)),
         cast(DenoiserNetwork, networks["unet"]),
