@@ -72,9 +72,9 @@ class Conditioning:
         return self.label
 
     def network_input(self, x: Tensor) -> Tensor:
-        """Latents x [B, C, h, w] with the estimate and the extra channels behind them."""
+        """Latents x [B, …, C, h, w] with the estimate and the extra channels behind them."""
         behind = [each for each in (self.estimate, self.extra_channels) if each is not None]
-        return torch.cat([x, *behind], 1) if behind else x
+        return torch.cat([x, *behind], -3) if behind else x
 
     def with_estimate(self, x0: Tensor) -> Self:
         """With an earlier estimate x0 [B, C, h, w] of the clean latents."""

@@ -91,12 +91,12 @@ class Upsample(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over a sinusoidal embedding."""
+    """Two linear layers over a sinusoidal embedding; hidden: between them, None for out."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = nn.Linear(in_channels, hidden or out_channels)
+        self.linear_2 = nn.Linear(hidden or out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,in] → [B,out]."""

@@ -19,14 +19,24 @@ from undust.networks.attention import (
 )
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
-from undust.networks.config import UNet2DConfig, UNetConfig
+from undust.networks.config import SpatioTemporalUNetConfig, UNet2DConfig, UNetConfig
 from undust.networks.deep_cache import DeepFeatures
 from undust.networks.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
+from undust.networks.temporal import SpatioTemporalResnet, SpatioTemporalTransformer
 
-AnyUNetConfig = UNetConfig | UNet2DConfig
+AnyUNetConfig = UNetConfig | UNet2DConfig | SpatioTemporalUNetConfig
 
 
-def _resnet(config: AnyUNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
+def _resnet(config: AnyUNetConfig, in_channels: int, out_channels: int) -> nn.Module:
+    if isinstance(config, SpatioTemporalUNetConfig):
+        return SpatioTemporalResnet(
+            in_channels,
+            out_channels,
+            groups=config.norm_num_groups,
+            eps=config.norm_eps,
+            temporal_eps=config.norm_eps,
+            time_channels=4 * config.block_out_channels[0],
+        )
     return ResnetBlock(
         in_channels,
         out_channels,
@@ -48,6 +58,17 @@ def _attentions(
         return nn.ModuleList(
             PixelAttention(width, groups=groups, eps=config.norm_eps, heads=heads) for _ in depths
         )
+    if isinstance(config, SpatioTemporalUNetConfig):
+        return nn.ModuleList(
+            SpatioTemporalTransformer(
+                width,
+                depth=depth,
+                heads=config.at("num_attention_heads", level),
+                context_channels=config.at("cross_attention_dim", level),
+                groups=config.norm_num_groups,
+            )
+            for depth in depths
+        )
     return nn.ModuleList(
         SpatialTransformer(
             width,
@@ -67,6 +88,8 @@ def _added(config: AnyUNetConfig) -> TokenEmbedding | TimestepEmbedding | None:
     if isinstance(config, UNet2DConfig):
         return None
     channels = 4 * config.block_out_channels[0]
+    if isinstance(config, SpatioTemporalUNetConfig):
+        return TimestepEmbedding(config.projection_class_embeddings_input_dim, channels)
     if config.addition_embed_type == "text":
         heads = config.addition_embed_type_num_heads
         return TokenEmbedding(config.at("cross_attention_dim", 0), channels, heads)
@@ -216,7 +239,7 @@ class UNetEncoder(nn.Module):
         if isinstance(self.add_embedding, TokenEmbedding):
             time = time + self.add_embedding(cond.text)
         elif self.add_embedding is not None:
-            added = self._text_and_sizes(cond.pooled, cond.size_ids)
+            added = self._added_vector(cond)
             time = time + self.add_embedding(added.to(dtype))
         if self.class_embedding is not None:
             labels = cond.labels(self.class_embedding.num_embeddings)
@@ -231,16 +254,19 @@ class UNetEncoder(nn.Module):
             states += block(states[-1], time, context)
         return states
 
-    def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
-        """Pooled text [B,P] and sinusoids of the size ids [B,N] → [B,P+N·channels]."""
-        config = self.config
-        assert isinstance(config, UNetConfig)
+    def _added_vector(self, cond: Conditioning) -> Tensor:
+        """Pooled text [B,P], if taken, and sinusoids of the size ids [B,N] → [B,P+N·channels]."""
+        config, sizes, pooled = self.config, cond.size_ids, cond.pooled
+        assert not isinstance(config, UNet2DConfig)
         channels = config.addition_time_embed_dim or 0
         width = config.projection_class_embeddings_input_dim
+        needed = "pooled text and size ids"
+        if isinstance(config, SpatioTemporalUNetConfig):
+            needed = "size ids (frame rate, motion and noise)"
+            pooled = None if sizes is None else sizes.new_empty(len(sizes), 0)
         if pooled is None or sizes is None or pooled.shape[1] + sizes.shape[1] * channels != width:
             raise UndustError(
-                f"this network needs pooled text and size ids of {width} channels together, "
-                f"{channels} for each id"
+                f"this network needs {needed} of {width} channels together, {channels} for each id"
             )
         waves = sinusoids(
             sizes.flatten(),

@@ -11,6 +11,7 @@ from undust.networks.config.text_encoder import TextEncoderConfig
 from undust.networks.config.tiny import TinyConfig
 from undust.networks.config.unet import ControlNetConfig, UNetConfig
 from undust.networks.config.unet2d import UNet2DConfig
+from undust.networks.config.video import SpatioTemporalUNetConfig, TemporalAutoencoderConfig
 
 __all__ = [
     "LARGEST",
@@ -22,6 +23,8 @@ __all__ = [
     "JiTConfig",
     "NetworkConfig",
     "PixArtConfig",
+    "SpatioTemporalUNetConfig",
+    "TemporalAutoencoderConfig",
     "TextEncoderConfig",
     "UNet2DConfig",
     "TinyConfig",
