@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
+from undust.engines.cpu import for_cpu
 from undust.errors import UndustError
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import SpatioTemporalUNetConfig, TemporalAutoencoderConfig
@@ -89,6 +90,18 @@ def test_a_film_does_not_depend_on_others():
     for film in range(2):
         own = slice(film, film + 1)
         torch.testing.assert_close(network(x[own], time[own], cond[own]), both[own])
+
+
+@torch.no_grad()
+def test_engines_compute_films_too(shake):
+    wide = {**TINY, "block_out_channels": (128, 128), "num_attention_heads": 4}
+    network = SpatioTemporalUNet(SpatioTemporalUNetConfig.read(wide)).eval()
+    shake(network)
+    x, time, cond = inputs(2)
+    prepared = for_cpu(network)
+    assert prepared is not network
+    expected = network(x, time, cond)
+    assert (prepared(x, time, cond) - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize(

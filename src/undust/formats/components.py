@@ -32,6 +32,8 @@ from undust.networks.config import (
     JiTConfig,
     NetworkConfig,
     PixArtConfig,
+    SpatioTemporalUNetConfig,
+    TemporalAutoencoderConfig,
     TextEncoderConfig,
     TinyConfig,
     UNet2DConfig,
@@ -45,6 +47,7 @@ from undust.networks.stored import computes_in
 from undust.networks.text_encoder import TextEncoder
 from undust.networks.tiny import TinyAutoencoder
 from undust.networks.unet import UNet, UNet2D
+from undust.networks.video import SpatioTemporalUNet, TemporalAutoencoder
 from undust.networks.vq import VQAutoencoder
 
 DEFAULT_GUIDANCE = 4.0  # of models that are trained here
@@ -100,6 +103,14 @@ COMPONENTS = {
         ComponentType(
             *("JiTTransformer2DModel", "transformer", JiT, JiTConfig, "undust"),
             about="JiT, a transformer over pixels (Li & He 2025, arXiv 2511.13720), for undust",
+        ),
+        ComponentType(
+            *("UNetSpatioTemporalConditionModel", "unet"),
+            *(SpatioTemporalUNet, SpatioTemporalUNetConfig),
+        ),
+        ComponentType(
+            *("AutoencoderKLTemporalDecoder", "vae"),
+            *(TemporalAutoencoder, TemporalAutoencoderConfig),
         ),
         ComponentType("ControlNetModel", "controlnet", ControlNet, ControlNetConfig),
         _text_encoder("CLIPTextModel"),

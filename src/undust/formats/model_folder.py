@@ -62,6 +62,7 @@ MAX_CLASSES = 100_000
 _MAPS = TypeAdapter(tuple[MapKind, ...])
 VERSION = "0.42.0"  # of diffusers; some of its pipelines need one
 CLIP_VOCABULARY = 49408  # entries (Radford et al. 2021)
+VIDEO_PIPELINE = "StableVideoDiffusionPipeline"
 UPSCALER_SCALE = 0.08333  # of latents; diffusers takes it whatever the folder says
 
 
@@ -71,6 +72,8 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
     Raises UndustError, naming the file, for a folder that is not a whole model.
     """
     index, flags = read_model_index(folder), read_json(folder / INDEX)
+    if flags.get("_class_name") == VIDEO_PIPELINE:
+        raise UndustError(f"{folder} is a model of films; use it with `undust animate`")
     texts = {name: tokens for name, tokens in TEXTS.items() if name in index or tokens in index}
     denoiser = next((name for name in DENOISERS if name in index), DENOISERS[0])
     kind = types_of(DenoiserNetwork).get(index.get(denoiser, ("", ""))[1])

@@ -56,6 +56,7 @@ FLOW_SIGMAS = tuple(
 # Those for rectified flow, and those for EDM, of which the first one is written.
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+CONTINUOUS = "continuous"  # of EulerDiscreteScheduler: time steps are ¼·log σ
 OWN_CLASS = "NoiseProcess"  # of ours: what no scheduler of diffusers stands for
 # Fields that only affect sampling, unless they are fields of a process below.
 SAMPLING = frozenset(
@@ -146,6 +147,21 @@ class _Discrete(_Config):
         return process, self.prediction_type
 
 
+class _Continuous(_Discrete):
+    """EDM's process of pictures of deviation 1, as Stable Video Diffusion's; β play no part."""
+
+    timestep_type: str = CONTINUOUS  # pyright: ignore[reportIncompatibleVariableOverride]
+    sigma_min: Sigma
+    sigma_max: Sigma
+
+    def read(self) -> tuple[Process, str]:
+        if self.prediction_type not in ("v_prediction",):
+            raise _unsupported("prediction_type", self.prediction_type, ["v_prediction"])
+        if self.sigma_min >= self.sigma_max:
+            raise UndustError(f"sigma_min = {self.sigma_min} is not below {self.sigma_max}")
+        return EDM(self.sigma_min, self.sigma_max, 1.0), self.prediction_type
+
+
 class _Karras(_Discrete):
     beta_start: Beta = 0.00085
     beta_end: Beta = 0.012
@@ -218,6 +234,8 @@ def read_scheduler(fields: Mapping[str, Any], where: object) -> tuple[Process, s
     limit_entries(str(where), fields)
     name = fields.get("_class_name")
     kind = SCHEDULERS.get(name) if isinstance(name, str) else None
+    if name == "EulerDiscreteScheduler" and fields.get("timestep_type") == CONTINUOUS:
+        kind = _Continuous
     try:
         if kind is None:
             raise _unsupported("_class_name", name, SCHEDULERS)

@@ -109,12 +109,15 @@ DINO_NAMES = {
 UNUSED = ("text_model.", "text_projection.", "logit_scale", "embeddings.mask_token")
 
 
-def load_vision_transformer(folder: Path) -> VisionTransformer:
+def load_vision_transformer(
+    folder: Path, dtype: torch.dtype | None = torch.float32
+) -> VisionTransformer:
     """The vision part of a CLIP folder, or a DINOv2 folder.
 
-    Raises UndustError for a folder of another model, and for one that is not whole.
+    dtype: of the weights, None for that of each in the file. Raises UndustError for a folder of
+    another model, and for one that is not whole.
     """
-    return read_whole(folder, lambda: _load(folder))
+    return read_whole(folder, lambda: _load(folder, dtype))
 
 
 def load_clip_text(folder: Path) -> TextConditioner:
@@ -144,14 +147,14 @@ def load_clip_text(folder: Path) -> TextConditioner:
     return TextConditioner(tokenizer, encoder.eval().requires_grad_(False), pooled=True)
 
 
-def _load(folder: Path) -> VisionTransformer:
+def _load(folder: Path, dtype: torch.dtype | None) -> VisionTransformer:
     fields = read_json(folder / "config.json")
     kind = fields.get("model_type")
     if kind not in ("clip", "clip_vision_model", "dinov2"):
         raise UndustError(
             f"{folder} holds a model of the type {printable(kind)}; known are clip and dinov2"
         )
-    tensors = load_weights(folder, torch.float32)
+    tensors = load_weights(folder, dtype)
     if kind == "dinov2":
         title, shape, names = "DINOv2", _dinov2_shape(fields), DINO_NAMES
     else:

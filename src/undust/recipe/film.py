@@ -1,0 +1,75 @@
+"""Everything that a film is a function of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, field_validator
+
+from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.schedules import SCHEDULES, listed
+from undust.errors import UndustError
+from undust.recipe.files import ImageRef
+from undust.recipe.plain import Frozen, reason
+
+MAX_PIXELS = 2**28  # of all frames together
+
+
+class FilmRecipe(Frozen):
+    """One film: the same recipe on the same machine gives the same frames.
+
+    picture: the first frame; fps: frames a second, that the model is told and that the film has;
+    motion: the motion bucket, more for more motion; guidance: the scale for the first and the last
+    frame, in between it is linear; noise_augmentation: deviation of the noise on the first frame,
+    of pixels in [-1, 1]; decoded_frames: how many frames are decoded together: each sees its
+    neighbours among them, and memory grows with them.
+    """
+
+    picture: ImageRef
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    frames: int = Field(ge=2, le=1024)
+    fps: int = Field(7, ge=1, le=120)
+    motion: int = Field(127, ge=0, le=255)
+    guidance: tuple[float, float] = (1.0, 3.0)
+    noise_augmentation: float = Field(0.02, ge=0, le=10)
+    steps: int = Field(25, ge=1, le=1000)
+    sampler: str = "euler"
+    schedule: str = "karras"
+    seed: int = Field(ge=0, lt=2**64)
+    decoded_frames: int = Field(ge=1)
+    precision: str = Field("float32", max_length=16)
+    engine: str = Field("torch", max_length=64)
+    low_memory: bool = False
+    model: str = ""
+    model_path: str = Field("", max_length=4096)
+    model_hash: str = ""
+    undust: str = ""
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_is_known(cls, name: str) -> str:
+        SAMPLERS[name]
+        return name
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule_is_known(cls, schedule: str) -> str:
+        if listed(schedule) is None:
+            SCHEDULES[schedule]
+        return schedule
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        """The recipe in plain values; UndustError, which names the field, if one is not valid."""
+        try:
+            recipe = cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise UndustError(reason(error)) from None
+        if recipe.frames * recipe.width * recipe.height > MAX_PIXELS:
+            raise UndustError(
+                f"size: {recipe.frames} frames of {recipe.width}x{recipe.height} are too many "
+                f"pixels; {MAX_PIXELS:,} together are the most"
+            )
+        return recipe
