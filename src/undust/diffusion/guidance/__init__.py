@@ -17,6 +17,7 @@ from undust.diffusion.guidance.composable import Composable
 from undust.diffusion.guidance.difference import DifferenceGuidance
 from undust.diffusion.guidance.interval import Interval
 from undust.diffusion.guidance.known_region import KnownRegion
+from undust.diffusion.guidance.lambda_guidance import LambdaGuidance
 from undust.diffusion.guidance.perpendicular import Perpendicular
 from undust.diffusion.guidance.perturbed_attention import IdentityMap, PerturbedAttention
 from undust.diffusion.guidance.projected import Projected
@@ -49,6 +50,7 @@ __all__ = [
     "IdentityMap",
     "Interval",
     "KnownRegion",
+    "LambdaGuidance",
     "Perpendicular",
     "PerturbedAttention",
     "Projected",
