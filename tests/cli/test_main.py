@@ -27,6 +27,7 @@ COMMANDS = (
         "invert",
         "likelihood",
         "lab",
+        "lambda",
     ),
 )
 

@@ -29,6 +29,7 @@ from undust.cli import (
     inspect,
     invert,
     lab,
+    lambdas,
     listing,
     report,
     schedules,
@@ -75,6 +76,7 @@ app.command()(report.report)
 app.command()(ema.ema)
 app.command()(evaluate.evaluate)
 app.add_typer(lab.app, name="lab")
+app.add_typer(lambdas.app, name="lambda")
 
 
 def _version(wanted: bool) -> None:
