@@ -1,1 +1,1 @@
-"""Measurements of samplers and schedules on a model."""
+"""Measurements of samplers and schedules on a model, and pictures of tables."""

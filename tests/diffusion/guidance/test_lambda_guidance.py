@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -209,3 +211,9 @@ def test_what_does_not_fit():
         for_two(film(batch=3), torch.full((3,), 1.7))
     with pytest.raises(UndustError, match="needs one σ for the whole batch"):
         guided(film(), torch.tensor([1.7, 0.4]))
+
+
+def test_the_example_of_the_documentation():
+    page = Path(__file__).parents[3] / "docs/video/lambda-tables.md"
+    [code] = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    exec(code, {})
