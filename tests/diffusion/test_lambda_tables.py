@@ -102,6 +102,19 @@ def test_the_published_form_is_lower_by_a_quarter():
     assert pytest.approx(-B / K) == 1 / K - 1
 
 
+def test_the_first_of_two_roots_and_none_outside_of_the_logarithm():
+    """With b/k = −¼, λ² + (2 + q)·λ + 1 − q/4 = 0 for q = Q/v: 1.617 and 1.393 for q = −5.01.
+
+    For q = −4.9 there is no real root with v, and with −v 0.0325 and a negative one, both below ¼.
+    """
+    slopes = torch.tensor([-5.01, -4.9], dtype=torch.float64) * 0.001
+    larger = (3.01 + math.sqrt(3.01**2 - 4 * 2.2525)) / 2
+    for derived, shift in ((True, 0.0), (False, 0.25)):
+        found, none = lambda_tables._roots(0.001, slopes, derived).tolist()
+        assert found == pytest.approx(larger - shift)
+        assert math.isnan(none)
+
+
 def test_weights_fall_with_distance_and_with_the_noise_level():
     table = lambda_tables.search(sigmas(25), 25)
     assert bool((table.weights.diff(dim=0) <= 0).all())
