@@ -44,7 +44,7 @@ ONLY = {
     "datasets": {"errors", "regular", "pictures", "formats"},
 }
 OPTIONAL = {
-    *("accelerate", "diffusers", "emoji", "h5py", "huggingface_hub", "matplotlib"),
+    *("accelerate", "av", "diffusers", "emoji", "h5py", "huggingface_hub", "matplotlib"),
     *("openvino", "peft", "pyarrow", "tensorboard", "torchao", "transformers"),
 }
 PROBES = {"sys.argv", "torch.cuda", "torch.backends", "torch.accelerator", "torch.set_num_threads"}

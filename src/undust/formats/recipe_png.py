@@ -24,6 +24,7 @@ from undust.formats.metadata.containers import (
     KEY,
     LIMIT,
     MAKER_NOTE,
+    OWN_NOTE,
     USER_COMMENT,
 )
 
@@ -64,17 +65,9 @@ def texts_for(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> d
 
     Raises UndustError for a recipe that does not fit.
     """
-    try:
-        own = json.dumps(recipe, ensure_ascii=False, sort_keys=True, allow_nan=False)
-        length = len(own.encode())
-    except (TypeError, ValueError) as error:
-        raise UndustError(f"cannot write {path}: its recipe is not valid JSON: {error}") from error
-    if length > LIMIT:
-        raise UndustError(
-            f"cannot write {path}: its recipe has {length:,} bytes, {LIMIT:,} at most"
-        )
-    parameters = a1111_parameters(recipe, size)
     kind = WRITTEN.get(path.suffix.lower(), "PNG")
+    own = _as_json(path, recipe) if kind == "PNG" else recipe_note(path, recipe)
+    parameters = a1111_parameters(recipe, size)
     if kind == "PNG":
         texts = PngImagePlugin.PngInfo()
         texts.add_itxt(KEY, own)
@@ -83,7 +76,7 @@ def texts_for(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> d
     exif = Image.Exif()
     tags = exif.get_ifd(EXIF_IFD)
     tags[USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
-    tags[MAKER_NOTE] = f"{KEY}:{json.dumps(recipe, sort_keys=True)}".encode()
+    tags[MAKER_NOTE] = own.encode()
     exif[EXIF_IFD] = tags
     content = exif.tobytes()
     if kind == "JPEG" and len(content) > EXIF_LIMIT:
@@ -94,10 +87,39 @@ def texts_for(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> d
     return {"exif": content}
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a picture that undust wrote, not yet validated.
+def recipe_note(path: Path, recipe: Mapping[str, Any]) -> str:
+    """The recipe as ASCII text with a prefix: a MakerNote, or the comment of a GIF or an MP4.
 
-    Raises UndustError for a picture without a recipe, and as `read_texts` does.
+    Raises UndustError, with the path, for a recipe that is too long or not JSON.
+    """
+    _as_json(path, recipe)  # its errors, which escapes would hide: a text that is not Unicode
+    note = OWN_NOTE.decode() + json.dumps(recipe, sort_keys=True)
+    _check_length(path, len(note))
+    return note
+
+
+def _as_json(path: Path, recipe: Mapping[str, Any]) -> str:
+    """The recipe as JSON. Raises UndustError, with the path, if it is too long or not JSON."""
+    try:
+        text = json.dumps(recipe, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        length = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UndustError(f"cannot write {path}: its recipe is not valid JSON: {error}") from error
+    _check_length(path, length)
+    return text
+
+
+def _check_length(path: Path, length: int) -> None:
+    if length > LIMIT:
+        raise UndustError(
+            f"cannot write {path}: its recipe has {length:,} bytes, {LIMIT:,} at most"
+        )
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in a picture or film that undust wrote, not yet validated.
+
+    Raises UndustError for a file without a recipe, and as `containers.read` does.
     """
     texts = containers.read(path).found
     if KEY not in texts:
@@ -112,10 +134,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The texts `undust` and `parameters` of a PNG, JPEG, WebP, AVIF or TIFF, those that it has.
+    """The texts `undust` and `parameters` of a picture or film, those that it has.
 
-    Raises UndustError for a file that is absent, no such picture, damaged or cut short, and for
-    texts of more than a MiB.
+    Raises UndustError as `containers.read` does.
     """
     found = containers.read(path).found
     return {key: found[key] for key in (KEY, A1111_KEY) if key in found}

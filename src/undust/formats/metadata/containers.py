@@ -1,7 +1,8 @@
-"""The texts in a picture file: PNG text chunks, EXIF, XMP and JPEG comments.
+"""The texts in a picture or film: PNG text chunks, EXIF, XMP and comments.
 
 Keys are PNG keywords. EXIF's UserComment counts as `parameters`, as the web UIs use it; MakerNote
-with the prefix `undust:` is our own recipe, which EXIF has no better place for.
+with the prefix `undust:` is our own recipe, which EXIF has no better place for, and so is a comment
+of a GIF or an MP4 with that prefix.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from xml.etree import ElementTree
 from PIL import Image, UnidentifiedImageError
 
 from undust.errors import UndustError, printable
+from undust.formats.metadata import comments
+from undust.formats.metadata.comments import LIMIT, DamageError
 from undust.regular import open_regular
 
 KEY, A1111_KEY = "undust", "parameters"
-LIMIT = 2**20  # bytes of one text, also of a compressed one when unpacked
 TOTAL_LIMIT = 4 * LIMIT  # bytes of all texts
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KINDS = ("JPEG", "MPO", "WEBP", "AVIF", "TIFF")  # besides PNG
+KINDS = ("JPEG", "MPO", "WEBP", "AVIF", "TIFF")  # by Pillow
+READ = ("PNG", "GIF", "MP4", *KINDS)
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
-OWN_NOTE = b"undust:"  # what the recipe in a MakerNote begins with
+OWN_NOTE = b"undust:"  # what the recipe in a MakerNote or a comment begins with
 SCHEMES = {"fooocus", "a1111"}  # Fooocus' MakerNote: the format of its UserComment
 XMP_KEYS = ("XML:com.adobe.xmp", "xmp")
 RAW_PROFILES = ("Raw profile type exif", "Raw profile type APP1")  # ImageMagick's EXIF in PNG
@@ -41,24 +44,27 @@ class Texts:
     notes: list[str] = field(default_factory=list[str])
 
 
-class DamageError(Exception):
-    """An error in a file, without its name."""
-
-
 def read(path: Path) -> Texts:
-    """All texts of a PNG, JPEG, WebP, AVIF or TIFF picture.
+    """All texts of a PNG, JPEG, WebP, AVIF or TIFF picture; the comments of a GIF or an MP4 film.
 
-    Raises UndustError for a file that is absent, no such picture, damaged or cut short, and for an
+    Raises UndustError for a file that is absent, of no such kind, damaged or cut short, and for an
     `undust` or `parameters` text of more than a MiB; other texts like that are noted.
     """
     try:
         with open_regular(path) as file:
-            if file.read(8) == SIGNATURE:
-                return _png(file, os.fstat(file.fileno()).st_size)
+            start, size = file.read(12), os.fstat(file.fileno()).st_size
             file.seek(0)
+            if start.startswith(SIGNATURE):
+                return _png(file, size)
+            if start.startswith(comments.GIF_STARTS):
+                return _commented(comments.in_gif(file))
+            if comments.is_mp4_start(start):
+                return _commented(comments.in_mp4(file, size))
             return _pillow(file)
     except UnidentifiedImageError:
-        raise UndustError(f"{path} is not a PNG, JPEG, WebP, AVIF or TIFF picture") from None
+        raise UndustError(
+            f"{path} is not a PNG, JPEG, WebP, AVIF, TIFF or GIF picture or an MP4 film"
+        ) from None
     except DamageError as damage:
         raise UndustError(f"{path} is damaged: {damage}") from damage
     except OSError as error:
@@ -71,9 +77,37 @@ def read(path: Path) -> Texts:
         raise UndustError(f"{path} is a damaged picture: {error}") from error
 
 
+def is_mp4(path: Path) -> bool:
+    """Whether a file is an MP4 film, by its first bytes."""
+    with open_regular(path) as file:
+        return comments.is_mp4_start(file.read(12))
+
+
+def _commented(found: Iterator[bytes]) -> Texts:
+    texts, total = Texts(), 0
+    for comment in found:
+        if (total := total + len(comment)) > TOTAL_LIMIT:
+            raise DamageError(f"its comments have more than {TOTAL_LIMIT:,} bytes")
+        _add_comment(texts, comment)
+    return texts
+
+
+def _add_comment(texts: Texts, comment: bytes) -> None:
+    """Adds a comment that is our recipe or looks like a program's settings."""
+    if len(comment) > LIMIT:
+        if comment.startswith(OWN_NOTE):
+            raise DamageError(f"its recipe has more than {LIMIT:,} bytes")
+        texts.notes.append(f"its comment has more than {LIMIT:,} bytes")
+    elif comment.startswith(OWN_NOTE):
+        texts.found.setdefault(KEY, comment.removeprefix(OWN_NOTE).decode("ascii", "replace"))
+    elif _tells(told := _bytes_as_text(comment).strip("\0")):
+        texts.found.setdefault(A1111_KEY, told)
+
+
 def _png(file: BinaryIO, size: int) -> Texts:
     """Walks through the chunks (PNG specification, third edition, 5.3 and 11.3.3)."""
     texts, kind, total = Texts(), b"", 0
+    file.seek(len(SIGNATURE))
     exif: list[bytes] = []
     while kind != b"IEND":
         head = file.read(8)
@@ -146,9 +180,7 @@ def _pillow(file: BinaryIO) -> Texts:
             if exif is not None:
                 _add_exif(texts, exif)
     if isinstance(comment, bytes) and len(comment) <= LIMIT:
-        told = _bytes_as_text(comment).strip("\0")
-        if _tells(told):
-            texts.found.setdefault(A1111_KEY, told)
+        _add_comment(texts, comment)
     if isinstance(xmp, bytes | str) and len(xmp) <= LIMIT:
         texts.found["xmp"] = xmp if isinstance(xmp, str) else _bytes_as_text(xmp)
     _add_xmp(texts)
