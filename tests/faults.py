@@ -1,10 +1,15 @@
-"""Faults of the file system at a chosen call: a write, an fsync, a rename, and the like."""
+"""Faults of the file system: at a chosen write, fsync, rename and the like, or of a full disk."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,3 +101,21 @@ class _File:
     def write(self, content: Any) -> int:
         self._disk.call("write")
         return self._file.write(content)
+
+
+def run_limited(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a script that may write files of at most 64 KiB: the system's own refusal, no mock."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

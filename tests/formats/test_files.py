@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import run_limited
 
 from undust.errors import UndustError
 from undust.formats import files
@@ -75,24 +75,6 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, target: str):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UndustError, match="is not a file"):
         atomic_write(tmp_path / target, b"")
-
-
-def run_limited(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a script that may write files of at most 64 KiB: the system's own refusal, no mock."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`undust inspect`: a description of a picture, a model, a weights file or a training run."""
+"""`undust inspect`: a description of a picture, a film, a model, a weights file or a training run."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Facts = dict[str, Any]
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A picture, a model or a part of one, weights, a training run.")
+        Path, typer.Argument(help="A picture, a film, a model or a part of one, weights, a training run.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Describe a picture, a model, a weights file or a training run."""
+    """Describe a picture, a film, a model, a weights file or a training run."""
     facts = describe(path)
     if as_json:
         typer.echo(console.as_json(facts, indent=2))
@@ -70,9 +70,12 @@ def describe(path: Path) -> Facts:
         return _folder(path)
     if path.suffix == SUFFIX:
         return _weights(path)
+    from undust.formats.metadata.containers import is_mp4
     from undust.formats.pickles import is_pickle
     from undust.pictures import kind_of
 
+    if is_mp4(path):
+        return picture.describe(path, "MP4")
     if kind := kind_of(path):
         return picture.describe(path, kind)
     if is_pickle(path):
@@ -81,6 +84,8 @@ def describe(path: Path) -> Facts:
 
 
 def _folder(path: Path) -> Facts:
+    from undust.formats.film import FRAME, FRAMES
+
     for name, look in {
         "model_index.json": _model,
         "config.json": _component,
@@ -89,6 +94,10 @@ def _folder(path: Path) -> Facts:
     }.items():
         if (path / name).exists():
             return look(path)
+    if frames := sorted(path.glob(FRAMES)):
+        facts = picture.describe(frames[0], "PNG")
+        facts.get("recipe", {}).pop(FRAME, None)
+        return {**facts, "path": str(path), "kind": "film", "frames": len(frames)}
     if (path / "metadata.jsonl").is_file():
         raise UndustError(f"{path} is a data set: inspect it with undust data check")
     if runs := sorted(str(found.parent) for found in path.glob("*/checkpoints")):

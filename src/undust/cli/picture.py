@@ -1,4 +1,4 @@
-"""Facts about pictures for `undust inspect`, and the command line nearest to their settings."""
+"""Facts about pictures and films for `undust inspect`, and the command line nearest to their settings."""
 
 from __future__ import annotations
 
@@ -21,22 +21,20 @@ Facts = dict[str, Any]
 
 
 def describe(path: Path, kind: str) -> Facts:
-    """The size of a picture, and the settings stored in it.
+    """The size of a picture, and the settings stored in it; of an MP4 film its settings alone.
 
-    Raises UndustError for a damaged picture.
+    Raises UndustError for a damaged picture or film.
     """
     from undust.formats.metadata import containers, programs
     from undust.formats.recipe_png import KEY, read_recipe
     from undust.pictures import size_of
 
-    width, height = size_of(path)
-    facts: Facts = {
-        "path": str(path),
-        "kind": "picture",
-        "format": kind,
-        "pixels": f"{width}x{height}",
-    }
-    if kind not in ("PNG", *containers.KINDS):
+    film = kind == "MP4"
+    facts: Facts = {"path": str(path), "kind": "film" if film else "picture", "format": kind}
+    if not film:
+        width, height = size_of(path)
+        facts["pixels"] = f"{width}x{height}"
+    if kind not in containers.READ:
         return facts
     texts = containers.read(path)
     if KEY in texts.found:

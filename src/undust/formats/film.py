@@ -22,6 +22,7 @@ from undust.formats.recipe_png import read_recipe, recipe_note, texts_for, write
 
 MP4, WEBP, GIF = ".mp4", ".webp", ".gif"
 FOLDER = ""
+FRAMES = "frame-*.png"  # the names of those in a folder
 FRAME = "frame"  # the key of a frame's number, from 0, in the recipe of its PNG
 SLOWEST, FASTEST = 0.1, 60  # frames per second
 FASTEST_GIF = 50  # browsers show a frame of 1/100 s for 1/10 s
