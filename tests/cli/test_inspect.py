@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import SCHEDULES
+from undust.formats.film import write_film
 from undust.formats.recipe_png import read_recipe, write_picture
 
 Run = Callable[..., Any]
@@ -34,6 +35,22 @@ def test_a_picture(undust: Run, tiny_model: Path):
     shown = undust("inspect", "c.png").out
     assert "a cat" in shown
     assert "deis" in shown
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.webp", "film.gif", "frames"])
+def test_a_film(undust: Run, tmp_path: Path, name: str):
+    if name == "film.mp4":
+        pytest.importorskip("av")
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue")]
+    write_film(tmp_path / name, frames, 7, {"prompt": "a cat", "fps": 7})
+    facts = json.loads(undust("inspect", tmp_path / name, "--json").out)
+    assert facts["recipe"] == {"prompt": "a cat", "fps": 7}
+    assert facts["path"] == str(tmp_path / name)
+    if name != "film.mp4":
+        assert facts["pixels"] == "16x8"
+    if name == "frames":
+        assert (facts["kind"], facts["frames"]) == ("film", 2)
+    assert "a cat" in undust("inspect", tmp_path / name).out
 
 
 PARAMETERS = """-cat <lora:style:0.6>

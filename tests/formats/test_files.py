@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import run_limited
 
+from faults import run_limited
 from undust.errors import UndustError
 from undust.formats import files
 from undust.formats.files import atomic, atomic_folder, atomic_write

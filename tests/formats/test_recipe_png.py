@@ -122,7 +122,9 @@ def test_a_picture_without_a_recipe_is_refused(tmp_path: Path, texts: dict[str, 
 
 def test_what_is_no_picture_with_texts_is_refused(tmp_path: Path):
     picture().save(tmp_path / "a.bmp")
-    with pytest.raises(UndustError, match=r"a\.bmp is not a PNG, JPEG, WebP, AVIF, TIFF or GIF picture"):
+    with pytest.raises(
+        UndustError, match=r"a\.bmp is not a PNG, JPEG, WebP, AVIF, TIFF or GIF picture"
+    ):
         read_recipe(tmp_path / "a.bmp")
     with pytest.raises(UndustError, match="No such file"):
         read_recipe(tmp_path / "absent.png")

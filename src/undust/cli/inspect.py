@@ -1,4 +1,4 @@
-"""`undust inspect`: a description of a picture, a film, a model, a weights file or a training run."""
+"""`undust inspect`: a description of a picture, a film, a model, weights or a training run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A picture, a film, a model or a part of one, weights, a training run.")
+        Path, typer.Argument(help="A picture, film, model or part of one, weights, a training run.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Facts about pictures and films for `undust inspect`, and the command line nearest to their settings."""
+"""Facts about pictures and films for `undust inspect`; the command line nearest to settings."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ in every PNG of a folder, there with the number of the frame.
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +16,7 @@ from PIL import Image
 from undust.errors import UndustError, quoted
 from undust.formats import mp4
 from undust.formats.files import atomic, atomic_folder
-from undust.formats.recipe_png import read_recipe, recipe_note, texts_for, write_picture
+from undust.formats.recipe_png import read_recipe, recipe_note, texts_for
 
 MP4, WEBP, GIF = ".mp4", ".webp", ".gif"
 FOLDER = ""
@@ -26,6 +24,8 @@ FRAMES = "frame-*.png"  # the names of those in a folder
 FRAME = "frame"  # the key of a frame's number, from 0, in the recipe of its PNG
 SLOWEST, FASTEST = 0.1, 60  # frames per second
 FASTEST_GIF = 50  # browsers show a frame of 1/100 s for 1/10 s
+LONGEST_SIDE = {MP4: 16_384, WEBP: 16_383, GIF: 65_535}  # pixels
+LONGEST_GIF = 655  # seconds of one frame, which equal ones may become
 WEBP_OPTIONS = {"quality": 90, "method": 4}
 
 
@@ -38,7 +38,7 @@ def check_film_name(path: Path) -> None:
 def check_rate(path: Path, fps: float) -> None:
     """Raises UndustError for frames per second that a film of that name cannot have."""
     fastest = FASTEST_GIF if _kind(path) == GIF else FASTEST
-    if not (math.isfinite(fps) and SLOWEST <= fps <= fastest):
+    if not SLOWEST <= fps <= fastest:  # NaN too
         raise UndustError(
             f"cannot write {path} with {quoted(fps)} frames per second: {SLOWEST} to {fastest} "
             "are possible"
@@ -64,29 +64,28 @@ def write_film(
     colours for each frame; frames last whole hundredths of a second. Both repeat for ever, are
     never more than half such a unit late, and may store equal frames in succession as one.
 
-    Raises UndustError as `check_film_name` and `check_rate` do, for no frames or several sizes, for
-    a recipe that is too long or not JSON, for a folder that exists and is not empty, and as
-    `files.atomic` does.
+    Raises UndustError as `check_film_name` and `check_rate` do, for no frames, for several sizes or
+    one that is too large for the format, for a GIF of more than 655 s, for a recipe that is too long or not JSON, for a folder
+    that exists and is not empty, and as `files.atomic` does.
     """
     check_film_name(path)
     check_rate(path, fps)
-    if not frames:
-        raise UndustError(f"cannot write {path}: it has no frames")
-    sizes = list(dict.fromkeys(frame.size for frame in frames))
-    if len(sizes) > 1:
-        told = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
-        raise UndustError(f"cannot write {path}: its frames have different sizes, {told}")
     kind = _kind(path)
+    size = _size(path, frames, LONGEST_SIDE.get(kind))
+    if kind == GIF and len(frames) > LONGEST_GIF * fps:
+        raise UndustError(
+            f"cannot write {path}: it would last {len(frames) / fps:,.0f} s, {LONGEST_GIF} at most"
+        )
     if kind == FOLDER:
         _write_folder(path, frames, recipe)
         return path
     comment = recipe_note(path, recipe)
     with atomic(path) as temporary:
         if kind == MP4:
-            mp4.write(temporary, _stills(frames), sizes[0], fps, comment)
+            mp4.write(temporary, _stills(frames), size, fps, comment)
         elif kind == WEBP:
             # As in a file, without the start that EXIF has in a JPEG.
-            exif = texts_for(path, sizes[0], recipe)["exif"].removeprefix(b"Exif\0\0")
+            exif = texts_for(path, size, recipe)["exif"].removeprefix(b"Exif\0\0")
             lasting = _durations(len(frames), fps, 1000)
             _animate(temporary, "WEBP", _stills(frames), lasting, exif=exif, **WEBP_OPTIONS)
         else:
@@ -119,12 +118,29 @@ def _kind(path: Path) -> str:
     )
 
 
+def _size(path: Path, frames: Sequence[Image.Image], longest: int | None) -> tuple[int, int]:
+    """The size of all frames. Raises UndustError if there is none, or a side is too long."""
+    sizes = list(dict.fromkeys(frame.size for frame in frames))
+    told = [f"{width}x{height}" for width, height in sizes[:2]]
+    if not sizes:
+        raise UndustError(f"cannot write {path}: it has no frames")
+    if len(sizes) > 1:
+        raise UndustError(
+            f"cannot write {path}: its frames have different sizes, {told[0]} and {told[1]}"
+        )
+    if not min(sizes[0]) or (longest and max(sizes[0]) > longest):
+        limit = f"a side may have 1 to {longest:,} pixels" if longest else "they are empty"
+        raise UndustError(f"cannot write {path} with frames of {told[0]}: {limit}")
+    return sizes[0]
+
+
 def _write_folder(path: Path, frames: Sequence[Image.Image], recipe: Mapping[str, Any]) -> None:
     if FRAME in recipe:
         raise UndustError(f"cannot write {path}: its recipe has the key '{FRAME}' already")
     with atomic_folder(path) as folder:
         for index, still in enumerate(_stills(frames)):
-            write_picture(folder / frame_name(index), still, {**recipe, FRAME: index})
+            name = folder / frame_name(index)
+            still.save(name, "PNG", **texts_for(name, still.size, {**recipe, FRAME: index}))
 
 
 def _stills(frames: Sequence[Image.Image]) -> Iterator[Image.Image]:
@@ -163,5 +179,5 @@ def _animate(
             loop=0,
             **options,
         )
-    except (ValueError, struct.error) as error:
+    except (ValueError, RuntimeError) as error:
         raise UndustError(f"cannot write {path}: {error}") from error
