@@ -58,20 +58,23 @@ def write_film(
     frames: at least one, of one size; all become 8-bit RGB, without transparency. fps: frames per
     second, from 0.1 to 60, of a GIF to 50. The same input always gives the same bytes.
 
-    The suffix decides the format. A name without one is that of a folder of PNGs, which are exact,
-    and which do not have the frames per second but in the recipe. `.mp4`: H.264 as in `mp4.write`.
+    The suffix decides the format. A name without one is that of a folder of PNGs, which are exact;
+    the frames per second are in their recipe only if it has them. `.mp4`: H.264 as in `mp4.write`.
     `.webp`: lossy, of quality 90; frames last whole milliseconds. `.gif`: dithered, with 256
     colours for each frame; frames last whole hundredths of a second. Both repeat for ever, are
     never more than half such a unit late, and may store equal frames in succession as one.
 
     Raises UndustError as `check_film_name` and `check_rate` do, for no frames, for several sizes or
-    one that is too large for the format, for a GIF of more than 655 s, for a recipe that is too long or not JSON, for a folder
-    that exists and is not empty, and as `files.atomic` does.
+    one that is too large for the format, for a GIF of more than 655 s, for a recipe that is too
+    long, not JSON or has the key `FRAME`, for a folder that exists and is not empty, and as
+    `files.atomic` does.
     """
     check_film_name(path)
     check_rate(path, fps)
     kind = _kind(path)
     size = _size(path, frames, LONGEST_SIDE.get(kind))
+    if FRAME in recipe:
+        raise UndustError(f"cannot write {path}: its recipe has the key '{FRAME}' already")
     if kind == GIF and len(frames) > LONGEST_GIF * fps:
         raise UndustError(
             f"cannot write {path}: it would last {len(frames) / fps:,.0f} s, {LONGEST_GIF} at most"
@@ -135,8 +138,6 @@ def _size(path: Path, frames: Sequence[Image.Image], longest: int | None) -> tup
 
 
 def _write_folder(path: Path, frames: Sequence[Image.Image], recipe: Mapping[str, Any]) -> None:
-    if FRAME in recipe:
-        raise UndustError(f"cannot write {path}: its recipe has the key '{FRAME}' already")
     with atomic_folder(path) as folder:
         for index, still in enumerate(_stills(frames)):
             name = folder / frame_name(index)
