@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from undust.generation.loop import Picture, Step
     from undust.pipeline import LatentDiffusion, load
     from undust.recipe.recipe import Recipe
+    from undust.video import VideoDiffusion, load_video
 
 __all__ = [
     "LatentDiffusion",
@@ -19,8 +20,10 @@ __all__ = [
     "Recipe",
     "Step",
     "UndustError",
+    "VideoDiffusion",
     "__version__",
     "load",
+    "load_video",
 ]
 
 _PLACES = {
@@ -29,7 +32,9 @@ _PLACES = {
     "Recipe": "undust.recipe.recipe",
     "Step": "undust.generation.loop",
     "UndustError": "undust.errors",
+    "VideoDiffusion": "undust.video",
     "load": "undust.pipeline",
+    "load_video": "undust.video",
 }
 
 

@@ -17,6 +17,7 @@ import typer
 
 from undust import __version__
 from undust.cli import (
+    animate,
     bench,
     console,
     convert,
@@ -59,6 +60,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(generate.rerun)
 app.command()(generate.interpolate)
+app.command()(animate.animate)
 app.command()(invert.invert)
 app.command()(invert.likelihood)
 app.command()(inspect.inspect)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undust.cli.animate import rerun_film
 from undust.cli.loading import opened_model
 from undust.cli.options import (
     BUILT_IN,
@@ -124,7 +125,9 @@ def interpolate(
 
 
 def rerun(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture that undust made.")],
+    picture: Annotated[
+        Path, typer.Argument(metavar="PICTURE", help="A picture or film that undust made.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -136,14 +139,17 @@ def rerun(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Generate a picture again from the recipe in its file.
+    """Generate a picture or a film again from the recipe in its file.
 
     Its model, input pictures and weights are searched for at their old paths and beside the
     picture.
     """
-    from undust.formats.recipe_png import read_recipe
+    from undust.formats.film import read_film_recipe
 
-    fields = read_recipe(picture)
+    fields = read_film_recipe(picture)
+    if "frames" in fields:
+        rerun_film(fields, picture, model, device, out)
+        return
     output = Output.choose(out, 1)
     from undust.recipe.files import beside
     from undust.recipe.recipe import Recipe

@@ -13,7 +13,7 @@ from undust.errors import UndustError
 from undust.recipe.files import ImageRef
 from undust.recipe.plain import Frozen, reason
 
-MAX_PIXELS = 2**28  # of all frames together
+MAX_PIXELS = 2**26  # of all frames together
 
 
 class FilmRecipe(Frozen):

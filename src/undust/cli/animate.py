@@ -1,0 +1,201 @@
+"""`undust animate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from undust.cli import console
+from undust.cli.loading import use_free_cores
+from undust.cli.options import Device, Engine, LowMemory, Precision
+from undust.cli.output import FOLDER, slug, try_writing, try_writing_file
+from undust.errors import UndustError, quoted
+from undust.formats.files import make_folder
+from undust.recipe.request import read_size
+
+if TYPE_CHECKING:
+    from undust.recipe.film import FilmRecipe
+    from undust.video import VideoDiffusion
+
+
+def animate(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The first frame.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", help="A model of films: a diffusers folder, or org/name on the hub."
+        ),
+    ],
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", help="Frames.  [default: the model's]")
+    ] = None,
+    fps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Frames a second, which the model is told.  [default: 7]"),
+    ] = None,
+    motion: Annotated[
+        int | None, typer.Option(metavar="N", help="More for more motion, 0–255.  [default: 127]")
+    ] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Guidance scale of the first and the last frame.  [default: 1:3]",
+        ),
+    ] = None,
+    noise_augmentation: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Noise on the first frame; more for more change.  [default: 0.02]"
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps.  [default: 25]")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Sampler.  [default: euler]")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="NAME|LIST", help="Noise levels.  [default: karras]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Random seed.  [default: random]")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Size in pixels.  [default: the model's]")
+    ] = None,
+    decoded_frames: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Frames decoded together: more flow better and take more memory.  [default: by "
+            "size]",
+        ),
+    ] = None,
+    dtype: Precision = None,
+    device: Device = None,
+    engine: Engine = "auto",
+    low_memory: LowMemory = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH|DIR",
+            help="A .mp4, .webp or .gif file, or a folder for frames.  [default: a .webp in "
+            "undust-out]",
+        ),
+    ] = None,
+) -> None:
+    """Set a picture in motion, by a model of films."""
+    given = {
+        "frames": frames,
+        "fps": fps,
+        "motion": motion,
+        "steps": steps,
+        "sampler": sampler,
+        "schedule": schedule,
+        "seed": seed,
+        "size": size,
+        "decoded_frames": decoded_frames,
+        "noise_augmentation": noise_augmentation,
+        "guidance": None if guidance is None else _scales(guidance),
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if size is not None:
+        read_size(size)
+    _check_output(out, fps)
+    from undust import video
+
+    use_free_cores()
+    loaded = video.load_video(
+        model, dtype=dtype, device=device, engine=engine, low_memory=low_memory
+    )
+    write_animation(loaded, loaded.recipe(picture, **options), out)
+
+
+def rerun_film(
+    fields: Mapping[str, Any], film: Path, model: str | None, device: str | None, out: Path | None
+) -> None:
+    """`undust rerun` for a film with the recipe `fields`; model: in place of the recipe's path."""
+    from undust.recipe.files import beside
+    from undust.recipe.film import FilmRecipe
+
+    original = FilmRecipe.read(fields)
+    recipe = FilmRecipe.read(beside(fields, film.parent))
+    _check_output(out, recipe.fps)
+    from undust import video
+
+    use_free_cores()
+    loaded = video.load_video(
+        model or recipe.model_path,
+        dtype=recipe.precision,
+        device=device,
+        engine=recipe.engine,
+        low_memory=recipe.low_memory,
+    )
+    write_animation(loaded, recipe, out, again=original)
+
+
+def write_animation(
+    model: VideoDiffusion, recipe: FilmRecipe, out: Path | None, again: FilmRecipe | None = None
+) -> None:
+    """Generates the film of a recipe and writes it, with a progress bar.
+
+    again: the recipe to write, where it is another.
+    """
+    from undust.formats.film import check_rate, write_film
+    from undust.generation.animation import decode_film
+
+    place = out or _free_name(recipe)
+    check_rate(place, recipe.fps)
+    began, last = time.monotonic(), None
+    with console.Progress(recipe.steps, "steps") as progress:
+        for last in model.steps(recipe):
+            progress.update(last.index + 1, f"{recipe.frames} frames")
+    assert last is not None
+    film = decode_film(recipe, last)
+    make_folder(place.parent)
+    write_film(place, film.frames, recipe.fps, (again or recipe).model_dump(mode="json"))
+    console.line(str(place))
+    console.summary(
+        f"seed {recipe.seed}, {console.seconds(time.monotonic() - began)}: {recipe.frames} frames "
+        f"of {recipe.width}x{recipe.height}, {recipe.fps} a second, {recipe.steps} steps of "
+        f"{recipe.sampler}"
+    )
+
+
+def _check_output(out: Path | None, fps: int | None) -> None:
+    """Raises UndustError for an output that cannot be written, before the work is done."""
+    from undust.formats.film import check_film_name, check_rate
+
+    if out is None:
+        try_writing(FOLDER)
+        return
+    check_film_name(out)
+    if fps is not None:
+        check_rate(out, fps)
+    if out.suffix and not out.is_dir():
+        try_writing_file(out)
+    else:
+        try_writing(out)
+
+
+def _free_name(recipe: FilmRecipe) -> Path:
+    stem = f"{slug(Path(recipe.picture.path).stem)}-{recipe.seed}"
+    path, count = FOLDER / f"{stem}.webp", 1
+    while path.exists():
+        count += 1
+        path = FOLDER / f"{stem}-{count}.webp"
+    return path
+
+
+def _scales(text: str) -> tuple[float, float]:
+    """The scales of the first and the last frame in "1:3" or "2"."""
+    try:
+        low, _, high = text.partition(":")
+        return float(low), float(high or low)
+    except ValueError:
+        raise UndustError(
+            f"--guidance: {quoted(text)} is not LOW:HIGH, such as 1:3, or one number"
+        ) from None

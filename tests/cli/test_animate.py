@@ -1,0 +1,106 @@
+"""undust animate, and undust rerun of films."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageSequence
+
+from films import write_film_model
+from undust.formats.film import read_film_recipe
+
+Run = Callable[..., Any]
+QUICK = ("--frames", 3, "--steps", 2, "--size", "32x24", "--seed", 7)
+
+
+@pytest.fixture(scope="module")
+def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_film_model(tmp_path_factory.mktemp("films") / "tiny-svd")
+
+
+@pytest.fixture
+def photo() -> str:
+    Image.radial_gradient("L").convert("RGB").save("photo.png")
+    return "photo.png"
+
+
+def frames_of(path: str) -> list[Image.Image]:
+    with Image.open(path) as film:
+        return [frame.convert("RGB").copy() for frame in ImageSequence.Iterator(film)]
+
+
+def test_a_film_goes_to_the_default_folder(undust: Run, video_model: Path, photo: str):
+    done = undust("animate", photo, "--model", video_model, *QUICK)
+    assert (done.code, done.out) == (0, "undust-out/photo-7.webp\n")
+    assert "3 frames of 32x24, 7 a second, 2 steps of euler" in done.err
+    frames = frames_of("undust-out/photo-7.webp")
+    assert [frame.size for frame in frames] == [(32, 24)] * 3
+    again = undust("animate", photo, "--model", video_model, *QUICK)
+    assert again.out == "undust-out/photo-7-2.webp\n"
+
+
+@pytest.mark.parametrize("out", ["film.gif", "film.mp4", "film.webp", "frames"])
+def test_every_kind_of_film_can_be_made_again(out: str, undust: Run, video_model: Path, photo: str):
+    options = ("--fps", 9, "--motion", 30, "--guidance", "2:4", "--noise-augmentation", 0.1)
+    done = undust("animate", photo, "--model", video_model, *QUICK, *options, "--out", out)
+    assert (done.code, done.out) == (0, f"{out}\n")
+    recipe = read_film_recipe(Path(out))
+    asked = {"fps": 9, "motion": 30, "guidance": [2, 4], "noise_augmentation": 0.1, "seed": 7}
+    assert {name: recipe[name] for name in asked} == asked
+    other = f"again{Path(out).suffix}"
+    done = undust("rerun", out, "--out", other)
+    assert (done.code, done.out) == (0, f"{other}\n")
+    if Path(out).is_dir():
+        for frame in Path(out).iterdir():
+            assert frame.read_bytes() == (Path(other) / frame.name).read_bytes()
+    else:
+        assert Path(out).read_bytes() == Path(other).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--frames", 0), "frames: has to be greater than or equal to 2, not 0"),
+        (("--frames", 1), "frames: has to be greater than or equal to 2, not 1"),
+        (("--fps", 0), "fps: has to be greater than or equal to 1, not 0"),
+        (("--motion", 300), "motion: has to be less than or equal to 255, not 300"),
+        (("--guidance", "a:b"), "'a:b' is not LOW:HIGH, such as 1:3, or one number"),
+        (("--guidance", "nan"), "guidance"),
+        (("--size", "33x24"), "size: 33x24 is not divisible by 2; 32x24 would be"),
+        (("--size", "34x24"), "size: 34x24 is not divisible by 4"),
+        (("--size", "9000x9000"), "are too many pixels"),
+        (("--sampler", "magic"), "magic"),
+        (("--engine", "openvino"), "engine: openvino is not for films"),
+        (("--out", "film.avi"), "film.avi"),
+        (("--out", "film.gif", "--fps", 60), "60 frames per second"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    options: tuple[object, ...], told: str, undust: Run, video_model: Path, photo: str
+):
+    done = undust("animate", photo, "--model", video_model, *QUICK, *options)
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.count("\n") == 1
+    assert not Path("undust-out").exists()
+
+
+def test_models_of_pictures_and_of_films_are_told_apart(
+    undust: Run, video_model: Path, tiny_model: Path, photo: str
+):
+    done = undust("animate", photo, "--model", tiny_model)
+    assert done.code == 2
+    assert "not a StableVideoDiffusionPipeline" in done.err
+    done = undust("generate", "a cat", "--model", video_model)
+    assert done.code == 2
+    assert "is a model of films; use it with `undust animate`" in done.err
+
+
+def test_a_missing_picture_and_a_missing_model_are_named(
+    undust: Run, video_model: Path, photo: str
+):
+    assert "absent.png" in undust("animate", "absent.png", "--model", video_model).err
+    assert "absent" in undust("animate", photo, "--model", "absent").err
