@@ -20,6 +20,8 @@ from undust.engines import probe, registry
 from undust.errors import UndustError
 from undust.formats import locate
 from undust.formats.files import read_whole
+from undust.formats.known_hashes import known_hash
+from undust.formats.original.video import read_video_file
 from undust.formats.video_folder import VideoComponents, read_video_folder, video_hash
 from undust.latent.denoiser import PlacedNetwork
 from undust.latent.first_stage import FirstStage
@@ -68,7 +70,11 @@ class VideoModel(VideoComponents):
         engine: str = registry.AUTO,
         low_memory: bool | None = None,
     ) -> Self:
-        """The model of films at that path, or org/name on the hub; options as of `undust.load`."""
+        """The model of films at that path, or org/name on the hub; options as of `undust.load`.
+
+        A diffusers folder, or a single file in the layout of Stable Video Diffusion's, whose
+        configuration has 25 frames if its name has "xt" between other words, else 14.
+        """
         if engine not in ENGINES:
             raise UndustError(
                 f"engine: {engine} is not for films; {', '.join(ENGINES)} are possible"
@@ -77,18 +83,18 @@ class VideoModel(VideoComponents):
         if dtype == registry.AUTO:
             dtype = probe.fastest_dtype() if place.type == "cpu" else "bf16"
         folder, dtype = locate.find(name_or_path), dtype_and_device.precision(dtype or "fp32")
-        if not folder.is_dir():
-            raise UndustError(
-                f"{folder} is a single file; a model of films has to be a diffusers folder"
-            )
+        if folder.is_dir():
+            name, read, hashed = folder.resolve().name, read_video_folder, video_hash
+        else:
+            name, read, hashed = folder.stem, read_video_file, known_hash
         if low_memory is None:
             low_memory = locate.weights_size(folder) >= LARGE_MODEL
         low_memory = low_memory and dtype == WIDE
 
         def opened() -> tuple[VideoComponents, str]:
             with ThreadPoolExecutor(1) as pool:  # hashing takes as long as reading
-                digits = pool.submit(video_hash, folder)
-                return read_video_folder(folder, None if low_memory else dtype), digits.result()
+                digits = pool.submit(hashed, folder)
+                return read(folder, None if low_memory else dtype), digits.result()[:10]
 
         parts, found = read_whole(folder, opened)
         for network in parts.networks.values():
@@ -97,7 +103,7 @@ class VideoModel(VideoComponents):
             network.eval().requires_grad_(False)
         return cls(
             **vars(parts),
-            name=folder.resolve().name,
+            name=name,
             hash=found,
             path=str(name_or_path),
             execution_device=place,

@@ -26,7 +26,7 @@ from undust.formats.original.detect import (
     first_stage_alone,
 )
 from undust.formats.original.infer import Shapes
-from undust.formats.original.key_map import KeyMap, Shape
+from undust.formats.original.key_map import KeyMap, KeySpec, Shape
 from undust.formats.original.variants import (
     FIRST_STAGE,
     KL_VAE,
@@ -120,8 +120,7 @@ def scan_checkpoint(path: Path, *, ema: bool = False, first_stage: bool = True) 
         variant, facts, parts = _known(path, shapes, header.metadata, first_stage=first_stage)
         if ema and "unet" in parts:
             parts["unet"] = _averaged(parts["unet"], shapes)
-        ours = {f"{at}/{name}": shape for at in parts for name, shape in parts[at].shapes.items()}
-        where = {f"{at}/{name}": spec for at in parts for name, spec in parts[at].key_map.items()}
+        ours, where = together(parts)
         wanted = {spec.key for spec in where.values()}
         beside = {key: _ignored(key, variant, ema=ema) for key in shapes.keys() - wanted}
         # If tensors are missing, the error lists all that are left over.
@@ -171,19 +170,26 @@ def _known(
     prefix = first_stage_alone(shapes)
     if prefix is not None:
         shown_by = Evidence("first stage alone", f"{prefix}decoder.mid.block_1.norm1.weight")
-        return None, [shown_by], {"vae": _component(shapes, replace(KL_VAE, prefix=prefix))}
+        return None, [shown_by], {"vae": empty_part(shapes, replace(KL_VAE, prefix=prefix))}
     variant, facts = detect(shapes, lambda key: safetensors_file.load(path)[key], metadata)
-    parts = {text.folder: _component(shapes, text.network(shapes)) for text in variant.texts}
+    parts = {text.folder: empty_part(shapes, text.network(shapes)) for text in variant.texts}
     latent = variant.size // _factor(variant, shapes)
-    parts["unet"] = _component(shapes, variant.network, sample_size=latent)
+    parts["unet"] = empty_part(shapes, variant.network, sample_size=latent)
     spec = variant.first_stage
     if first_stage and any(key.startswith(spec.prefix) for key in shapes):
         known = {"scaling_factor": variant.scaling_factor, "sample_size": variant.size}
-        parts["vae"] = _component(shapes, spec, **known)
+        parts["vae"] = empty_part(shapes, spec, **known)
     return variant, facts, parts
 
 
-def _component(shapes: Shapes, spec: NetworkSpec, **known: object) -> Component:
+def together(parts: Mapping[str, Component]) -> tuple[dict[str, Shape], dict[str, KeySpec]]:
+    """The shapes and the key map of all parts of a file, under "part/name"."""
+    ours = {f"{at}/{name}": shape for at in parts for name, shape in parts[at].shapes.items()}
+    where = {f"{at}/{name}": spec for at in parts for name, spec in parts[at].key_map.items()}
+    return ours, where
+
+
+def empty_part(shapes: Shapes, spec: NetworkSpec, **known: object) -> Component:
     """A network of a file, without weights yet; known: fields that its tensors do not show."""
     prefix, omitted = spec.prefix, spec.omitted
     below = {omitted + key[len(prefix) :]: shapes[key] for key in shapes if key.startswith(prefix)}

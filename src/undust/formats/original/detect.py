@@ -63,6 +63,8 @@ def detect(
     """
     facts = list(_evidence(shapes))
     fits = [variant for variant in VARIANTS.values() if _fits(variant, shapes)]
+    if is_of_films(shapes):
+        raise UndustError("it is a model of films; use it with `undust animate`")
     if not fits:
         raise _unknown(shapes, facts)
     variant = fits[0]
@@ -85,6 +87,11 @@ def detect(
         variant = replace(variant, zero_snr=True)
         facts.append(Evidence("trained to zero terminal SNR", ZERO_SNR_MARK))
     return variant, facts
+
+
+def is_of_films(shapes: Shapes) -> bool:
+    """Whether a file has a U-Net with layers over the frames of a film."""
+    return any(key.startswith(UNET) and ".time_stack." in key for key in shapes)
 
 
 def first_stage_alone(shapes: Shapes) -> str | None:

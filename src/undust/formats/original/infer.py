@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
+from math import isqrt
 from typing import Any, TypeVar
 
 from undust.errors import UndustError
@@ -19,9 +20,12 @@ from undust.networks.config import (
     LARGEST,
     AutoencoderConfig,
     ControlNetConfig,
+    SpatioTemporalUNetConfig,
+    TemporalAutoencoderConfig,
     TextEncoderConfig,
     UNetConfig,
 )
+from undust.networks.features.vision_transformer import VisionTransformerShape
 
 Shapes = Mapping[str, Shape]
 Heads = Callable[[int], int]
@@ -30,6 +34,13 @@ T = TypeVar("T")
 SIZE_CHANNELS = 256  # of the sinusoid of each of SDXL's sizes
 HEAD_WIDTH = 64  # of every CLIP text encoder
 PROJECTION = "text_projection"  # of OpenCLIP; other CLIPs' is not used
+VISION_HEAD_WIDTH = 80  # of OpenCLIP's ViT-H
+FILM_NUMBERS = 3  # frame rate, motion bucket and noise, each with a sinusoid
+# Fields of U-Nets over pictures and films with the same meaning.
+SHARED_FIELDS = {
+    *("in_channels", "out_channels", "block_out_channels", "layers_per_block", "sample_size"),
+    *("cross_attention_dim", "transformer_layers_per_block"),
+}
 
 
 def eight_heads(_: int) -> int:
@@ -69,6 +80,36 @@ def unet(shapes: Shapes, *, heads: Heads, sample_size: int | None = None) -> UNe
                 "CrossAttnUpBlock2D" if _depth(shapes, f"{block}.1") else "UpBlock2D"
                 for block in _up_blocks(levels)
             ],
+        }
+    )
+
+
+def video_unet(shapes: Shapes, *, num_frames: int) -> SpatioTemporalUNetConfig:
+    """The configuration of the U-Net over films whose tensors have these shapes.
+
+    Below its prefix; num_frames: of films in training. Raises UndustError for tensors of no such
+    network.
+    """
+    over_pixels = unet(shapes, heads=heads_of_64)  # of its layers that do not look along the film
+    numbers = _length(shapes, "label_emb.0.0.weight", 1)
+    if numbers % FILM_NUMBERS:
+        raise UndustError(
+            f"label_emb.0.0.weight has {numbers} input channels, which are not those of "
+            f"{FILM_NUMBERS} numbers (frame rate, motion and noise)"
+        )
+
+    def kinds(blocks: tuple[str, ...]) -> list[str]:
+        return [block.replace("2D", "SpatioTemporal") for block in blocks]
+
+    return SpatioTemporalUNetConfig.read(
+        {
+            **over_pixels.model_dump(include=SHARED_FIELDS),
+            "down_block_types": kinds(over_pixels.down_block_types),
+            "up_block_types": kinds(over_pixels.up_block_types),
+            "num_attention_heads": over_pixels.attention_head_dim,
+            "addition_time_embed_dim": numbers // FILM_NUMBERS,
+            "projection_class_embeddings_input_dim": numbers,
+            "num_frames": num_frames,
         }
     )
 
@@ -132,6 +173,48 @@ def first_stage(
             "use_post_quant_conv": "post_quant_conv.weight" in shapes,
             "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in shapes,
         }
+    )
+
+
+def temporal_first_stage(
+    shapes: Shapes, *, scaling_factor: float = 0.18215, sample_size: int = 768
+) -> TemporalAutoencoderConfig:
+    """The configuration of the autoencoder with a decoder over films, below its prefix.
+
+    Raises UndustError for tensors of no such network.
+    """
+    known = first_stage(shapes, scaling_factor=scaling_factor, sample_size=sample_size)
+    fields = known.model_dump(include=set(TemporalAutoencoderConfig.model_fields))
+    left_out = TemporalAutoencoderConfig.absent
+    return TemporalAutoencoderConfig.read(
+        {name: value for name, value in fields.items() if name not in left_out}
+    )
+
+
+def open_clip_vision(
+    shapes: Shapes, colours: tuple[tuple[float, ...], tuple[float, ...]]
+) -> VisionTransformerShape:
+    """The sizes of OpenCLIP's vision transformer whose tensors have these shapes, below `visual.`.
+
+    Raises UndustError for tensors of no such network.
+    """
+    width = _length(shapes, "class_embedding", 0)
+    patch = _length(shapes, "conv1.weight", 2)
+    side = isqrt(_length(shapes, "positional_embedding", 0) - 1)
+    heads = max(1, width // VISION_HEAD_WIDTH)
+    if not side or width % heads:
+        raise UndustError(f"an image encoder of width {width} with {side}x{side} patches")
+    return VisionTransformerShape(
+        width=width,
+        depth=len(_there(shapes, "transformer.resblocks.{}.ln_1.weight")),
+        heads=heads,
+        hidden=_length(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 0),
+        patch=patch,
+        image_size=side * patch,
+        eps=1e-5,
+        colours=colours,
+        pre_norm=True,
+        projection=_length(shapes, "proj", 1),
     )
 
 

@@ -1,7 +1,8 @@
 """The keys of each network in the original code.
 
-CompVis' and Stability's `openaimodel.UNetModel`, `model.Encoder` and `model.Decoder`, OpenCLIP's
-text transformer, and `cldm.ControlNet` of Zhang et al. 2023. For every network: a table of its
+CompVis' and Stability's `openaimodel.UNetModel`, `model.Encoder` and `model.Decoder`, Stability's
+`video_model.VideoUNet` and `temporal_ae.VideoDecoder`, OpenCLIP's text and vision transformers, and
+`cldm.ControlNet` of Zhang et al. 2023. For every network: a table of its
 modules, from a walk over its configuration or its names, and a table of what is called otherwise
 inside a module.
 """
@@ -14,7 +15,14 @@ from typing import NamedTuple
 
 from undust.errors import UndustError
 from undust.formats.original.key_map import KeySpec, TensorLayout
-from undust.networks.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from undust.networks.config import (
+    AutoencoderConfig,
+    EncoderDecoderConfig,
+    SpatioTemporalUNetConfig,
+    TemporalAutoencoderConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
 
 Modules = dict[str, str]
 """Our name of a module or tensor → the original one."""
@@ -43,9 +51,30 @@ OPEN_CLIP_LAYER = {
     "mlp.fc2": "mlp.c_proj",
 }
 OPEN_CLIP_STACK = {
-    "q_proj": TensorLayout.QUERY,
-    "k_proj": TensorLayout.KEY,
-    "v_proj": TensorLayout.VALUE,
+    "self_attn.q_proj": TensorLayout.QUERY,
+    "self_attn.k_proj": TensorLayout.KEY,
+    "self_attn.v_proj": TensorLayout.VALUE,
+}
+VISION_LAYER = {
+    "norm1": "ln_1",
+    "out": "attn.out_proj",
+    "norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+VISION_STACK = {"q": TensorLayout.QUERY, "k": TensorLayout.KEY, "v": TensorLayout.VALUE}
+VISION = {  # outside of the layers
+    "token": "class_embedding",
+    "patches": "conv1",
+    "positions": "positional_embedding",
+    "pre_norm": "ln_pre",
+    "norm": "ln_post",
+    "projection.weight": "proj",
+}
+OVER_FRAMES = {  # inside a transformer
+    "temporal_transformer_blocks": "time_stack",
+    "time_pos_embed.linear_1": "time_pos_embed.0",
+    "time_pos_embed.linear_2": "time_pos_embed.2",
 }
 PROJECTION = "text_projection.weight"  # of the end's state, in our CLIPs that have one
 
@@ -66,9 +95,33 @@ def controlnet(names: Collection[str]) -> dict[str, KeySpec]:
     return {name: KeySpec(_renamed(name, modules, UNET)) for name in known}
 
 
+def video_unet(names: Iterable[str], config: SpatioTemporalUNetConfig) -> dict[str, KeySpec]:
+    """The key map of a U-Net over films, below `model.diffusion_model.`."""
+    pictures = _unet_modules(config)
+    modules = {**pictures, **_over_frames(pictures, "time_mixer")}
+    for ours, theirs in pictures.items():
+        if ".attentions." in ours:
+            modules |= {f"{ours}.{mine}": f"{theirs}.{other}" for mine, other in OVER_FRAMES.items()}
+    return {name: KeySpec(_renamed(name, modules, UNET)) for name in names}
+
+
 def first_stage(names: Iterable[str], config: AutoencoderConfig) -> dict[str, KeySpec]:
     """The key map of an autoencoder, below `first_stage_model.`."""
-    modules = _first_stage_modules(config)
+    return _first_stage(names, _first_stage_modules(config))
+
+
+def temporal_first_stage(
+    names: Iterable[str], config: TemporalAutoencoderConfig
+) -> dict[str, KeySpec]:
+    """The key map of an autoencoder with a decoder over films, below `first_stage_model.`."""
+    pictures = _first_stage_modules(config)
+    decoder = {ours: theirs for ours, theirs in pictures.items() if ours.startswith("decoder.")}
+    modules = {**pictures, **_over_frames(decoder, "")}
+    modules["decoder.time_conv_out"] = "decoder.conv_out.time_mix_conv"
+    return _first_stage(names, modules)
+
+
+def _first_stage(names: Iterable[str], modules: Modules) -> dict[str, KeySpec]:
     matrices = tuple(f".{name}.weight" for name in PIXEL_ATTENTION if name != "group_norm")
     return {
         name: KeySpec(
@@ -88,16 +141,33 @@ def clip(names: Iterable[str], _: TextEncoderConfig | None = None) -> dict[str, 
 
 def open_clip(names: Iterable[str], config: TextEncoderConfig) -> dict[str, KeySpec]:
     """The key map of an OpenCLIP, where queries, keys and values are one matrix."""
-    modules = _open_clip_modules(config)
+    return _stacked(names, _open_clip_modules(config), OPEN_CLIP_STACK, PROJECTION)
+
+
+def open_clip_vision(names: Collection[str]) -> dict[str, KeySpec]:
+    """The key map of an OpenCLIP's vision transformer, below `visual.`."""
+    layers = {name.split(".")[1] for name in names if name.startswith("layers.")}
+    modules = dict(VISION)
+    for number in layers:
+        ours, theirs = f"layers.{number}", f"transformer.resblocks.{number}"
+        modules[ours] = theirs
+        modules |= {f"{ours}.{mine}": f"{theirs}.{other}" for mine, other in VISION_LAYER.items()}
+    return _stacked(names, modules, VISION_STACK, "projection.weight")
+
+
+def _stacked(
+    names: Iterable[str], modules: Modules, stack: Mapping[str, TensorLayout], transposed: str
+) -> dict[str, KeySpec]:
+    """A key map where the projections of a layer in `stack` are one matrix."""
     found: dict[str, KeySpec] = {}
     for name in names:
-        layer, _, inside = name.partition(".self_attn.")
-        projection, _, kind = inside.partition(".")
-        if projection in OPEN_CLIP_STACK:
-            block = _renamed(layer, modules, {})
-            found[name] = KeySpec(f"{block}.attn.in_proj_{kind}", OPEN_CLIP_STACK[projection])
+        module, _, kind = name.rpartition(".")
+        part = next((part for part in stack if module.endswith(f".{part}")), None)
+        if part is not None:
+            block = _renamed(module.removesuffix(f".{part}"), modules, {})
+            found[name] = KeySpec(f"{block}.attn.in_proj_{kind}", stack[part])
         else:
-            form = TensorLayout.TRANSPOSED if name == PROJECTION else TensorLayout.SAME
+            form = TensorLayout.TRANSPOSED if name == transposed else TensorLayout.SAME
             found[name] = KeySpec(_renamed(name, modules, {}), form)
     return found
 
@@ -158,7 +228,22 @@ def _module(name: str, modules: Modules) -> tuple[str, list[str]] | None:
     return None
 
 
-def _unet_modules(config: UNetConfig) -> Modules:
+def _over_frames(pictures: Modules, mixer: str) -> Modules:
+    """The parts of residual blocks over films; mixer: where their `mix_factor` is, "" for beside.
+
+    The block over pixels has the names of one for pictures, with the block over frames inside.
+    """
+    modules: Modules = {}
+    for ours, theirs in pictures.items():
+        if ".resnets." in ours:
+            modules[f"{ours}.spatial_res_block"] = theirs
+            modules[f"{ours}.time_mixer"] = f"{theirs}.{mixer}".removesuffix(".")
+            for mine, other in UNET.items():
+                modules[f"{ours}.temporal_res_block.{mine}"] = f"{theirs}.time_stack.{other}"
+    return modules
+
+
+def _unet_modules(config: UNetConfig | SpatioTemporalUNetConfig) -> Modules:
     levels = len(config.block_out_channels)
     modules = {
         **_encoder_modules([config.at("layers_per_block", level) for level in range(levels)]),
@@ -227,7 +312,7 @@ def _layer(ours: str, layer: int, block: str) -> Modules:
     return {f"{ours}.resnets.{layer}": f"{block}.0", f"{ours}.attentions.{layer}": f"{block}.1"}
 
 
-def _first_stage_modules(config: AutoencoderConfig) -> Modules:
+def _first_stage_modules(config: EncoderDecoderConfig) -> Modules:
     levels = len(config.block_out_channels)
     modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for half in ("encoder", "decoder"):
