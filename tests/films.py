@@ -31,15 +31,20 @@ SCHEDULER = {  # of stabilityai/stable-video-diffusion-img2vid
 }
 
 
-def tiny_pipeline(seed: int = 0, **unet: Any) -> StableVideoDiffusionPipeline:
-    """Stable Video Diffusion with few channels; pictures are halved once in the first stage."""
+def tiny_pipeline(
+    seed: int = 0, heads: int | None = None, **unet: Any
+) -> StableVideoDiffusionPipeline:
+    """Stable Video Diffusion with few channels; pictures are halved once in the first stage.
+
+    heads: of all attention layers; None: several numbers, which no single file shows.
+    """
     torch.manual_seed(seed)
     network = UNetSpatioTemporalConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        num_attention_heads=(2, 4),
+        num_attention_heads=heads or (2, 4),
         cross_attention_dim=WIDTH,
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=48,
@@ -57,7 +62,7 @@ def tiny_pipeline(seed: int = 0, **unet: Any) -> StableVideoDiffusionPipeline:
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
-            num_attention_heads=4,
+            num_attention_heads=heads or 4,
             image_size=224,
             patch_size=56,
             projection_dim=WIDTH,

@@ -90,7 +90,9 @@ def video_unet(shapes: Shapes, *, num_frames: int) -> SpatioTemporalUNetConfig:
     Below its prefix; num_frames: of films in training. Raises UndustError for tensors of no such
     network.
     """
-    over_pixels = unet(shapes, heads=heads_of_64)  # of its layers that do not look along the film
+    # Its layers over pixels are those of a U-Net over pictures; its numbers beside the time differ.
+    rest = {key: shape for key, shape in shapes.items() if not key.startswith("label_emb.")}
+    over_pixels = unet(rest, heads=heads_of_64)
     numbers = _length(shapes, "label_emb.0.0.weight", 1)
     if numbers % FILM_NUMBERS:
         raise UndustError(

@@ -120,6 +120,10 @@ def read_video_file(path: Path, dtype: torch.dtype | None) -> VideoComponents:
     Settings that tensors do not show are those published. Raises UndustError as `scan_video_file`.
     """
     networks = scan_video_file(path).load(dtype)
+    # A transposed projection would be multiplied in another order, and round otherwise than the
+    # same model's from a folder.
+    for parameter in networks["image_encoder"].parameters():
+        parameter.data = parameter.data.contiguous()
     return VideoComponents(
         cast(TemporalAutoencoder, networks["vae"]),
         cast(SpatioTemporalUNet, networks["unet"]),
