@@ -12,7 +12,15 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
+from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from undust.formats import safetensors_file
+from undust.formats.original import keys
+from undust.formats.original.key_map import to_original, with_prefix
+from undust.formats.original.variants import FIRST_STAGE, UNET
+from undust.formats.original.video import ENCODER, VISION
+from undust.formats.video_folder import VideoComponents, read_video_folder
 
 WIDTH = 24  # of the embedding of a picture
 SCHEDULER = {  # of stabilityai/stable-video-diffusion-img2vid
@@ -84,3 +92,25 @@ def write_film_model(folder: Path, seed: int = 0) -> Path:
     """The tiny model as a folder."""
     tiny_pipeline(seed).save_pretrained(folder)
     return folder
+
+
+def original_layout(parts: VideoComponents) -> dict[str, Tensor]:
+    """A model's tensors as a single file has them."""
+    unet, vae = parts.unet, parts.autoencoder
+    eye = parts.image_encoder.state_dict()
+    halves = to_original(vae.state_dict(), keys.temporal_first_stage(vae.state_dict(), vae.config))
+    prefix = {True: FIRST_STAGE, False: ENCODER}
+    return {
+        **to_original(
+            unet.state_dict(), with_prefix(UNET, keys.video_unet(unet.state_dict(), unet.config))
+        ),
+        **{prefix[key.startswith("decoder.")] + key: tensor for key, tensor in halves.items()},
+        **to_original(eye, with_prefix(VISION, keys.open_clip_vision(eye))),
+    }
+
+
+def write_single_file(path: Path, folder: Path) -> Path:
+    """The model in a folder as a single file of the original layout."""
+    layout = original_layout(read_video_folder(folder, None))
+    safetensors_file.save(path, {key: tensor.contiguous() for key, tensor in layout.items()})
+    return path

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from films import tiny_pipeline, write_single_file
 from undust.formats import controlnet, safetensors_file
 from undust.formats.original.checkpoint import to_original
 from undust.formats.original.variants import VARIANTS
@@ -131,3 +132,16 @@ def test_what_goes_into_a_model_is_told(undust: Run, here: Path):
     facts = json.loads(undust("inspect", "control.safetensors", "--json").out)
     told = {key: facts[key] for key in ("kind", "text width", "channels")}
     assert told == {"kind": "ControlNet", "text width": 768, "channels": "32-64"}
+
+
+def test_models_of_films(undust: Run, here: Path):
+    tiny_pipeline(heads=1).save_pretrained(here / "folder")
+    write_single_file(here / "svd_xt.safetensors", here / "folder")
+    facts = json.loads(undust("inspect", "svd_xt.safetensors", "--json").out)
+    assert (facts["variant"], facts["pixels"]) == ("svd", "1024x576")
+    assert facts["process"] == "EDM, σ 0.002 … 700"
+    assert [part["part"] for part in facts["parts"]] == ["unet", "vae", "image_encoder"]
+    assert facts["evidence"][1]["says"] == "25 frames in training"
+    facts = json.loads(undust("inspect", "folder", "--json").out)
+    assert (facts["kind"], facts["frames"]) == ("model of films", 4)
+    assert facts["process"] == "EDM, σ 0.002 … 700"

@@ -17,6 +17,7 @@ from undust.formats import toml_text
 if TYPE_CHECKING:
     from undust.diffusion.process import Process
     from undust.formats.original.checkpoint import Checkpoint
+    from undust.pipeline import LatentDiffusion
 
 SUFFIX = ".safetensors"
 DIGITS = 10  # shown of a hash, as in web UIs
@@ -110,11 +111,13 @@ def _folder(path: Path) -> Facts:
 
 def _weights(path: Path) -> Facts:
     from undust.formats.original.checkpoint import scan_checkpoint
+    from undust.formats.original.video import is_video_file, scan_video_file
     from undust.formats.safetensors_file import content_hash, header
 
     facts: Facts = {"path": str(path), "kind": "weights"}
     try:
-        facts |= _single_file(scan_checkpoint(path))
+        scan = scan_video_file if is_video_file(path) else scan_checkpoint
+        facts |= _single_file(scan(path))
     except UndustError as error:
         other = _adapter(path)
         facts |= other or {"not a whole model": str(error).removeprefix(f"{path}: ")}
@@ -169,7 +172,7 @@ def _single_file(checkpoint: Checkpoint) -> Facts:
         facts |= {
             "variant": variant.name,
             "name": variant.title,
-            "pixels": f"{variant.size}x{variant.size}",
+            "pixels": f"{variant.size}x{variant.height or variant.size}",
             "process": _process(variant.process(), variant.prediction),
             "prediction": variant.prediction,
             "latent scale": variant.scaling_factor,
@@ -211,6 +214,8 @@ def _component(path: Path) -> Facts:
 
 def _model(path: Path) -> Facts:
     from undust.formats.folder import read_model_index
+    from undust.formats.video_folder import is_video_folder
+    from undust.latent.video import VideoModel
     from undust.pipeline import load
 
     parts: list[Facts] = []
@@ -221,7 +226,7 @@ def _model(path: Path) -> Facts:
             files += own
     facts: Facts = {"path": str(path), "kind": "model", "name": path.resolve().name}
     try:
-        model = load(path)
+        model = VideoModel.load(path, engine="torch") if is_video_folder(path) else load(path)
     except UndustError as error:
         facts["cannot be used"] = str(error)
     else:
@@ -233,17 +238,27 @@ def _model(path: Path) -> Facts:
             "process": _process(model.process, model.prediction),
             "prediction": model.prediction,
         }
-        if model.texts:
-            tokenizer = model.texts[0].tokenizer
-            facts |= {"tokens": tokenizer.length, "vocabulary": len(tokenizer.vocabulary)}
-        if model.classes:
-            names = ", ".join(model.classes[:MAX_NAMES])
-            facts["classes"] = names + (", …" if len(model.classes) > MAX_NAMES else "")
-        if model.self_conditioned:
-            facts["self-conditioned"] = "yes"
-        if model.maps:
-            facts["maps"] = ", ".join(kind.kind for kind in model.maps)
+        if isinstance(model, VideoModel):
+            facts |= {"kind": "model of films", "frames": model.unet.config.num_frames}
+        else:
+            facts |= _of_pictures(model)
     return {**facts, **_numbers(files), "parts": parts}
+
+
+def _of_pictures(model: LatentDiffusion) -> Facts:
+    """Facts about the conditions of a model of pictures."""
+    facts: Facts = {}
+    if model.texts:
+        tokenizer = model.texts[0].tokenizer
+        facts |= {"tokens": tokenizer.length, "vocabulary": len(tokenizer.vocabulary)}
+    if model.classes:
+        names = ", ".join(model.classes[:MAX_NAMES])
+        facts["classes"] = names + (", …" if len(model.classes) > MAX_NAMES else "")
+    if model.self_conditioned:
+        facts["self-conditioned"] = "yes"
+    if model.maps:
+        facts["maps"] = ", ".join(kind.kind for kind in model.maps)
+    return facts
 
 
 def _run(path: Path) -> Facts:

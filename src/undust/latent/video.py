@@ -84,16 +84,17 @@ class VideoModel(VideoComponents):
             dtype = probe.fastest_dtype() if place.type == "cpu" else "bf16"
         folder, dtype = locate.find(name_or_path), dtype_and_device.precision(dtype or "fp32")
         if folder.is_dir():
-            name, read, hashed = folder.resolve().name, read_video_folder, video_hash
+            name, read = folder.resolve().name, read_video_folder
+            hashed = partial(video_hash, folder)
         else:
-            name, read, hashed = folder.stem, read_video_file, known_hash
+            name, read, hashed = folder.stem, read_video_file, partial(known_hash, folder)
         if low_memory is None:
             low_memory = locate.weights_size(folder) >= LARGE_MODEL
         low_memory = low_memory and dtype == WIDE
 
         def opened() -> tuple[VideoComponents, str]:
             with ThreadPoolExecutor(1) as pool:  # hashing takes as long as reading
-                digits = pool.submit(hashed, folder)
+                digits = pool.submit(hashed)
                 return read(folder, None if low_memory else dtype), digits.result()[:10]
 
         parts, found = read_whole(folder, opened)

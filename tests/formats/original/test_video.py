@@ -13,22 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 import undust
-from films import tiny_pipeline
+from films import tiny_pipeline, write_single_file
 from made_weights import made_weights, uniform
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.known_hashes import known_hash
-from undust.formats.original import keys
-from undust.formats.original.key_map import to_original, with_prefix
 from undust.formats.original.variants import FIRST_STAGE, UNET
 from undust.formats.original.video import (
-    ENCODER,
     VISION,
     is_video_file,
     read_video_file,
     scan_video_file,
 )
-from undust.formats.video_folder import VideoComponents, read_video_folder
 from undust.generation.animation import decode_film, sample_film
 from undust.latent.video import VideoModel
 from undust.networks.conditioning import Conditioning
@@ -50,23 +46,6 @@ def original() -> tuple[Shapes, dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def shapes(original: tuple[Shapes, dict[str, Tensor]]) -> Shapes:
     return original[0]
-
-
-def original_layout(parts: VideoComponents) -> dict[str, Tensor]:
-    """A model's tensors as a single file has them."""
-    unet, vae = parts.unet, parts.autoencoder
-    eye = parts.image_encoder.state_dict()
-    halves = to_original(
-        vae.state_dict(), keys.temporal_first_stage(vae.state_dict(), vae.config)
-    )
-    prefix = {True: FIRST_STAGE, False: ENCODER}
-    return {
-        **to_original(
-            unet.state_dict(), with_prefix(UNET, keys.video_unet(unet.state_dict(), unet.config))
-        ),
-        **{prefix[key.startswith("decoder.")] + key: tensor for key, tensor in halves.items()},
-        **to_original(eye, with_prefix(VISION, keys.open_clip_vision(eye))),
-    }
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -126,9 +105,7 @@ def test_the_published_file_is_known_whole(name, frames, published, hollow):
 def test_a_film_from_the_file_is_that_from_the_folder(tmp_path):
     pipeline = tiny_pipeline(heads=1)
     pipeline.save_pretrained(tmp_path / "folder")
-    file = tmp_path / "tiny.safetensors"
-    layout = original_layout(read_video_folder(tmp_path / "folder", None))
-    safetensors_file.save(file, {key: tensor.contiguous() for key, tensor in layout.items()})
+    file = write_single_file(tmp_path / "tiny.safetensors", tmp_path / "folder")
     folder, single = (VideoModel.load(path, engine="torch") for path in (tmp_path / "folder", file))
     assert (single.name, single.hash) == ("tiny", known_hash(file)[:10])
     assert (single.process, single.prediction) == (folder.process, folder.prediction)

@@ -91,7 +91,12 @@ def detect(
 
 def is_of_films(shapes: Shapes) -> bool:
     """Whether a file has a U-Net with layers over the frames of a film."""
-    return any(key.startswith(UNET) and ".time_stack." in key for key in shapes)
+    return any(map(is_over_frames, shapes))
+
+
+def is_over_frames(key: str) -> bool:
+    """Whether a tensor is of a U-Net's layer over the frames of a film."""
+    return key.startswith(UNET) and ".time_stack." in key
 
 
 def first_stage_alone(shapes: Shapes) -> str | None:

@@ -101,7 +101,9 @@ def video_unet(names: Iterable[str], config: SpatioTemporalUNetConfig) -> dict[s
     modules = {**pictures, **_over_frames(pictures, "time_mixer")}
     for ours, theirs in pictures.items():
         if ".attentions." in ours:
-            modules |= {f"{ours}.{mine}": f"{theirs}.{other}" for mine, other in OVER_FRAMES.items()}
+            modules |= {
+                f"{ours}.{mine}": f"{theirs}.{other}" for mine, other in OVER_FRAMES.items()
+            }
     return {name: KeySpec(_renamed(name, modules, UNET)) for name in names}
 
 

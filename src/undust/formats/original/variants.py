@@ -105,7 +105,8 @@ class Variant:
     low-resolution input, else None; channels: of the denoiser's input; added: the tensor that tells
     what is added to the time embedding, "" for nothing; downsampling_factor: pixels along a side
     for one latent pixel; force_zeros_for_empty_prompt: whether no prompt is encoded as zeros;
-    guidance: the default guidance scale, that of diffusers' pipelines.
+    guidance: the default guidance scale, that of diffusers' pipelines; height: of the pictures
+    trained on, pixels, None for squares.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Variant:
     downsampling_factor: int = 8
     force_zeros_for_empty_prompt: bool = False
     guidance: float = 7.5
+    height: int | None = None
 
     def process(self) -> Process:
         """The noise process that it was trained with."""

@@ -1,4 +1,4 @@
-"""Models of films in a single file: Stable Video Diffusion's svd.safetensors and svd_xt.safetensors.
+"""Models of films in a single file: Stable Video Diffusion's svd.safetensors, svd_xt.safetensors.
 
 The file is the state of sgm's `DiffusionEngine` (Blattmann et al. 2023b; generative-models,
 scripts/sampling/configs/svd.yaml): the U-Net, a first stage, and the embedders of the first frame,
@@ -28,7 +28,7 @@ from undust.formats.original.checkpoint import (
     empty_part,
     together,
 )
-from undust.formats.original.detect import Evidence, is_of_films
+from undust.formats.original.detect import Evidence, is_of_films, is_over_frames
 from undust.formats.original.infer import Shapes
 from undust.formats.original.variants import (
     FIRST_STAGE,
@@ -71,6 +71,7 @@ SVD = Variant(
     prediction=V_PREDICTION,
     channels=8,
     added=SIZES,
+    height=576,
 )
 
 
@@ -106,7 +107,7 @@ def scan_video_file(path: Path) -> Checkpoint:
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
     facts = [
-        Evidence("U-Net over films", next(key for key in shapes if ".time_stack." in key)),
+        Evidence("U-Net over films", min(filter(is_over_frames, shapes))),
         Evidence(f"{_frames(path)} frames in training", "the file's name; no tensor tells"),
     ]
     factor = cast(TemporalAutoencoder, parts["vae"].network).downsampling_factor

@@ -6,7 +6,6 @@ CHECKOUT: a checkout of Stability-AI/generative-models. Needs einops and open_cl
 """
 
 # pyright: basic, reportMissingImports=false
-# ruff: noqa: PLC0415
 
 from __future__ import annotations
 
@@ -155,7 +154,7 @@ def main(checkout: Path) -> None:
     outputs = {name: output.contiguous() for name, output in outputs.items()}
     save_file(outputs, path, {"shapes": json.dumps(shapes)})
     for name, output in outputs.items():
-        print(name, tuple(output.shape), f"deviation {output.std():.3g}")
+        sys.stdout.write(f"{name} {tuple(output.shape)}, deviation {output.std():.3g}\n")
 
 
 if __name__ == "__main__":
