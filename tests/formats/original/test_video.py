@@ -137,6 +137,12 @@ def test_half_precision_is_kept_or_converted(shapes, save):
         for key, tensor in network.state_dict().items():
             assert tensor.dtype == torch.float16
             assert torch.equal(state[key], tensor.float())
+    picture = uniform("picture", (1, 3, 64, 64))
+    usual, small = (
+        VideoModel.load(path, engine="torch", low_memory=low).embed(picture)
+        for low in (False, True)
+    )
+    assert torch.equal(usual, small)
 
 
 def test_a_file_that_was_cut_short_is_named(shapes, hollow, tmp_path):
