@@ -104,7 +104,7 @@ def load_video(
     engine: str = "auto",
     low_memory: bool | None = None,
 ) -> VideoDiffusion:
-    """A model of films, such as Stable Video Diffusion, from a diffusers folder or org/name.
+    """A model of films, such as Stable Video Diffusion: a diffusers folder, a file or org/name.
 
     The options are those of `undust.load`. Raises UndustError for an incomplete model and for one
     of pictures.

@@ -27,7 +27,8 @@ def animate(
     model: Annotated[
         str,
         typer.Option(
-            metavar="PATH", help="A model of films: a diffusers folder, or org/name on the hub."
+            metavar="PATH",
+            help="A model of films: a diffusers folder, a single file, or org/name on the hub.",
         ),
     ],
     frames: Annotated[

@@ -76,7 +76,10 @@ def read_video_folder(folder: Path, dtype: torch.dtype | None) -> VideoComponent
     """
     kind = read_json(folder / INDEX).get("_class_name")
     if kind != VIDEO_PIPELINE:
-        raise UndustError(f"{folder} is a {quoted(kind)}, not a {VIDEO_PIPELINE}")
+        raise UndustError(
+            f"{folder} is a {quoted(kind)}, not a {VIDEO_PIPELINE}; models of pictures are for "
+            "`undust generate`"
+        )
     unet = load_component(folder / "unet", AnyUNet, dtype)
     autoencoder = load_component(folder / "vae", FirstStageNetwork, dtype)
     if not isinstance(unet, SpatioTemporalUNet) or not isinstance(autoencoder, TemporalAutoencoder):
