@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
 from undust.diffusion.lambda_tables import LambdaTable, noise_levels, table_of
 from undust.errors import UndustError, printable
 from undust.formats.files import atomic_write
+from undust.formats.npy_files import array_of
 from undust.regular import read_bytes
 
 LIMIT = 2**24  # bytes of a file that is read
-MAX_DIMENSIONS = 3  # of an array that is worth an error about its shape
 
 
 def read_table(path: Path, sigmas: Tensor, num_frames: int) -> LambdaTable:
@@ -95,32 +94,11 @@ def _read(path: Path) -> Tensor:
     suffix = table_suffix(path)
     content = read_bytes(path, LIMIT)
     try:
-        return _from_npy(content) if suffix == ".npy" else _from_csv(content.decode("utf-8-sig"))
+        return array_of(content) if suffix == ".npy" else _from_csv(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UndustError(f"{path} is not text in UTF-8") from error
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
-
-
-def _from_npy(content: bytes) -> Tensor:
-    """An array of floats. Its header is compared with the size before anything is allocated."""
-    file = io.BytesIO(content)
-    try:
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, by_column, kind = read_header(file)
-    except Exception as error:  # its parser raises errors of many kinds
-        raise UndustError("it is damaged, or no .npy file") from error
-    if kind.kind != "f" or kind.itemsize not in (2, 4, 8) or len(shape) > MAX_DIMENSIONS:
-        raise UndustError(f"it has {printable(kind)} {printable(shape)}, and not a table of floats")
-    rest = content[file.tell() :]
-    size = 1
-    for side in shape:
-        size *= side
-    if len(rest) != size * kind.itemsize or min(shape, default=0) < 0:
-        raise UndustError(f"it is damaged: {len(rest)} bytes for numbers {printable([*shape])}")
-    numbers = np.frombuffer(rest, kind).reshape(shape, order="F" if by_column else "C")
-    return torch.from_numpy(numbers.astype(np.float64, order="C"))
 
 
 def _from_csv(text: str) -> Tensor:
