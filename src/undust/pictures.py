@@ -78,6 +78,26 @@ def read_image(path: Path, opened: Opener = open_regular) -> Image.Image:
         return upright(image, path)
 
 
+def grey_numbers(path: Path, opened: Opener = open_regular) -> np.ndarray:
+    """The numbers of a grey picture file as they are stored: uint8 or uint16 [H, W].
+
+    Neither a colour profile nor the EXIF orientation is applied. Raises UndustError for a picture
+    in colours or with transparency, and as `read_image` does.
+    """
+    with _opened(path, opened) as image:
+        image.load()
+        if _is_deep(image.mode, image.format):
+            return np.array(image).astype(np.uint16)
+        if image.mode in ("L", "RGB", "P", "1"):
+            pixels = np.array(image.convert("RGB"))
+            if (pixels == pixels[..., :1]).all():
+                return pixels[..., 0]
+        raise UndustError(
+            f"{path} has colours, transparency or other numbers (mode {image.mode}); it has to be "
+            "a grey picture of 8 or 16 bits"
+        )
+
+
 def upright_size(path: Path, opened: Opener = open_regular) -> tuple[int, int]:
     """Width and height of `read_image`, from the header of the file; its errors too."""
     with _opened(path, opened) as image:

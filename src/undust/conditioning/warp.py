@@ -25,8 +25,8 @@ from undust.errors import UndustError
 
 FOCAL, SIZE = 260.0, (1024, 576)  # pixels, of NVS-Solver's camera
 SHARPNESS = 50.0  # of the cover of far pixels by near ones
-# The largest weight of a valid pixel. One splatted pixel has more only if log(1 + d) is below 1 % of
-# the largest, such as at d < 0.066 with depths up to 500: nothing is valid on surfaces that touch
+# The largest weight of a valid pixel. One splatted pixel has more only if log(1 + d) is below 1 %
+# of the largest, as at d < 0.066 with depths up to 500: nothing is valid on surfaces that touch
 # the camera. The depths of 8-bit disparities, 39 to 500, have at most 2e-13.
 LARGEST_WEIGHT = 0.6
 DILATION = 5  # pixels; side of the square by which holes grow
@@ -151,6 +151,8 @@ def warp(picture: Tensor, depth: Tensor, source: Camera, target: Camera) -> tupl
 
     The cover is soft: for depths up to d_max the ratio of two surfaces' weights is that of 1 + d to
     the power of 50/log(1 + d_max), 8 for 500. One at 70 has 17 times the weight of one at 100.
+    Where a surface is stretched by more than 2, as at the edge of a wide view, it has cracks: they
+    are holes, or show what is behind.
 
     Raises UndustError for a depth map of another size, and as `check_depth` does.
     """

@@ -17,8 +17,8 @@ from torch import Tensor
 from undust.diffusion.lambda_tables import LambdaTable, noise_levels, table_of
 from undust.errors import UndustError, printable
 from undust.formats.files import atomic_write
-from undust.formats.npy_files import array_of
-from undust.regular import read_bytes
+from undust.formats.npy_files import read_array
+from undust.regular import read_text
 
 LIMIT = 2**24  # bytes of a file that is read
 
@@ -91,10 +91,10 @@ _WRITERS: dict[str, Callable[[Path, LambdaTable], None]] = {
 
 def _read(path: Path) -> Tensor:
     """The numbers of a file, float64, of one dimension or more."""
-    suffix = table_suffix(path)
-    content = read_bytes(path, LIMIT)
+    if table_suffix(path) == ".npy":
+        return read_array(path, LIMIT)
     try:
-        return array_of(content) if suffix == ".npy" else _from_csv(content.decode("utf-8-sig"))
+        return _from_csv(read_text(path, LIMIT))
     except UnicodeDecodeError as error:
         raise UndustError(f"{path} is not text in UTF-8") from error
     except UndustError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,18 +11,31 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from undust.errors import UndustError, printable
+from undust.regular import read_bytes
 
 MAX_DIMENSIONS = 3  # of an array that is worth an error about its shape
 LARGEST_ITEM = 8  # bytes of a number; those of more are not the same on all systems
 KINDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "truth values"}
 
 
-def array_of(content: bytes, kinds: str = "f") -> Tensor:
+def read_array(path: Path, limit: int, kinds: str = "f") -> Tensor:
     """The numbers of a .npy file, float64; kinds: those of numpy that are read, of `KINDS`.
 
-    The header is compared with the size before anything is allocated. Raises UndustError, without
-    the file's name, for damaged content, other kinds and more than 3 dimensions.
+    Raises UndustError, which names the file, if it cannot be read, is larger than `limit` bytes or
+    damaged, and for other kinds and more than 3 dimensions.
     """
+    try:
+        content = read_bytes(path, limit)
+    except OSError as error:
+        raise UndustError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return _array_of(content, kinds)
+    except UndustError as error:
+        raise UndustError(f"{path}: {error}") from error
+
+
+def _array_of(content: bytes, kinds: str) -> Tensor:
+    """The header is compared with the size before anything is allocated."""
     file = io.BytesIO(content)
     try:
         version = npy.read_magic(file)

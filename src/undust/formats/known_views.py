@@ -1,0 +1,132 @@
+"""Folders of known views: a film's warped frames with masks, to be looked at, edited and read.
+
+Frame τ is view-τ.png (or .jpg) and mask-τ.png (or .npy), τ with four digits from 0000. A mask is
+white, or 1, where the view is known. Other files in the folder are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from undust.errors import UndustError
+from undust.formats.files import atomic_folder
+from undust.formats.npy_files import read_array
+from undust.pictures import from_image, grey, read_image, to_images
+
+MAX_FRAMES = 1024
+MAX_PIXELS = 2**28  # of all frames together
+LIMIT = 2**27  # bytes of a .npy mask
+WHITE = 128  # the least grey of a known pixel, of 255
+SUFFIXES = {"view": ("png", "jpg", "jpeg"), "mask": ("png", "npy")}
+
+
+def read_known_views(folder: Path, frames: int | None = None) -> tuple[Tensor, Tensor]:
+    """A film's views [F, 3, H, W] in [-1, 1] and where they are known, bool [F, H, W].
+
+    frames: how many the film has, by default as many as the folder. Raises UndustError, which names
+    the file, for a missing frame, view or mask, one too many, sizes that differ, masks of other
+    numbers than 0 and 1 (.npy), and what is not readable or too large.
+    """
+    paths = _paths(folder, frames)
+    first = paths[0][0]
+    pictures: list[Tensor] = []
+    known: list[Tensor] = []
+    size: tuple[int, int] | None = None
+    for view, mask in paths:
+        image = read_image(view)
+        size = size or image.size
+        if image.size != size:
+            raise UndustError(f"{view} has {_sides(image.size)}, and {first} {_sides(size)}")
+        if size[0] * size[1] * len(paths) > MAX_PIXELS:
+            raise UndustError(
+                f"{folder}: {len(paths)} frames of {_sides(size)} are too many pixels; "
+                f"{MAX_PIXELS:,} together are the most"
+            )
+        pictures.append(from_image(image, size).float() / 127.5 - 1)
+        where = _mask(mask)
+        if (sides := (where.shape[1], where.shape[0])) != size:
+            raise UndustError(f"{mask} has {_sides(sides)}, and {view} {_sides(size)}")
+        known.append(where)
+    return torch.stack(pictures), torch.stack(known)
+
+
+def write_known_views(folder: Path, views: Tensor, masks: Tensor, *, replace: bool = False) -> None:
+    """Writes a film's views [F, 3, H, W] in [-1, 1] and masks [F, H, W] to a new folder, at once.
+
+    Colours are rounded to 8 bits; masks come back as they were. replace: whether the folder may
+    have something in it, which is then removed. Raises UndustError for other shapes, and as
+    `atomic_folder` does.
+    """
+    if views.ndim != 4 or views.shape[1] != 3 or masks.shape != views[:, 0].shape:
+        raise UndustError(
+            f"known views: {[*views.shape]} with masks {[*masks.shape]}; they are [F, 3, H, W] and "
+            "[F, H, W]"
+        )
+    if not 1 <= len(views) <= MAX_FRAMES:
+        raise UndustError(f"known views: {len(views)} frames; 1 to {MAX_FRAMES} can be written")
+    with atomic_folder(folder, replace=replace) as building:
+        for frame, (view, mask) in enumerate(zip(views, masks, strict=True)):
+            to_images(view[None])[0].save(building / f"view-{frame:04d}.png")
+            white = (mask != 0).cpu().numpy().astype(np.uint8) * 255
+            Image.fromarray(white).save(building / f"mask-{frame:04d}.png")
+
+
+def _paths(folder: Path, frames: int | None) -> list[tuple[Path, Path]]:
+    """The files of each frame's view and mask."""
+    found: dict[str, dict[int, Path]] = {"view": {}, "mask": {}}
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UndustError(f"{folder} cannot be read as a folder: {error.strerror}") from error
+    for path in entries:
+        named = re.fullmatch(r"(view|mask)-(.*)\.([A-Za-z]+)", path.name)
+        if named is None:
+            continue
+        kind, number, suffix = named[1], named[2], named[3].lower()
+        if not re.fullmatch(r"[0-9]{4}", number) or suffix not in SUFFIXES[kind]:
+            raise UndustError(
+                f"{path} is no name of a {kind}; {kind}-0000 has four digits and ends in "
+                f".{' or .'.join(SUFFIXES[kind])}"
+            )
+        if (other := found[kind].setdefault(int(number), path)) != path:
+            raise UndustError(f"{folder} has both {other.name} and {path.name}; one is needed")
+    last = max([-1, *found["view"], *found["mask"]])
+    count = last + 1 if frames is None else frames
+    if not 1 <= count <= MAX_FRAMES:
+        problem = f"frame {last} is one" if count else "it has none"
+        raise UndustError(
+            f"{folder}: views and masks of 1 to {MAX_FRAMES} frames are read, and {problem}"
+        )
+    for kind, numbered in found.items():
+        missing = [frame for frame in range(count) if frame not in numbered]
+        if missing:
+            raise UndustError(
+                f"{folder} has no {kind}-{missing[0]:04d}; each of {count} frames needs a view and "
+                "a mask"
+            )
+        if len(numbered) > count:
+            extra = numbered[max(numbered)].name
+            raise UndustError(f"{folder} has {extra}, and the film only {count} frames")
+    return [(found["view"][frame], found["mask"][frame]) for frame in range(count)]
+
+
+def _mask(path: Path) -> Tensor:
+    """Where a view is known, bool [H, W]."""
+    if path.suffix.lower() != ".npy":
+        return torch.from_numpy(np.array(grey(read_image(path))) >= WHITE)
+    numbers = read_array(path, LIMIT, "fiub")
+    if numbers.ndim != 2:
+        raise UndustError(f"{path}: its shape is {[*numbers.shape]}; a mask is [H, W]")
+    if not bool(((numbers == 0) | (numbers == 1)).all()):
+        raise UndustError(f"{path}: a mask is 1 where the view is known, and else 0")
+    return numbers == 1
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
