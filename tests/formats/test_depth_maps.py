@@ -147,7 +147,7 @@ def test_what_is_no_disparity(value: float, said: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["a.npy", "a.pfm", "a.png"])
 def test_no_such_file_and_no_file(name: str, tmp_path: Path):
-    with pytest.raises(UndustError, match=rf"{name} cannot be read"):
+    with pytest.raises(UndustError, match=rf"{name}.*: No such file"):
         read_depth(tmp_path / name, SIZE)
     (tmp_path / name).mkdir()
     with pytest.raises(UndustError, match=rf"{name} is a folder, not a file"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -95,7 +97,7 @@ def gone(*names: str) -> Callable[[Path], object]:
         (saved("view-01.png"), r"view-01\.png is no name of a view; view-0000 has four digits"),
         (saved("mask-0001.jpg"), r"mask-0001\.jpg is no name of a mask.*ends in \.png or \.npy"),
         (saved("view-٠٠٠٣.png"), "is no name of a view"),
-        (saved("view-2000.png"), "1 to 1024 frames are read, and frame 2000 is one"),
+        (saved("view-2000.png"), "2001 frames; views and masks of 1 to 1024 can be read"),
         (saved("view-0001.png", (6, 5)), r"view-0001\.png has 6x5, and .*view-0000\.png 6x4"),
         (saved("mask-0001.png", (5, 4)), r"mask-0001\.png has 5x4, and .*view-0001\.png 6x4"),
         (array("mask-0002.npy", np.ones((6, 4))), r"mask-0002\.npy has 4x6, and"),
@@ -122,10 +124,22 @@ def test_another_number_of_frames(folder: Path):
         read_known_views(folder, 5)
 
 
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs/video/known-views.md"
+    [code] = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["known"].shape == (5, 9, 16)
+    assert found["known"][0].all()
+    assert 0 < found["known"][4].sum() < 144
+    assert found["distances"][-1] == 1
+
+
 def test_no_folder_and_an_empty_one(tmp_path: Path):
     with pytest.raises(UndustError, match="none cannot be read as a folder: No such file"):
         read_known_views(tmp_path / "none")
-    with pytest.raises(UndustError, match="1 to 1024 frames are read, and it has none"):
+    with pytest.raises(UndustError, match=": 0 frames; views and masks of 1 to 1024"):
         read_known_views(tmp_path)
 
 
@@ -166,6 +180,7 @@ def test_other_shapes_are_refused(tmp_path: Path):
     assert [*tmp_path.iterdir()] == []
 
 
+@settings(max_examples=40)
 @given(
     st.sampled_from(["view-0001.png", "mask-0001.npy"]), st.integers(0, 200), st.binary(max_size=9)
 )

@@ -67,7 +67,9 @@ class Camera:
                 "they are finite, and the length is above 0"
             )
         if self.position.shape != (3,) or not bool(self.position.isfinite().all()):
-            raise UndustError(f"camera: its position is 3 finite numbers, not {self.position}")
+            raise UndustError(
+                f"camera: its position is 3 finite numbers, not {self.position.tolist()}"
+            )
         axes = self.rotation.double()
         if axes.shape != (3, 3) or not (
             bool(((axes.T @ axes - _facing().to(axes)).abs() < ORTHONORMAL).all())
@@ -144,13 +146,14 @@ def warp(picture: Tensor, depth: Tensor, source: Camera, target: Camera) -> tupl
     depth: of the picture's pixels [H, W]; source, target: the picture's camera and the other one.
 
     A pixel at depth d before the target is shared bilinearly by the four pixels around its place,
-    with the weight exp(−50·log(1 + d)/max log(1 + d)). A pixel of the result is the mean of what it
-    got, and 0 where that is nothing. It is valid if its weights sum to above 0 and at most
-    `LARGEST_WEIGHT`; holes are then dilated by 5×5 pixels, but not from outside of the picture.
+    with the weight exp(−50·log(1 + d)/log(1 + d_max)), d_max the largest d of the picture. A pixel
+    of the result is the mean of what it got, and 0 where that is nothing. It is valid if its
+    weights sum to above 0 and at most `LARGEST_WEIGHT`; holes are then dilated by 5×5 pixels, but
+    not from outside of the picture.
     Computed in float64 and returned in the picture's precision.
 
-    The cover is soft: for depths up to d_max the ratio of two surfaces' weights is that of 1 + d to
-    the power of 50/log(1 + d_max), 8 for 500. One at 70 has 17 times the weight of one at 100.
+    The cover is soft: the ratio of two surfaces' weights is that of 1 + d to the power of
+    50/log(1 + d_max), 8 for 500. One at 70 has 17 times the weight of one at 100.
     Where a surface is stretched by more than 2, as at the edge of a wide view, it has cracks: they
     are holes, or show what is behind.
 
@@ -203,13 +206,14 @@ def warped_views(
     sources = {0: 0} if known == 1 else {0: 0, len(cameras) - 1: 1}  # frame: picture
     places = positions_of(cameras)
     for frame, camera in enumerate(cameras):
-        near = min(sources, key=lambda end: float((places[frame] - places[end]).norm()))
-        which = sources[near]
         if frame in sources:
-            check_depth(depths[sources[frame]])
-            yield pictures[sources[frame]], torch.ones_like(depths[which], dtype=torch.bool)
+            own = sources[frame]
+            check_depth(depths[own])
+            yield pictures[own], torch.ones_like(depths[own], dtype=torch.bool)
         else:
-            yield warp(pictures[which], depths[which], cameras[near], camera)
+            away = {end: float((places[frame] - places[end]).norm()) for end in sources}
+            near = min(away, key=away.__getitem__)  # the first of equal ones
+            yield warp(pictures[sources[near]], depths[sources[near]], cameras[near], camera)
 
 
 def latent_mask(mask: Tensor, factor: int = 8) -> Tensor:
@@ -228,9 +232,9 @@ def latent_mask(mask: Tensor, factor: int = 8) -> Tensor:
 def depth_of_disparity(disparity: Tensor) -> Tensor:
     """Depths of relative disparities, 0 (far) to 255 (near), as NVS-Solver has them: 39.2 to 500.
 
-    10000/disparity, clipped to 0.0001 … 500.
+    10000/disparity, clipped to 0.0001 … 500, float64 of the same shape.
     """
-    return (DISPARITY / disparity.double()).clamp(NEAREST, FARTHEST).to(disparity)
+    return (DISPARITY / disparity.double()).clamp(NEAREST, FARTHEST)
 
 
 def check_depth(depth: Tensor) -> None:

@@ -63,7 +63,7 @@ def _read_pfm(path: Path) -> Tensor:
     try:
         content = read_bytes(path, LIMIT)
     except OSError as error:
-        raise UndustError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UndustError(f"{path}: {error.strerror or error}") from error
     header = re.match(rb"Pf\s+(\d+)\s+(\d+)\s+(\S+)\s", content[:LONGEST_HEADER])
     if header is None:
         raise UndustError(f"{path} is damaged, or no portable float map in grey (Pf)")

@@ -1,7 +1,7 @@
 """Folders of known views: a film's warped frames with masks, to be looked at, edited and read.
 
 Frame τ is view-τ.png (or .jpg) and mask-τ.png (or .npy), τ with four digits from 0000. A mask is
-white, or 1, where the view is known. Other files in the folder are left alone.
+white, or 1, where the view is known. Other files in the folder are not read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from undust.errors import UndustError
 from undust.formats.files import atomic_folder
 from undust.formats.npy_files import read_array
-from undust.pictures import from_image, grey, read_image, to_images
+from undust.pictures import from_image, grey, read_image, to_images, upright_size
 
 MAX_FRAMES = 1024
 MAX_PIXELS = 2**28  # of all frames together
@@ -35,25 +35,23 @@ def read_known_views(folder: Path, frames: int | None = None) -> tuple[Tensor, T
     """
     paths = _paths(folder, frames)
     first = paths[0][0]
-    pictures: list[Tensor] = []
-    known: list[Tensor] = []
-    size: tuple[int, int] | None = None
-    for view, mask in paths:
+    width, height = size = upright_size(first)
+    if width * height * len(paths) > MAX_PIXELS:
+        raise UndustError(
+            f"{folder}: {len(paths)} frames of {_sides(size)} are too many pixels; "
+            f"{MAX_PIXELS:,} together are the most"
+        )
+    pictures = torch.empty(len(paths), 3, height, width)
+    known = torch.empty(len(paths), height, width, dtype=torch.bool)
+    for frame, (view, mask) in enumerate(paths):
         image = read_image(view)
-        size = size or image.size
         if image.size != size:
             raise UndustError(f"{view} has {_sides(image.size)}, and {first} {_sides(size)}")
-        if size[0] * size[1] * len(paths) > MAX_PIXELS:
-            raise UndustError(
-                f"{folder}: {len(paths)} frames of {_sides(size)} are too many pixels; "
-                f"{MAX_PIXELS:,} together are the most"
-            )
-        pictures.append(from_image(image, size).float() / 127.5 - 1)
         where = _mask(mask)
         if (sides := (where.shape[1], where.shape[0])) != size:
             raise UndustError(f"{mask} has {_sides(sides)}, and {view} {_sides(size)}")
-        known.append(where)
-    return torch.stack(pictures), torch.stack(known)
+        pictures[frame], known[frame] = from_image(image, size).float() / 127.5 - 1, where
+    return pictures, known
 
 
 def write_known_views(folder: Path, views: Tensor, masks: Tensor, *, replace: bool = False) -> None:
@@ -99,9 +97,8 @@ def _paths(folder: Path, frames: int | None) -> list[tuple[Path, Path]]:
     last = max([-1, *found["view"], *found["mask"]])
     count = last + 1 if frames is None else frames
     if not 1 <= count <= MAX_FRAMES:
-        problem = f"frame {last} is one" if count else "it has none"
         raise UndustError(
-            f"{folder}: views and masks of 1 to {MAX_FRAMES} frames are read, and {problem}"
+            f"{folder}: {count} frames; views and masks of 1 to {MAX_FRAMES} can be read"
         )
     for kind, numbered in found.items():
         missing = [frame for frame in range(count) if frame not in numbered]

@@ -27,7 +27,7 @@ def read_array(path: Path, limit: int, kinds: str = "f") -> Tensor:
     try:
         content = read_bytes(path, limit)
     except OSError as error:
-        raise UndustError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UndustError(f"{path}: {error.strerror or error}") from error
     try:
         return _array_of(content, kinds)
     except UndustError as error:
