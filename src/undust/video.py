@@ -13,6 +13,7 @@ from torch import Tensor
 
 from undust.errors import UndustError, quoted
 from undust.generation.animation import Film, decode_film, sample_film
+from undust.generation.known_views import resolved
 from undust.generation.loop import Step
 from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel, frames_that_fit
@@ -29,16 +30,17 @@ class VideoDiffusion(VideoModel):
         """The recipe of a film that begins with a picture; for the options see `FilmRecipe`.
 
         size: WIDTHxHEIGHT, by default the model's, to which the picture is resized and cropped;
-        guidance: one number, or those for the first and the last frame. Raises UndustError for
-        invalid values and for a picture that cannot be read.
+        guidance: one number, or those for the first and the last frame; known: a `KnownViews` or
+        its fields. Raises UndustError for invalid values and for files that cannot be read.
         """
         ref = resolved_image(ImageRef.of(picture))
-        image_of(ref)
         size = options.pop("size", None)
         width, height = self.size if size is None else read_size(size)
         if not isinstance(guidance := options.pop("guidance", (1.0, 3.0)), tuple | list):
             guidance = (guidance, guidance)
         frames = options.pop("frames", self.unet.config.num_frames)
+        if (known_views := options.pop("known", None)) is not None:
+            options["known"] = resolved(known_views, image_of(ref))
         together = min(frames_that_fit(width, height), frames if isinstance(frames, int) else 1)
         known = {
             "seed": random.SystemRandom().randrange(2**32),

@@ -32,6 +32,7 @@ from undust.cli import (
     lab,
     lambdas,
     listing,
+    orbit,
     report,
     schedules,
     streams,
@@ -61,6 +62,7 @@ app.command()(generate.generate)
 app.command()(generate.rerun)
 app.command()(generate.interpolate)
 app.command()(animate.animate)
+app.command()(orbit.orbit)
 app.command()(invert.invert)
 app.command()(invert.likelihood)
 app.command()(inspect.inspect)

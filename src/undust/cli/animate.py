@@ -22,74 +22,83 @@ if TYPE_CHECKING:
     from undust.video import VideoDiffusion
 
 
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="The first frame.")]
+FilmModel = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="PATH",
+        help="A model of films: a diffusers folder, a single file, or org/name on the hub.",
+    ),
+]
+FilmOut = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH|DIR",
+        help="A .mp4, .webp or .gif file, or a folder for frames.  [default: a .webp in "
+        "undust-out]",
+    ),
+]
+Frames = Annotated[int | None, typer.Option(metavar="N", help="Frames.  [default: the model's]")]
+Fps = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Frames a second, which the model is told.  [default: 7]"),
+]
+Motion = Annotated[
+    int | None, typer.Option(metavar="N", help="More for more motion, 0–255.  [default: 127]")
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW:HIGH", help="Guidance scale of the first and the last frame.  [default: 1:3]"
+    ),
+]
+Augmentation = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X", help="Noise on the first frame; more for more change.  [default: 0.02]"
+    ),
+]
+Steps = Annotated[int | None, typer.Option(metavar="N", help="Steps.  [default: 25]")]
+Sampler = Annotated[str | None, typer.Option(metavar="NAME", help="Sampler.  [default: euler]")]
+Schedule = Annotated[
+    str | None, typer.Option(metavar="NAME|LIST", help="Noise levels.  [default: karras]")
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Random seed.  [default: random]")]
+Size = Annotated[
+    str | None, typer.Option(metavar="WxH", help="Size in pixels.  [default: the model's]")
+]
+DecodedFrames = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Frames decoded together: more flow better and take more memory.  [default: by size]",
+    ),
+]
+
+
 def animate(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The first frame.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="PATH",
-            help="A model of films: a diffusers folder, a single file, or org/name on the hub.",
-        ),
-    ],
-    frames: Annotated[
-        int | None, typer.Option(metavar="N", help="Frames.  [default: the model's]")
-    ] = None,
-    fps: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Frames a second, which the model is told.  [default: 7]"),
-    ] = None,
-    motion: Annotated[
-        int | None, typer.Option(metavar="N", help="More for more motion, 0–255.  [default: 127]")
-    ] = None,
-    guidance: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOW:HIGH",
-            help="Guidance scale of the first and the last frame.  [default: 1:3]",
-        ),
-    ] = None,
-    noise_augmentation: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", help="Noise on the first frame; more for more change.  [default: 0.02]"
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps.  [default: 25]")] = None,
-    sampler: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Sampler.  [default: euler]")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(metavar="NAME|LIST", help="Noise levels.  [default: karras]")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Random seed.  [default: random]")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Size in pixels.  [default: the model's]")
-    ] = None,
-    decoded_frames: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Frames decoded together: more flow better and take more memory.  [default: by "
-            "size]",
-        ),
-    ] = None,
+    picture: Picture,
+    model: FilmModel,
+    frames: Frames = None,
+    fps: Fps = None,
+    motion: Motion = None,
+    guidance: Scales = None,
+    noise_augmentation: Augmentation = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    schedule: Schedule = None,
+    seed: Seed = None,
+    size: Size = None,
+    decoded_frames: DecodedFrames = None,
     dtype: Precision = None,
     device: Device = None,
     engine: Engine = "auto",
     low_memory: LowMemory = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH|DIR",
-            help="A .mp4, .webp or .gif file, or a folder for frames.  [default: a .webp in "
-            "undust-out]",
-        ),
-    ] = None,
+    out: FilmOut = None,
 ) -> None:
     """Set a picture in motion, by a model of films."""
-    given = {
+    options = {
         "frames": frames,
         "fps": fps,
         "motion": motion,
@@ -100,19 +109,35 @@ def animate(
         "size": size,
         "decoded_frames": decoded_frames,
         "noise_augmentation": noise_augmentation,
-        "guidance": None if guidance is None else _scales(guidance),
+        "guidance": guidance,
     }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if size is not None:
-        read_size(size)
-    _check_output(out, fps)
+    loading = {"dtype": dtype, "device": device, "engine": engine, "low_memory": low_memory}
+    make_film(picture, model, out, options, loading)
+
+
+def make_film(
+    picture: Path,
+    model: str,
+    out: Path | None,
+    options: Mapping[str, Any],
+    loading: Mapping[str, Any],
+) -> None:
+    """Loads a model of films and writes the film of a picture.
+
+    options: of `VideoDiffusion.recipe` in the command line's form, None where they are not given;
+    loading: of `undust.load_video`.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "guidance" in given:
+        given["guidance"] = _scales(given["guidance"])
+    if "size" in given:
+        read_size(given["size"])
+    _check_output(out, given.get("fps"))
     from undust import video
 
     use_free_cores()
-    loaded = video.load_video(
-        model, dtype=dtype, device=device, engine=engine, low_memory=low_memory
-    )
-    write_animation(loaded, loaded.recipe(picture, **options), out)
+    loaded = video.load_video(model, **loading)
+    write_animation(loaded, loaded.recipe(picture, **given), out)
 
 
 def rerun_film(

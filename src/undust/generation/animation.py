@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from undust.diffusion.guidance import ClassifierFree, ConditionedDenoiser, GuidedRun
+from undust.diffusion.guidance import ClassifierFree, ConditionedDenoiser, Guidance, GuidedRun
 from undust.diffusion.noise import BESIDE, BrownianPath, PictureNoise, normal
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
+from undust.generation.known_views import known_views, led
 from undust.generation.loop import Step
 from undust.latent.references import image_of
 from undust.latent.video import VideoModel
@@ -58,8 +59,11 @@ def sample_film(
         )
     )
     scale = torch.linspace(*recipe.guidance, recipe.frames)
-    denoise = GuidedRun(ClassifierFree(positive, negative, lambda _: scale))
     levels = sigmas(recipe.schedule, model.process, recipe.steps)
+    guided: Guidance = ClassifierFree(positive, negative, lambda _: scale)
+    if recipe.known is not None:
+        guided = led(guided, model, recipe.known, known_views(recipe, picture), levels)
+    denoise = GuidedRun(guided)
     x = model.process.start(unit, levels[0])
     for step in SAMPLERS[recipe.sampler](denoise, x, levels, drawn):
         yield Step(

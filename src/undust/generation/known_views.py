@@ -1,0 +1,131 @@
+"""The known views of a film: the first frame warped along an orbit, or a folder of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pydantic import ValidationError
+from torch import Tensor
+
+from undust.conditioning.warp import latent_mask, orbit, positions_of, warped_views
+from undust.diffusion import lambda_tables
+from undust.diffusion.guidance import LambdaGuidance
+from undust.diffusion.samplers.registry import Denoise
+from undust.errors import UndustError
+from undust.formats.depth_maps import read_depth
+from undust.formats.known_hashes import known_hash
+from undust.formats.known_views import read_known_views
+from undust.latent.references import image_of
+from undust.latent.video import VideoModel
+from undust.recipe.files import DIGITS
+from undust.recipe.film import FileRef, FilmRecipe, KnownViews
+from undust.recipe.plain import reason
+
+DISPARITY_DISTANCE = 70.0  # of the orbit's centre, in the unit of depths that are made of disparity
+ACROSS = 6 / 7  # the half-axis across the view, over the distance: 60 and 70 in NVS-Solver
+
+
+@dataclass(frozen=True)
+class Views:
+    """views [F, 3, H, W] in [-1, 1]; masks: where they are known, bool [F, H, W].
+
+    distances: of the cameras from the first one, 0 … 1 [F], or None if they are not known.
+    """
+
+    views: Tensor
+    masks: Tensor
+    distances: Tensor | None
+
+
+def resolved(given: KnownViews | Mapping[str, Any], picture: Image.Image) -> KnownViews:
+    """With the hashes of its files, and the distance of the orbit's centre.
+
+    That is 70 for disparities and else the depth in the middle of the picture. Raises UndustError
+    for invalid values, and for files that are absent, have changed or are no depth map of the
+    picture.
+    """
+    try:
+        known = given if isinstance(given, KnownViews) else KnownViews.model_validate(dict(given))
+    except ValidationError as error:
+        raise UndustError(f"known views: {reason(error)}") from None
+    if known.folder is not None:
+        return known.model_copy(update={"folder": _hashed(known.folder)})
+    assert known.depth is not None
+    depth = read_depth(Path(known.depth.path), picture.size, known.numbers)
+    middle = depth[depth.shape[0] // 2, depth.shape[1] // 2].item()
+    usual = DISPARITY_DISTANCE if known.numbers == "disparity" else middle
+    found = {"depth": _hashed(known.depth), "distance": known.distance or usual}
+    return known.model_copy(update=found)
+
+
+def known_views(recipe: FilmRecipe, picture: Tensor) -> Views:
+    """The known views of a film; picture: the first frame [1, 3, H, W] in [-1, 1].
+
+    Raises UndustError for files that have changed, and for views of another size or number.
+    """
+    known, size = recipe.known, (recipe.width, recipe.height)
+    assert known is not None
+    if known.folder is not None:
+        folder = Path(_hashed(known.folder).path)
+        views, masks = read_known_views(folder, recipe.frames)
+        if (views.shape[3], views.shape[2]) != size:
+            raise UndustError(
+                f"{folder}: its views have {views.shape[3]}x{views.shape[2]} pixels, and the film "
+                f"{size[0]}x{size[1]}"
+            )
+        return Views(views, masks, None)
+    assert known.depth is not None
+    depth = _fitted(known, image_of(recipe.picture).size, size)
+    away = known.distance or DISPARITY_DISTANCE
+    cameras = orbit(recipe.frames, known.degrees, major=ACROSS * away, minor=away, size=size)
+    pairs = [*warped_views(picture, depth[None], cameras)]
+    views, masks = (torch.stack(part) for part in zip(*pairs, strict=True))
+    distances = lambda_tables.distances_along(positions_of(cameras)) if known.degrees else None
+    return Views(views, masks, distances)
+
+
+def led(
+    denoise: Denoise, model: VideoModel, known: KnownViews, given: Views, levels: Tensor
+) -> LambdaGuidance:
+    """The denoiser, led by the known views with the λ that a search finds for these levels."""
+    table = lambda_tables.search(
+        levels, len(given.views), distances=given.distances, derived=known.derived
+    )
+    latents = torch.cat([model.first_stage.encode(view).mean for view in given.views.split(1)])
+    masks = latent_mask(given.masks, model.autoencoder.downsampling_factor)
+    return LambdaGuidance(denoise, table, latents, masks.float(), known.form, known.weight_clamp)
+
+
+def _fitted(known: KnownViews, before: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The depth map [H, W], resized and cropped as the picture, without averages of depths."""
+    assert known.depth is not None
+    depth = read_depth(Path(_hashed(known.depth).path), before, known.numbers)
+    if before == size:
+        return depth
+    whole = Image.fromarray(depth.numpy().astype(np.float32))
+    return torch.from_numpy(np.array(ImageOps.fit(whole, size, Image.Resampling.NEAREST))).double()
+
+
+def _hashed(ref: FileRef) -> FileRef:
+    """The reference with its hash; UndustError if the content is absent or has changed."""
+    path = Path(ref.path)
+    content = "".join(known_hash(file) for file in _files(path))
+    found = hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
+    if ref.hash not in ("", found):
+        raise UndustError(f"{ref.path} is not any more what it was")
+    return ref.model_copy(update={"hash": found})
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    for pattern in ("view-*", "mask-*"):
+        yield from sorted(path.glob(pattern))

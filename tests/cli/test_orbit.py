@@ -1,0 +1,62 @@
+"""undust orbit, as a person calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from films import write_film_model
+from undust.formats.film import read_film_recipe
+
+Run = Callable[..., Any]
+QUICK = ("--frames", 3, "--steps", 2, "--size", "32x24", "--seed", 7)
+
+
+@pytest.fixture(scope="module")
+def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_film_model(tmp_path_factory.mktemp("films") / "tiny-svd")
+
+
+@pytest.fixture
+def photo() -> str:
+    Image.radial_gradient("L").convert("RGB").save("photo.png")
+    Image.linear_gradient("L").save("near.png")
+    np.save("depth.npy", np.full((256, 256), 3.0))
+    return "photo.png"
+
+
+def test_an_orbit_can_be_made_again(undust: Run, video_model: Path, photo: str):
+    options = ("--depth", "near.png", "--disparity", "--degrees", -10, "--form", "blend")
+    done = undust("orbit", photo, "--model", video_model, *QUICK, *options, "--out", "a.webp")
+    assert (done.code, done.out) == (0, "a.webp\n")
+    known = read_film_recipe(Path("a.webp"))["known"]
+    asked = {"numbers": "disparity", "degrees": -10, "form": "blend", "distance": 70}
+    assert {name: known[name] for name in asked} == asked
+    assert undust("rerun", "a.webp", "--out", "b.webp").code == 0
+    assert Path("a.webp").read_bytes() == Path("b.webp").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "either --depth MAP or --views DIR is needed"),
+        (("--depth", "depth.npy", "--views", "."), "either --depth MAP or --views DIR is needed"),
+        (("--views", ".", "--degrees", 3), "are for a depth map (--depth)"),
+        (("--views", "absent"), "absent"),
+        (("--depth", "absent.npy"), "absent.npy"),
+        (("--depth", "depth.npy", "--degrees", "nan"), "degrees"),
+        (("--depth", "depth.npy", "--frames", 1), "frames: has to be greater than or equal to 2"),
+    ],
+)
+def test_what_is_wrong_with_an_orbit_is_said_in_one_line(
+    options: tuple[object, ...], told: str, undust: Run, video_model: Path, photo: str
+):
+    done = undust("orbit", photo, "--model", video_model, *QUICK, *options)
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.count("\n") == 1
