@@ -31,7 +31,7 @@ FLOORS = (
     {"engines"},
     {"latent"},
     {"generation"},
-    {"pipeline"},
+    {"pipeline", "video"},
     {"evaluation", "lab"},
     {"training"},
     {"report"},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from undust.errors import UndustError, quoted
 from undust.generation.animation import Film, decode_film, sample_film
-from undust.generation.known_views import resolved
+from undust.generation.known_views import resolved_views
 from undust.generation.loop import Step
 from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel, frames_that_fit
@@ -40,7 +40,7 @@ class VideoDiffusion(VideoModel):
             guidance = (guidance, guidance)
         frames = options.pop("frames", self.unet.config.num_frames)
         if (known_views := options.pop("known", None)) is not None:
-            options["known"] = resolved(known_views, image_of(ref))
+            options["known"] = resolved_views(known_views, image_of(ref))
         together = min(frames_that_fit(width, height), frames if isinstance(frames, int) else 1)
         known = {
             "seed": random.SystemRandom().randrange(2**32),

@@ -33,7 +33,7 @@ ACROSS = 6 / 7  # the half-axis across the view, over the distance: 60 and 70 in
 
 
 @dataclass(frozen=True)
-class Views:
+class SceneViews:
     """views [F, 3, H, W] in [-1, 1]; masks: where they are known, bool [F, H, W].
 
     distances: of the cameras from the first one, 0 … 1 [F], or None if they are not known.
@@ -44,7 +44,7 @@ class Views:
     distances: Tensor | None
 
 
-def resolved(given: KnownViews | Mapping[str, Any], picture: Image.Image) -> KnownViews:
+def resolved_views(given: KnownViews | Mapping[str, Any], picture: Image.Image) -> KnownViews:
     """With the hashes of its files, and the distance of the orbit's centre.
 
     That is 70 for disparities and else the depth in the middle of the picture. Raises UndustError
@@ -65,7 +65,7 @@ def resolved(given: KnownViews | Mapping[str, Any], picture: Image.Image) -> Kno
     return known.model_copy(update=found)
 
 
-def known_views(recipe: FilmRecipe, picture: Tensor) -> Views:
+def known_views(recipe: FilmRecipe, picture: Tensor) -> SceneViews:
     """The known views of a film; picture: the first frame [1, 3, H, W] in [-1, 1].
 
     Raises UndustError for files that have changed, and for views of another size or number.
@@ -80,7 +80,7 @@ def known_views(recipe: FilmRecipe, picture: Tensor) -> Views:
                 f"{folder}: its views have {views.shape[3]}x{views.shape[2]} pixels, and the film "
                 f"{size[0]}x{size[1]}"
             )
-        return Views(views, masks, None)
+        return SceneViews(views, masks, None)
     assert known.depth is not None
     depth = _fitted(known, image_of(recipe.picture).size, size)
     away = known.distance or DISPARITY_DISTANCE
@@ -88,11 +88,11 @@ def known_views(recipe: FilmRecipe, picture: Tensor) -> Views:
     pairs = [*warped_views(picture, depth[None], cameras)]
     views, masks = (torch.stack(part) for part in zip(*pairs, strict=True))
     distances = lambda_tables.distances_along(positions_of(cameras)) if known.degrees else None
-    return Views(views, masks, distances)
+    return SceneViews(views, masks, distances)
 
 
 def led(
-    denoise: Denoise, model: VideoModel, known: KnownViews, given: Views, levels: Tensor
+    denoise: Denoise, model: VideoModel, known: KnownViews, given: SceneViews, levels: Tensor
 ) -> LambdaGuidance:
     """The denoiser, led by the known views with the λ that a search finds for these levels."""
     table = lambda_tables.search(
