@@ -17,7 +17,7 @@ from hypothesis import settings
 # quarter of a second, and by default one comes every two. Tests of what is freed collect it.
 gc.set_threshold(50_000, 10, 10)
 
-settings.register_profile("undust", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile("undust", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("undust")
 
 

@@ -251,7 +251,8 @@ def test_the_flows_that_are_kept_are_the_teacher_s_pictures(
         schedule="trailing",
         guidance=3.0,
     )
-    torch.testing.assert_close(edges[:, -1], torch.stack([each.latent for each in pictures]))
+    latents = torch.stack([each.latent for each in pictures])  # by another engine, which rounds
+    torch.testing.assert_close(edges[:, -1], latents, rtol=1e-4, atol=1e-4)
     cond = model.condition([escape(caption or "") for caption in task.text(batch)])
     for found, drawn in zip(losses, (batch, later), strict=True):
         first = drawn.uniform(RandomStream.TIME)[:, 0] < 0.5

@@ -32,7 +32,7 @@ from undust.recipe.files import ImageRef
 from undust.recipe.film import FilmRecipe
 
 ORIGINAL = Path(__file__).parent / "films" / "svd-tiny.safetensors"
-SLOW = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Shapes = dict[str, tuple[int, ...]]
 
 
