@@ -203,5 +203,5 @@ def shrunk(x: Tensor, side: int) -> Tensor:
 
 
 def frames_that_fit(width: int, height: int) -> int:
-    """How many frames of that size are decoded together by default: 4 GiB of activations."""
+    """How many frames of that size are decoded together by default: those of 2²¹ pixels."""
     return max(1, math.floor(2**21 / (width * height)))
