@@ -100,3 +100,11 @@ def diffusion_recipe(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -
         """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model of films."""
+    from films import write_film_model
+
+    return write_film_model(tmp_path_factory.mktemp("films") / "tiny-svd")

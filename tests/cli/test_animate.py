@@ -9,16 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageSequence
 
-from films import write_film_model
 from undust.formats.film import read_film_recipe
 
 Run = Callable[..., Any]
 QUICK = ("--frames", 3, "--steps", 2, "--size", "32x24", "--seed", 7)
-
-
-@pytest.fixture(scope="module")
-def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_film_model(tmp_path_factory.mktemp("films") / "tiny-svd")
 
 
 @pytest.fixture

@@ -172,17 +172,10 @@ class Decoder(nn.Module):
         return kept(convolved(self.conv_out, activated(self.conv_norm_out, y)))
 
 
-class EncoderDecoderNetwork(FirstStageNetwork, Generic[C]):
-    """The common part of first stages made of `Encoder` and `Decoder`.
-
-    A subclass sets the members below under their published names.
-    """
+class ConvolutionalFirstStage(FirstStageNetwork, Generic[C]):
+    """The sizes of first stages whose configuration has levels, each half as large as the last."""
 
     config: C
-    encoder: Encoder
-    decoder: Decoder
-    quant_conv: nn.Module
-    post_quant_conv: nn.Module
 
     @property
     def image_channels(self) -> int:
@@ -205,6 +198,18 @@ class EncoderDecoderNetwork(FirstStageNetwork, Generic[C]):
     def downsampling_factor(self) -> int:
         """Pixels along a side for one latent pixel."""
         return 2 ** (len(self.config.block_out_channels) - 1)
+
+
+class EncoderDecoderNetwork(ConvolutionalFirstStage[C]):
+    """The common part of first stages made of `Encoder` and `Decoder`.
+
+    A subclass sets the members below under their published names.
+    """
+
+    encoder: Encoder
+    decoder: Decoder
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
 
     @property
     def last_layer(self) -> Tensor:

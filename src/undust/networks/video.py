@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from undust.errors import UndustError
 from undust.networks.attention import Perturbation, PixelAttention
-from undust.networks.base import DiagonalGaussian, FirstStageNetwork
+from undust.networks.base import DiagonalGaussian
 from undust.networks.conditioning import Conditioning
 from undust.networks.config import SpatioTemporalUNetConfig, TemporalAutoencoderConfig
 from undust.networks.deep_cache import DeepFeatures
-from undust.networks.encoder_decoder import EPS, Encoder
+from undust.networks.encoder_decoder import EPS, ConvolutionalFirstStage, Encoder
 from undust.networks.layers import Upsample, silu
 from undust.networks.temporal import SpatioTemporalResnet
 from undust.networks.unet import AnyUNet
@@ -141,10 +141,8 @@ class TemporalDecoder(nn.Module):
         return self.time_conv_out(x.transpose(0, 1)[None])[0].transpose(0, 1)
 
 
-class TemporalAutoencoder(FirstStageNetwork):
+class TemporalAutoencoder(ConvolutionalFirstStage[TemporalAutoencoderConfig]):
     """The KL autoencoder with a decoder over films; keys as AutoencoderKLTemporalDecoder's."""
-
-    config: TemporalAutoencoderConfig
 
     def __init__(self, config: TemporalAutoencoderConfig) -> None:
         super().__init__()
@@ -153,28 +151,6 @@ class TemporalAutoencoder(FirstStageNetwork):
         self.encoder = Encoder(config, moments)
         self.decoder = TemporalDecoder(config)
         self.quant_conv = nn.Conv2d(moments, moments, 1)
-
-    @property
-    def image_channels(self) -> int:
-        """The channels of the pictures."""
-        return self.config.in_channels
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Width and height of the pictures that it was trained on."""
-        size = self.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return width, height
-
-    @property
-    def latent_channels(self) -> int:
-        """The channels of the latents."""
-        return self.config.latent_channels
-
-    @property
-    def downsampling_factor(self) -> int:
-        """Pixels along a side for one latent pixel."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
 
     @property
     def latent_space(self) -> tuple[float, ...]:

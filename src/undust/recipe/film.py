@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from undust.diffusion.samplers import SAMPLERS
-from undust.diffusion.schedules import SCHEDULES, listed
 from undust.errors import UndustError
 from undust.recipe.files import DIGITS, ImageRef, PathText
+from undust.recipe.names import SamplerName, ScheduleName
 from undust.recipe.plain import Frozen, reason
 
 MAX_PIXELS = 2**26  # of all frames together
@@ -68,8 +67,8 @@ class FilmRecipe(Frozen):
     guidance: tuple[float, float] = (1.0, 3.0)
     noise_augmentation: float = Field(0.02, ge=0, le=10)
     steps: int = Field(25, ge=1, le=1000)
-    sampler: str = "euler"
-    schedule: str = "karras"
+    sampler: SamplerName = "euler"
+    schedule: ScheduleName = "karras"
     seed: int = Field(ge=0, lt=2**64)
     decoded_frames: int = Field(ge=1)
     known: KnownViews | None = Field(None, exclude_if=lambda known: known is None)
@@ -80,19 +79,6 @@ class FilmRecipe(Frozen):
     model_path: str = Field("", max_length=4096)
     model_hash: str = ""
     undust: str = ""
-
-    @field_validator("sampler")
-    @classmethod
-    def _sampler_is_known(cls, name: str) -> str:
-        SAMPLERS[name]
-        return name
-
-    @field_validator("schedule")
-    @classmethod
-    def _schedule_is_known(cls, schedule: str) -> str:
-        if listed(schedule) is None:
-            SCHEDULES[schedule]
-        return schedule
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:

@@ -7,8 +7,7 @@ from typing import Any, Self, cast
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from undust.diffusion.samplers import SAMPLERS
-from undust.diffusion.schedules import SCHEDULES, listed
+from undust.diffusion.schedules import listed
 from undust.errors import UndustError
 from undust.pictures import LARGEST
 from undust.recipe.files import ImageRef, WeightsRef
@@ -23,6 +22,7 @@ from undust.recipe.inputs import (
     SizeConditioning,
     Upscale,
 )
+from undust.recipe.names import SamplerName, ScheduleName
 from undust.recipe.plain import Frozen, reason
 from undust.recipe.request import OPTIONS
 
@@ -54,8 +54,8 @@ class Recipe(Frozen):
     negative: str | None = option("negative")
     steps: int = option("steps", 20)
     guidance: float = option("guidance", 4.0)
-    sampler: str = option("sampler", "deis")
-    schedule: str = option("schedule", "karras")
+    sampler: SamplerName = option("sampler", "deis")
+    schedule: ScheduleName = option("schedule", "karras")
     deep_cache: int | None = option("deep_cache")
     token_merging: float | None = option("token_merging")
     seed: int = option("seed", ...)
@@ -89,19 +89,6 @@ class Recipe(Frozen):
     model_hash: str = ""
     vae: WeightsRef | None = Field(None, exclude_if=absent)
     undust: str = ""
-
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, name: str) -> str:
-        SAMPLERS[name]
-        return name
-
-    @field_validator("schedule")
-    @classmethod
-    def _known_schedule(cls, schedule: str) -> str:
-        if listed(schedule) is None:
-            SCHEDULES[schedule]
-        return schedule
 
     @model_validator(mode="before")
     @classmethod
