@@ -102,6 +102,17 @@ def test_16_bits_in_memory_give_the_same_film(
     assert {each.dtype for each in stored.unet.parameters()} == {torch.float16, torch.float32}
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_gives_nearly_the_same_film(
+    dtype: str, folder: Path, model: undust.VideoDiffusion, photo: Image.Image
+):
+    half = undust.load_video(folder, dtype=dtype, engine="torch")
+    film = half.animate(photo, **QUICK)
+    assert film.recipe.precision == half.precision != "float32"
+    wide = latents(model, photo)
+    assert 0 < (film.latents - wide).norm() < 0.1 * wide.norm()
+
+
 def test_given_noise_takes_the_place_of_the_seeds(model: undust.VideoDiffusion, photo: Image.Image):
     noise = torch.randn(3, 4, 12, 16)
     first, second = (

@@ -129,7 +129,7 @@ class VisionTransformer(FeatureNetwork):
 
     def _tokens(self, x: Tensor) -> Tensor:
         """All tokens after the last norm [B,1+h·w,D]."""
-        x = self.patches((x / 2 + 0.5 - self.mean) / self.std)
+        x = self.patches(((x / 2 + 0.5 - self.mean) / self.std).to(x))
         height, width = x.shape[-2:]
         token = self.token.expand(len(x), 1, -1)
         x = torch.cat([token, x.flatten(2).transpose(1, 2)], 1) + self._positions(height, width)
