@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from undust.errors import UndustError
@@ -76,6 +76,31 @@ def read_image(path: Path, opened: Opener = open_regular) -> Image.Image:
     """
     with _opened(path, opened) as image:
         return upright(image, path)
+
+
+def animation(path: Path, opened: Opener = open_regular) -> tuple[int, float]:
+    """The number of frames in a picture file, and how long the first one lasts, in milliseconds.
+
+    The second is 0 for a file that does not tell it. Raises UndustError as `read_image`.
+    """
+    with _opened(path, opened) as image:
+        count = getattr(image, "n_frames", 1)
+        if count == 1:
+            return 1, 0.0
+        image.load()
+        return count, float(image.info.get("duration", 0) or 0)
+
+
+def read_frames(path: Path, opened: Opener = open_regular) -> list[Image.Image]:
+    """All frames of a picture file, each converted by `upright`.
+
+    Raises UndustError as `read_image`, and for frames that are too large together.
+    """
+    with _opened(path, opened) as image:
+        count = getattr(image, "n_frames", 1)
+        if count * image.width * image.height > MAX_PIXELS:
+            raise _too_large(path, f": {count} frames of {image.width}x{image.height}")
+        return [upright(frame.copy(), path) for frame in ImageSequence.Iterator(image)]
 
 
 def grey_numbers(path: Path, opened: Opener = open_regular) -> np.ndarray:

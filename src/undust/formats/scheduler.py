@@ -314,6 +314,26 @@ def scheduler_config(process: Process, prediction: str) -> dict[str, Any]:
     raise UndustError(f"the process {type(process).__name__} cannot be saved")
 
 
+def continuous_config(process: Process, prediction: str) -> dict[str, Any]:
+    """The scheduler_config.json of a model of films, as Stable Video Diffusion's.
+
+    Raises UndustError for another process than EDM's for a deviation of 1, with its v-prediction:
+    diffusers' pipeline samples no other.
+    """
+    if not isinstance(process, EDM) or process.sigma_data != 1 or prediction != "v_prediction":
+        raise UndustError("models of films have EDM with sigma_data = 1 and v_prediction")
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "sigma_max": process.highest,
+        "sigma_min": process.lowest,
+        "timestep_spacing": "leading",
+        "timestep_type": CONTINUOUS,
+        "use_karras_sigmas": True,
+    }
+
+
 def _betas(process: VP) -> dict[str, Any]:
     # Twelve digits: squaring the root of 0.00085 gives 0.0008499999999999999.
     start, end = (float(f"{process.betas[step].item():.12g}") for step in (0, -1))

@@ -11,12 +11,18 @@ from torch import nn
 
 from undust.diffusion.process import Process
 from undust.errors import UndustError, quoted
-from undust.formats.components import load_component
-from undust.formats.folder import INDEX, read_json
+from undust.formats.components import load_component, save_component, type_of
+from undust.formats.files import atomic_folder
+from undust.formats.folder import INDEX, read_json, write_json
 from undust.formats.known_hashes import known_hash
-from undust.formats.model_folder import VIDEO_PIPELINE
-from undust.formats.scheduler import read_scheduler
-from undust.formats.vision_transformers import load_vision_transformer
+from undust.formats.model_folder import VERSION, VIDEO_PIPELINE
+from undust.formats.scheduler import continuous_config, read_scheduler
+from undust.formats.vision_transformers import (
+    CLIP_COLOURS,
+    load_vision_transformer,
+    save_clip_vision,
+)
+from undust.networks.autoencoder import Autoencoder
 from undust.networks.base import FirstStageNetwork
 from undust.networks.features.vision_transformer import VisionTransformer
 from undust.networks.unet import AnyUNet
@@ -29,11 +35,12 @@ NUMBERS = 3  # frames a second, motion bucket, noise on the first frame
 class VideoComponents:
     """What goes together as one model of films, which begin with a given picture.
 
+    autoencoder: with a decoder over films, or one of pictures, which decodes each frame alone;
     image_encoder: CLIP's, with its projection; process and prediction: those that the U-Net was
     trained with. Raises UndustError for components that do not fit one another.
     """
 
-    autoencoder: TemporalAutoencoder
+    autoencoder: TemporalAutoencoder | Autoencoder
     unet: SpatioTemporalUNet
     image_encoder: VisionTransformer
     process: Process
@@ -82,12 +89,52 @@ def read_video_folder(folder: Path, dtype: torch.dtype | None) -> VideoComponent
         )
     unet = load_component(folder / "unet", AnyUNet, dtype)
     autoencoder = load_component(folder / "vae", FirstStageNetwork, dtype)
-    if not isinstance(unet, SpatioTemporalUNet) or not isinstance(autoencoder, TemporalAutoencoder):
-        raise UndustError(f"{folder} has networks of pictures, not of films")
+    if not isinstance(unet, SpatioTemporalUNet):
+        raise UndustError(f"{folder} has a U-Net of pictures, not of films")
+    if not isinstance(autoencoder, TemporalAutoencoder | Autoencoder):
+        raise UndustError(f"{folder}: a {type(autoencoder).__name__} is no first stage of films")
     place = folder / "scheduler" / "scheduler_config.json"
     process, prediction = read_scheduler(read_json(place), place)
     encoder = load_vision_transformer(folder / "image_encoder", dtype)
     return VideoComponents(autoencoder, unet, encoder, process, prediction)
+
+
+def write_video_folder(parts: VideoComponents, folder: Path) -> None:
+    """Writes a model as diffusers' StableVideoDiffusionPipeline does, at once.
+
+    Raises UndustError, and changes nothing, if the folder exists and is no model, and for a process
+    that the pipeline does not sample.
+    """
+    scheduler = continuous_config(parts.process, parts.prediction)
+    index = {
+        "_class_name": VIDEO_PIPELINE,
+        "_diffusers_version": VERSION,
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", type_of(parts.unet).class_name],
+        "vae": ["diffusers", type_of(parts.autoencoder).class_name],
+    }
+    side = parts.image_encoder.shape.image_size
+    mean, deviation = CLIP_COLOURS
+    extractor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": side, "width": side},
+        "size": {"shortest_edge": side},
+        "image_mean": mean,
+        "image_std": deviation,
+    }
+    with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
+        save_component(building / "unet", parts.unet)
+        save_component(building / "vae", parts.autoencoder)
+        save_clip_vision(building / "image_encoder", parts.image_encoder)
+        for name, file, fields in (
+            ("scheduler", "scheduler_config", scheduler),
+            ("feature_extractor", "preprocessor_config", extractor),
+        ):
+            (building / name).mkdir()
+            write_json(building / name / f"{file}.json", fields)
+        write_json(building / INDEX, index)
 
 
 def video_hash(folder: Path) -> str:

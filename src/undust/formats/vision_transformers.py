@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal, Self, cast
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from undust.conditioning.clip import clip
 from undust.conditioning.text import TextConditioner
 from undust.errors import UndustError, printable
 from undust.formats import hub, safetensors_file, tokenizer_files
-from undust.formats.files import read_whole
-from undust.formats.folder import load_into, load_weights, read_json
+from undust.formats.files import make_folder, read_whole
+from undust.formats.folder import load_into, load_weights, read_json, write_json
 from undust.formats.networks import empty_network
 from undust.networks.config.base import Length, NetworkConfig
 from undust.networks.config.text_encoder import TextEncoderConfig
@@ -33,13 +33,17 @@ class VisionConfig(NetworkConfig):
 
     model_config = ConfigDict(extra="ignore")
 
-    hidden_size: Length = 768
-    num_hidden_layers: Length = 12
-    num_attention_heads: Length = 12
-    num_channels: Literal[3] = 3
-    image_size: Side = 224
-    patch_size: Side = 32
-    layer_norm_eps: float = 1e-5
+    hidden_size: Length = Field(default=768, description="channels of the tokens")
+    num_hidden_layers: Length = Field(default=12, description="number of layers")
+    num_attention_heads: Length = Field(
+        default=12, description="attention heads; they divide hidden_size"
+    )
+    num_channels: Literal[3] = Field(default=3, description="colour channels of the picture")
+    image_size: Side = Field(default=224, description="pixels along a side of the picture")
+    patch_size: Side = Field(
+        default=32, description="pixels along a side of a patch, which is a token"
+    )
+    layer_norm_eps: float = Field(default=1e-5, description="ε of the normalisations")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -65,9 +69,13 @@ class VisionConfig(NetworkConfig):
 class CLIPVisionConfig(VisionConfig):
     """transformers' configuration of CLIP's vision part, with its defaults."""
 
-    intermediate_size: Length = 3072
-    projection_dim: Length = 512
-    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    intermediate_size: Length = Field(
+        default=3072, description="channels inside of a feed-forward part"
+    )
+    projection_dim: Length = Field(default=512, description="channels of the embedding")
+    hidden_act: Literal["quick_gelu", "gelu"] = Field(
+        default="quick_gelu", description="activation of a feed-forward part"
+    )
 
 
 class Dinov2Config(VisionConfig):
@@ -106,6 +114,17 @@ DINO_NAMES = {
     r"encoder\.layer\.(\d+)\.mlp\.weights_out(.+)": r"layers.\1.mlp.fc2\2",
     r"encoder\.layer\.(\d+)\.mlp\.(fc.+)": r"layers.\1.mlp.\2",
 }
+CLIP_KEYS = {  # our names, as patterns → those in files
+    "token": "vision_model.embeddings.class_embedding",
+    "positions": "vision_model.embeddings.position_embedding.weight",
+    r"patches\.(.+)": r"vision_model.embeddings.patch_embedding.\1",
+    r"pre_norm\.(.+)": r"vision_model.pre_layrnorm.\1",
+    r"norm\.(.+)": r"vision_model.post_layernorm.\1",
+    r"projection\.(.+)": r"visual_projection.\1",
+    r"layers\.(\d+)\.norm(.+)": r"vision_model.encoder.layers.\1.layer_norm\2",
+    r"layers\.(\d+)\.mlp\.(.+)": r"vision_model.encoder.layers.\1.mlp.\2",
+    r"layers\.(\d+)\.(q|k|v|out)\.(.+)": r"vision_model.encoder.layers.\1.self_attn.\2_proj.\3",
+}
 UNUSED = ("text_model.", "text_projection.", "logit_scale", "embeddings.mask_token")
 
 
@@ -118,6 +137,35 @@ def load_vision_transformer(
     another model, and for one that is not whole.
     """
     return read_whole(folder, lambda: _load(folder, dtype))
+
+
+def new_clip_vision(config: CLIPVisionConfig) -> VisionTransformer:
+    """CLIP's vision part with random weights and a projection, to be trained."""
+    network = VisionTransformer(_of_clip(config, config.projection_dim), "CLIP, new")
+    for embeddings in (network.token, network.positions):
+        nn.init.normal_(embeddings, std=0.02)
+    return network
+
+
+def save_clip_vision(folder: Path, network: VisionTransformer) -> None:
+    """Writes CLIP's vision part as transformers' CLIPVisionModelWithProjection does."""
+    shape = network.shape
+    config = CLIPVisionConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch,
+        layer_norm_eps=shape.eps,
+        projection_dim=shape.projection or 0,
+        hidden_act="quick_gelu" if shape.quick_gelu else "gelu",
+    )
+    header = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModelWithProjection"]}
+    make_folder(folder)
+    write_json(folder / "config.json", {**header, **config.model_dump(mode="json")})
+    tensors = {_renamed(key, CLIP_KEYS): value for key, value in network.state_dict().items()}
+    safetensors_file.save(folder / "model.safetensors", tensors, {"format": "pt"})
 
 
 def load_clip_text(folder: Path) -> TextConditioner:
@@ -177,11 +225,17 @@ def _clip_shape(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Vis
         projection = {"projection_dim": fields.get("projection_dim", 512)}
         fields = {**_part(fields, "vision_config"), **projection}
     config = CLIPVisionConfig.read(fields)
+    return _of_clip(
+        config, config.projection_dim if "visual_projection.weight" in tensors else None
+    )
+
+
+def _of_clip(config: CLIPVisionConfig, projection: int | None) -> VisionTransformerShape:
     return config.shape(
         hidden=config.intermediate_size,
         quick_gelu=config.hidden_act == "quick_gelu",
         pre_norm=True,
-        projection=config.projection_dim if "visual_projection.weight" in tensors else None,
+        projection=projection,
         colours=CLIP_COLOURS,
     )
 

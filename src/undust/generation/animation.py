@@ -17,7 +17,7 @@ from undust.errors import UndustError
 from undust.generation.known_views import known_views, led
 from undust.generation.loop import Step
 from undust.latent.references import image_of
-from undust.latent.video import VideoModel
+from undust.latent.video import VideoModel, unconditional
 from undust.pictures import from_image, to_images
 from undust.recipe.film import FilmRecipe
 
@@ -47,16 +47,11 @@ def sample_film(
     unit = drawn.start() if noise is None else noise.float()[None]
     if unit.shape != (1, *shape):
         raise UndustError(f"noise: its shape is {[*unit.shape[1:]]}; here it has to be {[*shape]}")
+    noise_on_it = normal(recipe.seed, (BESIDE, 0, 0), picture.shape)
+    numbers = torch.tensor([[recipe.fps - 1.0, recipe.motion, recipe.noise_augmentation]])
+    cond = model.condition(picture, noise_on_it, numbers, recipe.frames)
     positive, negative = (
-        ConditionedDenoiser(model.denoise, cond)
-        for cond in model.condition(
-            picture,
-            normal(recipe.seed, (BESIDE, 0, 0), picture.shape),
-            frames=recipe.frames,
-            fps=recipe.fps,
-            motion=recipe.motion,
-            level=recipe.noise_augmentation,
-        )
+        ConditionedDenoiser(model.denoise, each) for each in (cond, unconditional(cond))
     )
     scale = torch.linspace(*recipe.guidance, recipe.frames)
     levels = sigmas(recipe.schedule, model.process, recipe.steps)

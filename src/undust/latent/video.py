@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -144,40 +144,44 @@ class VideoModel(VideoComponents):
             raise UndustError(f"size: {width}x{height} is not divisible by {sides}")
         return shape
 
-    def embed(self, picture: Tensor) -> Tensor:
-        """The embedding [1, 1, D] of a picture [1, 3, H, W] in [-1, 1]."""
+    def embed(self, pictures: Tensor) -> Tensor:
+        """The embeddings [B, 1, D] of pictures [B, 3, H, W] in [-1, 1]."""
         side = self.image_encoder.shape.image_size
-        small = shrunk(picture.to(self.device).float(), side)
+        small = shrunk(pictures.to(self.device).float(), side)
         small = small.to(computes_in(self.image_encoder))
         encode = partial(self.image_encoder.pooled, small)
         return self._offload.run(self.image_encoder, encode)[:, None].float()
 
     def condition(
-        self, picture: Tensor, noise: Tensor, *, frames: int, fps: int, motion: int, level: float
-    ) -> tuple[Conditioning, Conditioning]:
-        """The condition of a film, and the one that guidance leads away from.
+        self, pictures: Tensor, noise: Tensor, numbers: Tensor, frames: int
+    ) -> Conditioning:
+        """The condition of films by their first frames.
 
-        picture: the first frame [1, 3, H, W] in [-1, 1]; noise: unit normal like it; level: its
-        deviation. The latent of the picture under noise is not scaled, and the second condition has
-        zeros for it and for the embedding; both as published.
+        pictures: [B, 3, H, W] in [-1, 1]; noise: unit normal like them; numbers: [B, 3], frames a
+        second less 1, motion bucket, deviation of the noise; frames: of a film. The latent of the
+        picture under noise is not scaled, as published.
         """
-        scale, shift = self.autoencoder.scale(picture)
-        latent = self.first_stage.encode(picture + level * noise).mean / scale + shift
-        numbers = torch.tensor([[fps - 1.0, float(motion), level]])
-        each = latent[:, None].expand(-1, frames, -1, -1, -1)
-        embedding = self.embed(picture)
-        positive = Conditioning(1, text=embedding, size_ids=numbers, extra_channels=each)
-        negative = Conditioning(
-            1,
-            text=torch.zeros_like(embedding),
+        scale, shift = self.autoencoder.scale(pictures)
+        noisy = pictures + numbers[:, 2].to(pictures).reshape(-1, 1, 1, 1) * noise
+        latent = self.first_stage.encode(noisy).mean / scale + shift
+        return Conditioning(
+            len(pictures),
+            text=self.embed(pictures),
             size_ids=numbers,
-            extra_channels=torch.zeros_like(each),
+            extra_channels=latent[:, None].expand(-1, frames, -1, -1, -1),
         )
-        return positive, negative
 
     def decode(self, latents: Tensor, together: int) -> Tensor:
         """Latents [F, C, h, w] → frames [F, 3, H, W] in float32; together: frames at a time."""
         return torch.cat([self.first_stage.decode(part) for part in latents.split(together)])
+
+
+def unconditional(cond: Conditioning) -> Conditioning:
+    """The condition that guidance leads away from: zeros for the picture's embedding and latent."""
+    assert cond.text is not None
+    assert cond.extra_channels is not None
+    nothing = torch.zeros_like(cond.text), torch.zeros_like(cond.extra_channels)
+    return replace(cond, text=nothing[0], extra_channels=nothing[1])
 
 
 def shrunk(x: Tensor, side: int) -> Tensor:

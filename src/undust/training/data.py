@@ -45,6 +45,8 @@ class RandomStream(IntEnum):
     SELF_CONDITIONING = 17
     VIEW = 18
     GUIDANCE = 19
+    AUGMENTATION = 20
+    AUGMENTATION_NOISE = 21
 
 
 @dataclass(frozen=True)

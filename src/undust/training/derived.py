@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -80,6 +80,15 @@ def derived_network(
         if not given.label_field:
             raise UndustError(f"{table} takes no labels")
         derived[given.label_field] = labels
+    return with_derived(given, table, derived)
+
+
+def with_derived(given: C, table: str, derived: Mapping[str, tuple[object, str]]) -> C:
+    """The configuration of a network with the values of keys that are left out.
+
+    table: its name in the recipe; derived: of each key the value and its reason. Raises UndustError
+    for a key with another value, with both.
+    """
     fields = given.model_dump(exclude_unset=True, exclude_none=True)
     for key, (value, reason) in derived.items():
         own = fields.get(key, value)

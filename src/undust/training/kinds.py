@@ -16,6 +16,7 @@ from undust.training.config_keys import RENAMED, fault, renamed
 from undust.training.consistency import ConsistencyConfig
 from undust.training.controlnet import ControlNetTrainingConfig
 from undust.training.diffusion import DiffusionConfig
+from undust.training.film import FilmConfig
 from undust.training.finetune import FinetuneConfig
 from undust.training.first_stage import FirstStageConfig
 from undust.training.lora import LoraConfig
@@ -29,6 +30,7 @@ AnyTrainingConfig = (
     | TextualInversionConfig
     | ControlNetTrainingConfig
     | ConsistencyConfig
+    | FilmConfig
 )
 """Every kind of training, chosen by the key `kind`; to add one, add its class here."""
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from undust.datasets import image_folder
 from undust.datasets.encoded import Encodable, EncodedData, is_encoded
+from undust.datasets.films import Frame, frames_of
 from undust.datasets.metadata import FEW
 from undust.datasets.samples import Sample, captions_in
 from undust.diffusion.registry import Registry
@@ -115,6 +116,27 @@ class ImageFolderSource:
     def digest(self, indices: Sequence[int], /) -> str:
         """A hash of these images' files, the same wherever the folder is."""
         return joined_hash(self.samples[index].content_hash() for index in indices)
+
+
+@source("films")
+class FilmSource:
+    """The frames of the films in a folder (`undust.datasets.films`)."""
+
+    def __init__(self, data: DataConfig) -> None:
+        """Raises UndustError as `ImageFolderSource` and `frames_of`."""
+        found = ImageFolderSource(data)
+        self.notes, self.frames = found.notes, frames_of(found.samples)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def sample(self, index: int, /) -> Frame:
+        """The frame at 0 ≤ index < len(self), film by film."""
+        return self.frames[index]
+
+    def digest(self, indices: Sequence[int], /) -> str:
+        """A hash of these frames, the same wherever the folder is."""
+        return joined_hash(self.frames[index].content_hash() for index in indices)
 
 
 @source("encoded")

@@ -1,0 +1,152 @@
+"""Data sets of films: animated pictures, or folders of frames, as samples of single frames.
+
+An animated WebP, GIF or PNG is a film; pictures that are not animated are the frames of one film
+for each folder, in the order of their names. The metadata of a data set of pictures apply, with two
+more columns of whole numbers: `fps`, frames a second, without it that of the file, or 7; and
+`motion`, the motion bucket, without it 127.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from PIL import Image
+
+from undust.datasets.samples import Sample, Split
+from undust.errors import UndustError, printable
+from undust.pictures import animation, read_frames
+
+FPS, MOTION = 7, 127  # of a film that tells none
+MOST_FPS, MOST_MOTION = 120, 255
+KEPT = 4  # animations whose frames are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame of a film, a sample of its own.
+
+    still: its picture, or the animation that it is in; film: the path of the animation, or of the
+    folder of stills; number: in an animation, from 0, else None; reader: of the animation.
+    """
+
+    still: Sample
+    film: Path
+    number: int | None
+    fps: int
+    motion: int
+    reader: FrameReader
+
+    @property
+    def captions(self) -> Mapping[str, str]:
+        """Those of the film."""
+        return self.still.captions
+
+    @property
+    def group(self) -> str:
+        """The concept, or the film."""
+        return self.still.group if self.number is not None else str(self.film)
+
+    @property
+    def split(self) -> Split:
+        """The film's part of the data."""
+        return self.still.split
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """All text and whole numbers that are known of it, by column."""
+        return self.still.columns
+
+    @property
+    def maps(self) -> Mapping[str, Path]:
+        """Of stills the pictures beside them."""
+        return {} if self.number is not None else self.still.maps
+
+    def column(self, name: str, /) -> str | None:
+        """The text or number in a column."""
+        return self.still.column(name)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels."""
+        return self.still.size()
+
+    def content_hash(self) -> str:
+        """A hash of the file and of the place in it."""
+        if self.number is None:
+            return self.still.content_hash()
+        return sha256(f"{self.reader.digest(self.still)} {self.number}".encode()).hexdigest()
+
+    def image(self) -> Image.Image:
+        """The frame. Raises UndustError as `read_image`."""
+        if self.number is None:
+            return self.still.image()
+        return self.reader.frames(self.still)[self.number]
+
+    def has_beside(self, column: str, /) -> bool:
+        """Whether a still has, or names, a picture."""
+        return self.number is None and self.still.has_beside(column)
+
+    def beside(self, column: str, /) -> Image.Image:
+        """That picture."""
+        return self.still.beside(column)
+
+
+class FrameReader:
+    """The frames of animations, those of the last few kept; several threads may read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Path, Sequence[Image.Image]] = OrderedDict()
+        self._digests: dict[Path, str] = {}
+
+    def frames(self, film: Sample) -> Sequence[Image.Image]:
+        """All frames of an animation."""
+        with self._lock:
+            found = self._kept.get(film.path)
+            if found is None:
+                found = self._kept[film.path] = read_frames(film.path, film.storage.open)
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            return found
+
+    def digest(self, film: Sample) -> str:
+        """The hash of an animation's file."""
+        if film.path not in self._digests:
+            self._digests[film.path] = film.content_hash()
+        return self._digests[film.path]
+
+
+def frames_of(samples: Sequence[Sample]) -> list[Frame]:
+    """The frames of all films, one film after the other.
+
+    samples: the pictures of a data set. Raises UndustError for pictures that cannot be read, and
+    for columns `fps` and `motion` that are no such numbers.
+    """
+    reader, films = FrameReader(), dict[Path, list[Frame]]()
+    for sample in samples:
+        count, duration = animation(sample.path, sample.storage.open)
+        own = round(1000 / duration) if duration else FPS
+        fps = _number(sample, "fps", min(max(own, 1), MOST_FPS), 1, MOST_FPS)
+        motion = _number(sample, "motion", MOTION, 0, MOST_MOTION)
+        alone = count == 1
+        film = sample.path.parent if alone else sample.path
+        numbers = (None,) if alone else range(count)
+        frames = [Frame(sample, film, number, fps, motion, reader) for number in numbers]
+        films.setdefault(film, []).extend(frames)
+    return [frame for each in films.values() for frame in each]
+
+
+def _number(sample: Sample, column: str, default: int, least: int, most: int) -> int:
+    given = sample.column(column)
+    if not given:
+        return default
+    if given.isdecimal() and len(given) <= len(str(most)) and least <= int(given) <= most:
+        return int(given)
+    raise UndustError(
+        f"{sample.path}: {column} is {printable(given)}; it has to be a whole number from {least} "
+        f"to {most}"
+    )

@@ -1,0 +1,232 @@
+"""Models of films that are trained here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from PIL import Image
+
+import undust
+from films import write_film_model
+from undust.errors import UndustError
+from undust.formats import safetensors_file
+from undust.formats.components import save_component
+from undust.networks.autoencoder import Autoencoder
+from undust.networks.config import AutoencoderConfig
+from undust.training import kinds
+from undust.training.film import FilmConfig, FilmTask
+from undust.training.run import train
+
+FIRST_STAGE = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=1.0)
+UNET: dict[str, Any] = {
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+    "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+    "num_attention_heads": 2,
+    "layers_per_block": 1,
+    "addition_time_embed_dim": 16,
+}
+IMAGE_ENCODER: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 56,
+    "projection_dim": 24,
+}
+Recipe = Callable[..., FilmConfig]
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """Four films of five frames, of which the last is held out, and one of two."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    rows: list[dict[str, Any]] = []
+    for film, count in enumerate((5, 5, 5, 5, 2)):
+        frames = [Image.new("RGB", (20, 16), (50 * film, 40 * k, 90)) for k in range(count)]
+        for place, frame in enumerate(frames):
+            frame.paste("white", (3 * place, 4, 3 * place + 6, 12))
+        options = {"lossless": True, "duration": 125}
+        frames[0].save(folder / f"{film}.webp", save_all=True, append_images=frames[1:], **options)
+        split = "validation" if film == 3 else "train"
+        rows.append({"file_name": f"{film}.webp", "motion": 10 * film, "split": split})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def recipe(films: Path, tmp_path: Path) -> Recipe:
+    torch.manual_seed(0)
+    first_stage = Autoencoder(FIRST_STAGE)
+    with torch.no_grad():
+        assert first_stage.quant_conv is not None
+        assert first_stage.quant_conv.bias is not None
+        first_stage.quant_conv.bias[4:] = -20  # latents without noise
+    save_component(tmp_path / "first-stage", first_stage)
+    tree: dict[str, Any] = {
+        "kind": "film",
+        "frames": 4,
+        "first_stage": str(tmp_path / "first-stage"),
+        "data": {"folder": str(films), "size": 16},
+        "unet": UNET,
+        "image_encoder": IMAGE_ENCODER,
+        "optimizer": {"learning_rate": 1e-3},
+        "run": {"steps": 3, "batch": 2, "log_every": 1, "checkpoint_every": 1, "keep": 1},
+    }
+
+    def made(**changes: Any) -> FilmConfig:
+        changed = {**tree, **{key: value for key, value in changes.items() if key not in tree}}
+        for key in tree.keys() & changes.keys():
+            value = changes[key]
+            changed[key] = {**tree[key], **value} if isinstance(value, dict) else value
+        given = {key: value for key, value in changed.items() if value is not None}
+        config = kinds.parse(given, "recipe")
+        assert isinstance(config, FilmConfig)
+        return config
+
+    return made
+
+
+def test_a_trained_one_makes_the_same_film_in_diffusers(recipe: Recipe, tmp_path: Path):
+    config = recipe()
+    torch.manual_seed(1)
+    assert train(config, tmp_path / "run")
+    folder, start = tmp_path / "run/model", torch.randn(4, 4, 8, 8)
+    picture = Image.radial_gradient("L").resize((16, 16)).convert("RGB")
+    options: dict[str, Any] = {"frames": 4, "fps": 8, "motion": 20, "steps": 3}
+    model = undust.load_video(folder, engine="torch")
+    assert model.size == (16, 16)
+    ours = model.animate(picture, noise=start, noise_augmentation=0, seed=0, **options)
+    pipe = StableVideoDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        picture,
+        height=16,
+        width=16,
+        num_frames=4,
+        fps=8,
+        motion_bucket_id=20,
+        noise_aug_strength=0,
+        num_inference_steps=3,
+        latents=start[None],
+        output_type="latent",
+    ).frames[0]
+    assert (ours.latents - theirs).norm() < 1e-4 * theirs.norm()
+
+
+def test_a_film_is_trained_with_what_it_is(recipe: Recipe, tmp_path: Path):
+    task = FilmTask(recipe().complete(), tmp_path / "run")
+    assert "shorter than 4 frames, not trained on: 1 of 4 films" in task.notes
+    assert sorted(len(starts) for starts in task.order.groups) == [2, 2, 2]
+    batch = task.order.batch(0, 3)
+    cond = task._condition(batch, [False] * 3)  # pyright: ignore[reportPrivateUsage]
+    assert cond.size_ids is not None
+    assert cond.size_ids[:, 0].tolist() == [7, 7, 7]
+    assert sorted(cond.size_ids[:, 1].tolist()) == [0, 10, 20]
+    assert cond.extra_channels is not None
+    assert cond.extra_channels.shape == (3, 4, 4, 8, 8)
+    losses = task.losses(batch)
+    losses["loss"].backward()
+    # The output begins at zero: the loss is that of nothing, and gradients reach its end alone.
+    assert 0.5 < losses["loss"].item() < 2
+    norms = {
+        name: each.grad.norm()
+        for name, each in task.modules.named_parameters()
+        if each.grad is not None
+    }
+    assert norms["unet.conv_out.weight"] > 0
+
+
+def test_without_the_first_frame_there_is_none(recipe: Recipe, tmp_path: Path):
+    task = FilmTask(recipe(drop=1.0).complete(), tmp_path / "run")
+    cond = task._condition(task.order.batch(0, 2), [False] * 2)  # pyright: ignore[reportPrivateUsage]
+    assert cond.text is not None
+    assert cond.extra_channels is not None
+    assert not cond.text.any()
+    assert not cond.extra_channels.any()
+
+
+def test_the_loss_falls(recipe: Recipe, tmp_path: Path):
+    """Where noise hides the frames, they follow from the first one."""
+    run = {"steps": 30, "batch": 3, "checkpoint_every": 30, "sample_every": 100}
+    levels = {"p_mean": 3.0, "p_std": 0.3}
+    config = recipe(run=run, optimizer={"learning_rate": 5e-3}, diffusion=levels)
+    assert train(config, tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped(recipe: Recipe, tmp_path: Path):
+    for steps in (1, 3):
+        config = recipe(run={"steps": steps}, data={"flip": True})
+        assert train(config, tmp_path / "parts", resume=steps > 1)
+    assert train(config, tmp_path / "whole")
+    parts, whole = (
+        safetensors_file.load(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors")
+        for name in ("parts", "whole")
+    )
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_a_model_is_trained_on(recipe: Recipe, tmp_path: Path):
+    folder = write_film_model(tmp_path / "tiny-svd")
+    config = recipe(model=str(folder), first_stage=None, unet=None, image_encoder=None)
+    assert train(config, tmp_path / "run")
+    before, after = (undust.load_video(each) for each in (folder, tmp_path / "run/model"))
+    changed = [
+        name
+        for (name, old), new in zip(
+            before.unet.state_dict().items(), after.unet.state_dict().values(), strict=True
+        )
+        if not torch.equal(old, new)
+    ]
+    assert changed
+    for old, new in (
+        (before.autoencoder, after.autoencoder),
+        (before.image_encoder, after.image_encoder),
+    ):
+        kept = new.state_dict()
+        assert all(torch.equal(value, kept[name]) for name, value in old.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "x"}, "first_stage: the model has its own"),
+        ({"unet": None}, "a new model needs first_stage and a table"),
+        ({"image_encoder": None}, "a new model needs a table .image_encoder., or"),
+        ({"image_encoder": {"image_size": 64}}, "image_size has to be 224"),
+        ({"frames": 1}, "frames"),
+        ({"data": {"buckets": True}}, "not for films"),
+        ({"figures": {"every": 3}}, "figures.every"),
+    ],
+)
+def test_what_cannot_be_is_named(change: dict[str, Any], said: str, recipe: Recipe):
+    with pytest.raises(UndustError, match=said):
+        recipe(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"frames": 9}, "none of 4 films has 9 frames"),
+        ({"diffusion": {"sigma_data": 0.5}}, "sigma_data = 1 and v_prediction"),
+        ({"unet": {"cross_attention_dim": 9}}, "unet.cross_attention_dim is 9, but"),
+        ({"unet": {"in_channels": 4}}, "unet.in_channels is 4, but"),
+        ({"data": {"size": 18}}, "size: 18x18 is not divisible by 4"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    change: dict[str, Any], said: str, recipe: Recipe, tmp_path: Path
+):
+    with pytest.raises(UndustError, match=said):
+        train(recipe(**change), tmp_path / "run")
