@@ -111,12 +111,16 @@ class EmojiRenderer:
 
     def draw(self, text: str, size: int) -> Image.Image:
         """One emoji in the middle of a white RGB square of `size` by `size` pixels."""
-        bitmap = self._bitmap(text)
-        ink = bitmap.crop(bitmap.getbbox())
+        ink = self.cut_out(text)
         corner = ((_CANVAS - ink.width) // 2, (_CANVAS - ink.height) // 2)
         picture = Image.new("RGBA", (_CANVAS, _CANVAS), "white")
         picture.alpha_composite(ink, corner)
         return picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+
+    def cut_out(self, text: str) -> Image.Image:
+        """One emoji as RGBA, without its transparent margin, of at most 136 by 128 pixels."""
+        bitmap = self._bitmap(text)
+        return bitmap.crop(bitmap.getbbox())
 
     def _bitmap(self, text: str) -> Image.Image:
         bitmap = Image.new("RGBA", (_CANVAS, _CANVAS))
