@@ -44,7 +44,7 @@ class FilmNoiseConfig(EDMNoiseConfig):
     films lose their content at lower noise: for those of 64 pixels p_mean −0.3 and sigma_max 40.
     """
 
-    process: Literal["edm"] = "edm"
+    process: Literal["edm"] = Field(default="edm", description="EDM")
     sigma_max: Sigma = Field(default=700.0, description="highest σ of sampling")
     sigma_data: Sigma = Field(default=1.0, description="standard deviation of the latents: 1")
     p_mean: float = Field(default=0.7, ge=-20, le=20, description="mean of log σ in training")

@@ -101,6 +101,7 @@ OWN: dict[str, dict[str, Any]] = {
         "batch": 16,
         "ema": 0.99,
     },
+    "film": {"frames": 8, "learning_rate": 2e-3, "batch": 16, "ema": 0.995},
     "depth": {"column": "depth"},
     "segmentation": {"column": "segmentation"},
     "pixels": {
