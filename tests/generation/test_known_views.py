@@ -99,6 +99,47 @@ def test_a_folder_of_views_leads_too(
         model.rerun(film.recipe)
 
 
+def test_two_pictures_are_the_ends_of_the_film(
+    model: undust.VideoDiffusion, photo: Image.Image, depth: Path
+):
+    end = Image.linear_gradient("L").resize((32, 24)).convert("RGB")
+    given = of_depth(depth, last=end, last_depth={"path": depth})
+    film = model.animate(photo, known=given, **QUICK)
+    start, last = (from_image(each, (32, 24))[None].float() / 127.5 - 1 for each in (photo, end))
+    views = known_views(film.recipe, start)
+    assert torch.equal(views.views[-1], last[0])
+    assert bool(views.masks[-1].all())
+    assert views.distances is not None
+    assert [bool(distance) for distance in views.distances] == [False, True, True, False]
+    expected = [model.first_stage.encode(each).mean[0] for each in (start, last)]
+    assert torch.equal(film.latents[0], expected[0])
+    assert torch.equal(film.latents[-1], expected[1])
+    one = known_views(model.recipe(photo, known=of_depth(depth), **QUICK), start)
+    assert torch.equal(views.views[1], one.views[1])  # each from the nearer picture
+    assert not torch.equal(views.views[2], one.views[2])
+    assert torch.equal(model.rerun(film.recipe).latents, film.latents)
+    assert FilmRecipe.read(film.recipe.model_dump(mode="json")) == film.recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"last_depth": None}, r"the last picture needs a depth map too \(last_depth\)"),
+        ({"last": None}, "last_depth is the depth map of a last picture"),
+        ({"last": 3}, "picture: int is neither a file's path nor a PIL image"),
+        ({"depth": None, "folder": {"path": "."}}, "goes with depth maps, not with a folder"),
+        ({"last": Image.new("RGB", (40, 30))}, "it has 40x30 pixels, and the first picture 32x24"),
+        ({"last_depth": {"path": "absent.npy"}}, "absent.npy"),
+    ],
+)
+def test_what_is_wrong_with_two_pictures_is_named(
+    change: dict[str, Any], told: str, model: undust.VideoDiffusion, photo: Image.Image, depth: Path
+):
+    given = of_depth(depth, last=photo, last_depth={"path": depth})
+    with pytest.raises(UndustError, match=told):
+        model.recipe(photo, known={**given, **change}, **QUICK)
+
+
 def test_the_recipe_has_what_it_takes(
     model: undust.VideoDiffusion, photo: Image.Image, depth: Path
 ):

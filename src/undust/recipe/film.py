@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from undust.errors import UndustError
 from undust.recipe.files import DIGITS, ImageRef, PathText
@@ -15,6 +15,10 @@ from undust.recipe.plain import Frozen, reason
 MAX_PIXELS = 2**26  # of all frames together
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class FileRef(Frozen):
     """A file or folder, and the hash of its content."""
 
@@ -22,18 +26,26 @@ class FileRef(Frozen):
     hash: str = Field(default="", max_length=DIGITS)
 
 
+def _as_image(given: object) -> object:
+    return given if given is None or isinstance(given, Mapping) else ImageRef.of(given)
+
+
 class KnownViews(Frozen):
     """Views of the scene that lead a film, by λ of a table (NVS-Solver, You et al. 2025).
 
     depth: the depth map of the first frame, by which it is warped along an orbit; or folder: warped
-    frames and masks from elsewhere; numbers: what the depth map has; degrees: of the orbit in all,
-    positive to the right; distance: of the point that it goes around, in the unit of the depths;
-    form, weight_clamp: as of `LambdaGuidance`; derived: the table's roots as derived.
+    frames and masks from elsewhere; last, last_depth: the film's last frame as the last camera of
+    the orbit sees it, of the first one's size, and its depth map; numbers: what the depth maps
+    have; degrees: of the orbit in all, positive to the right; distance: of the point that it goes
+    around, in the unit of the depths; form, weight_clamp: as of `LambdaGuidance`; derived: the
+    table's roots as derived.
     """
 
     kind = "known views"
     depth: FileRef | None = None
     folder: FileRef | None = None
+    last: Annotated[ImageRef | None, BeforeValidator(_as_image)] = Field(None, exclude_if=_is_none)
+    last_depth: FileRef | None = Field(None, exclude_if=_is_none)
     numbers: Literal["depth", "disparity"] = "depth"
     degrees: float = Field(24.0, ge=-360, le=360)
     distance: float | None = Field(None, gt=0)
@@ -45,6 +57,12 @@ class KnownViews(Frozen):
     def _one_source(self) -> Self:
         if (self.depth is None) == (self.folder is None):
             raise ValueError("either a depth map or a folder of known views is needed")
+        if self.depth is None and (self.last or self.last_depth):
+            raise ValueError("a last picture goes with depth maps, not with a folder of views")
+        if self.last is not None and self.last_depth is None:
+            raise ValueError("the last picture needs a depth map too (last_depth)")
+        if self.last is None and self.last_depth is not None:
+            raise ValueError("last_depth is the depth map of a last picture, which is not given")
         return self
 
 
@@ -71,7 +89,7 @@ class FilmRecipe(Frozen):
     schedule: ScheduleName = "karras"
     seed: int = Field(ge=0, lt=2**64)
     decoded_frames: int = Field(ge=1)
-    known: KnownViews | None = Field(None, exclude_if=lambda known: known is None)
+    known: KnownViews | None = Field(None, exclude_if=_is_none)
     precision: str = Field("float32", max_length=16)
     engine: str = Field("torch", max_length=64)
     low_memory: bool = False
@@ -91,5 +109,9 @@ class FilmRecipe(Frozen):
             raise UndustError(
                 f"size: {recipe.frames} frames of {recipe.width}x{recipe.height} are too many "
                 f"pixels; {MAX_PIXELS:,} together are the most"
+            )
+        if recipe.frames < 3 and recipe.known is not None and recipe.known.last is not None:
+            raise UndustError(
+                f"frames: {recipe.frames} are the two pictures alone; at least 3 are needed"
             )
         return recipe
