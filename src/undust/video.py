@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ from torch import Tensor
 
 from undust.errors import UndustError, quoted
 from undust.generation.animation import Film, decode_film, sample_film
-from undust.generation.known_views import resolved_views
+from undust.generation.film_options import film_fields
 from undust.generation.loop import Step
-from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel, frames_that_fit
 from undust.recipe.files import ImageRef
 from undust.recipe.film import FilmRecipe
-from undust.recipe.request import read_size
 from undust.version import __version__
 
 
@@ -33,28 +30,14 @@ class VideoDiffusion(VideoModel):
         guidance: one number, or those for the first and the last frame; known: a `KnownViews` or
         its fields. Raises UndustError for invalid values and for files that cannot be read.
         """
-        ref = resolved_image(ImageRef.of(picture))
-        size = options.pop("size", None)
-        width, height = self.size if size is None else read_size(size)
-        if not isinstance(guidance := options.pop("guidance", (1.0, 3.0)), tuple | list):
-            guidance = (guidance, guidance)
-        frames = options.pop("frames", self.unet.config.num_frames)
-        if (known_views := options.pop("known", None)) is not None:
-            options["known"] = resolved_views(known_views, image_of(ref))
-        together = min(frames_that_fit(width, height), frames if isinstance(frames, int) else 1)
-        known = {
-            "seed": random.SystemRandom().randrange(2**32),
-            "decoded_frames": max(together, 1),
-            **options,
-        }
+        width, height = self.size
+        usual = {"width": width, "height": height, "frames": self.unet.config.num_frames}
+        fields = {**usual, **film_fields(picture, options)}
+        together = min(frames_that_fit(fields["width"], fields["height"]), fields["frames"])
         recipe = FilmRecipe.read(
             {
-                **known,
-                "picture": ref,
-                "width": width,
-                "height": height,
-                "frames": frames,
-                "guidance": guidance,
+                "decoded_frames": together,
+                **fields,
                 "precision": self.precision,
                 "engine": self.engine,
                 "low_memory": self.low_memory,
@@ -64,7 +47,7 @@ class VideoDiffusion(VideoModel):
                 "undust": __version__,
             }
         )
-        self.latent_shape(width, height)
+        self.latent_shape(recipe.width, recipe.height)
         return recipe
 
     def steps(self, recipe: FilmRecipe, *, noise: Tensor | None = None) -> Iterator[Step]:

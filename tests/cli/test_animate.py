@@ -82,6 +82,37 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not Path("undust-out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--frames", 0), "frames: has to be greater than or equal to 2, not 0"),
+        (("--fps", 0), "fps: has to be greater than or equal to 1, not 0"),
+        (("--motion", 300), "motion: has to be less than or equal to 255, not 300"),
+        (("--guidance", "a:b"), "'a:b' is not LOW:HIGH, such as 1:3, or one number"),
+        (("--guidance", "nan"), "guidance"),
+        (("--noise-augmentation", -1), "noise_augmentation"),
+        (("--steps", 0), "steps: has to be greater than or equal to 1, not 0"),
+        (("--seed", -1), "seed: has to be greater than or equal to 0, not -1"),
+        (("--size", "0x64"), "width: has to be greater than 0, not 0"),
+        (("--size", "9000x9000"), "are too many pixels"),
+        (("--sampler", "magic"), "magic"),
+        (("--schedule", "magic"), "magic"),
+        (("--decoded-frames", 0), "decoded_frames"),
+        (("--out", "film.avi"), "film.avi"),
+        (("--out", "photo.png/film.mp4"), "photo.png is a file"),
+        (("--out", "."), "cannot write the folder .: it exists and is not empty"),
+    ],
+)
+def test_wrong_values_are_found_before_the_model_is_loaded(
+    options: tuple[object, ...], told: str, undust: Run, photo: str
+):
+    done = undust("animate", photo, "--model", "absent", *QUICK, *options)
+    assert done.code == 2
+    assert told in done.err
+    assert "absent" not in done.err
+    assert "gone.png" in undust("animate", "gone.png", "--model", "absent").err
+
+
 def test_models_of_pictures_and_of_films_are_told_apart(
     undust: Run, video_model: Path, tiny_model: Path, photo: str
 ):

@@ -61,6 +61,7 @@ def test_an_orbit_between_two_pictures_can_be_made_again(
         (("--depth", "depth.npy", "--views", "."), "either --depth MAP or --views DIR is needed"),
         (("--views", ".", "--degrees", 3), "are for a depth map (--depth)"),
         (("--views", "absent"), "absent"),
+        (("--views", "."), ". has no view-0000; each of 3 frames"),
         (("--depth", "absent.npy"), "absent.npy"),
         (("--depth", "depth.npy", "--degrees", "nan"), "degrees"),
         ((*DEPTH, "--last", "end.png"), "--last PICTURE and --last-depth MAP are needed together"),
@@ -80,7 +81,8 @@ def test_what_is_wrong_with_an_orbit_is_said_in_one_line(
     Image.new("RGB", (256, 256)).save("end.png")
     Image.new("RGB", (32, 24)).save("small.png")
     np.save("small.npy", np.full((24, 32), 3.0))
-    done = undust("orbit", photo, "--model", video_model, *QUICK, *options)
-    assert done.code == 2
-    assert told in done.err
-    assert done.err.count("\n") == 1
+    for model in (video_model, "gone"):  # without the model too
+        done = undust("orbit", photo, "--model", model, *QUICK, *options)
+        assert done.code == 2
+        assert told in done.err
+        assert done.err.count("\n") == 1

@@ -14,8 +14,7 @@ from undust.cli.loading import use_free_cores
 from undust.cli.options import Device, Engine, LowMemory, Precision
 from undust.cli.output import FOLDER, slug, try_writing, try_writing_file
 from undust.errors import UndustError, quoted
-from undust.formats.files import make_folder
-from undust.recipe.request import read_size
+from undust.formats.files import check_new_folder, make_folder
 
 if TYPE_CHECKING:
     from undust.recipe.film import FilmRecipe
@@ -130,14 +129,14 @@ def make_film(
     given = {name: value for name, value in options.items() if value is not None}
     if "guidance" in given:
         given["guidance"] = _scales(given["guidance"])
-    if "size" in given:
-        read_size(given["size"])
     _check_output(out, given.get("fps"))
     from undust import video
+    from undust.generation.film_options import film_fields
 
+    fields = film_fields(picture, given)
     use_free_cores()
     loaded = video.load_video(model, **loading)
-    write_animation(loaded, loaded.recipe(picture, **given), out)
+    write_animation(loaded, loaded.recipe(fields.pop("picture"), **fields), out)
 
 
 def rerun_film(
@@ -205,6 +204,7 @@ def _check_output(out: Path | None, fps: int | None) -> None:
         try_writing_file(out)
     else:
         try_writing(out)
+        check_new_folder(out)
 
 
 def _free_name(recipe: FilmRecipe) -> Path:

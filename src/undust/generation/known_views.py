@@ -21,7 +21,7 @@ from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
 from undust.formats.depth_maps import read_depth
 from undust.formats.known_hashes import known_hash
-from undust.formats.known_views import read_known_views
+from undust.formats.known_views import read_known_views, view_files
 from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel
 from undust.pictures import from_image
@@ -47,18 +47,22 @@ class SceneViews:
     known: lambda_tables.Views = 1
 
 
-def resolved_views(given: KnownViews | Mapping[str, Any], picture: Image.Image) -> KnownViews:
+def resolved_views(
+    given: KnownViews | Mapping[str, Any], picture: Image.Image, frames: int | None = None
+) -> KnownViews:
     """With the hashes of its files, and the distance of the orbit's centre.
 
-    That is 70 for disparities and else the depth in the middle of the first picture. Raises
-    UndustError for invalid values, for files that are absent, have changed or are no depth map of
-    their picture, and for a last picture of another size.
+    That is 70 for disparities and else the depth in the middle of the first picture. frames: of
+    the film, if their number is known. Raises UndustError for invalid values, for files that are
+    absent, have changed or are no depth map of their picture, for a last picture of another size
+    and for a folder without the views of all frames.
     """
     try:
         known = given if isinstance(given, KnownViews) else KnownViews.model_validate(dict(given))
     except ValidationError as error:
         raise UndustError(f"known views: {reason(error)}") from None
     if known.folder is not None:
+        view_files(Path(known.folder.path), frames)
         return known.model_copy(update={"folder": _hashed(known.folder)})
     assert known.depth is not None
     depth = read_depth(Path(known.depth.path), picture.size, known.numbers)
