@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from undust.errors import UndustError, quoted
 from undust.generation.animation import Film, decode_film, sample_film
-from undust.generation.film_options import film_fields
+from undust.generation.film_options import FirstFrame, film_fields, with_first_frame
 from undust.generation.loop import Step
 from undust.latent.video import VideoModel, frames_that_fit
-from undust.recipe.files import ImageRef
 from undust.recipe.film import FilmRecipe
 from undust.version import __version__
 
@@ -23,12 +21,13 @@ from undust.version import __version__
 class VideoDiffusion(VideoModel):
     """A latent diffusion model of films, as returned by `undust.load_video`."""
 
-    def recipe(self, picture: str | Path | Image.Image | ImageRef, **options: Any) -> FilmRecipe:
+    def recipe(self, picture: FirstFrame, **options: Any) -> FilmRecipe:
         """The recipe of a film that begins with a picture; for the options see `FilmRecipe`.
 
-        size: WIDTHxHEIGHT, by default the model's, to which the picture is resized and cropped;
-        guidance: one number, or those for the first and the last frame; known: a `KnownViews` or
-        its fields. Raises UndustError for invalid values and for files that cannot be read.
+        picture: a file, an image or a `Picture`, whose recipe it keeps; size: WIDTHxHEIGHT, by
+        default the model's, to which the picture is resized and cropped; guidance: one number, or
+        those for the first and the last frame; known: a `KnownViews` or its fields. Raises
+        UndustError for invalid values and for files that cannot be read.
         """
         width, height = self.size
         usual = {"width": width, "height": height, "frames": self.unet.config.num_frames}
@@ -62,21 +61,23 @@ class VideoDiffusion(VideoModel):
             )
         return sample_film(self, recipe, noise)
 
-    def animate(
-        self,
-        picture: str | Path | Image.Image | ImageRef,
-        *,
-        noise: Tensor | None = None,
-        **options: Any,
-    ) -> Film:
+    def animate(self, picture: FirstFrame, *, noise: Tensor | None = None, **options: Any) -> Film:
         """A film that begins with a picture; the arguments are those of `recipe` and `steps`.
 
         noise: unit-variance start [F, C, h, w] in place of the seed's noise.
         """
         return self.rerun(self.recipe(picture, **options), noise=noise)
 
-    def rerun(self, recipe: FilmRecipe, *, noise: Tensor | None = None) -> Film:
-        """The film of a recipe."""
+    def rerun(
+        self,
+        recipe: FilmRecipe,
+        *,
+        picture: FirstFrame | None = None,
+        noise: Tensor | None = None,
+    ) -> Film:
+        """The film of a recipe; picture: its first frame, where that is in no file."""
+        if picture is not None:
+            recipe = with_first_frame(recipe, picture)
         *_, last = self.steps(recipe, noise=noise)
         return decode_film(recipe, last)
 

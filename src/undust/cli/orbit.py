@@ -12,10 +12,10 @@ from undust.cli.animate import (
     DecodedFrames,
     FilmModel,
     FilmOut,
+    FirstPicture,
     Fps,
     Frames,
     Motion,
-    Picture,
     Scales,
     Schedule,
     Seed,
@@ -28,7 +28,7 @@ from undust.errors import UndustError
 
 
 def orbit(
-    picture: Picture,
+    picture: FirstPicture,
     model: FilmModel,
     depth: Annotated[
         Path | None,

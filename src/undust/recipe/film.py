@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -11,6 +11,7 @@ from undust.errors import UndustError
 from undust.recipe.files import DIGITS, ImageRef, PathText
 from undust.recipe.names import SamplerName, ScheduleName
 from undust.recipe.plain import Frozen, reason
+from undust.recipe.recipe import Recipe
 
 MAX_PIXELS = 2**26  # of all frames together
 
@@ -24,6 +25,10 @@ class FileRef(Frozen):
 
     path: PathText = Field(min_length=1, max_length=4096)
     hash: str = Field(default="", max_length=DIGITS)
+
+
+def _as_recipe(given: object) -> object:
+    return Recipe.read(cast("Mapping[str, Any]", given)) if isinstance(given, Mapping) else given
 
 
 def _as_image(given: object) -> object:
@@ -69,14 +74,18 @@ class KnownViews(Frozen):
 class FilmRecipe(Frozen):
     """One film: the same recipe on the same machine gives the same frames.
 
-    picture: the first frame; fps: frames a second, that the model is told and that the film has;
-    motion: the motion bucket, more for more motion; guidance: the scale for the first and the last
-    frame, in between it is linear; noise_augmentation: deviation of the noise on the first frame,
-    of pixels in [-1, 1]; decoded_frames: how many frames are decoded together: each sees its
-    neighbours among them, and memory grows with them; known: views that lead the film.
+    picture: the first frame; picture_recipe: its recipe, if it was generated; fps: frames a second,
+    that the model is told and that the film has; motion: the motion bucket, more for more motion;
+    guidance: the scale for the first and the last frame, in between it is linear;
+    noise_augmentation: deviation of the noise on the first frame, of pixels in [-1, 1];
+    decoded_frames: how many frames are decoded together: each sees its neighbours among them, and
+    memory grows with them; known: views that lead the film.
     """
 
     picture: ImageRef
+    picture_recipe: Annotated[Recipe | None, BeforeValidator(_as_recipe)] = Field(
+        None, exclude_if=_is_none
+    )
     width: int = Field(gt=0)
     height: int = Field(gt=0)
     frames: int = Field(ge=2, le=1024)
