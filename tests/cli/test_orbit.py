@@ -54,6 +54,17 @@ def test_an_orbit_between_two_pictures_can_be_made_again(
     assert "end.png is not the picture any more" in undust("rerun", "a.webp").err
 
 
+def test_an_orbit_by_posterior_sampling_can_be_made_again(
+    undust: Run, video_model: Path, photo: str
+):
+    options = (*DEPTH, "--form", "posterior")
+    done = undust("orbit", photo, "--model", video_model, *QUICK, *options, "--out", "a.webp")
+    assert (done.code, done.out) == (0, "a.webp\n")
+    assert read_film_recipe(Path("a.webp"))["known"]["form"] == "posterior"
+    assert undust("rerun", "a.webp", "--out", "b.webp").code == 0
+    assert Path("a.webp").read_bytes() == Path("b.webp").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -80,6 +80,29 @@ def test_more_weight_is_nearer_to_the_known_views(
     assert away[-1] == 0
 
 
+def test_posterior_sampling_moves_towards_the_known_views(
+    model: undust.VideoDiffusion, photo: Image.Image, depth: Path
+):
+    free = model.animate(photo, **QUICK)
+    rates = (0.0, 0.1, 0.3)
+    films = [
+        model.animate(photo, known=of_depth(depth, form="posterior", learning_rate=rate), **QUICK)
+        for rate in rates
+    ]
+    assert torch.equal(films[0].latents, free.latents)
+    start = from_image(photo, (32, 24))[None].float() / 127.5 - 1
+    views = known_views(films[0].recipe, start)
+    latents = torch.cat([model.first_stage.encode(view[None]).mean for view in views.views])
+    away = [float((film.latents - latents)[0].norm()) for film in films]
+    assert away[0] > away[1] > away[2]
+    usual = model.recipe(photo, known=of_depth(depth, form="posterior"), **QUICK)
+    assert usual.known is not None
+    assert usual.known.learning_rate == 0.02
+    assert torch.equal(model.rerun(films[2].recipe).latents, films[2].latents)
+    with pytest.raises(UndustError, match="sampler: the form posterior is a part of euler's steps"):
+        model.recipe(photo, known=of_depth(depth, form="posterior"), sampler="heun", **QUICK)
+
+
 def test_a_folder_of_views_leads_too(
     model: undust.VideoDiffusion, photo: Image.Image, depth: Path, tmp_path: Path
 ):
@@ -178,6 +201,7 @@ def test_the_depth_map_follows_the_picture(
         ({"depth": None}, "either a depth map or a folder"),
         ({"degrees": 1000}, "degrees: has to be less than or equal to 360"),
         ({"distance": -1}, "distance: has to be greater than 0"),
+        ({"learning_rate": -1}, "learning_rate: has to be greater than or equal to 0"),
         ({"weight_clamp": 2}, "weight_clamp: has to be less than or equal to 1"),
         ({"form": "magic"}, "form"),
         ({"magic": 1}, "magic: is not known"),

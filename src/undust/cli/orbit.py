@@ -73,8 +73,11 @@ def orbit(
         ),
     ] = None,
     form: Annotated[
-        Literal["quantile", "blend"],
-        typer.Option(help="How the known views lead: as published, or blended in."),
+        Literal["quantile", "blend", "posterior"],
+        typer.Option(
+            help="How the known views lead: as published, blended in, or by a gradient before each "
+            "step, which takes half as long again."
+        ),
     ] = "quantile",
     weight_clamp: Annotated[
         float | None,

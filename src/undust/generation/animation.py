@@ -9,9 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from undust.diffusion.guidance import ClassifierFree, ConditionedDenoiser, Guidance, GuidedRun
+from undust.diffusion.guidance import (
+    ClassifierFree,
+    ConditionedDenoiser,
+    GuidedRun,
+    PosteriorSampling,
+)
 from undust.diffusion.noise import BESIDE, BrownianPath, PictureNoise, normal
-from undust.diffusion.samplers import SAMPLERS
+from undust.diffusion.samplers import SAMPLERS, corrected
 from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError, quoted
 from undust.generation.known_views import known_views, led
@@ -65,12 +70,18 @@ def sample_film(
     )
     scale = torch.linspace(*recipe.guidance, recipe.frames)
     levels = sigmas(recipe.schedule, model.process, recipe.steps)
-    guided: Guidance = ClassifierFree(positive, negative, lambda _: scale)
-    if recipe.known is not None:
-        guided = led(guided, model, recipe.known, known_views(recipe, picture), levels)
-    denoise = GuidedRun(guided)
-    x = model.process.start(unit, levels[0])
-    for step in SAMPLERS[recipe.sampler](denoise, x, levels, drawn):
+    guided = ClassifierFree(positive, negative, lambda _: scale)
+    x, sampler = model.process.start(unit, levels[0]), SAMPLERS[recipe.sampler]
+    if (known := recipe.known) is None:
+        steps = sampler(GuidedRun(guided), x, levels, drawn)
+    elif known.form == "posterior":
+        views = led(positive, model, known, known_views(recipe, picture), levels)
+        correct = PosteriorSampling(views, known.learning_rate)
+        steps = corrected(sampler, GuidedRun(guided), x, levels, drawn, correct)
+    else:
+        views = led(guided, model, known, known_views(recipe, picture), levels)
+        steps = sampler(GuidedRun(views), x, levels, drawn)
+    for step in steps:
         yield Step(
             step.index,
             recipe.steps,

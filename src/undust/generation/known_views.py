@@ -134,8 +134,9 @@ def led(
         derived=known.derived,
     )
     latents = torch.cat([model.first_stage.encode(view).mean for view in given.views.split(1)])
-    masks = latent_mask(given.masks, model.autoencoder.downsampling_factor)
-    return LambdaGuidance(denoise, table, latents, masks.float(), known.form, known.weight_clamp)
+    masks = latent_mask(given.masks, model.autoencoder.downsampling_factor).float()
+    form = "blend" if known.form == "blend" else "quantile"
+    return LambdaGuidance(denoise, table, latents, masks, form, known.weight_clamp)
 
 
 def _fitted(

@@ -13,6 +13,7 @@ from undust.recipe.names import SamplerName, ScheduleName
 from undust.recipe.plain import Frozen, reason
 from undust.recipe.recipe import Recipe
 
+LEARNING_RATE = 0.02  # of posterior sampling, as published
 MAX_PIXELS = 2**26  # of all frames together
 
 
@@ -42,8 +43,9 @@ class KnownViews(Frozen):
     frames and masks from elsewhere; last, last_depth: the film's last frame as the last camera of
     the orbit sees it, of the first one's size, and its depth map; numbers: what the depth maps
     have; degrees: of the orbit in all, positive to the right; distance: of the point that it goes
-    around, in the unit of the depths; form, weight_clamp: as of `LambdaGuidance`; derived: the
-    table's roots as derived.
+    around, in the unit of the depths; form, weight_clamp: as of `LambdaGuidance`, or the form
+    "posterior" with learning_rate, as of `PosteriorSampling`; derived: the table's roots as
+    derived.
     """
 
     kind = "known views"
@@ -54,8 +56,9 @@ class KnownViews(Frozen):
     numbers: Literal["depth", "disparity"] = "depth"
     degrees: float = Field(24.0, ge=-360, le=360)
     distance: float | None = Field(None, gt=0)
-    form: Literal["quantile", "blend"] = "quantile"
+    form: Literal["quantile", "blend", "posterior"] = "quantile"
     weight_clamp: float = Field(0.2, ge=0, le=1)
+    learning_rate: float = Field(LEARNING_RATE, ge=0, exclude_if=lambda rate: rate == LEARNING_RATE)
     derived: bool = False
 
     @model_validator(mode="after")
@@ -119,7 +122,12 @@ class FilmRecipe(Frozen):
                 f"size: {recipe.frames} frames of {recipe.width}x{recipe.height} are too many "
                 f"pixels; {MAX_PIXELS:,} together are the most"
             )
-        if recipe.frames < 3 and recipe.known is not None and recipe.known.last is not None:
+        known, sampler = recipe.known, recipe.sampler
+        if known is not None and known.form == "posterior" and sampler != "euler":
+            raise UndustError(
+                f"sampler: the form posterior is a part of euler's steps, not {sampler}'s"
+            )
+        if recipe.frames < 3 and known is not None and known.last is not None:
             raise UndustError(
                 f"frames: {recipe.frames} are the two pictures alone; at least 3 are needed"
             )
