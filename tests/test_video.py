@@ -101,6 +101,8 @@ def test_16_bits_in_memory_give_the_same_film(
     assert stored.recipe(photo, **QUICK).low_memory
     assert {each.dtype for each in wide.unet.parameters()} == {torch.float32}
     assert {each.dtype for each in stored.unet.parameters()} == {torch.float16, torch.float32}
+    films = [layer for layer in stored.unet.modules() if isinstance(layer, torch.nn.Conv3d)]
+    assert {layer.weight.dtype for layer in films} == {torch.float16}
 
 
 def test_a_film_keeps_the_recipe_of_a_generated_picture(
