@@ -148,7 +148,7 @@ def make_film(
     options: Mapping[str, Any],
     loading: Mapping[str, Any],
 ) -> None:
-    """Loads a model of films and writes the film of a picture.
+    """Loads a model of films and writes the film of a picture, or of a prompt's picture.
 
     options: of `VideoDiffusion.recipe` in the command line's form, None where they are not given;
     loading: of `undust.load_video`.
