@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from undust.errors import UndustError, quoted
 from undust.generation.animation import Film, decode_film, sample_film
-from undust.generation.known_views import resolved_views
+from undust.generation.film_options import FirstFrame, film_fields, with_first_frame
 from undust.generation.loop import Step
-from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel, frames_that_fit
-from undust.recipe.files import ImageRef
 from undust.recipe.film import FilmRecipe
-from undust.recipe.request import read_size
 from undust.version import __version__
 
 
 class VideoDiffusion(VideoModel):
     """A latent diffusion model of films, as returned by `undust.load_video`."""
 
-    def recipe(self, picture: str | Path | Image.Image | ImageRef, **options: Any) -> FilmRecipe:
+    def recipe(self, picture: FirstFrame, **options: Any) -> FilmRecipe:
         """The recipe of a film that begins with a picture; for the options see `FilmRecipe`.
 
-        size: WIDTHxHEIGHT, by default the model's, to which the picture is resized and cropped;
-        guidance: one number, or those for the first and the last frame; known: a `KnownViews` or
-        its fields. Raises UndustError for invalid values and for files that cannot be read.
+        picture: a file, an image or a `Picture`, whose recipe it keeps; size: WIDTHxHEIGHT, by
+        default the model's, to which the picture is resized and cropped; guidance: one number, or
+        those for the first and the last frame; known: a `KnownViews` or its fields. Raises
+        UndustError for invalid values and for files that cannot be read.
         """
-        ref = resolved_image(ImageRef.of(picture))
-        size = options.pop("size", None)
-        width, height = self.size if size is None else read_size(size)
-        if not isinstance(guidance := options.pop("guidance", (1.0, 3.0)), tuple | list):
-            guidance = (guidance, guidance)
-        frames = options.pop("frames", self.unet.config.num_frames)
-        if (known_views := options.pop("known", None)) is not None:
-            options["known"] = resolved_views(known_views, image_of(ref))
-        together = min(frames_that_fit(width, height), frames if isinstance(frames, int) else 1)
-        known = {
-            "seed": random.SystemRandom().randrange(2**32),
-            "decoded_frames": max(together, 1),
-            **options,
-        }
+        width, height = self.size
+        usual = {"width": width, "height": height, "frames": self.unet.config.num_frames}
+        fields = {**usual, **film_fields(picture, options)}
+        together = min(frames_that_fit(fields["width"], fields["height"]), fields["frames"])
         recipe = FilmRecipe.read(
             {
-                **known,
-                "picture": ref,
-                "width": width,
-                "height": height,
-                "frames": frames,
-                "guidance": guidance,
+                "decoded_frames": together,
+                **fields,
                 "precision": self.precision,
                 "engine": self.engine,
                 "low_memory": self.low_memory,
@@ -64,7 +46,7 @@ class VideoDiffusion(VideoModel):
                 "undust": __version__,
             }
         )
-        self.latent_shape(width, height)
+        self.latent_shape(recipe.width, recipe.height)
         return recipe
 
     def steps(self, recipe: FilmRecipe, *, noise: Tensor | None = None) -> Iterator[Step]:
@@ -79,21 +61,23 @@ class VideoDiffusion(VideoModel):
             )
         return sample_film(self, recipe, noise)
 
-    def animate(
-        self,
-        picture: str | Path | Image.Image | ImageRef,
-        *,
-        noise: Tensor | None = None,
-        **options: Any,
-    ) -> Film:
+    def animate(self, picture: FirstFrame, *, noise: Tensor | None = None, **options: Any) -> Film:
         """A film that begins with a picture; the arguments are those of `recipe` and `steps`.
 
         noise: unit-variance start [F, C, h, w] in place of the seed's noise.
         """
         return self.rerun(self.recipe(picture, **options), noise=noise)
 
-    def rerun(self, recipe: FilmRecipe, *, noise: Tensor | None = None) -> Film:
-        """The film of a recipe."""
+    def rerun(
+        self,
+        recipe: FilmRecipe,
+        *,
+        picture: FirstFrame | None = None,
+        noise: Tensor | None = None,
+    ) -> Film:
+        """The film of a recipe; picture: its first frame, where that is in no file."""
+        if picture is not None:
+            recipe = with_first_frame(recipe, picture)
         *_, last = self.steps(recipe, noise=noise)
         return decode_film(recipe, last)
 

@@ -82,6 +82,88 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not Path("undust-out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--frames", 0), "frames: has to be greater than or equal to 2, not 0"),
+        (("--fps", 0), "fps: has to be greater than or equal to 1, not 0"),
+        (("--motion", 300), "motion: has to be less than or equal to 255, not 300"),
+        (("--guidance", "a:b"), "'a:b' is not LOW:HIGH, such as 1:3, or one number"),
+        (("--guidance", "nan"), "guidance"),
+        (("--noise-augmentation", -1), "noise_augmentation"),
+        (("--steps", 0), "steps: has to be greater than or equal to 1, not 0"),
+        (("--seed", -1), "seed: has to be greater than or equal to 0, not -1"),
+        (("--size", "0x64"), "width: has to be greater than 0, not 0"),
+        (("--size", "9000x9000"), "are too many pixels"),
+        (("--sampler", "magic"), "magic"),
+        (("--schedule", "magic"), "magic"),
+        (("--decoded-frames", 0), "decoded_frames"),
+        (("--out", "film.avi"), "film.avi"),
+        (("--out", "photo.png/film.mp4"), "photo.png is a file"),
+        (("--out", "."), "cannot write the folder .: it exists and is not empty"),
+    ],
+)
+def test_wrong_values_are_found_before_the_model_is_loaded(
+    options: tuple[object, ...], told: str, undust: Run, photo: str
+):
+    done = undust("animate", photo, "--model", "absent", *QUICK, *options)
+    assert done.code == 2
+    assert told in done.err
+    assert "absent" not in done.err
+    assert "gone.png" in undust("animate", "gone.png", "--model", "absent").err
+
+
+def test_a_film_begins_with_a_prompt(undust: Run, video_model: Path, tiny_model: Path):
+    options = ("--prompt", "a cat", "--picture-model", tiny_model)
+    done = undust("animate", *options, "--model", video_model, *QUICK, "--fps", 9)
+    assert (done.code, done.out) == (0, "undust-out/a-cat-7.webp\n")
+    film = Path(done.out.strip())
+    recipe = read_film_recipe(film)
+    first = recipe["picture_recipe"]
+    made = {"prompt": "a cat", "seed": 7, "width": 32, "height": 24, "model_path": str(tiny_model)}
+    assert {name: first[name] for name in made} == made
+    assert undust("rerun", film, "--out", "again.webp").code == 0
+    assert Path("again.webp").read_bytes() == film.read_bytes()
+    assert undust("inspect", film).code == 0
+    alone = undust(
+        *("generate", "a cat", "--model", tiny_model, "--size", "32x24", "--seed", 7),
+        *("--out", "cat.png"),
+    )
+    assert alone.code == 0
+    undust("animate", "cat.png", "--model", video_model, *QUICK, "--fps", 9, "--out", "b.webp")
+    with Image.open("b.webp") as other, Image.open(film) as whole:
+        assert other.convert("RGB").tobytes() == whole.convert("RGB").tobytes()
+
+
+def test_a_small_models_first_frame_is_resized(undust: Run, video_model: Path, tiny_model: Path):
+    options = ("--prompt", "a cat", "--picture-model", tiny_model, "--model", video_model)
+    done = undust("animate", *options, *QUICK, "--size", "96x96", "--out", "a.webp")
+    assert done.code == 0, done.err
+    recipe = read_film_recipe(Path("a.webp"))
+    first = recipe["picture_recipe"]
+    assert (first["width"], first["height"], recipe["width"]) == (32, 32, 96)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "either a PICTURE or --prompt TEXT is needed"),
+        (("photo.png", "--prompt", "a cat"), "either a PICTURE or --prompt TEXT is needed"),
+        (("photo.png", "--picture-model", "emoji"), "--picture-model is for a first frame"),
+        (("--prompt", "a cat", "--picture-model", "gone"), "gone"),
+        (("--prompt", "a (cat", "--frames", 0), "frames: has to be greater than or equal to 2"),
+    ],
+)
+def test_what_is_wrong_with_the_first_frame_is_said_before_the_model_is_loaded(
+    arguments: tuple[object, ...], told: str, undust: Run, photo: str
+):
+    done = undust("animate", *arguments, "--model", "absent")
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.count("\n") == 1
+    assert "absent" not in done.err
+
+
 def test_models_of_pictures_and_of_films_are_told_apart(
     undust: Run, video_model: Path, tiny_model: Path, photo: str
 ):

@@ -16,6 +16,10 @@ Run = Callable[..., Any]
 QUICK = ("--frames", 3, "--steps", 2, "--size", "32x24", "--seed", 7)
 
 
+DEPTH = ("--depth", "depth.npy")
+END = ("--last", "end.png", "--last-depth", "depth.npy")
+
+
 @pytest.fixture
 def photo() -> str:
     Image.radial_gradient("L").convert("RGB").save("photo.png")
@@ -35,6 +39,32 @@ def test_an_orbit_can_be_made_again(undust: Run, video_model: Path, photo: str):
     assert Path("a.webp").read_bytes() == Path("b.webp").read_bytes()
 
 
+def test_an_orbit_between_two_pictures_can_be_made_again(
+    undust: Run, video_model: Path, photo: str
+):
+    Image.linear_gradient("L").convert("RGB").save("end.png")
+    options = ("--depth", "depth.npy", "--last", "end.png", "--last-depth", "depth.npy")
+    done = undust("orbit", photo, "--model", video_model, *QUICK, *options, "--out", "a.webp")
+    assert (done.code, done.out) == (0, "a.webp\n")
+    known = read_film_recipe(Path("a.webp"))["known"]
+    assert (known["last"]["path"], known["last_depth"]["path"]) == ("end.png", "depth.npy")
+    assert undust("rerun", "a.webp", "--out", "b.webp").code == 0
+    assert Path("a.webp").read_bytes() == Path("b.webp").read_bytes()
+    Image.new("RGB", (256, 256)).save("end.png")
+    assert "end.png is not the picture any more" in undust("rerun", "a.webp").err
+
+
+def test_an_orbit_by_posterior_sampling_can_be_made_again(
+    undust: Run, video_model: Path, photo: str
+):
+    options = (*DEPTH, "--form", "posterior")
+    done = undust("orbit", photo, "--model", video_model, *QUICK, *options, "--out", "a.webp")
+    assert (done.code, done.out) == (0, "a.webp\n")
+    assert read_film_recipe(Path("a.webp"))["known"]["form"] == "posterior"
+    assert undust("rerun", "a.webp", "--out", "b.webp").code == 0
+    assert Path("a.webp").read_bytes() == Path("b.webp").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -42,15 +72,28 @@ def test_an_orbit_can_be_made_again(undust: Run, video_model: Path, photo: str):
         (("--depth", "depth.npy", "--views", "."), "either --depth MAP or --views DIR is needed"),
         (("--views", ".", "--degrees", 3), "are for a depth map (--depth)"),
         (("--views", "absent"), "absent"),
+        (("--views", "."), ". has no view-0000; each of 3 frames"),
         (("--depth", "absent.npy"), "absent.npy"),
         (("--depth", "depth.npy", "--degrees", "nan"), "degrees"),
+        ((*DEPTH, "--last", "end.png"), "--last PICTURE and --last-depth MAP are needed together"),
+        ((*DEPTH, "--last-depth", "depth.npy"), "and --last-depth MAP are needed together"),
+        ((*DEPTH, "--last", "absent.png", "--last-depth", "depth.npy"), "absent.png"),
+        ((*DEPTH, "--last", "end.png", "--last-depth", "absent.npy"), "absent.npy"),
+        ((*DEPTH, *END, "--frames", 2), "frames: 2 are the two pictures alone; at least 3"),
+        (("--views", ".", *END), "--last and --last-depth are for a depth map (--depth)"),
+        ((*DEPTH, "--last", "small.png", "--last-depth", "depth.npy"), "has 32x24 pixels, and the"),
+        ((*DEPTH, "--last", "end.png", "--last-depth", "small.npy"), "of another size: 32x24"),
         (("--depth", "depth.npy", "--frames", 1), "frames: has to be greater than or equal to 2"),
     ],
 )
 def test_what_is_wrong_with_an_orbit_is_said_in_one_line(
     options: tuple[object, ...], told: str, undust: Run, video_model: Path, photo: str
 ):
-    done = undust("orbit", photo, "--model", video_model, *QUICK, *options)
-    assert done.code == 2
-    assert told in done.err
-    assert done.err.count("\n") == 1
+    Image.new("RGB", (256, 256)).save("end.png")
+    Image.new("RGB", (32, 24)).save("small.png")
+    np.save("small.npy", np.full((24, 32), 3.0))
+    for model in (video_model, "gone"):  # without the model too
+        done = undust("orbit", photo, "--model", model, *QUICK, *options)
+        assert done.code == 2
+        assert told in done.err
+        assert done.err.count("\n") == 1

@@ -80,6 +80,29 @@ def test_more_weight_is_nearer_to_the_known_views(
     assert away[-1] == 0
 
 
+def test_posterior_sampling_moves_towards_the_known_views(
+    model: undust.VideoDiffusion, photo: Image.Image, depth: Path
+):
+    free = model.animate(photo, **QUICK)
+    rates = (0.0, 0.1, 0.3)
+    films = [
+        model.animate(photo, known=of_depth(depth, form="posterior", learning_rate=rate), **QUICK)
+        for rate in rates
+    ]
+    assert torch.equal(films[0].latents, free.latents)
+    start = from_image(photo, (32, 24))[None].float() / 127.5 - 1
+    views = known_views(films[0].recipe, start)
+    latents = torch.cat([model.first_stage.encode(view[None]).mean for view in views.views])
+    away = [float((film.latents - latents)[0].norm()) for film in films]
+    assert away[0] > away[1] > away[2]
+    usual = model.recipe(photo, known=of_depth(depth, form="posterior"), **QUICK)
+    assert usual.known is not None
+    assert usual.known.learning_rate == 0.02
+    assert torch.equal(model.rerun(films[2].recipe).latents, films[2].latents)
+    with pytest.raises(UndustError, match="sampler: the form posterior is a part of euler's steps"):
+        model.recipe(photo, known=of_depth(depth, form="posterior"), sampler="heun", **QUICK)
+
+
 def test_a_folder_of_views_leads_too(
     model: undust.VideoDiffusion, photo: Image.Image, depth: Path, tmp_path: Path
 ):
@@ -97,6 +120,47 @@ def test_a_folder_of_views_leads_too(
     Image.new("L", (32, 24)).save(tmp_path / "views" / "mask-0001.png")
     with pytest.raises(UndustError, match="views is not any more what it was"):
         model.rerun(film.recipe)
+
+
+def test_two_pictures_are_the_ends_of_the_film(
+    model: undust.VideoDiffusion, photo: Image.Image, depth: Path
+):
+    end = Image.linear_gradient("L").resize((32, 24)).convert("RGB")
+    given = of_depth(depth, last=end, last_depth={"path": depth})
+    film = model.animate(photo, known=given, **QUICK)
+    start, last = (from_image(each, (32, 24))[None].float() / 127.5 - 1 for each in (photo, end))
+    views = known_views(film.recipe, start)
+    assert torch.equal(views.views[-1], last[0])
+    assert bool(views.masks[-1].all())
+    assert views.distances is not None
+    assert [bool(distance) for distance in views.distances] == [False, True, True, False]
+    expected = [model.first_stage.encode(each).mean[0] for each in (start, last)]
+    assert torch.equal(film.latents[0], expected[0])
+    assert torch.equal(film.latents[-1], expected[1])
+    one = known_views(model.recipe(photo, known=of_depth(depth), **QUICK), start)
+    assert torch.equal(views.views[1], one.views[1])  # each from the nearer picture
+    assert not torch.equal(views.views[2], one.views[2])
+    assert torch.equal(model.rerun(film.recipe).latents, film.latents)
+    assert FilmRecipe.read(film.recipe.model_dump(mode="json")) == film.recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"last_depth": None}, r"the last picture needs a depth map too \(last_depth\)"),
+        ({"last": None}, "last_depth is the depth map of a last picture"),
+        ({"last": 3}, "picture: int is neither a file's path nor a PIL image"),
+        ({"depth": None, "folder": {"path": "."}}, "goes with depth maps, not with a folder"),
+        ({"last": Image.new("RGB", (40, 30))}, "it has 40x30 pixels, and the first picture 32x24"),
+        ({"last_depth": {"path": "absent.npy"}}, "absent.npy"),
+    ],
+)
+def test_what_is_wrong_with_two_pictures_is_named(
+    change: dict[str, Any], told: str, model: undust.VideoDiffusion, photo: Image.Image, depth: Path
+):
+    given = of_depth(depth, last=photo, last_depth={"path": depth})
+    with pytest.raises(UndustError, match=told):
+        model.recipe(photo, known={**given, **change}, **QUICK)
 
 
 def test_the_recipe_has_what_it_takes(
@@ -137,6 +201,7 @@ def test_the_depth_map_follows_the_picture(
         ({"depth": None}, "either a depth map or a folder"),
         ({"degrees": 1000}, "degrees: has to be less than or equal to 360"),
         ({"distance": -1}, "distance: has to be greater than 0"),
+        ({"learning_rate": -1}, "learning_rate: has to be greater than or equal to 0"),
         ({"weight_clamp": 2}, "weight_clamp: has to be less than or equal to 1"),
         ({"form": "magic"}, "form"),
         ({"magic": 1}, "magic: is not known"),

@@ -15,10 +15,12 @@ from undust.formats.recipe_png import read_recipe
 from undust.latent import model as latent_model
 from undust.networks.stored import (
     StoredConv2d,
+    StoredConv3d,
     StoredLinear,
     computes_in,
     keep_stored,
 )
+from undust.networks.temporal import TemporalResnetBlock
 from undust.pipeline import LatentDiffusion
 
 STEPS = {"steps": 4, "seed": 1}
@@ -33,6 +35,23 @@ def small() -> nn.Sequential:
         nn.Flatten(2),
         nn.Linear(36, 2048),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolutions_over_frames_are_stored_too(dtype: torch.dtype):
+    torch.manual_seed(0)
+    blocks = [
+        TemporalResnetBlock(160, groups=4, eps=1e-5, time_channels=None).to(dtype) for _ in range(2)
+    ]
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    keep_stored(blocks[1])
+    for layer in (blocks[1].conv1, blocks[1].conv2):
+        assert (type(layer), layer.weight.dtype) == (StoredConv3d, dtype)
+        assert layer.bias is not None
+        assert layer.bias.dtype == torch.float32
+    assert computes_in(blocks[1]) == torch.float32
+    x = torch.randn(2, 160, 3, 4, 4)
+    assert torch.equal(blocks[1](x), blocks[0].float()(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

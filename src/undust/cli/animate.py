@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undust.cli import console
+from undust.cli.first_frame import Prompted, picture_again
 from undust.cli.loading import use_free_cores
-from undust.cli.options import Device, Engine, LowMemory, Precision
+from undust.cli.options import BUILT_IN, Device, Engine, LowMemory, Precision
 from undust.cli.output import FOLDER, slug, try_writing, try_writing_file
 from undust.errors import UndustError, quoted
-from undust.formats.files import make_folder
-from undust.recipe.request import read_size
+from undust.formats.files import check_new_folder, make_folder
 
 if TYPE_CHECKING:
     from undust.recipe.film import FilmRecipe
     from undust.video import VideoDiffusion
 
 
-Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="The first frame.")]
+FirstPicture = Annotated[Path, typer.Argument(metavar="PICTURE", help="The first frame.")]
 FilmModel = Annotated[
     str,
     typer.Option(
@@ -78,8 +78,25 @@ DecodedFrames = Annotated[
 
 
 def animate(
-    picture: Picture,
     model: FilmModel,
+    picture: Annotated[
+        Path | None,
+        typer.Argument(metavar="PICTURE", help="The first frame; or --prompt.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="In place of PICTURE: the prompt that the first frame is made from.",
+        ),
+    ] = None,
+    picture_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help=f"The model of pictures that makes it.  [default: {BUILT_IN}]",
+        ),
+    ] = None,
     frames: Frames = None,
     fps: Fps = None,
     motion: Motion = None,
@@ -97,7 +114,14 @@ def animate(
     low_memory: LowMemory = None,
     out: FilmOut = None,
 ) -> None:
-    """Set a picture in motion, by a model of films."""
+    """Set a picture in motion, by a model of films.
+
+    The picture is a file, or is made from --prompt, with the film's seed.
+    """
+    if (picture is None) == (prompt is None):
+        raise UndustError("either a PICTURE or --prompt TEXT is needed")
+    if picture_model is not None and prompt is None:
+        raise UndustError("--picture-model is for a first frame that is made from --prompt")
     options = {
         "frames": frames,
         "fps": fps,
@@ -112,17 +136,19 @@ def animate(
         "guidance": guidance,
     }
     loading = {"dtype": dtype, "device": device, "engine": engine, "low_memory": low_memory}
-    make_film(picture, model, out, options, loading)
+    begun = picture if prompt is None else Prompted(prompt, picture_model or BUILT_IN)
+    assert begun is not None
+    make_film(begun, model, out, options, loading)
 
 
 def make_film(
-    picture: Path,
+    picture: Path | Prompted,
     model: str,
     out: Path | None,
     options: Mapping[str, Any],
     loading: Mapping[str, Any],
 ) -> None:
-    """Loads a model of films and writes the film of a picture.
+    """Loads a model of films and writes the film of a picture, or of a prompt's picture.
 
     options: of `VideoDiffusion.recipe` in the command line's form, None where they are not given;
     loading: of `undust.load_video`.
@@ -130,14 +156,25 @@ def make_film(
     given = {name: value for name, value in options.items() if value is not None}
     if "guidance" in given:
         given["guidance"] = _scales(given["guidance"])
-    if "size" in given:
-        read_size(given["size"])
     _check_output(out, given.get("fps"))
     from undust import video
+    from undust.generation.film_options import film_fields
 
-    use_free_cores()
+    if isinstance(picture, Path):
+        fields = film_fields(picture, given)
+        use_free_cores()
+        loaded = video.load_video(model, **loading)
+        write_animation(loaded, loaded.recipe(fields.pop("picture"), **fields), out)
+        return
+    fields = film_fields(None, given)
+    first = picture.opened(**loading)
     loaded = video.load_video(model, **loading)
-    write_animation(loaded, loaded.recipe(picture, **given), out)
+    width, height = loaded.size
+    size = fields.get("width", width), fields.get("height", height)
+    loaded.latent_shape(*size)
+    begun = first(fields["seed"], size)
+    del first  # its model is not needed any more
+    write_animation(loaded, loaded.recipe(begun, **fields), out)
 
 
 def rerun_film(
@@ -151,7 +188,11 @@ def rerun_film(
     recipe = FilmRecipe.read(beside(fields, film.parent))
     _check_output(out, recipe.fps)
     from undust import video
+    from undust.generation.film_options import with_first_frame
 
+    if recipe.picture_recipe is not None:
+        begun = picture_again(recipe.picture_recipe, film, device)
+        recipe = with_first_frame(recipe, begun)
     use_free_cores()
     loaded = video.load_video(
         model or recipe.model_path,
@@ -205,10 +246,13 @@ def _check_output(out: Path | None, fps: int | None) -> None:
         try_writing_file(out)
     else:
         try_writing(out)
+        check_new_folder(out)
 
 
 def _free_name(recipe: FilmRecipe) -> Path:
-    stem = f"{slug(Path(recipe.picture.path).stem)}-{recipe.seed}"
+    made = recipe.picture_recipe
+    name = Path(recipe.picture.path).stem if made is None else made.prompt
+    stem = f"{slug(name)}-{recipe.seed}"
     path, count = FOLDER / f"{stem}.webp", 1
     while path.exists():
         count += 1

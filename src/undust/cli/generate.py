@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undust.cli.animate import rerun_film
-from undust.cli.loading import opened_model
+from undust.cli.loading import model_of, opened_model
 from undust.cli.options import (
     BUILT_IN,
     Device,
@@ -31,8 +30,6 @@ from undust.recipe.request import read_size
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from undust.recipe.recipe import Recipe
 
 
 MAX_COUNT = 10_000  # pictures per prompt
@@ -157,7 +154,7 @@ def rerun(
     original = Recipe.read(fields)
     recipe = Recipe.read(beside(fields, picture.parent))
     vae = vae or (recipe.vae and recipe.vae.path)
-    place = model or _model_of(original, picture)
+    place = model or model_of(original, picture)
     loaded = opened_model(
         place,
         dtype=recipe.precision,
@@ -167,29 +164,6 @@ def rerun(
         low_memory=recipe.low_memory,
     )
     generate_files(loaded, [loaded.rerun_batch(recipe)], output, json, again=original)
-
-
-def _model_of(recipe: Recipe, picture: Path) -> str:
-    """Where the model of a picture is: inside undust, where it was, or beside the picture."""
-    from undust.formats.hub import is_name
-    from undust.formats.locate import built_in, find
-    from undust.recipe.files import is_there
-
-    was = recipe.model_path
-    names = [Path(was).name, recipe.model, f"{recipe.model}.safetensors"]
-    places = [was, *(str(picture.parent / name) for name in names if name)]
-    if not was and recipe.model in built_in():
-        return recipe.model
-    for place in filter(is_there, filter(None, places)):
-        return place
-    if is_name(was.partition("@")[0]):
-        with suppress(UndustError):
-            find(was)
-            return was
-    raise UndustError(
-        f"{picture} was made with the model '{recipe.model}' ({recipe.model_hash}), which is "
-        f"neither {was or 'inside undust'} nor beside it; say where it is with --model"
-    )
 
 
 def _prompts(given: Iterable[str]) -> Iterator[str]:

@@ -12,10 +12,10 @@ from undust.cli.animate import (
     DecodedFrames,
     FilmModel,
     FilmOut,
+    FirstPicture,
     Fps,
     Frames,
     Motion,
-    Picture,
     Scales,
     Schedule,
     Seed,
@@ -28,7 +28,7 @@ from undust.errors import UndustError
 
 
 def orbit(
-    picture: Picture,
+    picture: FirstPicture,
     model: FilmModel,
     depth: Annotated[
         Path | None,
@@ -36,6 +36,18 @@ def orbit(
             metavar="MAP",
             help="The picture's depth map, of its size: .npy, .pfm or a grey picture.",
         ),
+    ] = None,
+    last: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="A second picture of the scene, of the same size: the film's last frame, as the "
+            "last camera sees it.",
+        ),
+    ] = None,
+    last_depth: Annotated[
+        Path | None,
+        typer.Option(metavar="MAP", help="Its depth map, in the unit of the first one."),
     ] = None,
     disparity: Annotated[
         bool, typer.Option("--disparity", help="MAP has disparities, 0 (far) to 255 (near).")
@@ -61,8 +73,11 @@ def orbit(
         ),
     ] = None,
     form: Annotated[
-        Literal["quantile", "blend"],
-        typer.Option(help="How the known views lead: as published, or blended in."),
+        Literal["quantile", "blend", "posterior"],
+        typer.Option(
+            help="How the known views lead: as published, blended in, or by a gradient before each "
+            "step, which takes half as long again."
+        ),
     ] = "quantile",
     weight_clamp: Annotated[
         float | None,
@@ -87,15 +102,22 @@ def orbit(
     """Move the camera around a picture's scene: a film of new views.
 
     The picture is warped by its depth map; the model of films is led by the warped views, as
-    strongly as a λ table says (NVS-Solver, You et al. 2025), and fills what they do not show.
+    strongly as a λ table says (NVS-Solver, You et al. 2025), and fills what they do not show. With
+    a second picture (--last) the film ends there, and each frame is warped from the nearer one.
     """
     if (depth is None) == (views is None):
         raise UndustError("either --depth MAP or --views DIR is needed")
     if views is not None and (disparity or degrees is not None or distance is not None):
         raise UndustError("--disparity, --degrees and --distance are for a depth map (--depth)")
+    if views is not None and (last or last_depth):
+        raise UndustError("--last and --last-depth are for a depth map (--depth)")
+    if (last is None) != (last_depth is None):
+        raise UndustError("--last PICTURE and --last-depth MAP are needed together")
     known: dict[str, Any] = {
         "depth": depth and {"path": depth},
         "folder": views and {"path": views},
+        "last": last and {"path": last},
+        "last_depth": last_depth and {"path": last_depth},
         "numbers": "disparity" if disparity else "depth",
         "degrees": degrees,
         "distance": distance,

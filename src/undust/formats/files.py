@@ -84,10 +84,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
     with suppress(OSError):
         if not stat.S_ISDIR(target.stat().st_mode):  # in one look: another writer may move it
             raise UndustError(f"cannot write the folder {path}: there is a file of that name")
-    taken = UndustError(f"cannot write the folder {path}: it exists and is not empty")
     restore(target)
-    if not replace and _filled(target):
-        raise taken
+    if not replace:
+        check_new_folder(path)
     with workspace(path, target.parent) as place:
         building = place / "new"
         building.mkdir()
@@ -97,13 +96,19 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Generator[Path]:
                 _sync(Path(folder, name))
             _sync(Path(folder))
         for _ in range(MAX_ATTEMPTS):
-            if not replace and _filled(target):
-                raise taken
+            if not replace:
+                check_new_folder(path)
             if _put(building, target, place / "old", replace=replace):
                 break
         else:
             raise UndustError(f"cannot write {path}: other processes keep writing it")
         _sync(target.parent)
+
+
+def check_new_folder(path: Path) -> None:
+    """Raises UndustError for a folder that has something in it, so that it is not replaced."""
+    if _filled(path.resolve()):
+        raise UndustError(f"cannot write the folder {path}: it exists and is not empty")
 
 
 def remove_folder(path: Path) -> None:

@@ -33,7 +33,7 @@ def read_known_views(folder: Path, frames: int | None = None) -> tuple[Tensor, T
     the file, for a missing frame, view or mask, one too many, sizes that differ, masks of other
     numbers than 0 and 1 (.npy), and what is not readable or too large.
     """
-    paths = _paths(folder, frames)
+    paths = view_files(folder, frames)
     first = paths[0][0]
     width, height = size = upright_size(first)
     if width * height * len(paths) > MAX_PIXELS:
@@ -75,8 +75,8 @@ def write_known_views(folder: Path, views: Tensor, masks: Tensor, *, replace: bo
             Image.fromarray(white).save(building / f"mask-{frame:04d}.png")
 
 
-def _paths(folder: Path, frames: int | None) -> list[tuple[Path, Path]]:
-    """The files of each frame's view and mask."""
+def view_files(folder: Path, frames: int | None = None) -> list[tuple[Path, Path]]:
+    """The files of each frame's view and mask; frames and errors as of `read_known_views`."""
     found: dict[str, dict[int, Path]] = {"view": {}, "mask": {}}
     try:
         entries = sorted(folder.iterdir())

@@ -1,4 +1,4 @@
-"""The known views of a film: the first frame warped along an orbit, or a folder of them."""
+"""The known views of a film: one or two pictures warped along an orbit, or a folder of them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError
 from undust.formats.depth_maps import read_depth
 from undust.formats.known_hashes import known_hash
-from undust.formats.known_views import read_known_views
-from undust.latent.references import image_of
+from undust.formats.known_views import read_known_views, view_files
+from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel
+from undust.pictures import from_image
 from undust.recipe.files import DIGITS
 from undust.recipe.film import FileRef, FilmRecipe, KnownViews
 from undust.recipe.plain import reason
@@ -36,33 +37,57 @@ ACROSS = 6 / 7  # the half-axis across the view, over the distance: 60 and 70 in
 class SceneViews:
     """views [F, 3, H, W] in [-1, 1]; masks: where they are known, bool [F, H, W].
 
-    distances: of the cameras from the first one, 0 … 1 [F], or None if they are not known.
+    distances: of the cameras from the nearest known one, 0 … 1 [F], or None if they are not known;
+    known: how many of the frames are pictures, 1 or 2.
     """
 
     views: Tensor
     masks: Tensor
     distances: Tensor | None
+    known: lambda_tables.Views = 1
 
 
-def resolved_views(given: KnownViews | Mapping[str, Any], picture: Image.Image) -> KnownViews:
+def resolved_views(
+    given: KnownViews | Mapping[str, Any], picture: Image.Image, frames: int | None = None
+) -> KnownViews:
     """With the hashes of its files, and the distance of the orbit's centre.
 
-    That is 70 for disparities and else the depth in the middle of the picture. Raises UndustError
-    for invalid values, and for files that are absent, have changed or are no depth map of the
-    picture.
+    That is 70 for disparities and else the depth in the middle of the first picture. frames: of
+    the film, if their number is known. Raises UndustError for invalid values, for files that are
+    absent, have changed or are no depth map of their picture, for a last picture of another size
+    and for a folder without the views of all frames.
     """
     try:
         known = given if isinstance(given, KnownViews) else KnownViews.model_validate(dict(given))
     except ValidationError as error:
         raise UndustError(f"known views: {reason(error)}") from None
     if known.folder is not None:
+        view_files(Path(known.folder.path), frames)
         return known.model_copy(update={"folder": _hashed(known.folder)})
     assert known.depth is not None
     depth = read_depth(Path(known.depth.path), picture.size, known.numbers)
     middle = depth[depth.shape[0] // 2, depth.shape[1] // 2].item()
     usual = DISPARITY_DISTANCE if known.numbers == "disparity" else middle
-    found = {"depth": _hashed(known.depth), "distance": known.distance or usual}
+    found: dict[str, Any] = {
+        "depth": _hashed(known.depth),
+        "distance": known.distance or usual,
+        **_resolved_last(known, picture.size),
+    }
     return known.model_copy(update=found)
+
+
+def _resolved_last(known: KnownViews, size: tuple[int, int]) -> dict[str, Any]:
+    """The fields of the last picture with their hashes; size: of the first picture."""
+    if known.last is None or known.last_depth is None:
+        return {}
+    last = resolved_image(known.last)
+    if (found := image_of(last).size) != size:
+        raise UndustError(
+            f"{last.path or 'the last picture'}: it has {found[0]}x{found[1]} pixels, and the "
+            f"first picture {size[0]}x{size[1]}; the two have to be of one size"
+        )
+    read_depth(Path(known.last_depth.path), size, known.numbers)
+    return {"last": last, "last_depth": _hashed(known.last_depth)}
 
 
 def known_views(recipe: FilmRecipe, picture: Tensor) -> SceneViews:
@@ -82,13 +107,19 @@ def known_views(recipe: FilmRecipe, picture: Tensor) -> SceneViews:
             )
         return SceneViews(views, masks, None)
     assert known.depth is not None
-    depth = _fitted(known, image_of(recipe.picture).size, size)
+    pictures, depths = [picture], [_fitted(known.depth, known, image_of(recipe.picture).size, size)]
+    if known.last is not None and known.last_depth is not None:
+        last = image_of(known.last)
+        pictures.append(from_image(last, size)[None].float() / 127.5 - 1)
+        depths.append(_fitted(known.last_depth, known, last.size, size))
     away = known.distance or DISPARITY_DISTANCE
     cameras = orbit(recipe.frames, known.degrees, major=ACROSS * away, minor=away, size=size)
-    pairs = [*warped_views(picture, depth[None], cameras)]
+    pairs = [*warped_views(torch.cat(pictures), torch.stack(depths), cameras)]
     views, masks = (torch.stack(part) for part in zip(*pairs, strict=True))
-    distances = lambda_tables.distances_along(positions_of(cameras)) if known.degrees else None
-    return SceneViews(views, masks, distances)
+    count: lambda_tables.Views = 2 if len(pictures) == 2 else 1
+    places = positions_of(cameras)
+    distances = lambda_tables.distances_along(places, count) if known.degrees else None
+    return SceneViews(views, masks, distances, count)
 
 
 def led(
@@ -96,17 +127,23 @@ def led(
 ) -> LambdaGuidance:
     """The denoiser, led by the known views with the λ that a search finds for these levels."""
     table = lambda_tables.search(
-        levels, len(given.views), distances=given.distances, derived=known.derived
+        levels,
+        len(given.views),
+        views=given.known,
+        distances=given.distances,
+        derived=known.derived,
     )
     latents = torch.cat([model.first_stage.encode(view).mean for view in given.views.split(1)])
-    masks = latent_mask(given.masks, model.autoencoder.downsampling_factor)
-    return LambdaGuidance(denoise, table, latents, masks.float(), known.form, known.weight_clamp)
+    masks = latent_mask(given.masks, model.autoencoder.downsampling_factor).float()
+    form = "blend" if known.form == "blend" else "quantile"
+    return LambdaGuidance(denoise, table, latents, masks, form, known.weight_clamp)
 
 
-def _fitted(known: KnownViews, before: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The depth map [H, W], resized and cropped as the picture, without averages of depths."""
-    assert known.depth is not None
-    depth = read_depth(Path(_hashed(known.depth).path), before, known.numbers)
+def _fitted(
+    ref: FileRef, known: KnownViews, before: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """A depth map [H, W], resized and cropped as its picture, without averages of depths."""
+    depth = read_depth(Path(_hashed(ref).path), before, known.numbers)
     if before == size:
         return depth
     whole = Image.fromarray(depth.numpy().astype(np.float32))

@@ -30,6 +30,19 @@ class StoredConv2d(nn.Conv2d):
         return self._conv_forward(input, self.weight.to(input.dtype), self.bias)
 
 
+class StoredConv3d(nn.Conv3d):
+    """A convolution over frames too that computes in the dtype of its input.
+
+    is_stored: as of `StoredConv2d`.
+    """
+
+    is_stored = False
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """[B,C,F,H,W] → [B,K,F',H',W']."""
+        return self._conv_forward(input, self.weight.to(input.dtype), self.bias)
+
+
 class StoredLinear(nn.Linear):
     """A linear layer that computes in the dtype of its input; is_stored: as of `StoredConv2d`."""
 
@@ -44,13 +57,15 @@ def keep_stored(network: nn.Module) -> None:
     """Makes a network compute in float32, in place; large weights of 16 bits stay as they are."""
     stored = set[int]()
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and _stays(layer):
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear) and _stays(layer):
             stored.add(id(layer.weight))
             if isinstance(layer, nn.Conv2d):
                 layer.__class__ = StoredConv2d
+            elif isinstance(layer, nn.Conv3d):
+                layer.__class__ = StoredConv3d
             else:
                 layer.__class__ = StoredLinear
-            cast("StoredConv2d | StoredLinear", layer).is_stored = True
+            cast("StoredConv2d | StoredConv3d | StoredLinear", layer).is_stored = True
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point() and id(tensor) not in stored:
             tensor.data = tensor.data.to(WIDE)
@@ -59,15 +74,15 @@ def keep_stored(network: nn.Module) -> None:
 def computes_in(module: nn.Module) -> torch.dtype:
     """The dtype that a network, or a layer with a weight, computes in."""
     for layer in module.modules():
-        if isinstance(layer, StoredConv2d | StoredLinear) and layer.is_stored:
+        if isinstance(layer, StoredConv2d | StoredConv3d | StoredLinear) and layer.is_stored:
             return WIDE
     return next(module.parameters()).dtype
 
 
-def _stays(layer: nn.Conv2d | nn.Linear) -> bool:
+def _stays(layer: nn.Conv2d | nn.Conv3d | nn.Linear) -> bool:
     weight = layer.weight
     return (
-        type(layer) in (nn.Conv2d, nn.Linear)
+        type(layer) in (nn.Conv2d, nn.Conv3d, nn.Linear)
         and weight.is_floating_point()
         and weight.element_size() < WIDE.itemsize
         and weight.numel() >= LARGE

@@ -213,7 +213,7 @@ def test_what_does_not_fit():
         guided(film(), torch.tensor([1.7, 0.4]))
 
 
-def test_the_example_of_the_documentation():
+def test_the_examples_of_the_documentation():
     page = Path(__file__).parents[3] / "docs/video/lambda-tables.md"
-    [code] = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    exec(code, {})
+    code = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    exec("\n".join(code), {})

@@ -18,6 +18,7 @@ from undust.diffusion.guidance.difference import DifferenceGuidance
 from undust.diffusion.guidance.interval import Interval
 from undust.diffusion.guidance.known_region import KnownRegion
 from undust.diffusion.guidance.lambda_guidance import LambdaGuidance
+from undust.diffusion.guidance.lambda_posterior import PosteriorSampling
 from undust.diffusion.guidance.perpendicular import Perpendicular
 from undust.diffusion.guidance.perturbed_attention import IdentityMap, PerturbedAttention
 from undust.diffusion.guidance.projected import Projected
@@ -53,6 +54,7 @@ __all__ = [
     "LambdaGuidance",
     "Perpendicular",
     "PerturbedAttention",
+    "PosteriorSampling",
     "Projected",
     "PromptSchedule",
     "Regional",

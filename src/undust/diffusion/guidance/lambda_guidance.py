@@ -74,18 +74,31 @@ class LambdaGuidance(Guidance):
 
     def estimate(self, at: EvalState) -> GuidanceRequest:
         """The denoiser; of its estimate, what the table leaves of it here."""
-        weights = self.table.row(at.level).clamp(min=self.weight_clamp)
+        weights = self._weights(at)
         [x0] = yield [self.denoise]
+        views, valid = self._known(x0)
+        if not bool(weights.any()):
+            return x0
+        if self.form == "blend":
+            return _blended(x0, views, valid, weights.to(x0.device))
+        return torch.where(_nearest(x0, views, valid, weights.to(x0.device)), views, x0)
+
+    def nearest(self, x0: Tensor, sigma: Tensor) -> Tensor:
+        """What the form "quantile" replaces of an estimate x0 at sigma [B]: bool like x0."""
+        weights = self._weights(EvalState(x0, sigma, None)).to(x0.device)
+        return _nearest(x0, *self._known(x0), weights)
+
+    def _weights(self, at: EvalState) -> Tensor:
+        return self.table.row(at.level).clamp(min=self.weight_clamp)
+
+    def _known(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """The known latents and where they are valid, both like x0; UndustError for no fit."""
         if x0.shape[-self.views.ndim :] != self.views.shape or x0.ndim != 5:
             raise UndustError(
                 f"lambda guidance: known latents of {[*self.views.shape]} do not fit x "
                 f"{[*x0.shape]}, which is [B, F, C, h, w]"
             )
-        if not bool(weights.any()):
-            return x0
-        replace = _blended if self.form == "blend" else _nearest_replaced
-        views, valid = self.views.to(x0), self._valid.to(x0.device)
-        return replace(x0, views.expand_as(x0), valid.expand_as(x0), weights.to(x0.device))
+        return self.views.to(x0).expand_as(x0), self._valid.to(x0.device).expand_as(x0)
 
     @cached_property
     def _valid(self) -> Tensor:
@@ -102,8 +115,8 @@ def _blended(x0: Tensor, views: Tensor, valid: Tensor, weights: Tensor) -> Tenso
     return torch.where(valid & (share > 0), torch.lerp(x0, views, share), x0)
 
 
-def _nearest_replaced(x0: Tensor, views: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-    """x0 with F for the share w of each frame's valid numbers with the smallest |x0 − F|.
+def _nearest(x0: Tensor, views: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+    """The share w of each frame's valid numbers with the smallest |x0 − F|: bool like x0.
 
     The published index int(w·valid) + invalid − 1 into all numbers, of which the invalid ones come
     first. It is −1 for no valid number to replace in a frame without invalid ones: there Python
@@ -115,5 +128,4 @@ def _nearest_replaced(x0: Tensor, views: Tensor, valid: Tensor, weights: Tensor)
     ranked = off.where(valid, off.new_tensor(-1.0)).flatten(2).sort(2).values
     place = taken + ranked.shape[2] - count - 1
     cutoff = ranked.gather(2, place.clamp(min=0)[..., None])[..., None, None]
-    near = valid & (off <= cutoff) & (taken > 0)[..., None, None, None]
-    return torch.where(near, views, x0)
+    return valid & (off <= cutoff) & (taken > 0)[..., None, None, None]

@@ -16,12 +16,14 @@ from undust.diffusion.samplers import (
     predictor_corrector,
     sde,
 )
+from undust.diffusion.samplers.corrected import corrected
 from undust.diffusion.samplers.registry import SAMPLERS, Sampler, SamplerStep, sampler
 
 __all__ = [
     "SAMPLERS",
     "Sampler",
     "SamplerStep",
+    "corrected",
     "sampler",
     "adams",
     "adaptive",
