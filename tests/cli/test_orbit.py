@@ -25,6 +25,8 @@ def photo() -> str:
     Image.radial_gradient("L").convert("RGB").save("photo.png")
     Image.linear_gradient("L").save("near.png")
     np.save("depth.npy", np.full((256, 256), 3.0))
+    Path("wide.csv").write_text("1,0,0,0\n1,0,0,0\n")
+    Path("high.csv").write_text("1,0,0\n1,0,0\n1,0,0\n")
     return "photo.png"
 
 
@@ -65,9 +67,28 @@ def test_an_orbit_by_posterior_sampling_can_be_made_again(
     assert Path("a.webp").read_bytes() == Path("b.webp").read_bytes()
 
 
+def test_ones_own_table_is_used(undust: Run, video_model: Path, photo: str):
+    """One of zeros leaves the film as it is without views."""
+    Path("zeros.csv").write_text("0,0,0\n0,0,0\n")
+    options = (*DEPTH, "--table", "zeros.csv", "--weight-clamp", 0)
+    done = undust("orbit", photo, "--model", video_model, *QUICK, *options, "--out", "a")
+    assert done.code == 0
+    assert undust("animate", photo, "--model", video_model, *QUICK, "--out", "b").code == 0
+    for name in ("frame-0001.png", "frame-0002.png"):
+        ours, plain = (np.array(Image.open(Path(folder, name))) for folder in "ab")
+        assert np.array_equal(ours, plain)
+    again = undust("rerun", "a/frame-0000.png", "--out", "c")
+    assert again.code == 0
+    Path("zeros.csv").write_text("0,0,1\n0,0,0\n")
+    assert "zeros.csv is not any more what it was" in undust("rerun", "a/frame-0000.png").err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ((*DEPTH, "--table", "absent.npy"), "absent.npy"),
+        ((*DEPTH, "--table", "wide.csv"), "the number of frames (columns) is off"),
+        ((*DEPTH, "--table", "high.csv"), "the number of noise levels (rows) is off"),
         ((), "either --depth MAP or --views DIR is needed"),
         (("--depth", "depth.npy", "--views", "."), "either --depth MAP or --views DIR is needed"),
         (("--views", ".", "--degrees", 3), "are for a depth map (--depth)"),

@@ -83,6 +83,14 @@ def orbit(
         float | None,
         typer.Option(metavar="W", help="The least weight of the known views.  [default: 0.2]"),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A λ table, .npy or .csv with a row for each step and a column for each frame, in "
+            "place of the one that is searched.",
+        ),
+    ] = None,
     frames: Frames = None,
     fps: Fps = None,
     motion: Motion = None,
@@ -123,6 +131,7 @@ def orbit(
         "distance": distance,
         "form": form,
         "weight_clamp": weight_clamp,
+        "table": table and {"path": table},
     }
     options = {
         "frames": frames,

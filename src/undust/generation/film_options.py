@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from undust.errors import UndustError
+from undust.formats.lambda_files import read_table
 from undust.generation.known_views import resolved_views
 from undust.generation.loop import Picture
 from undust.generation.options import MAX_PIXEL_RATIO, recipes
@@ -50,7 +52,10 @@ def film_fields(picture: FirstFrame | None, options: Mapping[str, Any]) -> dict[
     fields = {name: getattr(recipe, name) for name in fields}
     if known is not None:
         fields["known"] = resolved_views(known, image_of(fields["picture"]), fields.get("frames"))
-        FilmRecipe.read({**unknown, **fields})
+        recipe = FilmRecipe.read({**unknown, **fields})
+        if recipe.known and recipe.known.table and "frames" in fields:
+            any_levels = torch.arange(recipe.steps, -1.0, -1.0)
+            read_table(Path(recipe.known.table.path), any_levels, recipe.frames)
     return fields
 
 

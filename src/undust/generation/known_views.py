@@ -22,6 +22,7 @@ from undust.errors import UndustError
 from undust.formats.depth_maps import read_depth
 from undust.formats.known_hashes import known_hash
 from undust.formats.known_views import read_known_views, view_files
+from undust.formats.lambda_files import read_table
 from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel
 from undust.pictures import from_image
@@ -61,6 +62,8 @@ def resolved_views(
         known = given if isinstance(given, KnownViews) else KnownViews.model_validate(dict(given))
     except ValidationError as error:
         raise UndustError(f"known views: {reason(error)}") from None
+    if known.table is not None:
+        known = known.model_copy(update={"table": _hashed(known.table)})
     if known.folder is not None:
         view_files(Path(known.folder.path), frames)
         return known.model_copy(update={"folder": _hashed(known.folder)})
@@ -125,14 +128,20 @@ def known_views(recipe: FilmRecipe, picture: Tensor) -> SceneViews:
 def led(
     denoise: Denoise, model: VideoModel, known: KnownViews, given: SceneViews, levels: Tensor
 ) -> LambdaGuidance:
-    """The denoiser, led by the known views with the λ that a search finds for these levels."""
-    table = lambda_tables.search(
-        levels,
-        len(given.views),
-        views=given.known,
-        distances=given.distances,
-        derived=known.derived,
-    )
+    """The denoiser, led by the known views with the λ of a table.
+
+    It is the one in `known.table`, or else what a search finds for these levels.
+    """
+    if known.table is not None:
+        table = read_table(Path(_hashed(known.table).path), levels, len(given.views))
+    else:
+        table = lambda_tables.search(
+            levels,
+            len(given.views),
+            views=given.known,
+            distances=given.distances,
+            derived=known.derived,
+        )
     latents = torch.cat([model.first_stage.encode(view).mean for view in given.views.split(1)])
     masks = latent_mask(given.masks, model.autoencoder.downsampling_factor).float()
     form = "blend" if known.form == "blend" else "quantile"

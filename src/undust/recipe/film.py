@@ -44,8 +44,8 @@ class KnownViews(Frozen):
     the orbit sees it, of the first one's size, and its depth map; numbers: what the depth maps
     have; degrees: of the orbit in all, positive to the right; distance: of the point that it goes
     around, in the unit of the depths; form, weight_clamp: as of `LambdaGuidance`, or the form
-    "posterior" with learning_rate, as of `PosteriorSampling`; derived: the table's roots as
-    derived.
+    "posterior" with learning_rate, as of `PosteriorSampling`; table: a file of w, steps × frames,
+    in place of a search; derived: the search's roots as derived.
     """
 
     kind = "known views"
@@ -59,6 +59,7 @@ class KnownViews(Frozen):
     form: Literal["quantile", "blend", "posterior"] = "quantile"
     weight_clamp: float = Field(0.2, ge=0, le=1)
     learning_rate: float = Field(LEARNING_RATE, ge=0, exclude_if=lambda rate: rate == LEARNING_RATE)
+    table: FileRef | None = Field(None, exclude_if=_is_none)
     derived: bool = False
 
     @model_validator(mode="after")
@@ -71,6 +72,8 @@ class KnownViews(Frozen):
             raise ValueError("the last picture needs a depth map too (last_depth)")
         if self.last is None and self.last_depth is not None:
             raise ValueError("last_depth is the depth map of a last picture, which is not given")
+        if self.table is not None and self.derived:
+            raise ValueError("derived is of a search, and a table is given")
         return self
 
 
