@@ -21,19 +21,21 @@ Facts = dict[str, Any]
 
 
 def describe(path: Path, kind: str) -> Facts:
-    """The size of a picture, and the settings stored in it; of an MP4 film its settings alone.
+    """The size of a picture or film, and the settings stored in it; of an MP4 its settings alone.
 
     Raises UndustError for a damaged picture or film.
     """
     from undust.formats.metadata import containers, programs
     from undust.formats.recipe_png import KEY, read_recipe
-    from undust.pictures import size_of
+    from undust.pictures import LARGEST, animation, size_of
 
     film = kind == "MP4"
     facts: Facts = {"path": str(path), "kind": "film" if film else "picture", "format": kind}
     if not film:
         width, height = size_of(path)
         facts["pixels"] = f"{width}x{height}"
+        if width * height <= LARGEST and (frames := animation(path)[0]) > 1:
+            facts |= {"kind": "film", "frames": frames}
     if kind not in containers.READ:
         return facts
     texts = containers.read(path)
