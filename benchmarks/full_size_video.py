@@ -1,6 +1,7 @@
 """Stable Video Diffusion at full size: seconds a step and of decoding, peak memory.
 
-    python benchmarks/full_size_video.py [--frames 14] [--steps 1] [--size 1024x576] [--engine auto]
+    python benchmarks/full_size_video.py [--frames 14] [--steps 1] [--guidance 3]
+        [--size 1024x576] [--engine auto]
 
 Random weights, written once as a model folder of float16 into --scratch (5 GB) by diffusers and
 transformers; the film is made by undust in this process.
@@ -34,7 +35,8 @@ SCHEDULER = {
 def filled(network: nn.Module) -> nn.Module:
     """With random weights in float16."""
     generator = torch.Generator().manual_seed(0)
-    network.to_empty(device="cpu").half()
+    network.to_empty(device="cpu")
+    network.half()
     for key, parameter in network.named_parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=14)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--size", default="1024x576")
+    parser.add_argument("--guidance", type=float, default=3.0, help="1: one call a step, not two")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--scratch", type=Path, default=Path("full-size"))
     asked = parser.parse_args()
@@ -96,17 +99,19 @@ def main() -> None:
 
     import undust
     from undust.generation.animation import decode_film
+    from undust.generation.loop import Step
 
     began = time.perf_counter()
     model = undust.load_video(folder, engine=asked.engine)
     print(f"loaded in {time.perf_counter() - began:.1f} s, {memory():.1f} GiB", flush=True)
     picture = Image.radial_gradient("L").convert("RGB")
-    recipe = model.recipe(picture, frames=asked.frames, steps=asked.steps, size=asked.size, seed=1)
-    watch = Watch()
+    asks = {"steps": asked.steps, "size": asked.size, "guidance": asked.guidance}
+    recipe = model.recipe(picture, frames=asked.frames, seed=1, **asks)
+    watch, done = Watch(), list[Step]()
     for step in model.steps(recipe):
         print(f"step {step.index + 1}: {watch.lap()}, {memory():.1f} GiB", flush=True)
-        last = step
-    film = decode_film(recipe, last)
+        done = [step]
+    film = decode_film(recipe, *done)
     together = f"{len(film.frames)} frames decoded, {recipe.decoded_frames} at a time"
     print(f"{together}: {watch.lap()}, {memory():.1f} GiB")
 

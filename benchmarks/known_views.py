@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,13 @@ import undust
 from undust.cli import console
 from undust.conditioning.warp import latent_mask
 from undust.diffusion import lambda_tables
-from undust.diffusion.guidance import ClassifierFree, ConditionedDenoiser, GuidedRun, LambdaGuidance
+from undust.diffusion.guidance import (
+    ClassifierFree,
+    ConditionedDenoiser,
+    Guidance,
+    GuidedRun,
+    LambdaGuidance,
+)
 from undust.diffusion.lambda_tables import LambdaTable
 from undust.diffusion.noise import PictureNoise
 from undust.diffusion.samplers import SAMPLERS
@@ -57,7 +64,7 @@ class Way:
     """A way to use known views: the table made from the searched one, None for none; its form."""
 
     lead: Lead | None
-    form: str = "quantile"
+    form: Literal["quantile", "blend"] = "quantile"
     clamp: float = 0.2
 
 
@@ -121,9 +128,11 @@ def film(model: undust.VideoDiffusion, clip: Clip, way: Way, steps: int, seed: i
     cond = model.condition(
         first, torch.randn(first.shape, generator=torch.manual_seed(seed)), numbers, frames
     )
-    pair = (ConditionedDenoiser(model.denoise, each) for each in (cond, unconditional(cond)))
+    positive, negative = (
+        ConditionedDenoiser(model.denoise, each) for each in (cond, unconditional(cond))
+    )
     scale = torch.linspace(1.0, 1.5, frames)
-    guided = ClassifierFree(*pair, lambda _: scale)
+    guided: Guidance = ClassifierFree(positive, negative, lambda _: scale)
     levels = sigmas("karras", model.process, steps)
     if way.lead is not None:
         table = way.lead(lambda_tables.search(levels, frames, distances=clip.distances))
@@ -167,12 +176,13 @@ def main() -> None:
 
 def report(made: dict[str, list[Tensor]], clips: list[Clip], perceptual: torch.nn.Module) -> None:
     """Prints the tables."""
-    for title, figure in (
-        ("PSNR, dB", lambda x, clip: psnr(x, clip.true)),
-        ("PSNR where the view is known, dB", lambda x, clip: masked_psnr(x, clip.true, clip.masks)),
-        ("PSNR in the holes, dB", lambda x, clip: masked_psnr(x, clip.true, ~clip.masks)),
-        ("perceptual distance", lambda x, clip: perceptual(x, clip.true)),
-    ):
+    figures: dict[str, Callable[[Tensor, Clip], Tensor]] = {
+        "PSNR, dB": lambda x, clip: psnr(x, clip.true),
+        "PSNR where the view is known, dB": lambda x, clip: masked_psnr(x, clip.true, clip.masks),
+        "PSNR in the holes, dB": lambda x, clip: masked_psnr(x, clip.true, ~clip.masks),
+        "perceptual distance": lambda x, clip: perceptual(x, clip.true),
+    }
+    for title, figure in figures.items():
         print(f"\n{title}: mean and standard deviation over {len(clips)} films, by frame")
         print(
             f"{'':28}"

@@ -68,6 +68,23 @@ def test_every_option_matters(
     assert not torch.equal(latents(model, photo), latents(model, photo, **change))
 
 
+@pytest.mark.parametrize(("guidance", "calls"), [(1.0, 1), (2.0, 2), ((1.0, 3.0), 2)])
+def test_each_condition_is_a_call_of_its_own(
+    guidance: float | tuple[float, float],
+    calls: int,
+    model: undust.VideoDiffusion,
+    photo: Image.Image,
+):
+    """So that memory is that of one film; and guidance 1 needs one condition."""
+    sizes: list[int] = []
+    hook = model.unet.conv_in.register_forward_pre_hook(
+        lambda _, given: sizes.append(len(given[0]))
+    )
+    latents(model, photo, guidance=guidance)
+    hook.remove()
+    assert sizes == [3] * (2 * calls)
+
+
 def test_defaults_are_the_models(model: undust.VideoDiffusion, photo: Image.Image):
     recipe = model.recipe(photo)
     assert (recipe.frames, recipe.width, recipe.height) == (4, 16, 16)

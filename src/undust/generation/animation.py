@@ -63,7 +63,8 @@ def sample_film(
     positive, negative = (
         ConditionedDenoiser(model.denoise, each) for each in (cond, unconditional(cond))
     )
-    scale = torch.linspace(*recipe.guidance, recipe.frames)
+    low, high = recipe.guidance
+    scale = low if low == high else torch.linspace(low, high, recipe.frames)
     levels = sigmas(recipe.schedule, model.process, recipe.steps)
     guided = ClassifierFree(positive, negative, lambda _: scale)
     x, sampler = model.process.start(unit, levels[0]), SAMPLERS[recipe.sampler]

@@ -163,7 +163,7 @@ class GuidedRun:
         leaves: dict[int, Denoise] = {}
         _collect(self.denoise, EvalState(x, sigma, self.memory), requests, leaves)
         known: dict[int, Tensor] = {}
-        for group in _grouped([*leaves.values()], len(x)):
+        for group in _grouped([*leaves.values()], x):
             first, count = group[0], len(group)
             if not isinstance(first, ConditionedDenoiser):
                 known[id(first)] = first(x, sigma)
@@ -214,17 +214,22 @@ def _collect(
         _collect(inner, at, requests, leaves)
 
 
-def _grouped(leaves: Sequence[Denoise], count: int) -> list[list[Any]]:
-    """The leaves that are evaluated together; each that is no network with a condition is alone."""
+def _grouped(leaves: Sequence[Denoise], x: Tensor) -> list[list[Any]]:
+    """The leaves that are evaluated together; each that is no network with a condition is alone.
+
+    So is each for films, [B, F, C, H, W]: their frames are a batch already, so that several
+    conditions in one call are no faster, and take the memory of all.
+    """
     alone = [[leaf] for leaf in leaves if not isinstance(leaf, ConditionedDenoiser)]
     networks: list[list[ConditionedDenoiser[Any]]] = []
     for leaf in leaves:
         if not isinstance(leaf, ConditionedDenoiser):
             continue
         branch: ConditionedDenoiser[Any] = leaf
-        if len(branch.cond) != count:
-            raise UndustError(f"guidance: {len(branch.cond)} conditions for {count} pictures")
-        same = next((group for group in networks if group[0].denoise == branch.denoise), None)
+        if len(branch.cond) != len(x):
+            raise UndustError(f"guidance: {len(branch.cond)} conditions for {len(x)} pictures")
+        alike = (group for group in networks if group[0].denoise == branch.denoise)
+        same = next(alike, None) if x.ndim < 5 else None
         networks.append([branch]) if same is None else same.append(branch)
     return [*alone, *networks]
 
