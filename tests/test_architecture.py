@@ -32,7 +32,7 @@ FLOORS = (
     {"latent"},
     {"generation"},
     {"pipeline", "video"},
-    {"evaluation", "lab"},
+    {"evaluation", "explain", "lab"},
     {"training"},
     {"report"},
     {"cli"},

@@ -28,6 +28,7 @@ COMMANDS = (
         "likelihood",
         "lab",
         "lambda",
+        "trace",
     ),
 )
 

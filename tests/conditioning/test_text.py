@@ -328,3 +328,44 @@ def test_a_tokenizer_of_more_words_than_the_encoder_is_refused(
 def test_prompts_of_too_many_parts_are_refused(words: TextConditioner, prompts: list[str]):
     with pytest.raises(UndustError, match="chunks of 10 tokens are too many"):
         words(prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a cat", [("a", (1,)), ("cat", (2,))]),
+        ("((cat)) [b], (c d:1.3)!", [("cat", (1,)), ("b", (2,)), ("c", (4,)), ("d", (5,))]),
+        (r"\(a\) cat", [("a", (2,)), ("cat", (4,))]),
+        ("a-b, 'c'", [("a-b", (1, 2, 3)), ("c", (6,))]),
+        ("a BREAK b", [("a", (1,)), ("b", (LENGTH + 1,))]),
+        (
+            "a b c d e f g h cat",
+            [*((w, (n,)) for n, w in enumerate("abcdefgh", 1)), ("cat", (11,))],
+        ),
+        ("a <toy> cat", [("a", (1,)), ("<toy>", (2, 3)), ("cat", (4,))]),
+        (
+            "a b c d e f g <toy>",
+            [*((w, (n,)) for n, w in enumerate("abcdefg", 1)), ("<toy>", (11, 12))],
+        ),
+        ("고양이, cat", [("고양이", (1,)), ("cat", (3,))]),
+        ("... !", []),
+        ("", []),
+    ],
+    ids=str,
+)
+def test_words_and_their_tokens(
+    tokenizer: Tokenizer, prompt: str, expected: list[tuple[str, tuple[int, ...]]]
+):
+    vectors = {"<toy>": torch.randn(2, WIDTH)}
+    conditioner = TextConditioner(tokenizer, build(tokenizer), embeddings=vectors)
+    assert [*map(tuple, conditioner.prompt_words(prompt))] == expected
+
+
+@given(prompt=st.text("ab c(:1.3)[],\\고é", max_size=60))
+def test_every_word_has_its_tokens(tokenizer: Tokenizer, prompt: str):
+    """Places rise, none is of two words, and all are within the states."""
+    conditioner = TextConditioner(tokenizer, build(tokenizer))
+    places = [place for word in conditioner.prompt_words(prompt) for place in word.places]
+    assert places == sorted(set(places))
+    assert all(0 < place < conditioner.token_count(prompt) for place in places)
+    assert all(place % LENGTH not in (0, LENGTH - 1) for place in places)

@@ -36,6 +36,7 @@ from undust.cli import (
     report,
     schedules,
     streams,
+    trace,
     train,
 )
 from undust.errors import UndustError, demand, printable
@@ -63,6 +64,7 @@ app.command()(generate.rerun)
 app.command()(generate.interpolate)
 app.command()(animate.animate)
 app.command()(orbit.orbit)
+app.command()(trace.trace)
 app.command()(invert.invert)
 app.command()(invert.likelihood)
 app.command()(inspect.inspect)

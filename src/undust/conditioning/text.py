@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain, count, islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +23,14 @@ from undust.networks.text_encoder import EncodedText, TextEncoder
 MAX_CHUNKS = 256  # of a prompt after repetition to a common length: 19,200 tokens
 Chunk = list[tuple[int, float]]
 """Up to `room` token ids with their weights, without start and end."""
+T = TypeVar("T")
+
+
+class PromptWord(NamedTuple):
+    """A word of a prompt, and the places of its tokens among the states [T, D]."""
+
+    text: str
+    places: tuple[int, ...]
 
 
 def joined(encoded: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
@@ -136,28 +147,73 @@ class TextConditioner:
 
     def _chunks(self, prompt: str) -> list[Chunk]:
         """The prompt's tokens, split at BREAK and where a chunk is full; at least one chunk."""
+        return self._filled(
+            [
+                [(number, weight) for number in ids]
+                for text, weight in part
+                for ids, _ in self._placed(text)
+            ]
+            for part in parse(prompt)
+        )
+
+    def prompt_words(self, prompt: str) -> list[PromptWord]:
+        """The words of a prompt in their order, for attention to the states of `__call__`.
+
+        A word is what blanks and the syntax of `prompt.parse` leave together, without punctuation
+        at its ends; a hyphen or an apostrophe inside belongs to it. Punctuation alone is none.
+        """
+        texts: list[str] = []
+
+        def numbered(text: str) -> Iterator[list[int | None]]:
+            """For each token of a fragment, the number of its word."""
+            found, first = [*_words_of(text)], len(texts)
+            texts.extend(word for _, word in found)
+            begins = [begin for begin, _ in found]
+            for ids, begin in self._placed(text):
+                place = bisect_right(begins, begin) - 1
+                inside = place >= 0 and begin < begins[place] + len(found[place][1])
+                yield [first + place if inside else None] * len(ids)
+
+        parts = [[own for text, _ in part for own in numbered(text)] for part in parse(prompt)]
+        places: list[list[int]] = [[] for _ in texts]
+        for number, chunk in enumerate(self._filled(parts)):
+            for place, word in enumerate(chunk, 1 + number * self.tokenizer.length):
+                if word is not None:
+                    places[word].append(place)
+        pairs = zip(texts, places, strict=True)
+        return [PromptWord(text, tuple(own)) for text, own in pairs if own]
+
+    def _filled(self, parts: Iterable[Iterable[Sequence[T]]]) -> list[list[T]]:
+        """The tokens' items in chunks: new ones for each part, and for words without room."""
         room = self.tokenizer.room
-        chunks: list[Chunk] = []
-        for part in parse(prompt):
+        chunks: list[list[T]] = []
+        for part in parts:
             chunks.append([])
-            for text, weight in part:
-                for word in self._words(text):
-                    if room - len(chunks[-1]) < len(word) <= room:
+            for word in part:
+                if room - len(chunks[-1]) < len(word) <= room:
+                    chunks.append([])
+                for item in word:
+                    if len(chunks[-1]) == room:
                         chunks.append([])
-                    for number in word:
-                        if len(chunks[-1]) == room:
-                            chunks.append([])
-                        chunks[-1].append((number, weight))
+                    chunks[-1].append(item)
         return [chunk for chunk in chunks if chunk] or [[]]
 
     def _words(self, text: str) -> Iterator[list[int]]:
         """Ids that are kept together: of a token, or of all vectors of an embedding."""
+        return (ids for ids, _ in self._placed(text))
+
+    def _placed(self, text: str) -> Iterator[tuple[list[int], int]]:
+        """As `_words`, each with the index of its first character in the text."""
         end = 0
         for match in self._pattern.finditer(text) if self.embeddings else ():
-            yield from self.tokenizer.words(text[end : match.start()])
-            yield self._learnt[(match.lastindex or 0) - 1][1]
+            yield from self._placed_between(text, end, match.start())
+            yield self._learnt[(match.lastindex or 0) - 1][1], match.start()
             end = match.end()
-        yield from self.tokenizer.words(text[end:])
+        yield from self._placed_between(text, end, len(text))
+
+    def _placed_between(self, text: str, begin: int, end: int) -> Iterator[tuple[list[int], int]]:
+        for ids, place in self.tokenizer.placed_words(text[begin:end]):
+            yield ids, begin + place
 
     @cached_property
     def _learnt(self) -> list[tuple[str, list[int]]]:
@@ -178,3 +234,15 @@ class TextConditioner:
         apart = r"(?:(?<!\w)|(?!\w))"
         words = "|".join(f"({re.escape(word)})" for word, _ in self._learnt)
         return re.compile(f"{apart}(?:{words}){apart}", re.IGNORECASE)
+
+
+def _words_of(text: str) -> Iterator[tuple[int, str]]:
+    """The words between blanks, without punctuation at their ends, each with its begin."""
+    for match in re.finditer(r"\S+", text):
+        begin, end = match.span()
+        while begin < end and unicodedata.category(text[begin])[0] == "P":
+            begin += 1
+        while begin < end and unicodedata.category(text[end - 1])[0] == "P":
+            end -= 1
+        if begin < end:
+            yield begin, text[begin:end]

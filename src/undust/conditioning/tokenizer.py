@@ -102,7 +102,13 @@ class Tokenizer:
 
     def words(self, text: str) -> list[list[int]]:
         """The ids of the text's tokens, without start and end, grouped by added token."""
-        return self._words(self._engine.encode(_whole(text)).ids)
+        return [ids for ids, _ in self.placed_words(text)]
+
+    def placed_words(self, text: str) -> list[tuple[list[int], int]]:
+        """As `words`, each group with the index of its first character in the text."""
+        encoding = self._engine.encode(_whole(text))
+        begins = (begin for begin, _ in encoding.offsets)
+        return [*zip(self._words(encoding.ids), begins, strict=True)]
 
     def _words(self, ids: Sequence[int]) -> list[list[int]]:
         return [self._together.get(number, [number]) for number in ids]

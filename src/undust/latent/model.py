@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,6 +68,7 @@ class LatentModel(Components):
         super().__post_init__()
         self._choose_engine()
         self._base = self  # without any adapters
+        self._observe: Callable[[DenoiserNetwork], DenoiserNetwork] | None = None
         self._lock = Lock()  # of the caches
         self._others: dict[str, Self] = {}
         self._controls: dict[WeightsRef, ControlNet] = {}
@@ -146,6 +147,17 @@ class LatentModel(Components):
         other._assemble()
         return other
 
+    def observed(self, observe: Callable[[DenoiserNetwork], DenoiserNetwork]) -> Self:
+        """The same model with another network in its denoiser, without adapters.
+
+        observe: the network, with the adapters of a request, to a copy that has the same output,
+        such as `capture.recording`. The model itself stays as it is; they share all weights.
+        """
+        other = copy.copy(self._base)
+        other._base, other._observe = other, observe
+        other._assemble()
+        return other
+
     def _choose_engine(self) -> None:
         computed = (self.unet, self.autoencoder)
         self._prepared = registry.chosen(self.engine, computed, self.device)
@@ -165,9 +177,11 @@ class LatentModel(Components):
         self.conditioner = Conditioner(self, offload)
         prediction = prediction_on(self.process, self.prediction)
         explain = partial(finite.explain, self.networks, self._lora_names)
+        # Before the engine, which copies the layers that it replaces.
+        unet = self.unet if self._observe is None else self._observe(self.unet)
         self.denoise: NetworkDenoiser[Conditioning] = NetworkDenoiser(
             PlacedNetwork(
-                self._prepared(self.unet),
+                self._prepared(unet),
                 offload,
                 explain,
                 self_conditioned=self.self_conditioned,

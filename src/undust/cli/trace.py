@@ -1,0 +1,103 @@
+"""`undust trace`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from undust.cli import console
+from undust.cli.loading import opened_model
+from undust.cli.options import (
+    BUILT_IN,
+    Device,
+    Engine,
+    LowMemory,
+    ModelOption,
+    Precision,
+    Vae,
+    request_options,
+)
+from undust.cli.output import FOLDER, slug, try_writing
+from undust.errors import UndustError
+from undust.recipe.request import read_size
+
+if TYPE_CHECKING:
+    from undust.explain.trace import Trace
+    from undust.recipe.recipe import Recipe
+
+OPTIONS = (
+    *("negative", "steps", "guidance", "guides", "sampler", "schedule", "speed", "seed", "size"),
+    *("loras", "embeddings", "clip_skip"),
+)
+
+
+@request_options(*OPTIONS)
+def trace(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt.")],
+    model: ModelOption = BUILT_IN,
+    layers: Annotated[
+        Literal["all", "finest"],
+        typer.Option(help="Layers in the maps: all, or those with the most pixels alone."),
+    ] = "all",
+    vae: Vae = None,
+    dtype: Precision = None,
+    device: Device = None,
+    engine: Engine = "auto",
+    low_memory: LowMemory = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A new or empty folder.  [default: a folder in undust-out]"
+        ),
+    ] = None,
+    **options: Any,
+) -> None:
+    """Show how a picture comes about: noise, estimates, guidance, and where each word acts.
+
+    Writes a strip of the steps, a map of each word, an animation, and the numbers as JSON.
+    """
+    if "size" in options:
+        read_size(options["size"])
+    if out is not None and out.is_dir() and any(out.iterdir()):
+        raise UndustError(f"--out {out}: the folder is not empty; a trace is a folder of its own")
+    try_writing(out or FOLDER)
+    from undust import explain
+
+    loaded = opened_model(
+        model, dtype=dtype, device=device, vae=vae, engine=engine, low_memory=low_memory
+    )
+    began = time.monotonic()
+    with console.counted("steps", console.shorten(prompt, 30)) as observe:
+        found = explain.trace(loaded, prompt, observe=observe, layers=layers, **options)
+    recipe = found.picture.recipe
+    folder = out or _free_folder(recipe)
+    with console.counted("estimates", "decoding") as observe:
+        explain.write_trace(folder, found, observe)
+    console.table(["word", "share of attention>", "centre (x, y)>"], _rows(found))
+    took = console.seconds(time.monotonic() - began)
+    console.summary(f"seed {recipe.seed}, {took}: {console.settings(recipe, recipe.total_steps)}")
+    console.line(str(folder))
+
+
+def _rows(found: Trace) -> list[list[str]]:
+    """For each word its share of the attention and the centre of its map."""
+    from undust.explain.word_maps import attention_shares, centres_of_mass
+
+    shares = attention_shares(found.maps).tolist()
+    centres = centres_of_mass(found.maps).tolist()
+    return [
+        [word.text, f"{share:.1%}", f"{x:.2f}, {y:.2f}"]
+        for word, share, (x, y) in zip(found.words, shares, centres, strict=True)
+    ]
+
+
+def _free_folder(recipe: Recipe) -> Path:
+    stem = f"{slug(recipe.prompt)}-{recipe.seed}-trace"
+    folder, count = FOLDER / stem, 1
+    while folder.exists():
+        count += 1
+        folder = FOLDER / f"{stem}-{count}"
+    return folder
