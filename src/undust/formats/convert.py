@@ -30,6 +30,13 @@ from undust.formats.files import atomic, atomic_folder, make_folder
 from undust.formats.folder import INDEX, STEMS, read_json, read_model_index
 from undust.formats.original.checkpoint import scan_checkpoint
 from undust.formats.original.model import load_single_file
+from undust.formats.original.video import is_video_file, read_video_file, scan_video_file
+from undust.formats.video_folder import (
+    VideoComponents,
+    is_video_folder,
+    read_video_folder,
+    write_video_folder,
+)
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.base import FirstStageNetwork
 from undust.networks.controlnet import ControlNet
@@ -38,7 +45,7 @@ from undust.regular import read_bytes
 LAYOUTS = ("folder", "single-file")
 CONFIG = "config.json"
 SUFFIX = ".safetensors"
-MODEL, FIRST_STAGE = "a model", "a first stage"
+MODEL, FIRST_STAGE, FILMS = "a model", "a first stage", "a model of films"
 # Networks with a folder of their own.
 ALONE = {FirstStageNetwork: FIRST_STAGE, ControlNet: CONTROLNET}
 # File names of a component's pickled weights → those of the converted ones.
@@ -47,7 +54,7 @@ PICKLED = {
     for variant in ("", ".fp16")
     for name, stem in zip(("diffusion_pytorch_model", "pytorch_model"), STEMS, strict=True)
 }
-Model = single_file.Model | ExtraFile
+Model = single_file.Model | ExtraFile | VideoComponents
 T = TypeVar("T")
 
 
@@ -126,12 +133,17 @@ def write_model(
         return []
     if layout == "folder":
         make_folder(path.parent)
+        if isinstance(model, VideoComponents):
+            write_video_folder(model, path, dtype, wrote)
+            return []
         if isinstance(model, Components):
             model_folder.write(model, path, dtype, wrote)
             return []
         with atomic_folder(path, replace=True) as building:
             save_component(building, model, dtype, wrote)
         return []
+    if isinstance(model, VideoComponents):
+        raise UndustError(f"{kind} is written as a folder alone: its layout is {LAYOUTS[0]}")
     tensors, notes = single_file.tensors(model)
     make_folder(path.parent)
     with atomic(path) as temporary:
@@ -145,7 +157,7 @@ def size_in_bytes(model: Model, dtype: torch.dtype | None = None) -> int:
     match model:
         case ExtraFile():
             groups = [model.tensors]
-        case Components():
+        case Components() | VideoComponents():
             groups = [network.state_dict() for network in model.networks.values()]
         case _:
             groups = [model.state_dict()]
@@ -158,10 +170,12 @@ def size_in_bytes(model: Model, dtype: torch.dtype | None = None) -> int:
 
 def _from_folder(folder: Path, scratch: Path) -> LoadedModel:
     kind = _kind_of_folder(folder)
-    if kind not in ("", MODEL):
+    if kind in (CONTROLNET, FIRST_STAGE):
         load = controlnet.load if kind == CONTROLNET else load_first_stage
         safe = _unpickled(folder.absolute(), scratch)
         return LoadedModel(_naming(folder, safe, lambda: load(safe, None)))
+    if kind == FILMS:
+        return LoadedModel(read_video_folder(folder, None))
     index = read_model_index(folder)
     parts = {name: folder / name for name in index if (folder / name).is_dir()}
     safe = {
@@ -196,6 +210,12 @@ def _from_file(path: Path, scratch: Path, *, ema: bool) -> LoadedModel:
 def _from_safetensors(path: Path, given: Path, *, ema: bool) -> LoadedModel:
     """The model in a file; given: the file that it was unpacked from, or itself."""
     kind = extras.kind_of(path)
+    if not kind and is_video_file(path):
+        if ema:
+            raise UndustError(f"{path} is {FILMS}, which has no moving averages")
+        left = scan_video_file(path).ignored
+        notes = [f"left out: {what} ({number} tensors)" for what, number in left.items()]
+        return LoadedModel(read_video_file(path, None), notes)
     found = None if kind else scan_checkpoint(path, ema=ema)
     if ema and (found is None or found.variant is None):
         raise UndustError(f"{path} is {kind or FIRST_STAGE}, which has no moving averages")
@@ -247,6 +267,8 @@ def _kind(model: Model) -> str:
             return CONTROLNET
         case FirstStageNetwork():
             return FIRST_STAGE
+        case VideoComponents():
+            return FILMS
         case Components():
             return MODEL
 
@@ -264,7 +286,7 @@ def _existing_kind(path: Path, layout: str) -> str:
 def _kind_of_folder(folder: Path) -> str:
     """The kind of model in a folder; "" for other folders and for files."""
     if (folder / INDEX).is_file():
-        return MODEL
+        return FILMS if is_video_folder(folder) else MODEL
     config = folder / CONFIG
     found = read_json(config).get("_class_name") if config.exists() else None
     return next((kind for base, kind in ALONE.items() if found in types_of(base)), "")
@@ -273,6 +295,12 @@ def _kind_of_folder(folder: Path) -> str:
 def _kind_of_file(path: Path) -> str:
     """The kind of model in a file; "" for other files and for folders."""
     try:
-        return extras.kind_of(path) or (MODEL if scan_checkpoint(path).variant else FIRST_STAGE)
+        if kind := extras.kind_of(path):
+            return kind
+        return (
+            FILMS
+            if is_video_file(path)
+            else (MODEL if scan_checkpoint(path).variant else FIRST_STAGE)
+        )
     except UndustError:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +100,15 @@ def read_video_folder(folder: Path, dtype: torch.dtype | None) -> VideoComponent
     return VideoComponents(autoencoder, unet, encoder, process, prediction)
 
 
-def write_video_folder(parts: VideoComponents, folder: Path) -> None:
+def write_video_folder(
+    parts: VideoComponents,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    wrote: Callable[[int], object] = int,
+) -> None:
     """Writes a model as diffusers' StableVideoDiffusionPipeline does, at once.
 
+    dtype: of the weights in the files, None keeps each as it is; wrote: as `safetensors_file.save`.
     Raises UndustError, and changes nothing, if the folder exists and is no model, and for a process
     that the pipeline does not sample.
     """
@@ -125,9 +132,9 @@ def write_video_folder(parts: VideoComponents, folder: Path) -> None:
         "image_std": deviation,
     }
     with atomic_folder(folder, replace=(folder / INDEX).is_file()) as building:
-        save_component(building / "unet", parts.unet)
-        save_component(building / "vae", parts.autoencoder)
-        save_clip_vision(building / "image_encoder", parts.image_encoder)
+        save_component(building / "unet", parts.unet, dtype, wrote)
+        save_component(building / "vae", parts.autoencoder, dtype, wrote)
+        save_clip_vision(building / "image_encoder", parts.image_encoder, dtype, wrote)
         for name, file, fields in (
             ("scheduler", "scheduler_config", scheduler),
             ("feature_extractor", "preprocessor_config", extractor),

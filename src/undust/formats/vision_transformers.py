@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -147,8 +147,16 @@ def new_clip_vision(config: CLIPVisionConfig) -> VisionTransformer:
     return network
 
 
-def save_clip_vision(folder: Path, network: VisionTransformer) -> None:
-    """Writes CLIP's vision part as transformers' CLIPVisionModelWithProjection does."""
+def save_clip_vision(
+    folder: Path,
+    network: VisionTransformer,
+    dtype: torch.dtype | None = None,
+    wrote: Callable[[int], object] = int,
+) -> None:
+    """Writes CLIP's vision part as transformers' CLIPVisionModelWithProjection does.
+
+    dtype, wrote: as `safetensors_file.save`.
+    """
     shape = network.shape
     config = CLIPVisionConfig(
         hidden_size=shape.width,
@@ -165,7 +173,8 @@ def save_clip_vision(folder: Path, network: VisionTransformer) -> None:
     make_folder(folder)
     write_json(folder / "config.json", {**header, **config.model_dump(mode="json")})
     tensors = {_renamed(key, CLIP_KEYS): value for key, value in network.state_dict().items()}
-    safetensors_file.save(folder / "model.safetensors", tensors, {"format": "pt"})
+    path = folder / "model.safetensors"
+    safetensors_file.save(path, tensors, {"format": "pt"}, dtype=dtype, wrote=wrote)
 
 
 def load_clip_text(folder: Path) -> TextConditioner:
