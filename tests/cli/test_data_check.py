@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+from undust.formats.film import write_film
 
 Run = Callable[..., Any]
 RECIPE = "captions.fields: no picture has a caption in text; "
@@ -44,3 +47,42 @@ def test_data_without_captions(
     for each in says:
         assert each in text
     assert "undust data check" not in text  # which is what runs
+
+
+def videos(folder: Path) -> None:
+    for name, count in {"a.mp4": 3, "b.mp4": 5}.items():
+        write_film(folder / name, [Image.new("RGB", (16, 8))] * count, 8, {})
+
+
+def test_videos_are_films(undust: Run, here: Path):
+    videos(here)
+    result = undust("data", "check", here)
+    said = 'videos: 2, 16x8 (2), 3–5 frames; kind = "film" trains on them'
+    assert (result.code, result.out.splitlines()[-1]) == (0, said)
+    row = {"file_name": "a.mp4", "text": "a pan", "fps": 9}
+    (here / "metadata.jsonl").write_text(json.dumps(row))
+    result = undust("data", "check", here)
+    assert result.code == 0
+    assert "without any value" not in result.out
+    assert "1 not named in the metadata, not used:\n  b.mp4" in result.out
+    (here / "metadata.jsonl").unlink()
+    result = undust("data", "check", here)
+    assert "pictures" not in result.out
+    (here / "c.mkv").write_text("no film")
+    Image.new("RGB", (8, 8)).save(here / "d.png")
+    result = undust("data", "check", here)
+    assert result.code == 1
+    assert said in result.out
+    assert "1 broken:\n  " in result.out
+    assert "0 of 1 picture" in result.out
+
+
+def test_videos_are_listed_without_the_package(
+    undust: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    videos(here)
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = undust("data", "check", here)
+    assert result.code == 0
+    assert "videos: 2, not read" in result.out
+    assert "pip install 'undust[video]'" in result.out

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from undust.formats.film import write_film
 from undust.training import kinds, recipe_templates
 
 Run = Callable[..., Any]
@@ -23,6 +24,15 @@ def test_a_recipe_is_written_once(undust: Run, here: Path):
     again = undust("init", "classes")
     assert again.code == 2
     assert "classes.toml exists" in again.err
+
+
+def test_a_recipe_for_videos(undust: Run, here: Path):
+    (here / "clips").mkdir()
+    write_film(here / "clips/a.mp4", [Image.new("RGB", (64, 48))] * 3, 8, {})
+    made = undust("init", "film", "clips")
+    assert made.code == 0, made.err
+    assert kinds.read(Path("film.toml")).data.size == 48
+    assert undust("init", "unconditional", "clips").code != 0
 
 
 def test_all_are_listed(undust: Run):

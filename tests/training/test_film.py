@@ -17,6 +17,7 @@ from films import write_film_model
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.formats.components import save_component
+from undust.formats.film import write_film
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.training import kinds
@@ -142,6 +143,23 @@ def test_a_film_is_trained_with_what_it_is(recipe: Recipe, tmp_path: Path):
         if each.grad is not None
     }
     assert norms["unet.conv_out.weight"] > 0
+
+
+def test_it_is_trained_on_videos(recipe: Recipe, films: Path, tmp_path: Path):
+    folder = tmp_path / "videos"
+    for film in range(3):
+        frames = [Image.new("RGB", (20, 16), (50 * film, 40 * k, 90)) for k in range(5 - film)]
+        split = folder / ("validation" if film == 1 else "train")
+        split.mkdir(parents=True, exist_ok=True)
+        write_film(split / f"{film}.mp4", frames, 12, {})
+    config = recipe(data={"folder": str(folder)}, run={"steps": 1})
+    task = FilmTask(config.complete(), tmp_path / "task")
+    assert "shorter than 4 frames, not trained on: 1 of 2 films" in task.notes
+    assert [len(starts) for starts in task.order.groups] == [2]
+    cond = task._condition(task.order.batch(0, 1), [False])  # pyright: ignore[reportPrivateUsage]
+    assert cond.size_ids is not None
+    assert cond.size_ids[0, :2].tolist() == [11, 127]
+    assert train(config, tmp_path / "run")
 
 
 def test_without_the_first_frame_there_is_none(recipe: Recipe, tmp_path: Path):

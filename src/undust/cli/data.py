@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from undust.errors import UndustError
 
 if TYPE_CHECKING:
     from undust.datasets.image_folder import DataReport
+    from undust.datasets.videos import Video
 
 MAX_LISTED = 20  # lines of each list
 FOUND_BROKEN = 1  # exit code
@@ -43,21 +45,23 @@ def check(
     ],
 ) -> None:
     """Report the numbers, sizes and captions of pictures, and unused and broken files."""
-    from undust.datasets import image_folder
+    from undust.datasets import films, image_folder
     from undust.datasets.samples import pictures
+    from undust.datasets.videos import Video
 
+    found = films.scan(folder)
+    videos = [sample for sample in found.samples if isinstance(sample, Video)]
+    others = [sample for sample in found.samples if not isinstance(sample, Video)]
     with console.counted("pictures", "reading pictures") as observe:
-        report = image_folder.check(folder, observe)
-    found = report.contents
-    console.facts(
-        {
-            "data": found.kind,
-            "pictures": f"{report.pictures}{_splits(report)}",
-            "groups": report.groups,
-            "sizes": _largest(Counter({f"{w}x{h}": n for (w, h), n in report.sizes.items()})),
-        }
-        | ({} if report.captions else {"captions": f"0 of {pictures(report.pictures)}"})
-    )
+        report = image_folder.examine(replace(found, samples=others), observe)
+    facts = {
+        "pictures": f"{report.pictures}{_splits(report)}",
+        "groups": report.groups,
+        "sizes": _sizes(report),
+    }
+    if not report.captions:
+        facts["captions"] = f"0 of {pictures(report.pictures)}"
+    console.facts({"data": found.kind} | (facts if others or not videos else {}))
     if report.captions:
         console.table(
             ["captions", "pictures>", "characters", "missing>"],
@@ -71,8 +75,11 @@ def check(
                 for name, count in sorted(report.captions.items())
             ],
         )
-    for sentence in _on_captions(report):
-        console.line(sentence)
+    if others or not videos:
+        for sentence in _on_captions(report):
+            console.line(sentence)
+    if videos:
+        report.broken += _on_videos(videos)
     for what, count in report.conversions.items():
         console.line(f"{count} with {what}")
     for sentence in found.counts():
@@ -146,9 +153,37 @@ def _on_captions(report: DataReport) -> Iterator[str]:
     yield from too_long(config, captions, tokenizers.train(texts, config.vocabulary, config.length))
 
 
+def _on_videos(videos: Sequence[Video]) -> list[str]:
+    """Tells what videos there are; an error for each that cannot be read."""
+    from undust.datasets import image_folder
+    from undust.datasets.films import need_package
+    from undust.datasets.samples import Contents
+    from undust.datasets.videos import Video
+
+    found = Contents(samples=[*videos])
+    use = 'kind = "film" trains on them'
+    try:
+        need_package(found)
+    except UndustError as error:
+        console.line(f"videos: {len(videos)}, not read; {use}; {error}")
+        return []
+    with console.counted("videos", "reading videos") as observe:
+        report = image_folder.examine(found, observe)
+    lengths = [sample.header.frames for sample in report.samples if isinstance(sample, Video)]
+    if lengths:
+        frames = f"{min(lengths)}–{max(lengths)} frames"
+        count = f"{len(lengths)}{_splits(report)}"
+        console.line(f"videos: {count}, {_sizes(report)}, {frames}; {use}")
+    return report.broken
+
+
 def _splits(report: DataReport) -> str:
     parts = ", ".join(f"{count} {split}" for split, count in sorted(report.splits.items()))
     return f" ({parts})" if set(report.splits) - {"train"} else ""
+
+
+def _sizes(report: DataReport) -> str:
+    return _largest(Counter({f"{w}x{h}": n for (w, h), n in report.sizes.items()}))
 
 
 def _largest(counts: Counter[str]) -> str:

@@ -41,7 +41,7 @@ def init(
     values: dict[str, object] = {}
     if folder is not None:
         with console.counted("pictures", "reading") as observe:
-            found = survey(folder, observe)
+            found = survey(folder, observe, videos=kind == "film")
         console.summary(str(found))
         values = recipe_values(found, kind)
     text = recipe_templates.recipe(kind, **values)

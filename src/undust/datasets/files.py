@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +23,9 @@ RAW = frozenset(  # of cameras: TIFF by content, but Pillow reads only the small
 class Files(Unread):
     """The result of `find`, each list sorted by path.
 
-    sidecars: picture → files of its caption, by precedence. columns: picture → files of its
-    columns. maps: picture → its maps by column, where they are files with its name before theirs.
+    pictures: and files of further kinds that were asked for. sidecars: picture → files of its
+    caption, by precedence. columns: picture → files of its columns. maps: picture → its maps by
+    column, where they are files with its name before theirs.
     """
 
     pictures: list[Path] = field(default_factory=list[Path])
@@ -33,8 +35,11 @@ class Files(Unread):
     maps: dict[Path, dict[str, Path]] = field(default_factory=dict[Path, dict[str, Path]])
 
 
-def find(folder: Path, storage: Storage) -> Files:
-    """All files in a folder and below. A file is a picture by its extension, or its first bytes."""
+def find(folder: Path, storage: Storage, kinds: Collection[str] = ()) -> Files:
+    """All files in a folder and below. A file is a picture by its extension, or its first bytes.
+
+    kinds: further extensions, in lower case, of files that count as pictures.
+    """
     found = Files()
     endings = {*SIDECARS, *(COLUMNS if storage.keyed else ())}
     texts: dict[str, Path] = {}
@@ -43,7 +48,7 @@ def find(folder: Path, storage: Storage) -> Files:
         ending = path.suffix.lower()
         if path.name.lower() in METADATA:
             found.metadata.append(path)
-        elif ending in suffixes():
+        elif ending in suffixes() or ending in kinds:
             found.pictures.append(path)
         elif ending in endings:
             texts[_composed(f"{path.with_suffix('')}{ending}")] = path
@@ -55,12 +60,12 @@ def find(folder: Path, storage: Storage) -> Files:
         (found.pictures if is_one else found.skipped).append(path)
     found.pictures.sort(key=lambda path: path.parts)
     if storage.keyed:
-        _take_maps(found)
+        _take_maps(found, kinds)
     used: set[Path] = set()
     for path in found.pictures if texts else ():
         stems = [_composed(f"{stem}") for stem in (path.with_suffix(""), path)]
-        for kinds, beside in ((SIDECARS, found.sidecars), (COLUMNS, found.columns)):
-            keys = (f"{stem}{ending}" for ending in kinds for stem in stems)
+        for extensions, beside in ((SIDECARS, found.sidecars), (COLUMNS, found.columns)):
+            keys = (f"{stem}{ending}" for ending in extensions for stem in stems)
             if several := [text for key in keys if (text := texts.get(key))]:
                 beside[path] = several
                 used.update(several)
@@ -68,13 +73,14 @@ def find(folder: Path, storage: Storage) -> Files:
     return found
 
 
-def _take_maps(found: Files) -> None:
+def _take_maps(found: Files, kinds: Collection[str]) -> None:
     """Moves pictures such as cat.depth.png, beside cat.jpg, from the pictures to its maps."""
     by_stem = {path.with_suffix(""): path for path in found.pictures}
     kept: list[Path] = []
     for path in found.pictures:
         stem = path.with_suffix("")
-        if stem.suffix and (picture := by_stem.get(stem.with_suffix(""))):
+        is_one = path.suffix.lower() not in kinds
+        if is_one and stem.suffix and (picture := by_stem.get(stem.with_suffix(""))):
             found.maps.setdefault(picture, {})[stem.suffix[1:]] = path
         else:
             kept.append(path)

@@ -1,9 +1,9 @@
-"""Data sets of films: animated pictures, or folders of frames, as samples of single frames.
+"""Data sets of films, as samples of single frames.
 
-An animated WebP, GIF or PNG is a film; pictures that are not animated are the frames of one film
-for each folder, in the order of their names. The metadata of a data set of pictures apply, with two
-more columns of whole numbers: `fps`, frames a second, without it that of the file, or 7; and
-`motion`, the motion bucket, without it 127.
+An animated WebP, GIF or PNG is a film, and so is a video; pictures that are not animated are the
+frames of one film for each folder, in the order of their names. The metadata of a data set of
+pictures apply, with two more columns of whole numbers: `fps`, frames a second, without it that of
+the file, or 7; and `motion`, the motion bucket, without it 127.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from pathlib import Path
 
 from PIL import Image
 
-from undust.datasets.samples import Sample, Split
+from undust.datasets import image_folder
+from undust.datasets.samples import Contents, Sample, Split
+from undust.datasets.videos import Video, VideoPlayer, is_video
 from undust.errors import UndustError, printable
+from undust.formats import mp4, video_files
 from undust.pictures import animation, read_frames
 
 FPS, MOTION = 7, 127  # of a film that tells none
 MOST_FPS, MOST_MOTION = 120, 255
-KEPT = 4  # animations whose frames are kept
+KEPT = 4  # films whose frames are kept
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One frame of a film, a sample of its own.
 
-    still: its picture, or the animation that it is in; film: the path of the animation, or of the
-    folder of stills; number: in an animation, from 0, else None; reader: of the animation.
+    still: its picture, or the animation or video that it is in; film: the path of these, or of the
+    folder of stills; number: in an animation or video, from 0, else None; reader: of these.
     """
 
     still: Sample
@@ -84,7 +87,7 @@ class Frame:
         """The frame. Raises UndustError as `read_image`."""
         if self.number is None:
             return self.still.image()
-        return self.reader.frames(self.still)[self.number]
+        return self.reader.image(self.still, self.number)
 
     def has_beside(self, column: str, /) -> bool:
         """Whether a still has, or names, a picture."""
@@ -96,48 +99,82 @@ class Frame:
 
 
 class FrameReader:
-    """The frames of animations, those of the last few kept; several threads may read."""
+    """The frames of animations and videos; those of the last few films are kept.
+
+    Of an animation all frames are, of a video those of `VideoPlayer`. Several threads may read.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Path, Sequence[Image.Image]] = OrderedDict()
+        self._kept: OrderedDict[Path, Sequence[Image.Image] | VideoPlayer] = OrderedDict()
         self._digests: dict[Path, str] = {}
 
-    def frames(self, film: Sample) -> Sequence[Image.Image]:
-        """All frames of an animation."""
+    def image(self, film: Sample, number: int) -> Image.Image:
+        """A frame; number: from 0. Raises UndustError as `read_frames` and `VideoPlayer.frame`."""
         with self._lock:
             found = self._kept.get(film.path)
             if found is None:
-                found = self._kept[film.path] = read_frames(film.path, film.storage.open)
+                found = self._kept[film.path] = _opened(film)
                 if len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-            return found
+                    _, oldest = self._kept.popitem(last=False)
+                    if isinstance(oldest, VideoPlayer):
+                        oldest.close()
+            if not isinstance(found, VideoPlayer):
+                return found[number]
+            frame = found.frame(number)
+        return frame.image()
 
     def digest(self, film: Sample) -> str:
-        """The hash of an animation's file."""
+        """The hash of a film's file."""
         if film.path not in self._digests:
             self._digests[film.path] = film.content_hash()
         return self._digests[film.path]
 
 
+def scan(folder: Path | str) -> Contents:
+    """Lists a data set of films: as `image_folder.scan`, and videos too, each a `Video`."""
+    found = image_folder.scan(folder, video_files.SUFFIXES)
+    found.samples = [Video.of(each) if is_video(each.path) else each for each in found.samples]
+    return found
+
+
+def need_package(found: Contents) -> None:
+    """Raises UndustError if there are videos, and no PyAV to read them."""
+    if videos := [sample for sample in found.samples if isinstance(sample, Video)]:
+        mp4.package(videos[0].path)
+
+
 def frames_of(samples: Sequence[Sample]) -> list[Frame]:
     """The frames of all films, one film after the other.
 
-    samples: the pictures of a data set. Raises UndustError for pictures that cannot be read, and
+    samples: of a data set of films. Raises UndustError for pictures that cannot be read, and
     for columns `fps` and `motion` that are no such numbers.
     """
     reader, films = FrameReader(), dict[Path, list[Frame]]()
     for sample in samples:
-        count, duration = animation(sample.path, sample.storage.open)
-        own = round(1000 / duration) if duration else FPS
-        fps = _number(sample, "fps", min(max(own, 1), MOST_FPS), 1, MOST_FPS)
+        count, own = _length(sample)
+        fps = _number(sample, "fps", min(max(round(own), 1), MOST_FPS), 1, MOST_FPS)
         motion = _number(sample, "motion", MOTION, 0, MOST_MOTION)
-        alone = count == 1
+        alone = count == 1 and not isinstance(sample, Video)
         film = sample.path.parent if alone else sample.path
         numbers = (None,) if alone else range(count)
         frames = [Frame(sample, film, number, fps, motion, reader) for number in numbers]
         films.setdefault(film, []).extend(frames)
     return [frame for each in films.values() for frame in each]
+
+
+def _opened(film: Sample) -> Sequence[Image.Image] | VideoPlayer:
+    if isinstance(film, Video):
+        return VideoPlayer(film)
+    return read_frames(film.path, film.storage.open)
+
+
+def _length(sample: Sample) -> tuple[int, float]:
+    """The number of frames in a file, and frames a second."""
+    if isinstance(sample, Video):
+        return sample.header.frames, sample.header.fps or FPS
+    count, duration = animation(sample.path, sample.storage.open)
+    return count, 1000 / duration if duration else FPS
 
 
 def _number(sample: Sample, column: str, default: int, least: int, most: int) -> int:

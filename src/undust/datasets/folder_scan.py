@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path, PurePath
@@ -31,11 +32,18 @@ from undust.regular import read_text
 class FolderScan:
     """The scan of one folder. found: its files; empty: whether there are no pictures, no rows."""
 
-    def __init__(self, folder: Path, storage: Storage, split: Split = "train") -> None:
-        """split: of samples for which the folder has none."""
+    def __init__(
+        self,
+        folder: Path,
+        storage: Storage,
+        split: Split = "train",
+        kinds: Collection[str] = (),
+    ) -> None:
+        """split: of samples for which the folder has none; kinds: as in `files.find`."""
         self.folder, self.storage = folder, storage
         self.split: Split = split
-        self.files = files.find(folder, storage)
+        self.kinds = kinds
+        self.files = files.find(folder, storage, kinds)
         self.found = Contents()
         # In each folder the best kind of metadata; below a folder with metadata no other is read.
         self.sources: dict[Path, Path] = {}
@@ -44,7 +52,10 @@ class FolderScan:
                 self.files.skipped.append(path)
             else:
                 self.sources[path.parent] = path
-        self.pairs = paired(folder, self.files.pictures)
+        pictures = [path for path in self.files.pictures if path.suffix.lower() not in kinds]
+        self.pairs = paired(folder, pictures)
+        if len(pictures) < len(self.files.pictures):
+            self.found.unit = "file"
         below = storage.folders(folder)
         for name in below if self.pairs.maps else ():
             if name.lower() in IMAGES:
@@ -61,7 +72,9 @@ class FolderScan:
         found, listed = self.found, set[Path]()
         if self.empty:
             raise UndustError(
-                f"{self.folder} holds neither {files.METADATA[0]} nor pictures" + self._nothing()
+                f"{self.folder} holds neither {files.METADATA[0]} nor pictures"
+                + (f" nor {', '.join(sorted(self.kinds))} files" if self.kinds else "")
+                + self._nothing()
             )
         for source in sorted(self.sources.values()):
             listed |= self._listed(source)
@@ -146,11 +159,7 @@ class FolderScan:
 
     def _named(self, folder: Path, row: Row) -> set[Path]:
         """The pictures that other columns of a row name."""
-        texts = (
-            text
-            for text in text_columns(row).values()
-            if PurePath(text).suffix.lower() in suffixes()
-        )
+        texts = (text for text in text_columns(row).values() if self._is_known(text))
         return {path for text in texts if (path := self.storage.find(folder, text))}
 
     def _sample(self, folder: Path, path: Path, name: str, row: Row) -> Sample:
@@ -190,8 +199,13 @@ class FolderScan:
 
     def _is_picture_name(self, folder: Path, text: str) -> bool:
         """Whether a text is the name of a picture in a folder, or looks like one."""
-        known = PurePath(text.replace("\\", "/")).suffix.lower() in suffixes()
+        known = self._is_known(text.replace("\\", "/"))
         return known or (not leads_out(text) and self.storage.find(folder, text) is not None)
+
+    def _is_known(self, name: str) -> bool:
+        """Whether a file is a picture, or of a further kind, by its name."""
+        ending = PurePath(name).suffix.lower()
+        return ending in suffixes() or ending in self.kinds
 
     def _caption(self, picture: Path) -> dict[str, str]:
         """The text of the file beside a picture, its lines joined; empty if there is none."""

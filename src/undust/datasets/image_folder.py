@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,20 +74,21 @@ def usable(
     return samples
 
 
-def scan(folder: Path | str) -> Contents:
+def scan(folder: Path | str, kinds: Collection[str] = ()) -> Contents:
     """Lists a data set without decoding pictures.
 
     folder: with pictures; a .tar or .parquet file, a folder of them, or a pattern of their names
-    such as shards/{000..015}.tar. Raises UndustError for one without pictures.
+    such as shards/{000..015}.tar. kinds: extensions of further files that are samples, in lower
+    case. Raises UndustError for a folder without pictures.
     """
     folder = Path(folder)
     if folder.is_dir():
-        files = FolderScan(folder, Disk())
+        files = FolderScan(folder, Disk(), kinds=kinds)
         if files.empty:
             for ending in (TAR, PARQUET):
                 inside = [path for path in files.files.skipped if path.suffix.lower() == ending]
                 if inside:
-                    found = _scan_files(ending, inside, folder)
+                    found = _scan_files(ending, inside, folder, kinds)
                     rest = (each for each in files.files.skipped if each not in {*inside})
                     found.skipped += [path.relative_to(folder).as_posix() for path in rest]
                     return found
@@ -97,7 +98,7 @@ def scan(folder: Path | str) -> Contents:
     if absent:
         of = f", of {len(paths)} files in {folder}" if len(paths) > 1 else ""
         raise UndustError(f"{absent[0]} does not exist{of}")
-    return _scan_files(_kind(paths[0]), paths, folder.parent)
+    return _scan_files(_kind(paths[0]), paths, folder.parent, kinds)
 
 
 def write(folder: Path | str, rows: Iterable[Mapping[str, str]]) -> None:
@@ -138,17 +139,24 @@ def check(
 
     observe: called with the number of pictures decoded, and of all.
     """
-    report = DataReport(scan(folder))
+    return examine(scan(folder), observe)
+
+
+def examine(
+    found: Contents, observe: Callable[[int, int], None] = lambda _done, _all: None
+) -> DataReport:
+    """The report of `check` on a data set that was listed."""
+    report = DataReport(found)
     report.broken = [str(error) for error in report.contents.broken]
     samples = report.contents.samples
     with ThreadPoolExecutor(READERS) as readers:
         pairs = zip(samples, readers.map(_decoded, samples), strict=True)
-        for done, (sample, found) in enumerate(pairs, 1):
+        for done, (sample, result) in enumerate(pairs, 1):
             observe(done, len(samples))
-            if isinstance(found, UndustError):
-                report.broken.append(str(found))
+            if isinstance(result, UndustError):
+                report.broken.append(str(result))
                 continue
-            size, conversions, bad_maps = found
+            size, conversions, bad_maps = result
             report.broken += bad_maps
             report.sizes[size] += 1
             report.conversions.update(conversions)
@@ -193,9 +201,12 @@ def _kind(path: Path) -> str:
     raise UndustError(f"{path} is neither a folder of pictures nor a .tar or .parquet file{unpack}")
 
 
-def _scan_files(kind: str, paths: Sequence[Path], folder: Path) -> Contents:
+def _scan_files(kind: str, paths: Sequence[Path], folder: Path, kinds: Collection[str]) -> Contents:
     """The samples of containers; folder: above which their names have no meaning."""
-    found = (parquet_pictures.scan if kind == PARQUET else _scan_archives)(paths, folder)
+    if kind == PARQUET:
+        found = parquet_pictures.scan(paths, folder)
+    else:
+        found = _scan_archives(paths, folder, kinds)
     words = "WebDataset" if kind == TAR else "Parquet"
     found.kind = f"{words}, {len(paths)} {kind} file{'s' if len(paths) != 1 else ''}"
     if absent := shards.absent(paths):
@@ -207,7 +218,7 @@ def _scan_files(kind: str, paths: Sequence[Path], folder: Path) -> Contents:
     return found
 
 
-def _scan_archives(paths: Sequence[Path], folder: Path) -> Contents:
+def _scan_archives(paths: Sequence[Path], folder: Path, kinds: Collection[str]) -> Contents:
     """Tar files as folders, together."""
     found = Contents()
     names: set[str] = set()
@@ -219,7 +230,7 @@ def _scan_archives(paths: Sequence[Path], folder: Path) -> Contents:
         except UndustError as error:
             found.broken.append(error)
             continue
-        scan = FolderScan(path, archive, split)
+        scan = FolderScan(path, archive, split, kinds)
         found.broken += archive.faults
         if scan.empty:
             rest = (each.relative_to(path) for each in scan.files.skipped)

@@ -107,17 +107,18 @@ class Sample:
 class Contents:
     """The content of a data set.
 
-    kind: its layout, in words. samples: in the order of the metadata's rows, without metadata in
-    the order of names. broken: an error for each row, file or part that cannot be used. unlisted:
-    pictures that the metadata beside or above them does not name. unpaired: maps in parallel
-    folders without a picture. sidecars: the number of captions from files beside the pictures;
-    unread_sidecars: of such files that are not read because the metadata has the caption;
-    blank_sidecars: of pictures for which they have no text. hidden, links, skipped: files as
-    `Unread` has them, by name. columns: names of all; unread: of those of which nothing is read,
-    and the kind of their values. remarks: further lines for people.
+    kind: its layout, in words; unit: a word for one of the samples. samples: in the order of the
+    metadata's rows, without metadata in the order of names. broken: an error for each row, file or
+    part that cannot be used. unlisted: pictures that the metadata beside or above them does not
+    name. unpaired: maps in parallel folders without a picture. sidecars: the number of captions
+    from files beside the pictures; unread_sidecars: of such files that are not read because the
+    metadata has the caption; blank_sidecars: of pictures for which they have no text. hidden,
+    links, skipped: files as `Unread` has them, by name. columns: names of all; unread: of those of
+    which nothing is read, and the kind of their values. remarks: further lines for people.
     """
 
     kind: str = "folder"
+    unit: str = "picture"
     samples: list[Sample] = field(default_factory=list[Sample])
     broken: list[UndustError] = field(default_factory=list[UndustError])
     unlisted: list[str] = field(default_factory=list[str])
@@ -162,6 +163,7 @@ class Contents:
 
     def add(self, part: Contents, above: str) -> None:
         """Adds the files of a part, but not its samples; above: put before their names."""
+        self.unit = part.unit if self.unit == "picture" else self.unit
         self.broken += part.broken
         self.remarks += part.remarks
         self.sidecars += part.sidecars
@@ -197,13 +199,15 @@ class Contents:
     def counts(self) -> list[str]:
         """A line for captions from files, one for maps, and further ones."""
         used, unread = self.sidecars, self.unread_sidecars
-        lines = [f"captions of {pictures(used)} are from files beside them"] if used else []
+        beside = f"captions of {_number_of(self.unit, used)} are from files beside them"
+        lines = [beside] if used else []
         if unread:
             lines.append(f"caption files not read, because the metadata has the captions: {unread}")
         if self.blank_sidecars:
-            lines.append(f"caption files without text: those of {pictures(self.blank_sidecars)}")
+            without = _number_of(self.unit, self.blank_sidecars)
+            lines.append(f"caption files without text: those of {without}")
         for column, count in self.maps.items():
-            lines.append(f"maps of {pictures(count)}, as column {column}")
+            lines.append(f"maps of {_number_of(self.unit, count)}, as column {column}")
         if self.unread:
             columns = [f"{printable(name)} ({kind})" for name, kind in self.unread.items()]
             kinds = "columns without pictures, text or whole numbers, not used"
@@ -247,7 +251,11 @@ def split_of(row: Row) -> Split | None:
 
 def pictures(count: int) -> str:
     """A number of pictures in words."""
-    return f"{count} picture{'s' if count != 1 else ''}"
+    return _number_of("picture", count)
+
+
+def _number_of(unit: str, count: int) -> str:
+    return f"{count} {unit}{'s' if count != 1 else ''}"
 
 
 def _listed(names: Sequence[str]) -> str:

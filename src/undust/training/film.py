@@ -40,7 +40,7 @@ PREVIEW_STEPS = 20
 
 
 class FilmConfig(FilmModelConfig):
-    """Trains a model of films on films: folders of frames, or animated pictures."""
+    """Trains a model of films on films: folders of frames, animated pictures, or videos."""
 
     kind: Literal["film"] = Field(description="what is trained")
     drop: float = Field(
@@ -223,7 +223,8 @@ class FilmTask:
         if not starts:
             raise UndustError(
                 f"{self.config.data.folder}: none of {films} films has {frames} frames, as the "
-                "recipe's key frames says; an animated picture is a film, or a folder of frames"
+                "recipe's key frames says; a film is an animated picture, a video or a folder of "
+                "frames"
             )
         short = films - len(starts)
         return [f"shorter than {frames} frames, not trained on: {short} of {films} films"] * bool(

@@ -19,11 +19,11 @@ from typing import Protocol, TypeVar
 import torch
 from PIL import Image
 
-from undust.datasets import image_folder
+from undust.datasets import films, image_folder
 from undust.datasets.encoded import Encodable, EncodedData, is_encoded
 from undust.datasets.films import Frame, frames_of
 from undust.datasets.metadata import FEW
-from undust.datasets.samples import Sample, captions_in
+from undust.datasets.samples import Contents, Sample, captions_in
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash, joined_hash
@@ -92,19 +92,23 @@ def source(name: str) -> Callable[[S], S]:
     return register
 
 
+def _usable(found: Contents, data: DataConfig) -> tuple[list[Sample], list[str]]:
+    """The samples that can be used, and lines on the others."""
+    samples = image_folder.usable(found, on_error=data.on_error)
+    notes = found.notes()
+    skipped = len(found.broken) + len(found.samples) - len(samples)
+    if skipped:
+        notes.append(f"skipped because they cannot be read: {skipped}; see undust data check")
+    return samples, [f"{data.folder}: {note}" for note in notes]
+
+
 @source("folder")
 class ImageFolderSource:
     """A folder of images (`undust.datasets.image_folder`)."""
 
     def __init__(self, data: DataConfig) -> None:
         """Raises UndustError for a folder without images and, unless they are skipped, bad ones."""
-        found = image_folder.scan(data.folder)
-        self.samples = image_folder.usable(found, on_error=data.on_error)
-        notes = found.notes()
-        skipped = len(found.broken) + len(found.samples) - len(self.samples)
-        if skipped:
-            notes.append(f"skipped because they cannot be read: {skipped}; see undust data check")
-        self.notes = [f"{data.folder}: {note}" for note in notes]
+        self.samples, self.notes = _usable(image_folder.scan(data.folder), data)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -123,9 +127,11 @@ class FilmSource:
     """The frames of the films in a folder (`undust.datasets.films`)."""
 
     def __init__(self, data: DataConfig) -> None:
-        """Raises UndustError as `ImageFolderSource` and `frames_of`."""
-        found = ImageFolderSource(data)
-        self.notes, self.frames = found.notes, frames_of(found.samples)
+        """Raises UndustError as `ImageFolderSource`, `need_package` and `frames_of`."""
+        found = films.scan(data.folder)
+        films.need_package(found)
+        samples, self.notes = _usable(found, data)
+        self.frames = frames_of(samples)
 
     def __len__(self) -> int:
         return len(self.frames)

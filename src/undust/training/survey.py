@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from undust.datasets import image_folder
+from undust.datasets import films, image_folder
 from undust.datasets.samples import FOLDER, caption_column
 from undust.errors import UndustError
 from undust.training import recipe_templates
@@ -72,14 +72,19 @@ class FolderSurvey:
 
 
 def survey(
-    folder: Path, observe: Callable[[int, int], None] = lambda _done, _all: None
+    folder: Path,
+    observe: Callable[[int, int], None] = lambda _done, _all: None,
+    *,
+    videos: bool = False,
 ) -> FolderSurvey:
     """Reads every picture of a folder once. Raises UndustError if there is nothing to train on.
 
-    observe: called with the number of pictures read and of all.
+    observe: called with the number of pictures read and of all. videos: read as pictures too.
     """
     began = time.monotonic()
-    report = image_folder.check(folder, observe)
+    found = films.scan(folder) if videos else image_folder.scan(folder)
+    films.need_package(found)
+    report = image_folder.examine(found, observe)
     samples = [sample for sample in report.samples if sample.split == "train"]
     if not samples:
         others = len(report.samples)
