@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from films import write_film_model, write_single_file
 from undust import load
 from undust.formats.original.checkpoint import to_original
 from undust.networks.autoencoder import Autoencoder
@@ -50,6 +51,23 @@ def test_a_whole_model_in_another_precision(undust: Run, here: Path, tiny_model:
     assert undust("convert", tiny_model, "half", "--to", "folder", "--dtype", "bf16").code == 0
     facts = json.loads(undust("inspect", "half", "--json").out)
     assert (facts["kind"], facts["precision"]) == ("model", "bfloat16")
+
+
+def test_a_model_of_films_becomes_a_folder(undust: Run, here: Path):
+    folder = write_film_model(here / "films")
+    write_single_file(here / "films.safetensors", folder)
+    for source, target in (("films.safetensors", "whole"), (folder, "half")):
+        done = undust("convert", source, target, "--to", "folder", "--dtype", "fp16")
+        assert (done.code, done.out) == (0, f"{target}\n")
+    pipe = diffusers.StableVideoDiffusionPipeline.from_pretrained(here / "half")
+    assert {each.dtype for each in pipe.unet.parameters()} == {torch.float32}
+    first = load_file(here / "whole/unet/diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in first.values()} == {torch.float16}
+    second = load_file(here / "half/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    back = undust("convert", folder, "back.safetensors", "--to", "single-file")
+    assert back.code == 2
+    assert "written as a folder alone" in back.err
 
 
 def test_what_a_model_predicts_is_told(undust: Run, here: Path):

@@ -297,10 +297,8 @@ def _kind_of_file(path: Path) -> str:
     try:
         if kind := extras.kind_of(path):
             return kind
-        return (
-            FILMS
-            if is_video_file(path)
-            else (MODEL if scan_checkpoint(path).variant else FIRST_STAGE)
-        )
+        if is_video_file(path):
+            return FILMS
+        return MODEL if scan_checkpoint(path).variant else FIRST_STAGE
     except UndustError:
         return ""
