@@ -41,7 +41,8 @@ from undust.formats.known_views import read_known_views
 from undust.latent.video import unconditional
 from undust.pictures import from_image, grid, read_image, to_images
 
-FPS = 7
+FPS, MOTION = 7, 37  # MOTION: the median of the films in which the camera moves so
+BASE = "plain inpainting"
 Lead = Callable[[LambdaTable], LambdaTable]
 
 
@@ -49,14 +50,13 @@ Lead = Callable[[LambdaTable], LambdaTable]
 class Clip:
     """A held-out scene: its true frames, warped ones [F, 3, H, W] and masks [F, H, W].
 
-    distances: of the cameras from the first [F]; motion: the motion bucket.
+    distances: of the cameras from the first [F].
     """
 
     true: Tensor
     warped: Tensor
     masks: Tensor
     distances: Tensor
-    motion: int
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,15 @@ def by_frame(table: LambdaTable) -> LambdaTable:
 
 
 def everywhere(table: LambdaTable) -> LambdaTable:
-    """λ = ∞: plain inpainting."""
+    """λ = ∞: the known views in the place of the estimate."""
     return replace(table, weights=torch.ones_like(table.weights))
 
 
 WAYS = {
     "no guidance": Way(None),
-    "plain inpainting (λ = ∞)": Way(everywhere),
+    BASE: Way(everywhere),
     "λ table, quantile": Way(lambda table: table),
     "λ table, blend": Way(lambda table: table, "blend"),
-    "λ table, no clamp": Way(lambda table: table, clamp=0.0),
     "blend: constant": Way(constant, "blend", 0.0),
     "blend: by σ alone": Way(by_level, "blend", 0.0),
     "blend: by frame alone": Way(by_frame, "blend", 0.0),
@@ -115,7 +114,7 @@ def read(folder: Path) -> Clip:
     cameras = json.loads((folder / "cameras.json").read_text())
     places = torch.tensor(cameras["positions"], dtype=torch.float64)[: len(warped)]
     distances = lambda_tables.distances_along(places)
-    return Clip(true, warped, masks, distances, int(cameras.get("motion", 127)))
+    return Clip(true, warped, masks, distances)
 
 
 @torch.inference_mode()
@@ -123,7 +122,7 @@ def film(model: undust.VideoDiffusion, clip: Clip, way: Way, steps: int, seed: i
     """The frames [F, 3, H, W] that a way makes."""
     frames, _, height, width = clip.warped.shape
     first = clip.warped[:1]
-    numbers = torch.tensor([[FPS - 1.0, clip.motion, 0.02]])
+    numbers = torch.tensor([[FPS - 1.0, MOTION, 0.02]])
     drawn = PictureNoise([seed], (frames, *model.latent_shape(width, height)))
     cond = model.condition(
         first, torch.randn(first.shape, generator=torch.manual_seed(seed)), numbers, frames
@@ -168,7 +167,7 @@ def main() -> None:
             for seed, clip in enumerate(clips):
                 made.setdefault(name, []).append(film(model, clip, way, asked.steps, seed))
                 observe(sum(map(len, made.values())), len(WAYS) * len(clips))
-    made["warped frames, holes black"] = [clip.warped for clip in clips]
+    made["warped frames themselves"] = [clip.warped for clip in clips]
     report(made, clips, perceptual)
     if asked.out:
         sheet(made, clips, asked.out)
@@ -183,21 +182,25 @@ def report(made: dict[str, list[Tensor]], clips: list[Clip], perceptual: torch.n
         "perceptual distance": lambda x, clip: perceptual(x, clip.true),
     }
     for title, figure in figures.items():
-        print(f"\n{title}: mean and standard deviation over {len(clips)} films, by frame")
-        print(
-            f"{'':28}"
-            + "".join(f"{frame:>13}" for frame in range(1, len(clips[0].true)))
-            + f"{'all':>14}"
-        )
-        for name, films in made.items():
-            with torch.inference_mode():
-                values = torch.stack(
-                    [figure(x.clamp(-1, 1), clip) for x, clip in zip(films, clips, strict=True)]
-                )
-            values = values[:, 1:].double()
-            means = [values[:, frame] for frame in range(values.shape[1])]
-            cells = "".join(_cell(each[each.isfinite()]) for each in means)
-            print(f"{name:28}{cells} {_cell(values.nanmean(1))}")
+        print(f"\n{title}: mean ± standard deviation over {len(clips)} films, by frame")
+        frames = "".join(f"{frame:>13}" for frame in range(1, len(clips[0].true)))
+        print(f"{'':28}{frames}{'all':>14}   against {BASE}, ± standard error")
+        values = {name: _values(films, clips, figure) for name, films in made.items()}
+        base = values[BASE].nanmean(1)
+        for name, found in values.items():
+            cells = "".join(_cell(frame[frame.isfinite()]) for frame in found.T)
+            apart = found.nanmean(1) - base
+            error = apart.std() / len(apart) ** 0.5
+            print(f"{name:28}{cells} {_cell(found.nanmean(1))}   {apart.mean():+.3f} ± {error:.3f}")
+
+
+@torch.inference_mode()
+def _values(
+    films: list[Tensor], clips: list[Clip], figure: Callable[[Tensor, Clip], Tensor]
+) -> Tensor:
+    """A figure of each film and frame but the first [films, F − 1]."""
+    pairs = zip(films, clips, strict=True)
+    return torch.stack([figure(x.clamp(-1, 1), clip) for x, clip in pairs])[:, 1:].double()
 
 
 def _cell(values: Tensor) -> str:
