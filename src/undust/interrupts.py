@@ -5,11 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPED = 130  # exit code
+_endings: list[Callable[[], None]] = []
+
+
+@contextmanager
+def ending(clean: Callable[[], None]) -> Generator[None]:
+    """A context that calls `clean` if the process ends in it by Ctrl-C in an import.
+
+    Pillow, for one, imports the formats that it knows when it first saves a picture.
+    """
+    _endings.append(clean)
+    try:
+        yield
+    finally:
+        _endings.remove(clean)
 
 
 @contextmanager
@@ -33,6 +47,9 @@ def stopping_in_imports() -> Generator[None]:
 def _stop(_number: int, frame: FrameType | None) -> None:
     while frame:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
+            for clean in reversed(_endings):
+                with suppress(Exception):
+                    clean()
             with suppress(OSError):
                 os.write(2, b"undust: stopped\n")
             os._exit(STOPPED)

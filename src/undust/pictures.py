@@ -21,6 +21,7 @@ from undust.errors import UndustError
 from undust.regular import Opener, open_regular
 
 LARGEST = 4096 * 4096  # pixels of a generated picture
+ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")  # of the others' pages or layers the first is a picture
 MAX_PIXELS = 89_478_485  # width × height of a file that is read; above it Pillow warns
 # Formats that Pillow decodes itself. It runs a program for PostScript; the others are documents,
 # videos or measurements.
@@ -81,10 +82,11 @@ def read_image(path: Path, opened: Opener = open_regular) -> Image.Image:
 def animation(path: Path, opened: Opener = open_regular) -> tuple[int, float]:
     """The number of frames in a picture file, and how long the first one lasts, in milliseconds.
 
-    The second is 0 for a file that does not tell it. Raises UndustError as `read_image`.
+    Of kinds that are not `ANIMATED` it is 1, whatever pages or layers there are. The second is 0
+    for a file that does not tell it. Raises UndustError as `read_image`.
     """
     with _opened(path, opened) as image:
-        count = getattr(image, "n_frames", 1)
+        count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         if count == 1:
             return 1, 0.0
         image.load()

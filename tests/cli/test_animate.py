@@ -176,6 +176,17 @@ def test_models_of_pictures_and_of_films_are_told_apart(
     assert "is a model of films; use it with `undust animate`" in done.err
 
 
+def test_a_folder_that_is_no_model_is_described(undust: Run, here: Path, photo: str):
+    (here / "run/model").mkdir(parents=True)
+    (here / "run/checkpoints").mkdir()
+    told = {"run": "give the model that the run published, run/model", "run/model": "it is empty"}
+    for folder, why in told.items():
+        done = undust("animate", photo, "--model", folder)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert f"{folder} is not a model folder (no model_index.json)" in done.err
+        assert why in done.err
+
+
 def test_a_missing_picture_and_a_missing_model_are_named(
     undust: Run, video_model: Path, photo: str
 ):

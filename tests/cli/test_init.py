@@ -21,6 +21,8 @@ def test_a_recipe_is_written_once(undust: Run, here: Path):
     assert "4 pictures, the shorter side 50 pixels, of 2 classes" in made.err
     assert "undust train classes.toml" in made.err
     assert kinds.read(Path("classes.toml")).data.folder == Path("some pictures")
+    named = undust("init", "classes", "--out", "my classes.toml")
+    assert named.err.endswith("then: undust train 'my classes.toml'\n")
     again = undust("init", "classes")
     assert again.code == 2
     assert "classes.toml exists" in again.err

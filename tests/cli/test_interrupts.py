@@ -99,3 +99,26 @@ def test_a_process_that_ignores_it_goes_on_ignoring_it():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, held)
+
+
+WRITES = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from undust.formats.files import atomic
+from undust.interrupts import stopping_in_imports
+sys.path.insert(0, ".")
+with stopping_in_imports(), atomic(Path("out/a.txt")) as temporary:
+    temporary.write_text("half")
+    import interrupted
+"""
+
+
+def test_in_an_import_while_a_file_is_written(here: Path):
+    """Pillow imports all its formats when it first saves an animation."""
+    (here / "out").mkdir()
+    (here / "interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    running = start(WRITES, here=here)
+    assert running.communicate(timeout=60) == ("", "undust: stopped\n")
+    assert running.returncode == 130
+    assert not [*(here / "out").iterdir()]

@@ -50,6 +50,15 @@ def test_the_heat_map_alone(undust: Run, here: Path):
     assert [path.name for path in here.iterdir()] == ["map.png"]
 
 
+def test_what_is_there_stays_if_something_is_wrong(undust: Run, here: Path):
+    """And no line says that it is replaced."""
+    (here / "a.csv").write_text("mine")
+    done = undust("lambda", "search", "--out", "a.csv", "--sigmas", "absent.npy")
+    assert done.code == 2
+    assert done.err == "undust: absent.npy: No such file or directory\n"
+    assert (here / "a.csv").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

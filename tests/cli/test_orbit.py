@@ -96,6 +96,11 @@ def test_ones_own_table_is_used(undust: Run, video_model: Path, photo: str):
         (("--views", "."), ". has no view-0000; each of 3 frames"),
         (("--depth", "absent.npy"), "absent.npy"),
         (("--depth", "depth.npy", "--degrees", "nan"), "degrees"),
+        (
+            ("--depth", "depth.npy", "--form", "x"),
+            "--form: 'x' is not one of 'quantile', 'blend', ",
+        ),
+        (("--depth", "depth.npy", "--form", "x"), "'posterior'\n"),
         ((*DEPTH, "--last", "end.png"), "--last PICTURE and --last-depth MAP are needed together"),
         ((*DEPTH, "--last-depth", "depth.npy"), "and --last-depth MAP are needed together"),
         ((*DEPTH, "--last", "absent.png", "--last-depth", "depth.npy"), "absent.png"),

@@ -97,3 +97,49 @@ def test_a_damaged_animation_is_named(tmp_path: Path):
     (tmp_path / "a.webp").write_bytes(content[: len(content) - 20])
     with pytest.raises(UndustError, match=r"a\.webp"):
         found[2].image()
+
+
+def test_numbers_in_the_names_of_stills_are_in_order_of_their_value(tmp_path: Path):
+    names = ("shot 2 frame9", "shot 2 frame10", "shot 10 frame1", "shot 10 frame02")
+    for place, name in enumerate(names):
+        still(place).save(tmp_path / f"{name}.png")
+    assert [frame.still.path.stem for frame in frames(tmp_path)] == [*names]
+
+
+def test_stills_of_metadata_are_in_the_order_of_its_rows(tmp_path: Path):
+    names = ("b2.png", "b10.png", "a.png")
+    for place, name in enumerate(names):
+        still(place).save(tmp_path / name)
+    rows = (json.dumps({"file_name": name}) for name in names)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert [frame.still.path.name for frame in frames(tmp_path)] == [*names]
+
+
+def test_the_group_of_stills_is_the_same_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for folder in ("data/film", "moved/film"):
+        (tmp_path / folder).mkdir(parents=True)
+        for shade in (5, 6):
+            still(shade).save(tmp_path / folder / f"{shade}.png")
+    monkeypatch.chdir(tmp_path)
+    places = (tmp_path / "data", Path("data"), Path("moved"))
+    assert {frame.group for place in places for frame in frames(place)} == {"film"}
+
+
+def test_the_group_of_stills_is_their_concept(tmp_path: Path):
+    still(5).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "concept": "cups"}')
+    assert [frame.group for frame in frames(tmp_path)] == ["cups"]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("MPO", "jpg"), ("TIFF", "tif")])
+def test_further_pictures_in_a_photograph_are_no_frames(kind: str, suffix: str, tmp_path: Path):
+    """Telephones store a picture for depths in a JPEG, cameras a small one in a TIFF."""
+    for place, each in enumerate((5, 200)):
+        small = still(9).resize((4, 3))
+        path = tmp_path / f"{place}.{suffix}"
+        still(each).save(path, format=kind, save_all=True, append_images=[small])
+    found = frames(tmp_path)
+    assert {(frame.film, frame.number) for frame in found} == {(tmp_path, None)}
+    assert len(found) == 2

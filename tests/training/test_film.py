@@ -21,6 +21,7 @@ from undust.formats.film import write_film
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.training import kinds
+from undust.training.encode import encode
 from undust.training.film import FilmConfig, FilmTask
 from undust.training.run import train
 
@@ -162,6 +163,62 @@ def test_it_is_trained_on_videos(recipe: Recipe, films: Path, tmp_path: Path):
     assert train(config, tmp_path / "run")
 
 
+def test_frames_in_succession_are_trained_on(recipe: Recipe, tmp_path: Path):
+    """Of a film whose sixth frame is of another split."""
+    folder, rows = tmp_path / "stills", list[dict[str, Any]]()
+    folder.mkdir()
+    for place in range(10):
+        Image.new("RGB", (16, 16), (20 * place, 0, 90)).save(folder / f"{place}.png")
+        rows.append({"file_name": f"{place}.png", "split": "test" if place == 5 else "train"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = FilmTask(recipe(data={"folder": str(folder)}).complete(), tmp_path / "run")
+    assert task.order.groups == [[0, 1, 6]]
+
+
+def test_a_film_with_a_damaged_frame_is_skipped(recipe: Recipe, films: Path, tmp_path: Path):
+    """Also where its first frame is whole, or the number of frames is not known."""
+    for name, kept in {"whole.png": 1.0, "cut.png": 0.9, "cut.gif": 0.9}.items():
+        noise = [Image.effect_noise((16, 16), 60 + k).convert("RGB") for k in range(5)]
+        noise[0].save(films / name, save_all=True, append_images=noise[1:], duration=125)
+        content = (films / name).read_bytes()
+        (films / name).write_bytes(content[: round(kept * len(content))])
+    (films / "metadata.jsonl").unlink()
+    with pytest.raises(UndustError, match=r"cut\."):
+        FilmTask(recipe().complete(), tmp_path / "refused")
+    task = FilmTask(recipe(data={"on_error": "skip"}).complete(), tmp_path / "run")
+    told = [note for note in task.notes if "not all of their frames can be read" in note]
+    assert told == [f"{films}: skipped because not all of their frames can be read: 2"]
+    assert len(task.order.groups) == 5
+
+
+def test_frames_of_different_sizes_are_told(recipe: Recipe, films: Path, tmp_path: Path):
+    (films / "metadata.jsonl").unlink()
+    for folder, sides in {"even": (16, 16), "uneven": (16, 17)}.items():
+        (films / folder).mkdir()
+        for place, side in enumerate(sides):
+            Image.new("RGB", (16, side)).save(films / folder / f"{place}.png")
+    task = FilmTask(recipe().complete(), tmp_path / "run")
+    told = [note for note in task.notes if "different sizes" in note]
+    assert told == [f"{films}: films whose frames have different sizes: 1: uneven"]
+
+
+@pytest.mark.parametrize("column", ["fps", "motion"])
+@pytest.mark.parametrize("value", [7.5, 12.0, True])
+def test_other_numbers_in_a_column_are_refused(
+    column: str, value: object, recipe: Recipe, films: Path, tmp_path: Path
+):
+    row = {"file_name": "0.webp", column: value}
+    (films / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UndustError, match=rf"{films}: the column {column} has values that are no"):
+        FilmTask(recipe().complete(), tmp_path / "run")
+
+
+def test_films_are_not_encoded_for_several_runs(recipe: Recipe, tmp_path: Path):
+    with pytest.raises(UndustError, match="of a diffusion model of pictures with a first stage"):
+        encode(recipe(), tmp_path / "out", lambda _done, _all: None, lambda _done, _all: None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_the_first_frame_there_is_none(recipe: Recipe, tmp_path: Path):
     task = FilmTask(recipe(drop=1.0).complete(), tmp_path / "run")
     cond = task._condition(task.order.batch(0, 2), [False] * 2)  # pyright: ignore[reportPrivateUsage]
@@ -225,6 +282,7 @@ def test_a_model_is_trained_on(recipe: Recipe, tmp_path: Path):
         ({"image_encoder": {"image_size": 64}}, "image_size has to be 224"),
         ({"frames": 1}, "frames"),
         ({"data": {"buckets": True}}, "not for films"),
+        ({"data": {"draw_by": "concept"}}, "data.draw_by: a film is drawn each time"),
         ({"figures": {"every": 3}}, "figures.every"),
     ],
 )

@@ -202,6 +202,8 @@ def _explained(error: Exception, arguments: Sequence[str]) -> str:
 def _unfit(option: str, wrong: Mapping[str, Any]) -> str:
     """An error of pydantic for an option: "--minutes: has to be at least 1, not 0.2"."""
     message = demand(wrong)
+    if wrong["type"] == "value_error":  # Typer's own, with the value: 'x' is not one of 'a', 'b'.
+        return f"{option}: {message.rstrip('.')}"
     for words, plain in DEMANDS.items():
         message = message.replace(words, plain)
     return f"{option}: {message}, not {printable(wrong['input'])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -47,4 +48,4 @@ def init(
     text = recipe_templates.recipe(kind, **values)
     atomic_write(path, text.encode())
     console.line(path)
-    console.summary(f"change it, then: undust train {path}")
+    console.summary(f"change it, then: undust train {quote(str(path))}")

@@ -78,9 +78,9 @@ def search(
     written = [picture] if out == picture else [out, picture]
     if out != picture:
         table_suffix(out)
+    levels = _levels(sigmas, steps)
     for path in written:
         try_writing_file(path)
-    levels = _levels(sigmas, steps)
     table = lambda_tables.search(levels, frames, views=2 if views == "2" else 1, derived=derived)
     if out != picture:
         write_table(out, table)

@@ -1,19 +1,21 @@
 """Data sets of films, as samples of single frames.
 
 An animated WebP, GIF or PNG is a film, and so is a video; pictures that are not animated are the
-frames of one film for each folder, in the order of their names. The metadata of a data set of
-pictures apply, with two more columns of whole numbers: `fps`, frames a second, without it that of
-the file, or 7; and `motion`, the motion bucket, without it 127.
+frames of one film for each folder, in the order of their names, numbers in them by value, or of the
+metadata's rows. The metadata of a data set of pictures apply, with two more columns of whole
+numbers: `fps`, frames a second, without it that of the file, or 7; and `motion`, the motion bucket,
+without it 127.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -51,8 +53,10 @@ class Frame:
 
     @property
     def group(self) -> str:
-        """The concept, or the film."""
-        return self.still.group if self.number is not None else str(self.film)
+        """The concept, or the film, by its path in the data set."""
+        if self.number is not None or self.still.column("concept"):
+            return self.still.group
+        return str(PurePosixPath(self.still.group).parent)
 
     @property
     def split(self) -> Split:
@@ -160,7 +164,56 @@ def frames_of(samples: Sequence[Sample]) -> list[Frame]:
         numbers = (None,) if alone else range(count)
         frames = [Frame(sample, film, number, fps, motion, reader) for number in numbers]
         films.setdefault(film, []).extend(frames)
-    return [frame for each in films.values() for frame in each]
+    return [frame for each in films.values() for frame in sorted(each, key=_place)]
+
+
+def opens(sample: Sample) -> bool:
+    """Whether all frames of an animation can be read, and whether a still is one.
+
+    Of a video that is known already.
+    """
+    if isinstance(sample, Video):
+        return True
+    try:
+        count, _ = animation(sample.path, sample.storage.open)
+        return count == 1 or len(read_frames(sample.path, sample.storage.open)) == count
+    except UndustError:
+        return False
+
+
+def of_several_sizes(frames: Sequence[Frame]) -> list[str]:
+    """The films of stills that have different sizes, by their paths in the data set."""
+    sizes: dict[str, set[tuple[int, int]]] = {}
+    for frame in frames:
+        if frame.number is None:
+            sizes.setdefault(frame.group, set()).add(frame.size())
+    return [film for film, found in sizes.items() if len(found) > 1]
+
+
+def check_columns(folder: Path, unread: Mapping[str, str]) -> None:
+    """Raises UndustError if there are values of `fps` or `motion` that are no whole numbers.
+
+    unread: the columns of a data set with values that are neither such numbers nor text.
+    """
+    for column in ("fps", "motion"):
+        if column in unread:
+            raise UndustError(
+                f"{folder}: the column {column} has values that are no whole numbers; 8 is one, "
+                "and 8.0 is none"
+            )
+
+
+def _place(frame: Frame) -> list[str | tuple[int, str]]:
+    """By which the stills of a film are sorted: the parts of the name; nothing for other frames.
+
+    Stills with metadata are in the order of its rows, and keep it.
+    """
+    if frame.number is not None or frame.still.place is not None:
+        return []
+    parts: list[str | tuple[int, str]] = [*re.split("([0-9]+)", frame.still.path.name)]
+    numbers = (str(each).lstrip("0") for each in parts[1::2])
+    parts[1::2] = [(len(number), number) for number in numbers]
+    return parts
 
 
 def _opened(film: Sample) -> Sequence[Image.Image] | VideoPlayer:

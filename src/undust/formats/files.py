@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
 from undust.errors import UndustError
 from undust.formats.locks import FileLock, LockedError
+from undust.interrupts import ending
 
 MAX_ATTEMPTS = 100  # where other processes write too
 DAY = 86_400.0  # seconds
@@ -179,7 +180,8 @@ def workspace(path: Path, parent: Path) -> Generator[Path]:
             place.mkdir()
             with suppress(FileNotFoundError, LockedError):  # removed before it was locked
                 lock = FileLock(place / "lock")
-        yield place
+        with ending(partial(_remove, place, lock, parent)):
+            yield place
     except UndustError as error:
         if str(place / "new") in str(error):
             raise UndustError(str(error).replace(str(place / "new"), str(path))) from error

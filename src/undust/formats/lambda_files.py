@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from undust.diffusion.lambda_tables import LambdaTable, noise_levels, table_of
-from undust.errors import UndustError, printable
+from undust.errors import UndustError, quoted
 from undust.formats.files import atomic_write
 from undust.formats.npy_files import read_array
 from undust.regular import read_text
@@ -124,5 +124,8 @@ def _numbers(cells: Iterable[str], line: int) -> list[float]:
         try:
             numbers.append(float(cell))
         except ValueError as error:
-            raise UndustError(f"line {line}: '{printable(cell.strip())}' is no number") from error
+            raise UndustError(
+                f"line {line}: {quoted(cell.strip())} is no number; commas are between numbers, "
+                "and points in them"
+            ) from error
     return numbers

@@ -14,7 +14,7 @@ from undust.diffusion.process import Process
 from undust.errors import UndustError, quoted
 from undust.formats.components import load_component, save_component, type_of
 from undust.formats.files import atomic_folder
-from undust.formats.folder import INDEX, read_json, write_json
+from undust.formats.folder import INDEX, read_json, read_model_index, write_json
 from undust.formats.known_hashes import known_hash
 from undust.formats.model_folder import VERSION, VIDEO_PIPELINE
 from undust.formats.scheduler import continuous_config, read_scheduler
@@ -82,6 +82,7 @@ def read_video_folder(folder: Path, dtype: torch.dtype | None) -> VideoComponent
 
     Raises UndustError, naming the file, for a folder that is not a whole model of films.
     """
+    read_model_index(folder)  # or its error
     kind = read_json(folder / INDEX).get("_class_name")
     if kind != VIDEO_PIPELINE:
         raise UndustError(

@@ -17,8 +17,8 @@ from undust.training.run import LOCK
 from undust.training.task import TrainingConfig
 
 NO_LATENTS = (
-    "the recipe trains on pictures and has no latents to encode: that of a diffusion model with a "
-    "first stage has"
+    "the recipe has no latents to encode for several runs: that of a diffusion model of pictures "
+    "with a first stage has"
 )
 IN_EACH_STEP = (
     "made from the pictures in each step, which encoded data lack: train this recipe from the "

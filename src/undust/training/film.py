@@ -64,6 +64,8 @@ class FilmConfig(FilmModelConfig):
             raise ValueError(f"data.source: films are read from a folder, not {data.source}")
         if data.buckets or data.crop is not None or data.crops > 1:
             raise ValueError("data.buckets, crop and crops are not for films; leave them out")
+        if data.draw_by != "picture":
+            raise ValueError("data.draw_by: a film is drawn each time; leave it out")
         if self.figures.every:
             raise ValueError("figures.every: figures of films are not measured; leave it out")
         return self
@@ -207,12 +209,16 @@ class FilmTask:
         return (batch.uniform(RandomStream.VIEW)[:, 0] < 0.5).tolist()
 
     def _starts(self, indices: Sequence[int]) -> list[list[int]]:
-        """Of each film the frames that others follow; of films that are long enough."""
+        """Of each film that has any, the frames that enough others of these indices follow."""
         films: dict[Path, list[int]] = {}
         for index in indices:
             films.setdefault(self.frames[index].film, []).append(index)
         count = self.config.frames - 1
-        return [own[: len(own) - count] for own in films.values() if len(own) > count]
+        starts = (
+            [first for first, last in zip(own, own[count:], strict=False) if last == first + count]
+            for own in films.values()
+        )
+        return [own for own in starts if own]
 
     def _short(self, starts: Sequence[Sequence[int]]) -> list[str]:
         """A line on films that are too short. Raises UndustError if all are."""

@@ -23,7 +23,7 @@ from undust.datasets import films, image_folder
 from undust.datasets.encoded import Encodable, EncodedData, is_encoded
 from undust.datasets.films import Frame, frames_of
 from undust.datasets.metadata import FEW
-from undust.datasets.samples import Contents, Sample, captions_in
+from undust.datasets.samples import Contents, Sample, captions_in, few
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash, joined_hash
@@ -127,11 +127,23 @@ class FilmSource:
     """The frames of the films in a folder (`undust.datasets.films`)."""
 
     def __init__(self, data: DataConfig) -> None:
-        """Raises UndustError as `ImageFolderSource`, `need_package` and `frames_of`."""
+        """Raises UndustError as `ImageFolderSource` and the functions of `films`."""
         found = films.scan(data.folder)
         films.need_package(found)
-        samples, self.notes = _usable(found, data)
+        films.check_columns(data.folder, found.unread)
+        readable, self.notes = _usable(found, data)
+        samples = readable
+        if data.on_error == "skip":
+            samples = [sample for sample in readable if films.opens(sample)]
+        if skipped := len(readable) - len(samples):
+            self.notes.append(
+                f"{data.folder}: skipped because not all of their frames can be read: {skipped}"
+            )
         self.frames = frames_of(samples)
+        if uneven := films.of_several_sizes(self.frames):
+            self.notes.append(
+                f"{data.folder}: films whose frames have different sizes: {few(uneven)}"
+            )
 
     def __len__(self) -> int:
         return len(self.frames)
