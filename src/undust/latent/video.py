@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from undust.adapters.offload import Offload
@@ -101,6 +101,8 @@ class VideoModel(VideoComponents):
         for network in parts.networks.values():
             if low_memory:
                 keep_stored(network)
+            else:
+                _align(network)
             network.eval().requires_grad_(False)
         return cls(
             **vars(parts),
@@ -174,6 +176,16 @@ class VideoModel(VideoComponents):
     def decode(self, latents: Tensor, together: int) -> Tensor:
         """Latents [F, C, h, w] → frames [F, 3, H, W] in float32; together: frames at a time."""
         return torch.cat([self.first_stage.decode(part) for part in latents.split(together)])
+
+
+def _align(network: nn.Module) -> None:
+    """Copies weights that are mapped from a file at other places than multiples of 64 bytes.
+
+    Products round by the place too, and a folder and a single file have other places.
+    """
+    for parameter in network.parameters():
+        if parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
 
 
 def unconditional(cond: Conditioning) -> Conditioning:
