@@ -103,6 +103,22 @@ def test_posterior_sampling_moves_towards_the_known_views(
         model.recipe(photo, known=of_depth(depth, form="posterior"), sampler="heun", **QUICK)
 
 
+def test_a_file_of_known_views_is_a_path_or_its_fields(
+    model: undust.VideoDiffusion, photo: Image.Image, depth: Path
+):
+    expected = model.recipe(photo, known={"depth": {"path": depth}}, **QUICK).known
+    for given in (depth, str(depth)):
+        assert model.recipe(photo, known={"depth": given}, **QUICK).known == expected
+
+
+@pytest.mark.parametrize("given", [5, "depth.npy", ["depth.npy"]])
+def test_what_is_no_known_views_is_named(
+    given: object, model: undust.VideoDiffusion, photo: Image.Image
+):
+    with pytest.raises(UndustError, match=r"known: .* is neither a KnownViews nor a dict of"):
+        model.recipe(photo, known=given, **QUICK)
+
+
 def test_a_folder_of_views_leads_too(
     model: undust.VideoDiffusion, photo: Image.Image, depth: Path, tmp_path: Path
 ):

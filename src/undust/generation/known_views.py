@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from undust.conditioning.warp import latent_mask, orbit, positions_of, warped_vi
 from undust.diffusion import lambda_tables
 from undust.diffusion.guidance import LambdaGuidance
 from undust.diffusion.samplers.registry import Denoise
-from undust.errors import UndustError
+from undust.errors import UndustError, quoted
 from undust.formats.depth_maps import read_depth
 from undust.formats.known_hashes import known_hash
 from undust.formats.known_views import read_known_views, view_files
@@ -58,6 +58,11 @@ def resolved_views(
     absent, have changed or are no depth map of their picture, for a last picture of another size
     and for a folder without the views of all frames.
     """
+    if not isinstance(cast("object", given), KnownViews | Mapping):
+        raise UndustError(
+            f"known: {quoted(given)} is neither a KnownViews nor a dict of its fields, such as "
+            "{'depth': 'depth.npy'}"
+        )
     try:
         known = given if isinstance(given, KnownViews) else KnownViews.model_validate(dict(given))
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -22,10 +23,15 @@ def _is_none(value: object) -> bool:
 
 
 class FileRef(Frozen):
-    """A file or folder, and the hash of its content."""
+    """A file or folder, and the hash of its content; in place of its fields a path may be given."""
 
     path: PathText = Field(min_length=1, max_length=4096)
     hash: str = Field(default="", max_length=DIGITS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_path(cls, given: object) -> object:
+        return {"path": given} if isinstance(given, str | Path) else given
 
 
 def _as_recipe(given: object) -> object:
