@@ -192,14 +192,17 @@ def test_a_film_with_a_damaged_frame_is_skipped(recipe: Recipe, films: Path, tmp
 
 
 def test_frames_of_different_sizes_are_told(recipe: Recipe, films: Path, tmp_path: Path):
-    (films / "metadata.jsonl").unlink()
-    for folder, sides in {"even": (16, 16), "uneven": (16, 17)}.items():
+    """Not those of two films, which are of one concept here."""
+    rows = [{"file_name": "0.webp"}]
+    for folder, sides in {"even": (16, 16), "other": (20, 20), "uneven": (16, 17)}.items():
         (films / folder).mkdir()
         for place, side in enumerate(sides):
             Image.new("RGB", (16, side)).save(films / folder / f"{place}.png")
+            rows.append({"file_name": f"{folder}/{place}.png", "concept": "cups"})
+    (films / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = FilmTask(recipe().complete(), tmp_path / "run")
     told = [note for note in task.notes if "different sizes" in note]
-    assert told == [f"{films}: films whose frames have different sizes: 1: uneven"]
+    assert told == [f"{films}: films whose frames have different sizes: 1: {films / 'uneven'}"]
 
 
 @pytest.mark.parametrize("column", ["fps", "motion"])

@@ -182,12 +182,12 @@ def opens(sample: Sample) -> bool:
 
 
 def of_several_sizes(frames: Sequence[Frame]) -> list[str]:
-    """The films of stills that have different sizes, by their paths in the data set."""
-    sizes: dict[str, set[tuple[int, int]]] = {}
+    """The paths of films whose stills have different sizes."""
+    sizes: dict[Path, set[tuple[int, int]]] = {}
     for frame in frames:
         if frame.number is None:
-            sizes.setdefault(frame.group, set()).add(frame.size())
-    return [film for film, found in sizes.items() if len(found) > 1]
+            sizes.setdefault(frame.film, set()).add(frame.size())
+    return [str(film) for film, found in sizes.items() if len(found) > 1]
 
 
 def check_columns(folder: Path, unread: Mapping[str, str]) -> None:
