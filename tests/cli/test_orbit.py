@@ -98,9 +98,8 @@ def test_ones_own_table_is_used(undust: Run, video_model: Path, photo: str):
         (("--depth", "depth.npy", "--degrees", "nan"), "degrees"),
         (
             ("--depth", "depth.npy", "--form", "x"),
-            "--form: 'x' is not one of 'quantile', 'blend', ",
+            "undust: --form: 'x' is not one of 'quantile', 'blend', 'posterior'\n",
         ),
-        (("--depth", "depth.npy", "--form", "x"), "'posterior'\n"),
         ((*DEPTH, "--last", "end.png"), "--last PICTURE and --last-depth MAP are needed together"),
         ((*DEPTH, "--last-depth", "depth.npy"), "and --last-depth MAP are needed together"),
         ((*DEPTH, "--last", "absent.png", "--last-depth", "depth.npy"), "absent.png"),
