@@ -13,7 +13,7 @@ from undust.cli import console
 from undust.cli.first_frame import Prompted, picture_again
 from undust.cli.loading import use_free_cores
 from undust.cli.options import BUILT_IN, Device, Engine, LowMemory, Precision
-from undust.cli.output import FOLDER, slug, try_writing, try_writing_file
+from undust.cli.output import FOLDER, free_place, slug, try_writing, try_writing_file
 from undust.errors import UndustError, quoted
 from undust.formats.files import check_new_folder, make_folder
 
@@ -252,12 +252,7 @@ def _check_output(out: Path | None, fps: int | None) -> None:
 def _free_name(recipe: FilmRecipe) -> Path:
     made = recipe.picture_recipe
     name = Path(recipe.picture.path).stem if made is None else made.prompt
-    stem = f"{slug(name)}-{recipe.seed}"
-    path, count = FOLDER / f"{stem}.webp", 1
-    while path.exists():
-        count += 1
-        path = FOLDER / f"{stem}-{count}.webp"
-    return path
+    return free_place(FOLDER, f"{slug(name)}-{recipe.seed}", ".webp")
 
 
 def _scales(text: str) -> tuple[float, float]:

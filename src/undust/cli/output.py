@@ -79,11 +79,16 @@ class Output:
         make_folder(self.folder)
         if self.file:
             return self.folder / self.file
-        path, count = self.folder / f"{stem}.png", 1
-        while path.exists():
-            count += 1
-            path = self.folder / f"{stem}-{count}.png"
-        return path
+        return free_place(self.folder, stem, ".png")
+
+
+def free_place(folder: Path, stem: str, suffix: str = "") -> Path:
+    """A name in a folder that nothing has yet: stem, or stem-2 and so on, with the suffix."""
+    path, count = folder / f"{stem}{suffix}", 1
+    while path.exists():
+        count += 1
+        path = folder / f"{stem}-{count}{suffix}"
+    return path
 
 
 def slug(prompt: str) -> str:

@@ -20,13 +20,12 @@ from undust.cli.options import (
     Vae,
     request_options,
 )
-from undust.cli.output import FOLDER, slug, try_writing
-from undust.errors import UndustError
+from undust.cli.output import FOLDER, free_place, slug, try_writing
+from undust.formats.files import check_new_folder
 from undust.recipe.request import read_size
 
 if TYPE_CHECKING:
     from undust.explain.trace import Trace
-    from undust.recipe.recipe import Recipe
 
 OPTIONS = (
     *("negative", "steps", "guidance", "guides", "sampler", "schedule", "speed", "seed", "size"),
@@ -61,9 +60,9 @@ def trace(
     """
     if "size" in options:
         read_size(options["size"])
-    if out is not None and out.is_dir() and any(out.iterdir()):
-        raise UndustError(f"--out {out}: the folder is not empty; a trace is a folder of its own")
     try_writing(out or FOLDER)
+    if out is not None:
+        check_new_folder(out)
     from undust import explain
 
     loaded = opened_model(
@@ -73,7 +72,7 @@ def trace(
     with console.counted("steps", console.shorten(prompt, 30)) as observe:
         found = explain.trace(loaded, prompt, observe=observe, layers=layers, **options)
     recipe = found.picture.recipe
-    folder = out or _free_folder(recipe)
+    folder = out or free_place(FOLDER, f"{slug(recipe.prompt)}-{recipe.seed}-trace")
     with console.counted("estimates", "decoding") as observe:
         explain.write_trace(folder, found, observe)
     console.table(["word", "share of attention>", "centre (x, y)>"], _rows(found))
@@ -92,12 +91,3 @@ def _rows(found: Trace) -> list[list[str]]:
         [word.text, f"{share:.1%}", f"{x:.2f}, {y:.2f}"]
         for word, share, (x, y) in zip(found.words, shares, centres, strict=True)
     ]
-
-
-def _free_folder(recipe: Recipe) -> Path:
-    stem = f"{slug(recipe.prompt)}-{recipe.seed}-trace"
-    folder, count = FOLDER / stem, 1
-    while folder.exists():
-        count += 1
-        folder = FOLDER / f"{stem}-{count}"
-    return folder
