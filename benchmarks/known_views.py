@@ -41,7 +41,7 @@ from undust.formats.known_views import read_known_views
 from undust.latent.video import unconditional
 from undust.pictures import from_image, grid, read_image, to_images
 
-FPS, MOTION = 7, 127  # the defaults of `undust animate`
+FPS, MOTION = 7, 37  # the mean of the scenes' motion, as training told it
 BASE = "plain inpainting"
 Lead = Callable[[LambdaTable], LambdaTable]
 

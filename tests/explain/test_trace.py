@@ -127,7 +127,7 @@ def test_an_error_inside_leaves_nothing(sd1: LatentDiffusion):
 def test_adapters_are_traced_too(sd1: LatentDiffusion):
     """The network of a request is recorded, not the model's own."""
     traced: list[object] = []
-    other = sd1.observed(lambda network: traced.append(network) or network)
+    other = sd1.with_network(lambda network: traced.append(network) or network)
     recipe = sd1.recipes(PROMPT, token_merging=0.5, **SHORT)[0]
     merging = with_adapters(other, recipe)
     assert traced[0] is sd1.unet

@@ -97,7 +97,7 @@ def trace(
     if not words:
         raise UndustError("trace: the prompt has no words")
     recorder = _Recorder(adapted, recipe, words, layers)
-    traced = model.observed(lambda network: recording(network, recorder.entries, recorder))
+    traced = model.with_network(lambda network: recording(network, recorder.entries, recorder))
     steps: list[TraceStep] = []
     last = None
     for last in loop.sample_batch(traced, [recipe]):

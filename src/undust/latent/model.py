@@ -68,7 +68,7 @@ class LatentModel(Components):
         super().__post_init__()
         self._choose_engine()
         self._base = self  # without any adapters
-        self._observe: Callable[[DenoiserNetwork], DenoiserNetwork] | None = None
+        self._change: Callable[[DenoiserNetwork], DenoiserNetwork] | None = None
         self._lock = Lock()  # of the caches
         self._others: dict[str, Self] = {}
         self._controls: dict[WeightsRef, ControlNet] = {}
@@ -147,14 +147,15 @@ class LatentModel(Components):
         other._assemble()
         return other
 
-    def observed(self, observe: Callable[[DenoiserNetwork], DenoiserNetwork]) -> Self:
+    def with_network(self, change: Callable[[DenoiserNetwork], DenoiserNetwork]) -> Self:
         """The same model with another network in its denoiser, without adapters.
 
-        observe: the network, with the adapters of a request, to a copy that has the same output,
-        such as `capture.recording`. The model itself stays as it is; they share all weights.
+        change: the network, with the adapters of a request, to a copy of it, such as
+        `capture.recording` or `ablation.changed`. The model itself stays as it is; they share all
+        weights.
         """
         other = copy.copy(self._base)
-        other._base, other._observe = other, observe
+        other._base, other._change = other, change
         other._assemble()
         return other
 
@@ -178,7 +179,7 @@ class LatentModel(Components):
         prediction = prediction_on(self.process, self.prediction)
         explain = partial(finite.explain, self.networks, self._lora_names)
         # Before the engine, which copies the layers that it replaces.
-        unet = self.unet if self._observe is None else self._observe(self.unet)
+        unet = self.unet if self._change is None else self._change(self.unet)
         self.denoise: NetworkDenoiser[Conditioning] = NetworkDenoiser(
             PlacedNetwork(
                 self._prepared(unet),

@@ -1,0 +1,123 @@
+"""What the parts of an explanation are shown on: a model, prompts, seeds and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Unpack
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from undust.explain.texts import PartTexts, Texts
+from undust.generation import loop
+from undust.generation.loop import Step
+from undust.networks.base import DenoiserNetwork
+from undust.pictures import grid, to_images
+from undust.pipeline import LatentDiffusion
+from undust.recipe.recipe import Recipe
+from undust.recipe.request import Request
+
+ENLARGED = 128  # pixels, the shorter side of a picture that is shown; smaller ones are enlarged
+NetworkChange = Callable[[DenoiserNetwork], DenoiserNetwork]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Latents [B, C, h, w], their pictures [B, 3, H, W], and each step on the way."""
+
+    latents: Tensor
+    pictures: Tensor
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A model with the prompts and seeds that its parts are shown on.
+
+    prompts: one for each seed, and they may all be the same; pictures: real ones [N, 3, H, W] in
+    [-1, 1], of the size that the model makes; steps, guidance: of all generations, unless a part
+    varies them.
+    """
+
+    model: LatentDiffusion
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    pictures: Tensor
+    texts: Texts
+    steps: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        assert len(self.prompts) == len(self.seeds) > 1
+
+    def say(self, part: str) -> PartTexts:
+        """The texts of a part, in the language that was asked for."""
+        return self.texts.part(part)
+
+    def recipes(
+        self, prompts: Sequence[str] | None = None, **options: Unpack[Request]
+    ) -> list[Recipe]:
+        """A recipe for each seed; what is not given is as the setup has it."""
+        asked: Request = {"steps": self.steps, "guidance": self.guidance, **options}
+        pairs = zip(prompts or self.prompts, self.seeds, strict=True)
+        return [self.model.recipes(prompt, seed=seed, **asked)[0] for prompt, seed in pairs]
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        change: NetworkChange | None = None,
+        prompts: Sequence[str] | None = None,
+        **options: Unpack[Request],
+    ) -> Sampled:
+        """A picture for each seed, in one batch; change: of the network, as `with_network` has."""
+        model = self.model if change is None else self.model.with_network(change)
+        recipes = self.recipes(prompts, **options)
+        steps = [*loop.sample_batch(model, recipes)]
+        return Sampled(steps[-1].x, steps[-1].decode(steps[-1].x), steps)
+
+    @cached_property
+    def baseline(self) -> Sampled:
+        """The pictures of the unchanged model."""
+        return self.sample()
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """The means of the real pictures' latents [N, C, h, w]."""
+        with torch.inference_mode():
+            return self.model.encode(self.pictures)
+
+    @torch.inference_mode()
+    def estimate(
+        self,
+        x: Tensor,
+        sigma: float,
+        change: NetworkChange | None = None,
+        prompts: Sequence[str | None] | None = None,
+    ) -> Tensor:
+        """The denoiser's x0 of noisy latents x [B, C, h, w] at level σ, without guidance.
+
+        prompts: one for each; without them, for no prompt.
+        """
+        model = self.model if change is None else self.model.with_network(change)
+        cond = model.condition(prompts or [None] * len(x))
+        return model.denoise(x, torch.full((len(x),), sigma, dtype=torch.float64), cond).float()
+
+    def noise(self, like: Tensor, seed: int) -> Tensor:
+        """Unit normal noise of the shape of `like`, by a seed."""
+        return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
+
+    def row(self, pictures: Tensor, columns: int | None = None) -> Image.Image:
+        """Pictures [B, 3, H, W] side by side, as figures show them."""
+        images = to_images(pictures)
+        return grid([enlarged(image) for image in images], columns or len(images))
+
+
+def enlarged(image: Image.Image, side: int = ENLARGED) -> Image.Image:
+    """Small pictures by a whole factor, pixels as squares, so that their shorter side is `side`."""
+    factor = side // min(image.size)
+    if factor <= 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
