@@ -50,7 +50,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Chart:
+class LineChart:
     """Lines over two axes. Lines of one name have one colour and one entry in the legend."""
 
     title: str
@@ -78,4 +78,4 @@ class Table:
     note: str = ""
 
 
-Figure = Frames | Chart | Table
+Figure = Frames | LineChart | Table

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from undust.adapters.ablation import changed, record_stages, without_skips
 from undust.explain.effect import Effect
-from undust.explain.figures import Chart, Frames, Line
+from undust.explain.figures import LineChart, Frames, Line
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 from undust.pictures import to_images
@@ -45,7 +45,7 @@ def show(setup: Setup) -> PartResult:
         for how, values in (("with", whole), ("without", cut))
         for name, own in zip(("layout", "detail"), values, strict=True)
     ]
-    chart = Chart(say("similarity"), say("level"), say("correlation"), lines, log_x=True)
+    chart = LineChart(say("similarity"), say("level"), say("correlation"), lines, log_x=True)
     at = LEVELS.index(1.0)
     lost = (whole - cut)[..., at]
     seen = [_alike(drawn[say("all")], drawn[say("none")], part) for part in (0, 1)]
