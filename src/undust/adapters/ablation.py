@@ -30,16 +30,21 @@ def changed(*changes: Change) -> Callable[[DenoiserNetwork], DenoiserNetwork]:
     """
 
     def copy(network: DenoiserNetwork) -> DenoiserNetwork:
-        if not isinstance(network, AnyUNet):
-            raise UndustError(
-                f"ablation: it is for U-Nets, and this model has a {type(network).__name__}"
-            )
-        copied = shared(network)
+        copied = shared(as_unet(network))
         for change in changes:
             change(copied)
         return copied
 
     return copy
+
+
+def as_unet(network: DenoiserNetwork) -> AnyUNet:
+    """The network, which has to be a U-Net; UndustError if it is not."""
+    if not isinstance(network, AnyUNet):
+        raise UndustError(
+            f"ablation: only of U-Nets, and this model has a {type(network).__name__}"
+        )
+    return network
 
 
 def record_stages(report: Callable[[str, Tensor], object]) -> Change:

@@ -69,7 +69,7 @@ class LineChart:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Rows of text under a header."""
 
     title: str
@@ -78,4 +78,4 @@ class Table:
     note: str = ""
 
 
-Figure = Frames | LineChart | Table
+Figure = Frames | LineChart | TextTable

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from undust.explain.texts import PartTexts, Texts
+from undust.explain.texts import PartTexts, Translation
 from undust.generation import loop
 from undust.generation.loop import Step
 from undust.networks.base import DenoiserNetwork
@@ -46,7 +46,7 @@ class Setup:
     prompts: Sequence[str]
     seeds: Sequence[int]
     pictures: Tensor
-    texts: Texts
+    texts: Translation
     steps: int
     guidance: float
 
@@ -61,9 +61,16 @@ class Setup:
         self, prompts: Sequence[str] | None = None, **options: Unpack[Request]
     ) -> list[Recipe]:
         """A recipe for each seed; what is not given is as the setup has it."""
-        asked: Request = {"steps": self.steps, "guidance": self.guidance, **options}
-        pairs = zip(prompts or self.prompts, self.seeds, strict=True)
-        return [self.model.recipes(prompt, seed=seed, **asked)[0] for prompt, seed in pairs]
+        found: list[Recipe] = []
+        for prompt, seed in zip(prompts or self.prompts, self.seeds, strict=True):
+            asked: Request = {
+                "steps": self.steps,
+                "guidance": self.guidance,
+                **options,
+                "seed": seed,
+            }
+            found += self.model.recipes(prompt, **asked)
+        return found
 
     @torch.inference_mode()
     def sample(

@@ -27,7 +27,7 @@ class PartTexts:
         return self._texts[key].format(**values)
 
 
-class Texts:
+class Translation:
     """All texts in one language."""
 
     def __init__(self, language: Language) -> None:

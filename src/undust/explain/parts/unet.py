@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from undust.adapters.ablation import changed, record_stages, without_skips
+from undust.adapters.ablation import as_unet, changed, record_stages, without_skips
 from undust.explain.effect import Effect
-from undust.explain.figures import LineChart, Frames, Line
+from undust.explain.figures import Frames, Line, LineChart
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 from undust.pictures import to_images
@@ -23,7 +23,7 @@ LEVELS = (0.2, 0.5, 1.0, 2.0, 5.0)  # noise levels, in units of the latents' dev
 def show(setup: Setup) -> PartResult:
     """The part of this model."""
     say = setup.say("unet")
-    skips = range(len(setup.model.unet.skips))
+    skips = range(len(as_unet(setup.model.unet).skips))
     cuts = {say("all"): [], **{say("cut", n=n): [n] for n in skips}, say("none"): [*skips]}
     drawn = {
         label: setup.sample(changed(without_skips(cut))).pictures
