@@ -42,7 +42,7 @@ def as_unet(network: DenoiserNetwork) -> AnyUNet:
     """The network, which has to be a U-Net; UndustError if it is not."""
     if not isinstance(network, AnyUNet):
         raise UndustError(
-            f"ablation: only of U-Nets, and this model has a {type(network).__name__}"
+            f"ablation: it needs a U-Net; this model has a {type(network).__name__}"
         )
     return network
 
