@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from undust.errors import UndustError
 from undust.explain.texts import PartTexts, Translation
 from undust.generation import loop
 from undust.generation.loop import Step
@@ -111,6 +112,18 @@ class Setup:
         model = self.model if change is None else self.model.with_network(change)
         cond = model.condition(prompts or [None] * len(x))
         return model.denoise(x, torch.full((len(x),), sigma, dtype=torch.float64), cond).float()
+
+    def check_latents(self) -> None:
+        """Raises UndustError for a model whose latents are the pictures themselves."""
+        if self.model.first_stage.downsampling_factor == 1:
+            raise UndustError(
+                "explain: this part is about the space of latents, and this model works on pixels"
+            )
+
+    @cached_property
+    def shown(self) -> int:
+        """The number of real pictures in a row: that of the seeds, if there are as many."""
+        return min(len(self.seeds), len(self.pictures))
 
     def noise(self, like: Tensor, seed: int) -> Tensor:
         """Unit normal noise of the shape of `like`, by a seed."""
