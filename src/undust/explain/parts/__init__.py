@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from undust.explain.parts import first_stage, unet
+from undust.explain.parts import first_stage, forward, unet
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 
 PARTS: Mapping[str, Callable[[Setup], PartResult]] = {
     "first-stage": first_stage.show,
+    "forward": forward.show,
     "unet": unet.show,
 }
 """By name, in the order of seed 000."""

@@ -36,9 +36,8 @@ def show(setup: Setup) -> PartResult:
     if bool(posterior.deviation.any()):  # of VQ models it is 0
         figures.append(ranges(setup, posterior))
         effects += of_ranges(setup, posterior, decoded)
-    effects.append(
-        Effect("crossfade", say("crossfade"), *(edges(way).tolist() for way in ways), "lower", 3)
-    )
+    faded, mixed = (edges(way).tolist() for way in ways)
+    effects.append(Effect("crossfade", say("crossfade"), faded, mixed, "lower", 3))
     numbers = {
         "numbers_of_a_picture": setup.pictures[0].numel(),
         "numbers_of_a_latent": posterior.mean[0].numel(),
