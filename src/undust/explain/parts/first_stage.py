@@ -151,13 +151,13 @@ def noisy(setup: Setup) -> Frames:
     )
 
 
-def noised_both(setup: Setup, level: float) -> tuple[Tensor, Tensor]:
+def noised_both(setup: Setup, level: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The real pictures with noise on their pixels, and with noise on their latents, decoded.
 
     level: of the noise, in deviations of all pixels or latents.
     """
-    latents = noised(setup.latents, level, setup.noise(setup.latents, 0))
-    pixels = noised(setup.pictures, level, setup.noise(setup.pictures, 0))
+    latents = noised(setup.latents, level, setup.noise(setup.latents, seed))
+    pixels = noised(setup.pictures, level, setup.noise(setup.pictures, seed))
     return pixels, setup.model.decode(latents)
 
 
