@@ -18,7 +18,7 @@ MARGIN, GAP = 16, 8
 ROOM = WIDTH - 2 * MARGIN  # within the margins
 TITLE, HEADING, TEXT = 26, 18, 15  # pixels of letters
 MAX_FRAMES = 12
-CHART_SCALE = 1.6
+CHART_SCALE = 1.25
 
 
 def part_sheet(part: ExplainedPart, texts: Translation) -> Image.Image:
