@@ -12,6 +12,7 @@ from undust.cli import console
 from undust.cli.loading import opened_model
 from undust.cli.options import BUILT_IN, Device, ModelOption, Precision, Vae
 from undust.cli.output import FOLDER, free_place, try_writing
+from undust.errors import UndustError
 from undust.formats.files import check_new_folder
 
 if TYPE_CHECKING:
@@ -53,11 +54,13 @@ def explain(
     try_writing(out or FOLDER)
     if out is not None:
         check_new_folder(out)
+    if pictures is not None and not pictures.is_dir():
+        raise UndustError(f"--pictures {pictures}: no such folder")
     from undust.explain import explain_model, write_explanation
+    from undust.explain.explanation import check_parts
 
-    loaded = opened_model(model, dtype=dtype, device=device, vae=vae, engine="torch")
-    if loaded.device.type == "cpu":
-        loaded = loaded.with_engine("cpu")
+    check_parts(parts or ())
+    loaded = opened_model(model, dtype=dtype, device=device, vae=vae, engine="auto")
     began = time.monotonic()
     with console.counted("parts", "explaining") as progress:
 

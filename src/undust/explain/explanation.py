@@ -72,9 +72,7 @@ def explain_model(
     unknown names, for a model without a U-Net or text, and without a prompt for a model other than
     the built-in one.
     """
-    for name in names:
-        if name not in PARTS:
-            raise unknown("part", name, PARTS)
+    check_parts(names)
     if seeds < 2:
         raise UndustError(f"seeds: at least 2 are needed for a spread, not {seeds}")
     if model.engine not in LAYERED:
@@ -103,6 +101,13 @@ def explain_model(
         if observe:
             observe(len(done), len(wanted), done[-1])
     return Explanation(setup, done)
+
+
+def check_parts(names: Sequence[str]) -> None:
+    """Raises UndustError for a name that no part has."""
+    for name in names:
+        if name not in PARTS:
+            raise unknown("part", name, PARTS)
 
 
 def real_pictures(model: LatentModel, folder: Path | None) -> Tensor:
