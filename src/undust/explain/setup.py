@@ -22,6 +22,7 @@ from undust.recipe.recipe import Recipe
 from undust.recipe.request import Request
 
 ENLARGED = 128  # pixels, the shorter side of a picture that is shown; smaller ones are enlarged
+ROW = 6  # pictures in a row at most
 NetworkChange = Callable[[DenoiserNetwork], DenoiserNetwork]
 
 
@@ -107,8 +108,9 @@ class Setup:
     ) -> Tensor:
         """The denoiser's x0 of noisy latents x [B, C, h, w] at level σ, without guidance.
 
-        prompts: one for each; without them, for no prompt.
+        prompts: one for each; without them, for no prompt. Raises UndustError as `check_inputs`.
         """
+        self.check_inputs()
         model = self.model if change is None else self.model.with_network(change)
         cond = model.condition(prompts or [None] * len(x))
         return model.denoise(x, torch.full((len(x),), sigma, dtype=torch.float64), cond).float()
@@ -120,10 +122,18 @@ class Setup:
                 "explain: this part is about the space of latents, and this model works on pixels"
             )
 
-    @cached_property
+    def check_inputs(self) -> None:
+        """Raises UndustError for a model that needs more than noise and a prompt."""
+        if self.model.extra_channels or self.model.maps:
+            raise UndustError(
+                "explain: this part gives the network noise and a prompt; this model also needs a "
+                "picture (to repaint or enlarge, or a map)"
+            )
+
+    @property
     def shown(self) -> int:
-        """The number of real pictures in a row: that of the seeds, if there are as many."""
-        return min(len(self.seeds), len(self.pictures))
+        """The number of real pictures in a row of a figure."""
+        return min(len(self.seeds), len(self.pictures), ROW)
 
     def noise(self, like: Tensor, seed: int) -> Tensor:
         """Unit normal noise of the shape of `like`, by a seed."""

@@ -18,7 +18,7 @@ from undust.explain.figures import Frames, Line, LineChart, TextTable
 from undust.explain.measures import correlation, edges
 from undust.explain.parts.first_stage import noised_both
 from undust.explain.result import PartResult
-from undust.explain.setup import Setup
+from undust.explain.setup import ROW, Setup
 from undust.formats.components import new_denoiser
 from undust.latent.denoiser import PlacedNetwork
 from undust.pictures import to_images
@@ -33,8 +33,9 @@ LARGE = 100_000_000  # weights from which on a call on pixels is not timed
 
 @torch.inference_mode()
 def show(setup: Setup) -> PartResult:
-    """The part of this model; UndustError for one that works on pixels."""
+    """The part of this model; UndustError as `check_latents` and `check_inputs` have it."""
     setup.check_latents()
+    setup.check_inputs()
     say = setup.say("latent-space")
     edited, faded = edits(setup)
     middle = 1 + STRENGTHS.index(0.5)
@@ -167,8 +168,11 @@ def operations(setup: Setup, *, pixels: bool) -> int:
 def edit_frames(setup: Setup, edited: list[Tensor], faded: list[Tensor]) -> Frames:
     """From the real pictures to the prompts: faded, and below them edited by the model."""
     say, strengths = setup.say("latent-space"), (0.0, *STRENGTHS)
-    columns = len(setup.seeds)
-    images = [setup.row(torch.cat(both), columns) for both in zip(faded, edited, strict=True)]
+    n = min(len(setup.seeds), ROW)
+    images = [
+        setup.row(torch.cat([upper[:n], lower[:n]]), n)
+        for upper, lower in zip(faded, edited, strict=True)
+    ]
     labels = [say("strength", percent=f"{100 * each:.0f}") for each in strengths]
     start = strengths.index(0.5)
     return Frames(
