@@ -17,6 +17,7 @@ from undust.explain.mixture import MODES, GaussianMixture
 from undust.explain.parts import score
 from undust.explain.setup import Setup
 from undust.explain.texts import LANGUAGES, Language, Translation, read
+from variants import build
 
 ROUND = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.5)
 
@@ -85,6 +86,12 @@ def test_the_part_is_whole_in_both_languages(setup: Setup, language: Language):
     assert [type(figure) for figure in result.figures] == kinds
     assert [effect.claim for effect in result.effects] == ["higher", "higher", "lower", "lower"]
     assert [effect.verdict for effect in result.effects[:2]] == ["as claimed"] * 2
+
+
+def test_the_part_is_of_other_models_too():
+    pictures = PictureNoise([0, 1], (3, 64, 64)).start().clamp(-1, 1)
+    setup = Setup(build("sd1"), ["a", "b"], [0, 1], pictures, Translation("en"), 1, 1.0)
+    assert len(score.show(setup).effects) == 4
 
 
 def test_languages_have_the_same_texts():

@@ -27,6 +27,7 @@ POINTS = 64  # of each seed
 STEPS = 20
 SHOWN, PATHS = 12, 5  # points of the first seed, and those of them whose whole paths are shown
 TRAIL = 4  # steps behind a point
+FEWEST = 3  # steps of the model, to have some way
 EVERY = 2  # steps between two pictures
 REACH, SIDE, ARROWS = 2.9, 300, 15  # half a picture's width in the plane, pixels, a side's arrows
 EXACT, SPOILT = "ode", "mean"  # ways through the plane
@@ -72,7 +73,7 @@ def show(setup: Setup) -> PartResult:
     say = setup.say("score")
     ways = all_ways(setup.seeds)
     exact, spoilt, one = ways[EXACT], ways[SPOILT], ways["one"]
-    path = setup.sample(sampler="euler")
+    path = setup.sample(sampler="euler", steps=max(FEWEST, setup.steps))
     figures: list[Figure] = [
         Frames(
             say("field"),
