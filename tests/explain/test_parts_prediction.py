@@ -15,7 +15,7 @@ from undust.explain.figures import Frames, LineChart, TextTable
 from undust.explain.parts import prediction
 from undust.explain.parts.prediction import HIGHEST, NAMES, TIMES
 from undust.explain.setup import Setup
-from undust.explain.texts import LANGUAGES, Language, Translation, read
+from undust.explain.texts import LANGUAGES, Language, Translation
 from variants import build
 
 ENGLISH = Translation("en")
@@ -109,7 +109,3 @@ def test_the_part_is_of_other_models_too():
     pictures = PictureNoise([0, 1], (3, 64, 64)).start().clamp(-1, 1)
     result = prediction.show(Setup(model, ["a", "b"], [0, 1], pictures, ENGLISH, 2, 2.0))
     assert result.numbers["own_prediction"] == "epsilon"
-
-
-def test_languages_have_the_same_texts():
-    assert read("en", "prediction").keys() == read("ko", "prediction").keys()

@@ -16,7 +16,7 @@ from undust.explain.figures import Frames, LineChart, TextTable
 from undust.explain.mixture import MODES, GaussianMixture
 from undust.explain.parts import score
 from undust.explain.setup import Setup
-from undust.explain.texts import LANGUAGES, Language, Translation, read
+from undust.explain.texts import LANGUAGES, Language, Translation
 from variants import build
 
 ROUND = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.5)
@@ -92,10 +92,6 @@ def test_the_part_is_of_other_models_too():
     pictures = PictureNoise([0, 1], (3, 64, 64)).start().clamp(-1, 1)
     setup = Setup(build("sd1"), ["a", "b"], [0, 1], pictures, Translation("en"), 1, 1.0)
     assert len(score.show(setup).effects) == 4
-
-
-def test_languages_have_the_same_texts():
-    assert read("en", "score").keys() == read("ko", "score").keys()
 
 
 def test_the_code_of_each_equation_is_there():

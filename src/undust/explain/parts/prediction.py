@@ -137,7 +137,7 @@ def with_errors(setup: Setup, name: str | None) -> Tensor:
         factor = PREDICTIONS[name].scale(sigma.clamp(max=HIGHEST)) * SIZE
         return x0 + factor.reshape(-1, 1, 1, 1) * noise(sigma, sigma).to(x0)
 
-    start = model.process.start(noise.start().to(model.device), levels[0])
+    start = model.process.start(noise.start(), levels[0])
     return [*SAMPLERS["euler"](spoilt, start, levels, noise)][-1].x
 
 
@@ -193,7 +193,7 @@ def variances(setup: Setup, found: Targets) -> LineChart:
         "v_prediction": (1 + found.sigma**2 * own) / (1 + found.sigma**2),
     }
     lines = _lines(found.t, found.variance) + [
-        Line(say("theory", output=NAMES[name]), found.t.tolist(), each.tolist(), markers=False)
+        Line(NAMES[name], found.t.tolist(), each.tolist(), markers=False)
         for name, each in theory.items()
     ]
     return LineChart(say("variances"), say("t"), say("variance"), lines, note=say("variances_note"))

@@ -231,7 +231,9 @@ def model_chart(setup: Setup, path: Sampled) -> LineChart:
         _line(say(name), range(len(path.steps) - len(values), len(path.steps)), values)
         for name, values in found.items()
     ]
-    return LineChart(say("model"), say("step"), say("model_unit"), lines, note=say("model_note"))
+    return LineChart(
+        say("model"), say("step"), say("model_unit"), lines, log_y=True, note=say("model_note")
+    )
 
 
 def equations(setup: Setup) -> TextTable:
