@@ -1,4 +1,7 @@
-"""Part 7, the prediction: ε, x0 and v as targets, and the same error made in each of them."""
+"""Part 7, the prediction: ε, x0 and v as targets, and the same error made in each of them.
+
+The model at hand is measured; stored runs say what training makes of the choice.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from undust.diffusion.prediction import PREDICTIONS
 from undust.diffusion.process import Process
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.schedules import sigmas
+from undust.explain import prediction_runs
 from undust.explain.effect import Effect
 from undust.explain.figures import Figure, Frames, Line, LineChart, TextTable
+from undust.explain.prediction_runs import PredictionRuns
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 from undust.generation.guided import guided
@@ -75,9 +80,13 @@ def show(setup: Setup) -> PartResult:
         _over_time(setup, "unexplained", {n: found.unexplained(n) for n in NAMES}, found),
         amplification(setup, found),
     ]
+    measures = effects(setup, found, ends)
+    if runs := PredictionRuns.read():
+        figures += prediction_runs.figures(runs, NAMES, say)
+        measures += prediction_runs.effects(runs, say)
     return PartResult(
         figures,
-        effects(setup, found, ends),
+        measures,
         {
             "own_prediction": setup.model.prediction,
             "t": found.t.tolist(),
