@@ -93,6 +93,7 @@ def figures(runs: PredictionRuns, short: Mapping[str, str], say: PartTexts) -> l
                 Line(short[name], runs.t, each.mean(0).tolist(), each.std(0).tolist())
                 for name, each in errors.items()
             ],
+            log_y=True,
             note=say("runs_error_note"),
         ),
         TextTable(
