@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from undust.explain.parts import first_stage, forward, latent_space, unet
+from undust.explain.parts import first_stage, forward, latent_space, prediction, score, unet
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 
@@ -12,6 +12,8 @@ PARTS: Mapping[str, Callable[[Setup], PartResult]] = {
     "first-stage": first_stage.show,
     "forward": forward.show,
     "unet": unet.show,
+    "prediction": prediction.show,
     "latent-space": latent_space.show,
+    "score": score.show,
 }
 """By name, in the order of seed 000."""
