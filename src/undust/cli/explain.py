@@ -58,8 +58,14 @@ def explain(
         raise UndustError(f"--pictures {pictures}: no such folder")
     from undust.explain import explain_model, write_explanation
     from undust.explain.explanation import check_parts
+    from undust.explain.labels import can_draw
 
     check_parts(parts or ())
+    if lang == "ko" and not can_draw("가"):
+        console.note(
+            "no Korean font here: the pictures of the parts have transcribed text (Debian's "
+            "fonts-nanum has one); the page is not affected"
+        )
     loaded = opened_model(model, dtype=dtype, device=device, vae=vae, engine="auto")
     began = time.monotonic()
     with console.counted("parts", "explaining") as progress:
