@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from part_setups import emoji, setup, tiny
+from undust.explain.denoising_error import denoising_errors
 from undust.explain.parts import PARTS
 from undust.explain.parts import time_embedding as part
 from undust.explain.setup import Setup
@@ -36,17 +37,19 @@ def test_the_texts_have_the_same_keys():
 def test_the_right_time_told_is_no_error(shown: Setup):
     unit = shown.latents.std().item()
     right = shown.model.process.timestep(torch.tensor([2.0 * unit], dtype=torch.float64)).item()
-    expected = part.errors(shown, [2.0])
-    assert torch.equal(part.errors(shown, [2.0], part.always(right)), expected)
+    expected = denoising_errors(shown, [2.0])
+    assert torch.equal(denoising_errors(shown, [2.0], part.always(right)), expected)
     first, last = part.step_range(shown)
     assert (first, last) == (0.0, 999.0)
-    assert torch.equal(part.errors(shown, [2.0], part.later(0.0, first, last)), expected)
-    assert not torch.allclose(part.errors(shown, [2.0], part.later(150.0, first, last)), expected)
+    assert torch.equal(denoising_errors(shown, [2.0], part.later(0.0, first, last)), expected)
+    assert not torch.allclose(
+        denoising_errors(shown, [2.0], part.later(150.0, first, last)), expected
+    )
 
 
 def test_later_stays_within_the_range(shown: Setup):
-    beyond = part.errors(shown, [1.0], part.later(5000.0, 0.0, 999.0))
-    assert torch.equal(beyond, part.errors(shown, [1.0], part.always(999.0)))
+    beyond = denoising_errors(shown, [1.0], part.later(5000.0, 0.0, 999.0))
+    assert torch.equal(beyond, denoising_errors(shown, [1.0], part.always(999.0)))
 
 
 def test_detail_and_layout():

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from undust.adapters.ablation import as_unet, changed, timesteps
+from undust.explain.denoising_error import denoising_errors, used_levels
 from undust.explain.effect import Effect
 from undust.explain.figures import Frames, Line, LineChart
 from undust.explain.result import PartResult
@@ -18,7 +19,6 @@ from undust.networks.stored import computes_in
 SHOWN = 288  # pixels, the side of a heat map
 FROZEN = {"early": 0.85, "middle": 0.5, "late": 0.15}  # of the range of times; the last is noise
 SHIFT = 0.15  # of the range of time steps
-LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # noise levels, in units of the latents' deviation
 RESOLUTION = 96  # time steps in a heat map
 NEAR, FAR = 0.05, 0.5  # distances of two times, of the range
 COMPARED = 10  # times whose neighbours are compared
@@ -50,8 +50,9 @@ def show(setup: Setup) -> PartResult:
         note=say("pictures_note"),
     )
     levels = used_levels(setup)
-    found = {say("told_right"): errors(setup, levels)}
-    found |= {names[name]: errors(setup, levels, always(step)) for name, step in told.items()}
+    found = {say("told_right"): denoising_errors(setup, levels)}
+    for name, step in told.items():
+        found[names[name]] = denoising_errors(setup, levels, always(step))
     chart = LineChart(
         say("errors"),
         say("level"),
@@ -119,26 +120,6 @@ def later(shift: float, first: float, last: float) -> NetworkChange:
     """The right time step plus `shift`, between the first and the last one."""
     low, high = sorted((first, last))
     return changed(timesteps(lambda given: (given + shift).clamp(low, high)))
-
-
-def used_levels(setup: Setup) -> list[float]:
-    """Those of `LEVELS` that the process of the model has."""
-    unit, process = setup.latents.std().item(), setup.model.process
-    return [each for each in LEVELS if process.sigma_min <= each * unit <= process.sigma_max]
-
-
-def errors(setup: Setup, levels: list[float], change: NetworkChange | None = None) -> Tensor:
-    """The root mean square error of x0 for each real picture [N, levels].
-
-    In units of the latents' deviation.
-    """
-    unit = setup.latents.std().item()
-    noise = setup.noise(setup.latents, 0)
-    found: list[Tensor] = []
-    for level in levels:
-        estimate = setup.estimate(setup.latents + unit * level * noise, unit * level, change)
-        found.append((estimate - setup.latents).square().flatten(1).mean(1).sqrt() / unit)
-    return torch.stack(found, 1)
 
 
 def detail(pictures: Tensor) -> list[float]:
