@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from undust.adapters.ablation import (
     changed,
+    conditions,
+    cross_attention_text,
     local_self_attention,
     without_self_attention,
     without_tokens,
@@ -191,6 +194,22 @@ def test_without_tokens_is_a_text_without_them():
     assert torch.allclose(found[1], expected[1], atol=1e-5)
     none = changed(without_tokens(lambda _: masked & False))(network)
     assert torch.equal(none(*given), before)
+
+
+def test_another_text_for_cross_attention():
+    network = with_text()
+    x, timestep, cond = given = inputs(network)
+    before = network(*given)
+    assert cond.text is not None
+    other = cond.text.flip(0, 1)
+    found = changed(cross_attention_text(lambda _: other))(network)(*given)
+    assert torch.equal(found, network(x, timestep, Conditioning(2, other)))
+    back = changed(
+        cross_attention_text(lambda own: torch.zeros_like(other) if own.text is None else own.text),
+        conditions(lambda own: replace(own, text=other)),
+    )
+    assert torch.equal(back(network)(*given), before)
+    assert torch.equal(network(*given), before)
 
 
 def test_a_network_without_text():

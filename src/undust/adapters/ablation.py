@@ -145,6 +145,30 @@ def without_tokens(which: Callable[[Conditioning], Tensor]) -> Change:
     return mask
 
 
+def cross_attention_text(choose: Callable[[Conditioning], Tensor]) -> Change:
+    """Other states [B, T, D] of the text for cross-attention than for the rest of the network.
+
+    choose: called with the conditions of each call, as they are before later changes.
+    """
+
+    def change(network: AnyUNet) -> None:
+        chosen: list[Tensor] = []
+
+        def begin(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            chosen[:] = [choose(inputs[2])]
+
+        def replace(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, context, *rest = inputs
+            return x, chosen[0].to(context), *rest
+
+        network.register_forward_pre_hook(begin)
+        for module in network.modules():
+            if isinstance(module, SpatialTransformer):
+                module.register_forward_pre_hook(replace)
+
+    return change
+
+
 def _cross_attentions(network: nn.Module) -> list[Attention]:
     """Those over pixels."""
     return [
