@@ -26,7 +26,7 @@ def test_it_runs(model: Callable[[], LatentDiffusion], language: Language):
     found = PARTS["time-embedding"](setup(model(), language))
     assert len(found.figures) == 3
     assert {each.name for each in found.effects} == {
-        *("error_frozen_middle", "detail_told_early", "layout_told_late", "embedding_far")
+        *("error_frozen_middle", "detail_told_early", "layout_told_late", "stages_learnt")
     }
 
 
@@ -64,9 +64,8 @@ def test_similarity_of_rows():
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]]) + 7
     expected = torch.tensor([[1.0, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, -1], [0, 0, -1, 1]])
     assert torch.allclose(part.similarity(rows), expected, atol=1e-6)
-    near, far = part.near_and_far(torch.tensor([[1.0, 0], [1, 0], [-2, 0]]))
-    assert near == pytest.approx([1])
-    assert far == pytest.approx([-1])
+    found = part.nearness(torch.tensor([[1.0, 0], [1, 0], [-2, 0]]))
+    assert found == pytest.approx([2])  # 1 with the one near, −1 with the one far
 
 
 def test_compared_times_are_in_the_range():

@@ -65,7 +65,7 @@ def show(setup: Setup) -> PartResult:
         log_y=True,
         note=say("errors_note"),
     )
-    near, far = near_and_far(embeddings(setup, compared_times())[1])
+    waves, learnt = (nearness(rows) for rows in embeddings(setup, compared_times()))
     effects = [
         Effect(
             "error_frozen_middle",
@@ -91,7 +91,7 @@ def show(setup: Setup) -> PartResult:
             "lower",
             3,
         ),
-        Effect("embedding_far", say("embedding_far"), far, near, "lower"),
+        Effect("stages_learnt", say("stages_learnt"), learnt, waves, "higher"),
     ]
     numbers = {
         "levels": levels,
@@ -186,10 +186,10 @@ def compared_times() -> Tensor:
     return torch.cat([own, own + NEAR, torch.where(own < FAR, own + FAR, own - FAR)])
 
 
-def near_and_far(rows: Tensor) -> tuple[list[float], list[float]]:
-    """The cosines of the rows of `compared_times`, with those near and with those far."""
+def nearness(rows: Tensor) -> list[float]:
+    """Of the rows of `compared_times`: the cosine with the one near minus that with the one far."""
     own, near, far = (rows - rows.mean(0)).chunk(3)
-    return F.cosine_similarity(own, near).tolist(), F.cosine_similarity(own, far).tolist()
+    return (F.cosine_similarity(own, near) - F.cosine_similarity(own, far)).tolist()
 
 
 def _steps(setup: Setup, parts: Tensor) -> Tensor:
