@@ -21,7 +21,7 @@ from torch import Tensor
 
 import undust
 from undust.explain import Trace, trace
-from undust.explain.word_maps import Layers
+from undust.explain.word_maps import Layers, auc
 from undust.pictures import from_image
 from undust.pipeline import LatentDiffusion
 
@@ -48,12 +48,6 @@ Found = dict[str, list[float]]
 
 
 LAYERS: tuple[Layers, ...] = ("all", "finest")
-
-
-def auc(map_: Tensor, acts: Tensor) -> float:
-    """The share of pairs of cells, one that acts and one that does not, in the right order."""
-    high, low = map_[acts][:, None], map_[~acts][None]
-    return ((high > low).double() + 0.5 * (high == low)).mean().item()
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

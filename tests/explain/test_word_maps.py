@@ -18,6 +18,7 @@ from undust.diffusion.noise import PictureNoise
 from undust.explain import trace
 from undust.explain.word_maps import (
     attention_shares,
+    auc,
     centres_of_mass,
     of_words,
     unrepeated,
@@ -29,6 +30,17 @@ from variants import build
 PROMPT = "a big cat, oil painting of a dog"
 NAMES = ["a", "big", "cat", "oil", "painting", "of", "a", "dog"]
 SIZE, STEPS, SCALE, SEED = 64, 3, 3.0, 5
+
+
+def test_auc():
+    acts = torch.tensor([[True, True], [False, False]])
+    for map_, expected in (
+        ([[3.0, 4.0], [1.0, 2.0]], 1),
+        ([[1.0, 2.0], [3.0, 4.0]], 0),
+        ([[1.0, 1.0], [1.0, 1.0]], 0.5),
+        ([[4.0, 2.0], [3.0, 1.0]], 0.75),
+    ):
+        assert auc(torch.tensor(map_), acts) == expected
 
 
 def test_words_are_sums_of_their_tokens():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from undust.adapters.applied_loras import shared
 from undust.errors import UndustError
-from undust.networks.attention import Attention, SpatialTransformer
+from undust.networks.attention import Attention, PixelAttention, SpatialTransformer
 from undust.networks.base import DenoiserNetwork
 from undust.networks.conditioning import Conditioning
 
@@ -76,6 +76,59 @@ def recording(
     return copied
 
 
+def record_self_attention(
+    places: Sequence[tuple[float, float]], report: Callable[[str, Tensor], object]
+) -> Callable[[nn.Module], object]:
+    """Hooks on a network that report, for each self-attention over pixels, where places look.
+
+    places: Q points (x, y) in 0 … 1 from the left and from the top; report: called with the name of
+    a layer and the probabilities [B, Q, h', w'] of all its pixels for the pixels at these points,
+    the mean over its heads in float32, so that their sum over h' and w' is 1.
+    """
+
+    def hook(name: str, grid: Sequence[int]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(module, Attention)
+            tokens = _normalised(module, inputs[0])
+            height, width = grid
+            rows = [
+                min(int(y * height), height - 1) * width + min(int(x * width), width - 1)
+                for x, y in places
+            ]
+            found = probabilities(module, tokens[:, rows], tokens)
+            report(name, found.mean(1).unflatten(2, (height, width)))
+
+        return record
+
+    def add(network: nn.Module) -> None:
+        for name, (layer, grid) in self_attentions(network).items():
+            layer.register_forward_pre_hook(hook(name, grid))
+
+    return add
+
+
+def self_attentions(network: nn.Module) -> dict[str, tuple[Attention, Sequence[int]]]:
+    """The self-attention over pixels, by name, with the height and width of each latest input.
+
+    Hooks on the network measure the inputs.
+    """
+    found: dict[str, tuple[Attention, Sequence[int]]] = {}
+    for name, module in network.named_modules():
+        own: dict[str, Attention] = {}
+        if isinstance(module, PixelAttention):
+            own = {name: module}
+        elif isinstance(module, SpatialTransformer):
+            own = {
+                f"{name}.transformer_blocks.{number}.attn1": block.attn1
+                for number, block in enumerate(module.blocks)
+                if not block.only_cross
+            }
+        if own:
+            grid = _measured(module)
+            found |= {each: (layer, grid) for each, layer in own.items()}
+    return found
+
+
 def probabilities(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
     """softmax(q·kᵀ/√d) of tokens x [B,N,C] over a context [B,T,D] → [B,heads,N,T], in float32.
 
@@ -92,10 +145,7 @@ def _record(
     name: str, transformer: nn.Module, chosen: Sequence[int], found: dict[str, Tensor]
 ) -> None:
     """Puts hooks on the cross-attention of a transformer over pixels."""
-    grid: list[int] = []  # height and width of its input
-
-    def measure(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        grid[:] = inputs[0].shape[2:]
+    grid = _measured(transformer)
 
     def hook(full_name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -111,7 +161,25 @@ def _record(
 
         return record
 
-    transformer.register_forward_pre_hook(measure)
     for inner, module in transformer.named_modules():
         if isinstance(module, Attention):
             module.register_forward_pre_hook(hook(f"{name}.{inner}"))
+
+
+def _measured(module: nn.Module) -> Sequence[int]:
+    """The height and width of the latest input of a module over pixels; a hook measures them."""
+    grid: list[int] = []
+
+    def measure(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        grid[:] = inputs[0].shape[2:]
+
+    module.register_forward_pre_hook(measure)
+    return grid
+
+
+def _normalised(layer: Attention, x: Tensor) -> Tensor:
+    """The tokens [B, N, C] that a self-attention layer reads of its input."""
+    if not isinstance(layer, PixelAttention):
+        return x
+    x = x if layer.group_norm is None else layer.group_norm(x)
+    return x.flatten(2).transpose(1, 2)

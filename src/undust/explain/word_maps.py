@@ -79,6 +79,15 @@ def centres_of_mass(maps: Tensor) -> Tensor:
     return torch.where(mass[:, None] > 0, found, 0.5)
 
 
+def auc(map_: Tensor, acts: Tensor) -> float:
+    """The area under the ROC curve of a map [h, w] for the cells that act, bool [h, w].
+
+    It is the share of pairs of cells, one that acts and one that does not, in the right order.
+    """
+    high, low = map_[acts][:, None], map_[~acts][None]
+    return ((high > low).double() + 0.5 * (high == low)).mean().item()
+
+
 def _upsampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[1:] == size:
         return maps

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from undust.explain.parts import first_stage, forward, latent_space, prediction, score, unet
+from undust.explain.parts import (
+    cross_attention,
+    first_stage,
+    forward,
+    latent_space,
+    prediction,
+    score,
+    self_attention,
+    time_embedding,
+    unet,
+)
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 
@@ -12,8 +22,11 @@ PARTS: Mapping[str, Callable[[Setup], PartResult]] = {
     "first-stage": first_stage.show,
     "forward": forward.show,
     "unet": unet.show,
+    "time-embedding": time_embedding.show,
+    "self-attention": self_attention.show,
     "prediction": prediction.show,
     "latent-space": latent_space.show,
     "score": score.show,
+    "cross-attention": cross_attention.show,
 }
 """By name, in the order of seed 000."""
