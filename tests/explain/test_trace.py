@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import undust
+from undust.diffusion.process import PROCESSES
 from undust.errors import UndustError
 from undust.explain import trace
 from undust.generation.guided import with_adapters
@@ -81,10 +83,14 @@ def test_other_models(variant: str):
     assert all(step.maps.amin() > 0 for step in found.steps)
 
 
-@pytest.mark.parametrize("variant", ["sd1", "sd2-v"])
-def test_steps_have_what_the_denoiser_says(variant: str):
+@pytest.mark.parametrize(
+    ("variant", "process"), [("sd1", None), ("sd2-v", None), ("sd1", "edm"), ("sd2-v", "flow")]
+)
+def test_steps_have_what_the_denoiser_says(variant: str, process: str | None):
     """σ, x, and the estimates with and without the prompt, by the model itself."""
     model = build(variant)
+    if process:
+        model = replace(model, process=PROCESSES[process]())
     found = trace(model, PROMPT, guidance=3, sampler="euler", **SHORT)
     steps = [*model.steps(PROMPT, guidance=3, sampler="euler", **SHORT)]
     assert len(found.steps) == len(steps) == 3

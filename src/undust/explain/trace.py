@@ -129,7 +129,7 @@ class _Recorder:
     def __call__(self, call: RecordedCall) -> None:
         """Keeps one network call."""
         process = self._model.process
-        sigma = process.sigma(call.timestep[0].double().cpu())
+        sigma = process.sigma_at(call.timestep[0].cpu())
         place = next(iter(call.entries), 0)
         tokens = self._positive.shape[1]
         attention = {name: unrepeated(own[0], tokens).cpu() for name, own in call.attention.items()}

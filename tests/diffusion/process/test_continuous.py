@@ -76,6 +76,16 @@ def test_the_network_is_told_more_the_more_noise_there_is(process: Process):
 
 
 @EVERY
+def test_the_level_of_a_time_step_is_found(process: Process):
+    levels = process.sigma(times(process))
+    found = process.sigma_at(process.timestep(levels))
+    torch.testing.assert_close(found, levels, rtol=1e-4, atol=0)
+    ends = process.sigma_at(torch.tensor([process.timestep(levels)[0] - 1e6, 1e9]))
+    expected = torch.tensor([process.sigma_min, process.sigma_max], dtype=torch.float64)
+    torch.testing.assert_close(ends, expected)
+
+
+@EVERY
 def test_the_network_sees_the_processes_own_x(process: Process):
     """x_t = α·x itself; only EDM scales the input on its own, to variance 1."""
     sigma = process.sigma(times(process))

@@ -7,6 +7,7 @@ differ only in the σ of each time and in the input of their networks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -25,6 +26,7 @@ all digits), but from v, the flow's velocity and x0 itself.
 """
 
 SNAP = 1e-4  # time steps this close to an integer are rounded: the precision of σ in float32
+BISECTIONS = 60  # of the range of log σ, down to float64's precision
 
 
 def as_float64(time: Tensor | float) -> Tensor:
@@ -77,6 +79,20 @@ class Process(Protocol):
     def sigma(self, time: Tensor | float) -> Tensor:
         """σ(t) = s/α, noise over signal."""
         return self.std(time) / self.alpha(time)
+
+    def sigma_at(self, timestep: Tensor) -> Tensor:
+        """σ of the network's time step, float64: the inverse of `timestep`, by bisection.
+
+        The nearer end of the process for time steps outside.
+        """
+        target = timestep.double()
+        low = torch.full_like(target, math.log(self.sigma_min))
+        high = torch.full_like(target, math.log(self.sigma_max))
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            above = self.timestep(middle.exp()) > target
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return high.exp()
 
     @property
     def sigma_min(self) -> float:

@@ -66,6 +66,10 @@ class VP(Process):
 
     time = timestep
 
+    def sigma_at(self, timestep: Tensor) -> Tensor:
+        """`sigma`, since time steps are times here."""
+        return self.sigma(timestep)
+
     def sigma(self, time: Tensor | float) -> Tensor:
         """The inverse of `timestep`: σ in float64 of whole or fractional time steps in [0, T−1]."""
         time = as_float64(time)
