@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from undust.diffusion.schedules import sigmas
 from undust.explain.texts import PartTexts, Translation
 from undust.generation import loop
 from undust.generation.loop import Step
@@ -89,6 +90,11 @@ class Setup:
     def baseline(self) -> Sampled:
         """The pictures of the unchanged model."""
         return self.sample()
+
+    def levels(self, steps: int | None = None) -> Tensor:
+        """The noise levels σ of a generation, float64 [steps + 1], the last one 0."""
+        first = self.recipes(steps=steps or self.steps)[0]
+        return sigmas(first.schedule, self.model.process, first.steps)
 
     @cached_property
     def latents(self) -> Tensor:
