@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.schedules import sigmas
 from undust.explain.texts import PartTexts, Translation
 from undust.generation import loop
@@ -95,6 +96,10 @@ class Setup:
         """The noise levels σ of a generation, float64 [steps + 1], the last one 0."""
         first = self.recipes(steps=steps or self.steps)[0]
         return sigmas(first.schedule, self.model.process, first.steps)
+
+    def level(self, sigma: float) -> str:
+        """σ for people."""
+        return "∞" if sigma > SIGMA_INF / 2 else f"{sigma:.2g}"
 
     @cached_property
     def latents(self) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from undust.explain.parts import time, unet
+from undust.explain.parts import reverse, time, unet
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 
 PARTS: Mapping[str, Callable[[Setup], PartResult]] = {
     "time": time.show,
     "unet": unet.show,
+    "reverse": reverse.show,
 }
 """By name, in the order of seed 000."""

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from undust.diffusion.guidance import PromptSchedule
 from undust.diffusion.noise import PictureNoise
-from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.registry import Denoise
 from undust.explain.bands import bands
@@ -102,10 +101,14 @@ def energies(pictures: Tensor, others: Tensor) -> Tensor:
 
 
 def similarities(setup: Setup) -> Tensor:
-    """Cosines of the estimate of x0 with the final picture [steps, B, bands], without the mean."""
-    final = bands(setup.baseline.pictures, (1, *CELLS))[1:]
+    """Cosines of the estimate of x0 with the final picture [steps, B, bands], without the mean.
+
+    Of Euler's method, whose steps use the estimate as it is, not extrapolated.
+    """
+    sampled = setup.sample(sampler="euler")
+    final = bands(sampled.pictures, (1, *CELLS))[1:]
     found: list[Tensor] = []
-    for step in setup.baseline.steps:
+    for step in sampled.steps:
         estimate = bands(_decoded(setup, step.x0), (1, *CELLS))[1:]
         pairs = zip(estimate, final, strict=True)
         found.append(
@@ -229,8 +232,7 @@ def _line(name: str, steps: Sequence[int], values: Tensor) -> Line:
 
 
 def _label(setup: Setup, key: str, step: int) -> str:
-    sigma = setup.levels()[step].item()
-    level = "∞" if sigma > SIGMA_INF / 2 else f"{sigma:.2g}"
+    level = setup.level(setup.levels()[step].item())
     return setup.say("time")(key, step=step, steps=setup.steps, level=level)
 
 
