@@ -1,11 +1,14 @@
 """Films led by known views against films whose next frames are known: the use of a λ table.
 
-    python benchmarks/known_views.py MODEL DATA [--steps 20] [--clips 20] [--tune 0] [--out FILE]
+    python benchmarks/known_views.py MODEL DATA [--steps 20] [--clips 20] [--depth-scale 1]
+        [--out FILE]
 
 DATA: `views` of examples/moving_pictures.py: of each held-out scene the true film, and its first
 frame warped along the camera's path by a depth map that has an estimator's errors. Each way to use
 the warped frames makes a film of each scene, all from the same noise; the true frames tell PSNR and
 perceptual distance, a frame at a time, on all pixels, on the known ones and in the holes.
+--depth-scale multiplies all estimated depths, as an estimator does that does not know the scale of
+a scene: below 1 everything moves too far, and the known views are wrong.
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import undust
 from undust.cli import console
-from undust.conditioning.warp import latent_mask
+from undust.conditioning.warp import Camera, latent_mask, warp
 from undust.diffusion import lambda_tables
 from undust.diffusion.guidance import (
     ClassifierFree,
@@ -105,16 +109,37 @@ def _but_first(weights: Tensor) -> Tensor:
     return weights[:, 1:]
 
 
-def read(folder: Path) -> Clip:
+def read(folder: Path, depth_scale: float) -> Clip:
     """A scene of the data set."""
+    cameras = json.loads((folder / "cameras.json").read_text())
     warped, masks = read_known_views(folder / "known")
+    if depth_scale != 1:
+        warped, masks = rewarped(folder, warped[0], cameras, depth_scale)
     paths = sorted((folder / "film").glob("frame-*.png"))[: len(warped)]
     size = warped.shape[3], warped.shape[2]
     true = torch.stack([from_image(read_image(path), size) for path in paths]).float() / 127.5 - 1
-    cameras = json.loads((folder / "cameras.json").read_text())
     places = torch.tensor(cameras["positions"], dtype=torch.float64)[: len(warped)]
     distances = lambda_tables.distances_along(places)
     return Clip(true, warped, masks, distances)
+
+
+def rewarped(
+    folder: Path, first: Tensor, cameras: dict[str, Any], scale: float
+) -> tuple[Tensor, Tensor]:
+    """The known views [F, 3, H, W] and masks [F, H, W] with the estimated depths scaled."""
+    depth = torch.from_numpy(np.load(folder / "estimated-depth.npy")).double() * scale
+    at = [
+        Camera(
+            cameras["focal"],
+            tuple(cameras["centre"]),
+            torch.tensor(rotation, dtype=torch.float64),
+            torch.tensor(position, dtype=torch.float64),
+        )
+        for rotation, position in zip(cameras["rotations"], cameras["positions"], strict=True)
+    ]
+    pairs = [warp(first, depth, at[0], camera) for camera in at[1:]]
+    views, masks = zip((first, torch.ones_like(depth, dtype=torch.bool)), *pairs, strict=True)
+    return torch.stack(views), torch.stack(masks)
 
 
 @torch.inference_mode()
@@ -155,12 +180,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--depth-scale", type=float, default=1.0)
     parser.add_argument("--out", type=Path, help="sheet of the first scenes, PNG")
     asked = parser.parse_args()
     model = undust.load_video(asked.model)
     perceptual = FigureNetworks.load(None, None, None, None).perceptual
     assert perceptual
-    clips = [read(folder) for folder in sorted(asked.data.iterdir())[: asked.clips]]
+    folders = sorted(asked.data.iterdir())[: asked.clips]
+    clips = [read(folder, asked.depth_scale) for folder in folders]
     made: dict[str, list[Tensor]] = {}
     with console.counted("films", "made") as observe:
         for name, way in WAYS.items():

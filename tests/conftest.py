@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+from browsing import browser, page  # noqa: F401  # fixtures
+
 # With the half million objects of torch, transformers and diffusers, a full collection takes a
 # quarter of a second, and by default one comes every two. Tests of what is freed collect it.
 gc.set_threshold(50_000, 10, 10)

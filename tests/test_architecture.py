@@ -21,7 +21,7 @@ MODULES = {
 FLOORS = (
     {"errors", "interrupts", "version"},
     {"regular"},
-    {"diffusion", "pictures"},
+    {"diffusion", "pictures", "web"},
     {"networks"},
     {"conditioning"},
     {"formats"},

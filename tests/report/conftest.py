@@ -1,30 +1,19 @@
-"""Folders of runs as training leaves them, and a browser."""
+"""Folders of runs as training leaves them."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
 MakeRun = Callable[..., Path]
 HOSTILE = (
     '<img src=x onerror=alert(1)></script><script>alert(2)</script> 고양이 & "dog" \' {{ 7*7 }}'
-)
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 
 
@@ -74,27 +63,3 @@ def make_run(tmp_path: Path) -> MakeRun:
         return out
 
     return make
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A Chromium: that of scripts/browser, or the system's."""
-    own, environment = Path(sys.prefix) / "browser", dict[str, str | float | bool](os.environ)
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if (own / "versions").is_file():
-        found = str(own / "chromium")
-        environment |= {"LD_LIBRARY_PATH": str(own / "lib"), "FONTCONFIG_PATH": str(own)}
-    if not found or not find_spec("playwright"):
-        reason = "no Chromium: .venv/bin/python scripts/browser brings one" if not found else ""
-        reason = reason or "no playwright: it is in undust[test]"
-        if os.environ.get("UNDUST_BROWSER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=found, args=list(FLAGS), env=environment
-        )
-        yield started
-        started.close()

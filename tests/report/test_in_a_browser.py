@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
+from browsing import WIDTHS, overflow, violations
 from undust.report.page import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 MakeRun = Callable[..., Path]
-WIDTHS = (360, 1280)
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """An empty tab; at its end it has had no error and no request but for the page."""
-    context = browser.new_context(viewport={"width": WIDTHS[0], "height": 800})
-    tab, faults = context.new_page(), list[str]()
-    tab.on("console", lambda message: faults.append(message.text))
-    tab.on("pageerror", lambda error: faults.append(str(error)))
-    tab.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
-    yield tab
-    context.close()
-    assert not faults
-    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
-    assert len([url for url in asked if url.startswith("file:")]) == 1
-
-
-def overflow(page: Page) -> int:
-    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
 def test_a_page_of_two_runs(make_run: MakeRun, page: Page):
@@ -107,15 +83,7 @@ def test_nothing_moves_and_all_is_there_without_scripts(
 
 
 def test_axe_finds_nothing(make_run: MakeRun, page: Page):
-    """axe-core's rules for accessibility (WCAG, contrast included), in both colour schemes."""
-    axe = Path(sys.prefix, "browser", "axe.min.js")
-    if not axe.is_file():
-        pytest.skip("no axe-core: .venv/bin/python scripts/browser brings it")
     folder = make_run("both/first-stage").parent
     make_run("both/diffusion")
     page.goto(write_report(folder).as_uri())
-    page.evaluate(axe.read_text("utf-8"))
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        found = page.evaluate("axe.run({resultTypes: ['violations']})")
-        assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
+    assert violations(page) == []

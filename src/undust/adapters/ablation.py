@@ -41,9 +41,7 @@ def changed(*changes: Change) -> Callable[[DenoiserNetwork], DenoiserNetwork]:
 def as_unet(network: DenoiserNetwork) -> AnyUNet:
     """The network, which has to be a U-Net; UndustError if it is not."""
     if not isinstance(network, AnyUNet):
-        raise UndustError(
-            f"ablation: it needs a U-Net; this model has a {type(network).__name__}"
-        )
+        raise UndustError(f"ablation: it needs a U-Net; this model has a {type(network).__name__}")
     return network
 
 

@@ -24,6 +24,7 @@ from undust.cli import (
     data,
     ema,
     evaluate,
+    explain,
     generate,
     habits,
     init,
@@ -65,6 +66,7 @@ app.command()(generate.interpolate)
 app.command()(animate.animate)
 app.command()(orbit.orbit)
 app.command()(trace.trace)
+app.command()(explain.explain)
 app.command()(invert.invert)
 app.command()(invert.likelihood)
 app.command()(inspect.inspect)

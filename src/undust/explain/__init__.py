@@ -1,6 +1,16 @@
-"""Why a model draws what it draws: word maps, and traces of a generation."""
+"""Why a model draws what it draws: its parts shown and removed, word maps, and traces."""
 
+from undust.explain.explanation import Explanation, explain_model
+from undust.explain.explanation_folder import write_explanation
 from undust.explain.trace import Trace, TraceStep, trace
 from undust.explain.trace_folder import write_trace
 
-__all__ = ["Trace", "TraceStep", "trace", "write_trace"]
+__all__ = [
+    "Explanation",
+    "Trace",
+    "TraceStep",
+    "explain_model",
+    "trace",
+    "write_explanation",
+    "write_trace",
+]

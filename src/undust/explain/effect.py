@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-import torch
 
 ERRORS = 2.0  # standard errors by which a mean has to differ from 0 to say so
 
@@ -36,8 +35,9 @@ class Effect:
     @property
     def difference(self) -> tuple[float, float]:
         """The mean of the paired differences and its standard error."""
-        apart = torch.tensor(self.values).double() - torch.tensor(self.reference).double()
-        return apart.mean().item(), apart.std().item() / len(apart) ** 0.5
+        pairs = zip(self.values, self.reference, strict=True)
+        mean, deviation = mean_and_deviation([value - own for value, own in pairs])
+        return mean, deviation / len(self.values) ** 0.5
 
     @property
     def verdict(self) -> Verdict:
@@ -52,5 +52,4 @@ class Effect:
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Of a sample."""
-    found = torch.tensor(values).double()
-    return found.mean().item(), found.std().item()
+    return statistics.fmean(values), statistics.stdev(values)

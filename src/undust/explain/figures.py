@@ -45,7 +45,7 @@ class Line:
     markers: bool = True
 
     def __post_init__(self) -> None:
-        assert len(self.x) == len(self.y) > 0, self.name
+        assert len(self.x) == len(self.y), self.name
         assert self.spread is None or len(self.spread) == len(self.y), self.name
 
 

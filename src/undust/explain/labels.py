@@ -38,12 +38,21 @@ def draw_label(
     ImageDraw.Draw(image).text(place, shown, "black", font, anchor)
 
 
+def can_draw(text: str) -> bool:
+    """Whether a font of this machine has all letters of a text."""
+    return any(_has_all(font, text) for font in [ImageFont.load_default(9), *_installed(9)])
+
+
+def _has_all(font: Font, text: str) -> bool:
+    return all(_has(font, letter) for letter in text)
+
+
 def _shown(text: str, size: int) -> tuple[str, Font]:
     """The text as it can be drawn, and a font for it."""
     text = unicodedata.normalize("NFC", text)
     fonts = [ImageFont.load_default(size), *_installed(size)]
     for font in fonts:
-        if all(_has(font, letter) for letter in text):
+        if _has_all(font, text):
             return text, font
     font = fonts[0]
     letters = (letter if _has(font, letter) else _transcribed(letter) for letter in text)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from undust.diffusion.process.base import SIGMA_INF
 from undust.diffusion.schedules import sigmas
+from undust.errors import UndustError
 from undust.explain.texts import PartTexts, Translation
 from undust.generation import loop
 from undust.generation.loop import Step
@@ -23,6 +24,7 @@ from undust.recipe.recipe import Recipe
 from undust.recipe.request import Request
 
 ENLARGED = 128  # pixels, the shorter side of a picture that is shown; smaller ones are enlarged
+ROW = 6  # pictures in a row at most
 NetworkChange = Callable[[DenoiserNetwork], DenoiserNetwork]
 
 
@@ -117,11 +119,37 @@ class Setup:
     ) -> Tensor:
         """The denoiser's x0 of noisy latents x [B, C, h, w] at level σ, without guidance.
 
-        prompts: one for each; without them, for no prompt.
+        prompts: one for each; without them, for no prompt. Raises UndustError as `check_inputs`.
         """
+        self.check_inputs()
         model = self.model if change is None else self.model.with_network(change)
         cond = model.condition(prompts or [None] * len(x))
         return model.denoise(x, torch.full((len(x),), sigma, dtype=torch.float64), cond).float()
+
+    def check_latents(self) -> None:
+        """Raises UndustError for a model whose latents are the pictures themselves."""
+        if self.model.first_stage.downsampling_factor == 1:
+            raise UndustError(
+                "explain: this part is about the space of latents, and this model works on pixels"
+            )
+
+    def check_inputs(self) -> None:
+        """Raises UndustError for a model that needs more than noise and a prompt."""
+        if self.model.extra_channels or self.model.maps:
+            raise UndustError(
+                "explain: this part gives the network noise and a prompt; this model also needs a "
+                "picture (to repaint or enlarge, or a map)"
+            )
+
+    @property
+    def drawn(self) -> int:
+        """The number of generated pictures in a row of a figure."""
+        return min(len(self.seeds), ROW)
+
+    @property
+    def shown(self) -> int:
+        """The number of real pictures in a row of a figure."""
+        return min(len(self.seeds), len(self.pictures), ROW)
 
     def noise(self, like: Tensor, seed: int) -> Tensor:
         """Unit normal noise of the shape of `like`, by a seed."""

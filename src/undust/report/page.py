@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import time
 from functools import cache
 from pathlib import Path
@@ -20,6 +17,7 @@ from undust.report import run
 from undust.report.charts import HEIGHT, MAX_POINTS, WIDTH
 from undust.report.run import RunReport
 from undust.version import __version__
+from undust.web import base_style, early_script, inert_json, security_policy
 
 NAME = "report.html"
 PICTURES = 12 * 2**20  # bytes of all previews; the page is a third larger than its pictures
@@ -48,8 +46,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 def html(title: str, reports: list[RunReport]) -> str:
     """The page on these runs. It loads nothing, and runs no script but its own."""
-    style = _files("uplot/uPlot.min.css", "report.css")
-    early = _files("early.js")
+    style = base_style() + _files("uplot/uPlot.min.css", "report.css")
+    early = early_script()
     script = _files("uplot/uPlot.iife.min.js", "report.js")
     return _template().render(
         title=title,
@@ -57,9 +55,9 @@ def html(title: str, reports: list[RunReport]) -> str:
         style=Markup(style),
         early=Markup(early),
         script=Markup(script),
-        policy=_policy(style, early, script),
+        policy=security_policy(style, early, script),
         licence=Markup(_files("uplot/LICENSE").replace("--", "- -")),
-        charts=Markup(_json([_series(report) for report in reports])),
+        charts=Markup(inert_json([_series(report) for report in reports])),
         width=WIDTH,
         height=HEIGHT,
         version=__version__,
@@ -98,26 +96,6 @@ def _series(report: RunReport) -> list[dict[str, Any]]:
 
 def _files(*names: str) -> str:
     return "\n".join(read_text(TEMPLATE / name) for name in names)
-
-
-def _policy(style: str, *scripts: str) -> str:
-    """A content security policy: no network, and only these styles and scripts."""
-
-    def source(text: str) -> str:
-        digest = hashlib.sha256(text.encode()).digest()
-        return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-    allowed = " ".join(map(source, scripts))
-    return (
-        f"default-src 'none'; img-src data:; style-src {source(style)}; script-src {allowed}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _json(value: object) -> str:
-    """JSON that is inert within a script element."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _number(value: float) -> str:

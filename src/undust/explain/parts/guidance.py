@@ -31,12 +31,13 @@ def show(setup: Setup) -> PartResult:
     apart = [spread(each.pictures) for each in alike]
     colours = [saturation(each.pictures) for each in drawn]
     contrasts = [contrast(each.pictures) for each in drawn]
-    rows = [torch.cat([a.pictures, b.pictures]) for a, b in zip(drawn, alike, strict=True)]
+    n = setup.drawn
+    rows = [torch.cat([a.pictures[:n], b.pictures[:n]]) for a, b in zip(drawn, alike, strict=True)]
     figures = [
         Frames(
             say("scales"),
             [say("scale", scale=f"{scale:g}") for scale in SCALES],
-            [setup.row(each, len(setup.seeds)) for each in rows],
+            [setup.row(each, n) for each in rows],
             say("scales_alt"),
             start=SCALES.index(USUAL),
             note=say("scales_note", prompt=setup.prompts[-1]),

@@ -103,11 +103,12 @@ def _texture(pictures: Tensor) -> list[float]:
 
 def _counts(setup: Setup, plain: Mapping[int, Sampled], fine: Sampled, fine_steps: int) -> Frames:
     """A slider over numbers of steps, with the end of the flow below."""
-    say, columns = setup.say("reverse"), len(setup.seeds)
+    say, n = setup.say("reverse"), setup.drawn
+    rows = [torch.cat([each.pictures[:n], fine.pictures[:n]]) for each in plain.values()]
     return Frames(
         say("counts"),
         [say("count", steps=count) for count in plain],
-        [setup.row(torch.cat([each.pictures, fine.pictures]), columns) for each in plain.values()],
+        [setup.row(each, n) for each in rows],
         say("counts_alt"),
         note=say("counts_note", sampler=PLAIN, fine=FINE, steps=fine_steps),
     )
@@ -139,13 +140,13 @@ def _distance_chart(
 @torch.inference_mode()
 def _estimates(setup: Setup, sampled: Sampled) -> Frames:
     """A slider over steps: noisy latents above, estimates below."""
-    say, model, columns = setup.say("reverse"), setup.model, len(setup.seeds)
+    say, model, n = setup.say("reverse"), setup.model, setup.drawn
     steps = sampled.steps
     levels = setup.levels(len(steps)).tolist()
     xs = [PictureNoise(setup.seeds, sampled.latents.shape[1:]).start()]
     xs += [step.x / (1 + step.sigma**2) ** 0.5 for step in steps[:-1]]
     images = [
-        setup.row(torch.cat([model.decode(x.to(step.x0)), model.decode(step.x0)]), columns)
+        setup.row(model.decode(torch.cat([x[:n].to(step.x0), step.x0[:n]])), n)
         for x, step in zip(xs, steps, strict=True)
     ]
     labels = [

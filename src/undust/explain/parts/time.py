@@ -28,7 +28,8 @@ SETTLED = 0.9  # cosine with the final picture
 
 
 def show(setup: Setup) -> PartResult:
-    """The part of this model."""
+    """The part of this model. Raises UndustError for one that needs a picture."""
+    setup.check_inputs()
     chosen = positions(setup.steps, POSITIONS)
     frames, changes = _again(setup, chosen)
     alike = similarities(setup)
@@ -130,7 +131,7 @@ def settling(alike: Tensor) -> Tensor:
 def _again(setup: Setup, chosen: Sequence[int]) -> tuple[Frames, Tensor]:
     """Real pictures from each step on, and the energies of their change [steps, N, bands]."""
     say, originals = setup.say("time"), _decoded(setup, setup.latents)
-    columns = min(len(originals), len(setup.seeds))
+    columns = setup.shown
     images: list[Image.Image] = []
     changes: list[Tensor] = []
     for step in chosen:
@@ -197,14 +198,15 @@ def _swaps(setup: Setup) -> tuple[Frames, Effect]:
     drawn = [_decoded(setup, swapped(setup, prompts, step)) for step in chosen]
     late = nearest(chosen, 0.75 * steps)
     moved = [energies(each, setup.baseline.pictures).sum(-1).sqrt().tolist() for each in drawn]
-    columns = len(setup.seeds)
+    n = setup.drawn
+    rows = [torch.cat([setup.baseline.pictures[:n], each[:n]]) for each in drawn]
     figure = Frames(
         say("swap"),
         [_label(setup, "swap_step", step) for step in chosen],
-        [setup.row(torch.cat([setup.baseline.pictures, each]), columns) for each in drawn],
+        [setup.row(each, n) for each in rows],
         say("swap_alt"),
         start=len(chosen) // 2,
-        note=say("swap_note", prompts=" · ".join(setup.prompts)),
+        note=say("swap_note", prompts=" · ".join(setup.prompts[:n])),
     )
     text = say("swap_late", late=late[1], steps=steps)
     return figure, Effect("prompt_late", text, moved[late[0]], moved[0], "lower", 3)
