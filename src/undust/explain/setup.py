@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from undust.diffusion.process.base import SIGMA_INF
+from undust.diffusion.schedules import sigmas
 from undust.errors import UndustError
 from undust.explain.texts import PartTexts, Translation
 from undust.generation import loop
@@ -92,6 +94,15 @@ class Setup:
         """The pictures of the unchanged model."""
         return self.sample()
 
+    def levels(self, steps: int | None = None) -> Tensor:
+        """The noise levels σ of a generation, float64 [steps + 1], the last one 0."""
+        first = self.recipes(steps=steps or self.steps)[0]
+        return sigmas(first.schedule, self.model.process, first.steps)
+
+    def level(self, sigma: float) -> str:
+        """σ for people."""
+        return "∞" if sigma > SIGMA_INF / 2 else f"{sigma:.2g}"
+
     @cached_property
     def latents(self) -> Tensor:
         """The means of the real pictures' latents [N, C, h, w]."""
@@ -129,6 +140,11 @@ class Setup:
                 "explain: this part gives the network noise and a prompt; this model also needs a "
                 "picture (to repaint or enlarge, or a map)"
             )
+
+    @property
+    def drawn(self) -> int:
+        """The number of generated pictures in a row of a figure."""
+        return min(len(self.seeds), ROW)
 
     @property
     def shown(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from undust.adapters.ablation import as_unet, changed, record_stages, without_skips
+from undust.explain.bands import bands
 from undust.explain.effect import Effect
 from undust.explain.figures import Frames, Line, LineChart
 from undust.explain.result import PartResult
@@ -86,24 +87,16 @@ def similarities(setup: Setup, cut: Collection[int]) -> Tensor:
     for level in LEVELS:
         x = setup.latents + unit * level * setup.noise(setup.latents, 0)
         estimate = setup.estimate(x, unit * level, change)
-        parts = zip(
-            *(_layout_and_detail(each - middle) for each in (estimate, setup.latents)), strict=True
-        )
+        parts = zip(*(bands(each - middle, [2]) for each in (estimate, setup.latents)), strict=True)
         found.append(
             torch.stack([F.cosine_similarity(a.flatten(1), b.flatten(1)) for a, b in parts])
         )
     return torch.stack(found, -1)
 
 
-def _layout_and_detail(x: Tensor, cells: int = 2) -> tuple[Tensor, Tensor]:
-    """The means of a grid of cells by cells, and what is left."""
-    layout = F.interpolate(F.adaptive_avg_pool2d(x, cells), x.shape[2:])
-    return layout, x - layout
-
-
 def _alike(pictures: Tensor, others: Tensor, part: int) -> list[float]:
     """The correlation of each two pictures, of their layout (0) or their detail (1)."""
-    a, b = (_layout_and_detail(each, 4)[part].flatten(1) for each in (pictures, others))
+    a, b = (bands(each, [4])[part].flatten(1) for each in (pictures, others))
     return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)).tolist()
 
 
