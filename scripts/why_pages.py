@@ -76,7 +76,7 @@ def _row(effect: dict[str, Any], common: Any) -> str:
         "{:.4g} ± {:.2g}".format(*mean_and_deviation(effect[key]))
         for key in ("reference", "values")
     )
-    difference = f"{effect['mean_difference']:+.3g} ± {effect['standard_error']:.2g}"
+    difference = f"{effect['mean_difference']:+.3g} ± {effect['half_of_95_percent_interval']:.2g}"
     cells = (
         effect["text"],
         whole,

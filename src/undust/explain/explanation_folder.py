@@ -73,14 +73,14 @@ def as_json(explanation: Explanation, part: ExplainedPart) -> dict[str, Any]:
 
 
 def _of_effect(effect: Effect) -> dict[str, Any]:
-    mean, error = effect.difference
+    mean, half = effect.difference
     return {
         "name": effect.name,
         "text": effect.text,
         "values": effect.values,
         "reference": effect.reference,
         "mean_difference": mean,
-        "standard_error": error,
+        "half_of_95_percent_interval": half,
         "claim": effect.claim,
         "verdict": effect.verdict,
     }
