@@ -134,7 +134,7 @@ class FilmSource:
         readable, self.notes = _usable(found, data)
         samples = readable
         if data.on_error == "skip":
-            samples = [sample for sample in readable if films.opens(sample)]
+            samples = [sample for sample in readable if not films.fault(sample)]
         if skipped := len(readable) - len(samples):
             self.notes.append(
                 f"{data.folder}: skipped because not all of their frames can be read: {skipped}"
