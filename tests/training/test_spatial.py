@@ -23,9 +23,7 @@ LONGER = ("run.steps=250", "diffusion.prediction=v_prediction")
 
 def test_a_masked_picture_is_completed(recipe: Recipe, pictures: Path, tmp_path: Path) -> None:
     """Half of a square is hidden: what is seen of it says its colour."""
-    assert train(
-        recipe("[inpainting]\nwhole = 0", *LONGER, "run.batch=6"), tmp_path / "run"
-    )
+    assert train(recipe("[inpainting]\nwhole = 0", *LONGER, "run.batch=6"), tmp_path / "run")
     model = undust.load(tmp_path / "run/model")
     assert model.unet.config.in_channels == 3 + 1 + 3
     mask = Image.new("L", (16, 16))
