@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -82,19 +83,22 @@ def read_image(path: Path, opened: Opener = open_regular) -> Image.Image:
 def animation(path: Path, opened: Opener = open_regular) -> tuple[int, float]:
     """The number of frames in a picture file, and how long the first one lasts, in milliseconds.
 
-    Of kinds that are not `ANIMATED` it is 1, whatever pages or layers there are. The second is 0
-    for a file that does not tell it. Raises UndustError as `read_image`.
+    Of kinds that are not `ANIMATED` it is 1, whatever pages or layers there are. A PNG's picture
+    for programs that do not animate is no frame. The second is 0 for a file that does not tell it.
+    Raises UndustError as `read_image`.
     """
     with _opened(path, opened) as image:
-        count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+        first = _first_frame(image)
+        count = getattr(image, "n_frames", 1) - first if image.format in ANIMATED else 1
         if count == 1:
             return 1, 0.0
+        image.seek(first)
         image.load()
         return count, float(image.info.get("duration", 0) or 0)
 
 
 def read_frames(path: Path, opened: Opener = open_regular) -> list[Image.Image]:
-    """All frames of a picture file, each converted by `upright`.
+    """All frames of a picture file, as `animation` counts them, each converted by `upright`.
 
     Raises UndustError as `read_image`, and for frames that are too large together.
     """
@@ -102,7 +106,13 @@ def read_frames(path: Path, opened: Opener = open_regular) -> list[Image.Image]:
         count = getattr(image, "n_frames", 1)
         if count * image.width * image.height > MAX_PIXELS:
             raise _too_large(path, f": {count} frames of {image.width}x{image.height}")
-        return [upright(frame.copy(), path) for frame in ImageSequence.Iterator(image)]
+        frames = islice(ImageSequence.Iterator(image), _first_frame(image), None)
+        return [upright(frame.copy(), path) for frame in frames]
+
+
+def _first_frame(image: Image.Image) -> int:
+    """The number of the first frame: 1 in an animated PNG whose default image is not a frame."""
+    return 1 if getattr(image, "default_image", False) else 0
 
 
 def grey_numbers(path: Path, opened: Opener = open_regular) -> np.ndarray:

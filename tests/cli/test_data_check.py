@@ -77,6 +77,20 @@ def test_videos_are_films(undust: Run, here: Path):
     assert "0 of 1 picture" in result.out
 
 
+@pytest.mark.parametrize("suffix", ["png", "gif", "webp"])
+def test_all_frames_of_an_animation_are_read(undust: Run, here: Path, suffix: str):
+    """Its first one can be read."""
+    noise = [Image.effect_noise((16, 16), 60 + k).convert("RGB") for k in range(5)]
+    noise[0].save(here / f"whole.{suffix}", save_all=True, append_images=noise[1:], duration=125)
+    assert undust("data", "check", here).code == 0
+    content = (here / f"whole.{suffix}").read_bytes()
+    (here / f"cut.{suffix}").write_bytes(content[: round(0.9 * len(content))])
+    result = undust("data", "check", here)
+    assert result.code == 1
+    [told] = result.out.partition("1 broken:\n")[2].splitlines()
+    assert f"cut.{suffix}" in told
+
+
 def test_videos_are_listed_without_the_package(
     undust: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -83,6 +83,34 @@ def test_ones_own_table_is_used(undust: Run, video_model: Path, photo: str):
     assert "zeros.csv is not any more what it was" in undust("rerun", "a/frame-0000.png").err
 
 
+def test_bad_masks_are_found_before_the_model_is_loaded(undust: Run, photo: str):
+    """And nothing is said of a file that is not replaced after all."""
+    Path("a.webp").write_bytes(b"old")
+    views = Path("views")
+    views.mkdir()
+    for frame in range(3):
+        Image.new("RGB", (32, 24)).save(views / f"view-{frame:04}.png")
+        np.save(views / f"mask-{frame:04}.npy", np.ones((24, 32)))
+    given = ("orbit", photo, "--model", "gone", *QUICK, "--views", views, "--out", "a.webp")
+    assert undust(*given).err == "undust: unknown model 'gone'; known: emoji\n"
+    for mask, told in (
+        (np.full((24, 32), 2.0), "a mask is 1 where the view is known, and else 0"),
+        (np.ones((24, 30)), "has 30x24, and views/view-0002.png 32x24"),
+    ):
+        np.save(views / "mask-0002.npy", mask)
+        done = undust(*given)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "views/mask-0002.npy" in done.err and told in done.err
+    assert Path("a.webp").read_bytes() == b"old"
+
+
+def test_a_film_that_is_replaced_is_told(undust: Run, video_model: Path, photo: str):
+    Path("a.webp").write_bytes(b"old")
+    done = undust("animate", photo, "--model", video_model, *QUICK, "--out", "a.webp")
+    assert done.code == 0
+    assert "undust: a.webp exists and will be replaced\n" in done.err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

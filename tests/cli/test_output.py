@@ -91,6 +91,9 @@ def test_a_file_that_is_replaced_is_told(undust: Run, paint: Run):
     assert "already" not in paint("--out", "cat.png").err
     told = "undust: cat.png exists and will be replaced\n"
     assert told in paint("--out", "cat.png").err
+    for wrong in (("--model", "gone"), ("--sampler", "gone"), ("--size", "7x7")):
+        done = paint("--out", "cat.png", *wrong)
+        assert (done.code, told in done.err) == (2, False)
     done = undust("rerun", "cat.png", "--out", "cat.png")
     assert (done.code, told in done.err) == (0, True)
     assert "already" not in paint().err + paint().err  # in a folder each gets a name of its own

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from undust.training import kinds, starter
+from undust.training import kinds, precision, starter
 
 Run = Callable[..., Any]
 SMALL = {"BATCH": 2, "FEWEST": 2, "PROBED": 1, "SHOWN": 2, "CLOSING_SECONDS": 60}
@@ -17,6 +17,7 @@ def test_a_folder_becomes_a_model(undust: Run, here: Path, monkeypatch: pytest.M
     """With the least steps, and few pictures of its sheet."""
     for name, value in SMALL.items():
         monkeypatch.setattr(starter, name, value)
+    monkeypatch.setattr(precision, "ROUNDS", 1)
     (here / "mine").mkdir()
     for k in range(4):
         Image.new("RGB", (48, 60), (20 * k, 99, 200)).save(here / "mine" / f"{k}.png")

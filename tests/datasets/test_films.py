@@ -47,6 +47,17 @@ def test_an_animated_picture_is_a_film(suffix: str, tmp_path: Path):
     assert len({frame.group for frame in found}) == 1
 
 
+def test_a_picture_for_programs_that_do_not_animate_is_no_frame(tmp_path: Path):
+    """Of an animated PNG; with a single frame besides, it is a still."""
+    animated(tmp_path / "a.png", [99, 10, 80], default_image=True, duration=[100, 100])
+    found = frames(tmp_path)
+    assert [shade(frame) for frame in found] == [10, 80]
+    assert {frame.fps for frame in found} == {10}
+    animated(tmp_path / "a.png", [99, 10], default_image=True)
+    [only] = frames(tmp_path)
+    assert (only.number, shade(only)) == (None, 99)
+
+
 def test_a_folder_of_stills_is_a_film(tmp_path: Path):
     for folder, shades in {"one": [5, 6], "two": [7, 8, 9]}.items():
         (tmp_path / folder).mkdir()

@@ -58,14 +58,14 @@ def test_hutchinsons_estimate_has_the_exact_mean():
     """On the flow's divergence itself: independent probes average to the trace."""
     x = 2 * normal(3, (0, 0, 0), (8, 2)).double()
     prior = isotropic(math.hypot(1, TOP))
-    exact = log_likelihood(MIXTURE, x, falling(20), prior, probes=None)
+    exact = log_likelihood(MIXTURE, x, falling(8), prior, probes=None)
     draws = torch.stack(
-        [log_likelihood(MIXTURE, x, falling(20), prior, key=key) for key in range(64)]
+        [log_likelihood(MIXTURE, x, falling(8), prior, key=key) for key in range(64)]
     )
     error = (draws.mean(0) - exact).abs()
     assert bool((error <= 4 * draws.std(0) / math.sqrt(64) + 1e-9).all())
     assert draws.std(0).max() > 1e-3  # it is an estimate
-    many = log_likelihood(MIXTURE, x, falling(20), prior, probes=64)
+    many = log_likelihood(MIXTURE, x, falling(8), prior, probes=64)
     assert (many - exact).abs().mean() < (draws[0] - exact).abs().mean()
 
 

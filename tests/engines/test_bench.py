@@ -15,6 +15,12 @@ from undust.engines import probe
 from undust.engines.bench import DTYPES, KINDS, rates
 
 
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates that are measured once: less exact, and soon known."""
+    monkeypatch.setattr(probe, "ROUNDS", 1)
+
+
 def test_each_kind_has_a_rate():
     measured = list(rates())
     assert [each.name for each in measured] == list(KINDS)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import undust
+from undust.cli import main
 from undust.datasets import image_folder
 from undust.errors import UndustError
 from undust.evaluation.processes import Processes
@@ -47,7 +48,7 @@ def command(
         data, [{"file_name": f"{k:02}.png", "text": f"thing {k}"} for k in range(12)]
     )
     networks = ("--features", "none", "--perceptual", "none")
-    options = ("--steps", "20", *networks, "--json")
+    options = ("--steps", "12", *networks, "--json")
 
     def line(*more: str) -> list[str]:
         given = ("evaluate", str(tiny_model), str(data), *options, *more)
@@ -57,7 +58,10 @@ def command(
 
 
 def test_an_evaluation_that_is_stopped_goes_on(
-    command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """Ctrl-C ends all processes; then the same command gives the figures of one process."""
     line = command("--processes", "2", "--out", str(tmp_path / "spread"))
@@ -76,12 +80,13 @@ def test_an_evaluation_that_is_stopped_goes_on(
     _, err = process.communicate(timeout=60)  # all have its stderr, so that this waits for all
     assert (process.returncode, err) == (130, "undust: stopped\n")
     assert 2 < len(list(kept.glob("0*.png"))) < 12
-    found = json.loads(subprocess.check_output(line, env=ENVIRONMENT))
     monkeypatch.setattr(loop, "MAX_BATCH_PIXELS", 2 * 32 * 32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one = evaluate(undust.load(line[4]), line[5], steps=20, folder=tmp_path / "one")
+        assert main(line[3:]) == 0
+        found = json.loads(capsys.readouterr().out)
+        one = evaluate(undust.load(line[4]), line[5], steps=12, folder=tmp_path / "one")
     finally:
         torch.set_num_threads(threads)
     assert found["figures"] == one.model_dump(mode="json")["figures"]

@@ -15,7 +15,7 @@ from undust.datasets import image_folder
 from undust.formats.components import save_component
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
-from undust.training import kinds
+from undust.training import controlnet, denoising, film, kinds, validation
 from undust.training.diffusion import DiffusionConfig
 from undust.training.first_stage import FirstStageConfig
 from variants import build
@@ -145,6 +145,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Previews and validation losses, which would take longer than the steps of such runs."""
+    for module in (controlnet, denoising, film):
+        monkeypatch.setattr(module, "PREVIEW_STEPS", 3)
+    monkeypatch.setattr(validation, "MIN_DRAWS", 8)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import torch
 import torch._dynamo  # the first optimizer would import it, in every child again
 import torch.utils.tensorboard.writer  # pyright: ignore[reportUnusedImport]
 
-from undust.training import kinds
+from undust.training import denoising, kinds, validation
 from undust.training.data import Batch
 from undust.training.loop import Trainer
 from undust.training.run import prepare
@@ -122,6 +122,7 @@ def workspaces(out: Path) -> set[Path]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    denoising.PREVIEW_STEPS, validation.MIN_DRAWS = 3, 8  # as in conftest.py
     for line in sys.stdin:
         path, folder, kills, changes = json.loads(line)
         killed(kinds.read(Path(path), changes), Path(folder), kills)

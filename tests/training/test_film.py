@@ -146,6 +146,26 @@ def test_a_film_is_trained_with_what_it_is(recipe: Recipe, tmp_path: Path):
     assert norms["unet.conv_out.weight"] > 0
 
 
+def test_the_limit_is_one_of_films(recipe: Recipe, tmp_path: Path):
+    for limit, lengths in {2: 2, 4: 4, 9: 4}.items():
+        task = FilmTask(recipe(data={"limit": limit}).complete(), tmp_path / str(limit))
+        films = [task.frames[index].film for index in task.data.train]
+        assert len({*films}) == lengths
+        assert all(films.count(film) == (2 if film.stem == "4" else 5) for film in films)
+
+
+@pytest.mark.parametrize("column", ["fps", "motion"])
+def test_other_rates_and_motion_are_not_resumed(
+    column: str, recipe: Recipe, films: Path, tmp_path: Path
+):
+    train(recipe(run={"steps": 1}), tmp_path / "run")
+    rows = [json.loads(line) for line in (films / "metadata.jsonl").read_text().splitlines()]
+    rows[0][column] = 99
+    (films / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UndustError, match=r"the films' frame rates and motion was .* columns fps"):
+        train(recipe(), tmp_path / "run", resume=True)
+
+
 def test_it_is_trained_on_videos(recipe: Recipe, films: Path, tmp_path: Path):
     folder = tmp_path / "videos"
     for film in range(3):

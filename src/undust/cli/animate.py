@@ -13,7 +13,14 @@ from undust.cli import console
 from undust.cli.first_frame import Prompted, picture_again
 from undust.cli.loading import use_free_cores
 from undust.cli.options import BUILT_IN, Device, Engine, LowMemory, Precision
-from undust.cli.output import FOLDER, free_place, slug, try_writing, try_writing_file
+from undust.cli.output import (
+    FOLDER,
+    free_place,
+    note_replaced,
+    slug,
+    try_writing,
+    try_writing_file,
+)
 from undust.errors import UndustError, quoted
 from undust.formats.files import check_new_folder, make_folder
 
@@ -216,6 +223,7 @@ def write_animation(
 
     place = out or _free_name(recipe)
     check_rate(place, recipe.fps)
+    note_replaced(place)
     began, last = time.monotonic(), None
     with console.Progress(recipe.steps, "steps") as progress:
         for last in model.steps(recipe):

@@ -53,7 +53,7 @@ def check(
     videos = [sample for sample in found.samples if isinstance(sample, Video)]
     others = [sample for sample in found.samples if not isinstance(sample, Video)]
     with console.counted("pictures", "reading pictures") as observe:
-        report = image_folder.examine(replace(found, samples=others), observe)
+        report = image_folder.examine(replace(found, samples=others), observe, films.fault)
     facts = {
         "pictures": f"{report.pictures}{_splits(report)}",
         "groups": report.groups,

@@ -13,7 +13,7 @@ import typer
 from undust.cli import console
 from undust.cli.loading import opened_model
 from undust.cli.options import BUILT_IN, ModelOption, request_options
-from undust.cli.output import FOLDER, slug, try_writing_file
+from undust.cli.output import FOLDER, note_replaced, slug, try_writing_file
 from undust.formats.files import make_folder
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def invert(
         prompt, steps=steps, sampler="euler", guidance=guidance, seed=0, **options
     )
     latents = _latents(loaded, [picture])
+    note_replaced(out)
     last = step = None
     with console.Progress(2 * steps, "steps") as progress:
         for last in inversion.invert(loaded, batch, latents, iterations=iterations):

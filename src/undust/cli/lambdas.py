@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from undust.cli import console
-from undust.cli.output import try_writing_file
+from undust.cli.output import note_replaced, try_writing_file
 from undust.errors import UndustError
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def search(
     levels = _levels(sigmas, steps)
     for path in written:
         try_writing_file(path)
+    for path in written:
+        note_replaced(path)
     table = lambda_tables.search(levels, frames, views=2 if views == "2" else 1, derived=derived)
     if out != picture:
         write_table(out, table)

@@ -55,11 +55,15 @@ class Output:
         return cls(out.parent, out.name)
 
     def check(self, recipe: Recipe) -> None:
-        """Raises UndustError if the recipe does not fit into the named file."""
+        """Before the work: notes that the named file will be replaced.
+
+        Raises UndustError if the recipe does not fit into it.
+        """
         if self.file:
             from undust.formats.recipe_png import texts_for
 
             texts_for(self.folder / self.file, recipe.final_size, recipe.model_dump())
+            note_replaced(self.folder / self.file)
 
     def save(self, picture: Picture) -> Path:
         """Writes a picture; in a folder it never replaces a file."""
@@ -104,7 +108,7 @@ def slug(prompt: str) -> str:
 
 
 def try_writing_file(path: Path) -> None:
-    """As `try_writing`, for a file or the target of a link; notes that a file will be replaced."""
+    """As `try_writing`, for a file or the target of a link."""
     try_writing(path.parent)
     if path.is_symlink():
         # For circular links the real path is a link.
@@ -114,10 +118,14 @@ def try_writing_file(path: Path) -> None:
                 f"cannot write {path}: it is a link to {target}, which does not exist"
             )
         try_writing(target.parent)
+    if path.exists() and not path.is_file():
+        raise UndustError(f"cannot write {path}: it exists and is not a file")
+
+
+def note_replaced(path: Path) -> None:
+    """Notes that a file will be replaced, when nothing is left that could be wrong before it."""
     if path.is_file():
         console.note(f"{path} exists and will be replaced")
-    elif path.exists():
-        raise UndustError(f"cannot write {path}: it exists and is not a file")
 
 
 def try_writing(folder: Path) -> None:

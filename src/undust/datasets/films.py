@@ -167,18 +167,19 @@ def frames_of(samples: Sequence[Sample]) -> list[Frame]:
     return [frame for each in films.values() for frame in sorted(each, key=_place)]
 
 
-def opens(sample: Sample) -> bool:
-    """Whether all frames of an animation can be read, and whether a still is one.
+def fault(sample: Sample) -> str:
+    """Why not all frames of an animation can be read, or not a still; "" if they can.
 
-    Of a video that is known already.
+    Of a video it is known already.
     """
     if isinstance(sample, Video):
-        return True
+        return ""
     try:
         count, _ = animation(sample.path, sample.storage.open)
-        return count == 1 or len(read_frames(sample.path, sample.storage.open)) == count
-    except UndustError:
-        return False
+        found = 1 if count == 1 else len(read_frames(sample.path, sample.storage.open))
+    except UndustError as error:
+        return f"{error} (a frame after the first)"
+    return "" if found == count else f"{sample.path}: only {found} of {count} frames can be read"
 
 
 def of_several_sizes(frames: Sequence[Frame]) -> list[str]:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -143,21 +144,26 @@ def check(
 
 
 def examine(
-    found: Contents, observe: Callable[[int, int], None] = lambda _done, _all: None
+    found: Contents,
+    observe: Callable[[int, int], None] = lambda _done, _all: None,
+    fault: Callable[[Sample], str] = lambda _sample: "",
 ) -> DataReport:
-    """The report of `check` on a data set that was listed."""
+    """The report of `check` on a data set that was listed.
+
+    fault: tells what else is wrong with a picture that can be read, "" if nothing is.
+    """
     report = DataReport(found)
     report.broken = [str(error) for error in report.contents.broken]
     samples = report.contents.samples
     with ThreadPoolExecutor(READERS) as readers:
-        pairs = zip(samples, readers.map(_decoded, samples), strict=True)
+        pairs = zip(samples, readers.map(partial(_decoded, fault=fault), samples), strict=True)
         for done, (sample, result) in enumerate(pairs, 1):
             observe(done, len(samples))
             if isinstance(result, UndustError):
                 report.broken.append(str(result))
                 continue
-            size, conversions, bad_maps = result
-            report.broken += bad_maps
+            size, conversions, faults = result
+            report.broken += faults
             report.sizes[size] += 1
             report.conversions.update(conversions)
             report.samples.append(sample)
@@ -169,13 +175,15 @@ def examine(
     return report
 
 
-def _decoded(sample: Sample) -> tuple[tuple[int, int], list[str], list[str]] | UndustError:
-    """A picture's size and colour conversions, and the errors of its maps; or its own error."""
+def _decoded(
+    sample: Sample, fault: Callable[[Sample], str]
+) -> tuple[tuple[int, int], list[str], list[str]] | UndustError:
+    """A picture's size and colour conversions, its other faults and its maps'; or its own error."""
     try:
         size, converted = sample.image().size, sample.conversions()
+        errors = [each] if (each := fault(sample)) else []
     except UndustError as error:
         return error
-    errors: list[str] = []
     for column in sample.maps:
         try:
             sample.beside(column)

@@ -7,6 +7,7 @@ white, or 1, where the view is known. Other files in the folder are not read.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,24 +35,19 @@ def read_known_views(folder: Path, frames: int | None = None) -> tuple[Tensor, T
     numbers than 0 and 1 (.npy), and what is not readable or too large.
     """
     paths = view_files(folder, frames)
-    first = paths[0][0]
-    width, height = size = upright_size(first)
-    if width * height * len(paths) > MAX_PIXELS:
-        raise UndustError(
-            f"{folder}: {len(paths)} frames of {_sides(size)} are too many pixels; "
-            f"{MAX_PIXELS:,} together are the most"
-        )
+    width, height = size = _common_size(folder, paths)
     pictures = torch.empty(len(paths), 3, height, width)
     known = torch.empty(len(paths), height, width, dtype=torch.bool)
-    for frame, (view, mask) in enumerate(paths):
-        image = read_image(view)
-        if image.size != size:
-            raise UndustError(f"{view} has {_sides(image.size)}, and {first} {_sides(size)}")
-        where = _mask(mask)
-        if (sides := (where.shape[1], where.shape[0])) != size:
-            raise UndustError(f"{mask} has {_sides(sides)}, and {view} {_sides(size)}")
+    for frame, (image, where) in enumerate(_each(paths, size)):
         pictures[frame], known[frame] = from_image(image, size).float() / 127.5 - 1, where
     return pictures, known
+
+
+def check_known_views(folder: Path, frames: int | None = None) -> None:
+    """Raises UndustError where `read_known_views` does; keeps one frame at a time."""
+    paths = view_files(folder, frames)
+    for _ in _each(paths, _common_size(folder, paths)):
+        pass
 
 
 def write_known_views(folder: Path, views: Tensor, masks: Tensor, *, replace: bool = False) -> None:
@@ -111,6 +107,32 @@ def view_files(folder: Path, frames: int | None = None) -> list[tuple[Path, Path
             extra = numbered[max(numbered)].name
             raise UndustError(f"{folder} has {extra}, and the film only {count} frames")
     return [(found["view"][frame], found["mask"][frame]) for frame in range(count)]
+
+
+def _common_size(folder: Path, paths: Sequence[tuple[Path, Path]]) -> tuple[int, int]:
+    """Width and height of the first view. Raises UndustError if so many are too large."""
+    width, height = size = upright_size(paths[0][0])
+    if width * height * len(paths) > MAX_PIXELS:
+        raise UndustError(
+            f"{folder}: {len(paths)} frames of {_sides(size)} are too many pixels; "
+            f"{MAX_PIXELS:,} together are the most"
+        )
+    return size
+
+
+def _each(
+    paths: Sequence[tuple[Path, Path]], size: tuple[int, int]
+) -> Iterator[tuple[Image.Image, Tensor]]:
+    """Each view, and where it is known, bool [H, W]. Raises UndustError for another size."""
+    for view, mask in paths:
+        image = read_image(view)
+        if image.size != size:
+            first = paths[0][0]
+            raise UndustError(f"{view} has {_sides(image.size)}, and {first} {_sides(size)}")
+        where = _mask(mask)
+        if (sides := (where.shape[1], where.shape[0])) != size:
+            raise UndustError(f"{mask} has {_sides(sides)}, and {view} {_sides(size)}")
+        yield image, where
 
 
 def _mask(path: Path) -> Tensor:

@@ -21,7 +21,7 @@ from undust.diffusion.samplers.registry import Denoise
 from undust.errors import UndustError, quoted
 from undust.formats.depth_maps import read_depth
 from undust.formats.known_hashes import known_hash
-from undust.formats.known_views import read_known_views, view_files
+from undust.formats.known_views import check_known_views, read_known_views, view_files
 from undust.formats.lambda_files import read_table
 from undust.latent.references import image_of, resolved_image
 from undust.latent.video import VideoModel
@@ -70,7 +70,9 @@ def resolved_views(
     if known.table is not None:
         known = known.model_copy(update={"table": _hashed(known.table)})
     if known.folder is not None:
-        view_files(Path(known.folder.path), frames)
+        # With a hash its content was checked before, when it was given that.
+        check = view_files if known.folder.hash else check_known_views
+        check(Path(known.folder.path), frames)
         return known.model_copy(update={"folder": _hashed(known.folder)})
     assert known.depth is not None
     depth = read_depth(Path(known.depth.path), picture.size, known.numbers)

@@ -66,7 +66,7 @@ class DataConfig(Config):
     limit: int = Field(
         default=0,
         ge=0,
-        description="number of training pictures to use at most, chosen by name; 0: all",
+        description="number of training pictures or films to use at most, chosen by name; 0: all",
     )
     draw_by: Literal["concept", "picture"] = Field(
         default="picture", description="an epoch has every picture once, or every concept once"

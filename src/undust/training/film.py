@@ -101,7 +101,7 @@ class FilmTask:
         self.order = SampleOrder(train, config.seed)
         firsts = [[starts[0]] for starts in held_out]
         self.validation = SampleOrder(firsts, VALIDATION_SEED) if firsts else None
-        self.inputs = {**self.data.inputs, "conditions": self._digest(), **self._weights()}
+        self.inputs = {**self.data.inputs, "motion": self._digest(), **self._weights()}
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []
         self.noise_levels, self.weighting = config.diffusion.levels(model.process)
         self.modules = nn.ModuleDict({"unet": model.unet})

@@ -65,13 +65,17 @@ INPUTS = {
     "validation": "the held-out pictures",
     "first_stage": "the first stage's weights",
     "conditions": "the labels and maps",
+    "motion": "the films' frame rates and motion",
     "model": "the model that it starts from",
     "prior": "the class pictures",
     "init": "the weights that it starts from",
     "teacher": "the teacher's weights",
 }
 NOT_TRAINED_ON = ("validation",)
-HOW = {"data": " (a picture or a caption was added, removed, edited or moved)"}
+HOW = {
+    "data": " (a picture or a caption was added, removed, edited or moved)",
+    "motion": " (in the columns fps and motion, or in a film's file)",
+}
 
 
 def compare_configs(checkpoint: TrainingCheckpoint, config: TrainingConfig, out: Path) -> list[str]:

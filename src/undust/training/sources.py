@@ -134,7 +134,7 @@ class FilmSource:
         readable, self.notes = _usable(found, data)
         samples = readable
         if data.on_error == "skip":
-            samples = [sample for sample in readable if films.opens(sample)]
+            samples = [sample for sample in readable if not films.fault(sample)]
         if skipped := len(readable) - len(samples):
             self.notes.append(
                 f"{data.folder}: skipped because not all of their frames can be read: {skipped}"
@@ -254,7 +254,7 @@ class TrainingData:
         self.samples = [self.source.sample(index) for index in range(len(self.source))]
         self.train, self.held_out = split_samples(self.samples, config.held_out)
         if config.limit:
-            self.train = sorted(_chosen(self.samples, self.train, config.limit))
+            self.train = _limited(self.samples, self.train, config.limit)
         if not self.train:
             others = len(self.samples)
             why = f"; {others} are held out from training" if others else " that can be read"
@@ -331,6 +331,16 @@ def split_samples(samples: Sequence[DataSample], share: float) -> tuple[list[int
 def _chosen(samples: Sequence[DataSample], indices: Sequence[int], count: int) -> list[int]:
     """At most `count` of the indices, by the hashes of their groups' names."""
     return sorted(indices, key=lambda index: _hash_place(samples[index].group))[:count]
+
+
+def _limited(samples: Sequence[DataSample], indices: Sequence[int], count: int) -> list[int]:
+    """As `_chosen`, in their order; of films at most `count`, with all of their frames."""
+    parts: dict[object, list[int]] = {}
+    for index in indices:
+        sample = samples[index]
+        parts.setdefault(sample.film if isinstance(sample, Frame) else index, []).append(index)
+    chosen = {*_chosen(samples, [own[0] for own in parts.values()], count)}
+    return sorted(index for own in parts.values() if own[0] in chosen for index in own)
 
 
 def groups(samples: Sequence[DataSample], indices: Sequence[int], draw_by: str) -> list[list[int]]:
