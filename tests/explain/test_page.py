@@ -50,7 +50,7 @@ def explanation(language: Language) -> Explanation:
         "chart", "x axis", "y axis", [Line(HOSTILE, [1, 2, 3], [1, 4, 2], [0.1, 0.2, 0.3])]
     )
     arrows = LineChart("plane", "", "", [Line("path", [0, 1], [0, 1], arrow=True)], square=True)
-    table = TextTable("table", ["a", "b"], [[HOSTILE, "1"], ["row", "2"]], "note")
+    table = TextTable("table", ["", "b"], [[HOSTILE, "1"], ["row", "2"]], "note")
     figures = [
         frames("slider"),
         frames("buttons"),
