@@ -17,7 +17,10 @@ MARGIN = 0.04  # share of the range left free at both ends
 TICKS = 5  # about
 HEAD = 7.0  # length of an arrow's head
 SIZE = 13  # of letters
-COLOURS = ("#1a5fb4", "#b5500b", "#17713f", "#8a2c92", "#7a6200", "#0b6b78")  # as web/base.css
+COLOURS = (  # as web/base.css
+    *("#1a5fb4", "#b5500b", "#17713f", "#8a2c92"),
+    *("#7a6200", "#0b6b78", "#5b5f6b", "#b3155a"),
+)
 
 Place = tuple[float, float]
 
