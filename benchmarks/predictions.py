@@ -7,7 +7,8 @@ weights, batches, noise, times, optimizer and number of steps, which a few timed
 --minutes; the loss is the plain squared error of each one's own target. Held-out latents with new
 noise at fixed times give errors over t, training pictures with new noise the mean and the variance
 of the gradient. A run that was stopped continues, and a finished one is not repeated (in --runs).
-The result is the file --out, and beside it a PNG with a row of generated pictures for each.
+The result is the file --out, and beside it a PNG with a row of generated pictures for each; these
+and the distances of generated pictures are of the first seed.
 """
 
 from __future__ import annotations
@@ -90,11 +91,12 @@ def main() -> None:
                     f"run.steps={planned['steps']}",
                     f"seed={seed}",
                 )
-                run(config, out, figures, given)
+                run(config, out, None if seed else figures, given)
             found[name].append(json.loads((out / "result.json").read_text("utf-8")))
     task = task_of(configured(latents), given.runs / "task")
     models = {
-        name: {key: [run[key] for run in runs] for key in runs[0]} for name, runs in found.items()
+        name: {key: [run[key] for run in runs if key in run] for key in runs[0]}
+        for name, runs in found.items()
     }
     result = {
         "about": about(given, task, planned),
@@ -134,30 +136,37 @@ def plan(path: Path, latents: Path, minutes: float) -> dict[str, Any]:
 
 
 def run(
-    config: DiffusionConfig, out: Path, figures: GeneratedFigures, given: argparse.Namespace
+    config: DiffusionConfig, out: Path, figures: GeneratedFigures | None, given: argparse.Namespace
 ) -> None:
-    """Trains and measures one model; writes its result."""
+    """Trains and measures one model; writes its result. figures: None generates no pictures."""
     began = time.monotonic()
-    train(config, out, resume=True, observe=lambda done: say(out.name, done.step, done.steps))
+    if not train(config, out, resume=True, observe=lambda at: say(out.name, at.step, at.steps)):
+        raise SystemExit("stopped; the same command continues")
     say_seconds(out.name, "trained", began)
-    model = undust.load(out / "model")
-    pictures = model.generate([], count=SHOWN, seed=0, steps=given.steps)
-    grid([picture.image for picture in pictures], columns=SHOWN).save(out / "shown.png")
-    distances = {each.name.partition(",")[0]: each.value for each in figures(model)}
-    say_seconds(out.name, f"generated, {distances}", began)
-    task = task_of(config, out / "task")
-    task.model.unet.load_state_dict(model.unet.state_dict())
-    task.modules.eval()
-    levels = times_of(task, given.times)
+    task, levels = trained(config, out, given.times)
     result = {
         **errors(task, levels, given.draws),
         **gradients(task, levels),
         **training_figures(out / "log.jsonl", config.optimizer.clip),
-        "frechet_distance": distances["Fréchet distance"],
-        "kernel_distance": distances["kernel distance"],
     }
-    (out / "result.json").write_text(json.dumps(result), "utf-8")
     say_seconds(out.name, "measured", began)
+    if figures:
+        model = undust.load(out / "model")
+        pictures = model.generate([], count=SHOWN, seed=0, steps=given.steps)
+        grid([picture.image for picture in pictures], columns=SHOWN).save(out / "shown.png")
+        distances = {each.name.partition(",")[0]: each.value for each in figures(model)}
+        result["frechet_distance"] = distances["Fréchet distance"]
+        result["kernel_distance"] = distances["kernel distance"]
+        say_seconds(out.name, "generated", began)
+    (out / "result.json").write_text(json.dumps(result), "utf-8")
+
+
+def trained(config: DiffusionConfig, out: Path, times: int) -> tuple[DiffusionTask, Tensor]:
+    """The training of a recipe with the averaged weights of a finished run, and times."""
+    task = task_of(config, out / "task")
+    task.model.unet.load_state_dict(undust.load(out / "model").unet.state_dict())
+    task.modules.eval()
+    return task, times_of(task, times)
 
 
 def times_of(task: DiffusionTask, count: int) -> Tensor:
