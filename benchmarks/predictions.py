@@ -2,13 +2,13 @@
 
 OMP_NUM_THREADS=1 .venv/bin/python benchmarks/predictions.py --data data/emoji-64 --minutes 4
 
-Trains recipes/emoji-predictions.toml with each prediction: the same process, network, first
-weights, batches, noise, times, optimizer and number of steps, which a few timed steps say fit into
---minutes; the loss is the plain squared error of each one's own target. Held-out latents with new
-noise at fixed times give errors over t, training pictures with new noise the mean and the variance
-of the gradient. A run that was stopped continues, and a finished one is not repeated (in --runs).
-The result is the file --out, and beside it a PNG with a row of generated pictures for each; these
-and the distances of generated pictures are of the first seed.
+Trains recipes/emoji-predictions-diffusion.toml with each prediction: the same process, network,
+first weights, batches, noise, times, optimizer and number of steps, which a few timed steps say fit
+into --minutes; the loss is the plain squared error of each one's own target. Held-out latents with
+new noise at fixed times give errors over t, training pictures with new noise the mean and the
+variance of the gradient. A run that was stopped continues, and a finished one is not repeated (in
+--runs). The result is the file --out, and beside it a PNG with a row of generated pictures for
+each; these and the distances of generated pictures are of the first seed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from undust.training.encode import encode
 from undust.training.run import train
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes/emoji-predictions.toml"
+RECIPE = ROOT / "recipes/emoji-predictions-diffusion.toml"
 NAMES = ("epsilon", "sample", "v_prediction")
 TIMED, SHOWN = 16, 8  # steps, pictures
 COLOURS = 128  # of the file with these
