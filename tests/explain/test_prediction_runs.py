@@ -35,13 +35,18 @@ def runs(tmp_path: Path) -> PredictionRuns:
     found["about"] |= {"generated": 10, "compared": 20}
     stem.with_suffix(".json").write_text(json.dumps(found), "utf-8")
     Image.new("RGB", (128, 3 * 64)).save(stem.with_suffix(".png"))
-    read = PredictionRuns.read(stem)
-    assert read
-    return read
+    return PredictionRuns.read(stem)
 
 
-def test_there_may_be_none(tmp_path: Path):
-    assert PredictionRuns.read(tmp_path / "predictions") is None
+def test_what_was_measured_once_has_no_spread():
+    """The stored runs: the distance of generated pictures is of the first seed alone."""
+    stored = PredictionRuns.read()
+    _, _, table = prediction_runs.figures(stored, NAMES, SAY)
+    assert isinstance(table, TextTable)
+    assert "±" not in table.rows[0][1]
+    assert "±" in table.rows[0][2]
+    found = prediction_runs.effects(stored, SAY)
+    assert [effect.name for effect in found] == ["runs_even_error", "runs_roughness"]
 
 
 def test_errors_are_in_the_unit_of_v(runs: PredictionRuns):

@@ -46,11 +46,9 @@ class PredictionRuns:
     picture: Image.Image
 
     @classmethod
-    def read(cls, stem: Path = RESULTS / "predictions") -> PredictionRuns | None:
-        """The stored ones, or None where there are none."""
+    def read(cls, stem: Path = RESULTS / "predictions") -> PredictionRuns:
+        """The stored ones."""
         data, picture = (stem.with_suffix(suffix) for suffix in SUFFIXES)
-        if not data.is_file():
-            return None
         found = json.loads(read_text(data))
         about, t, sigma, models = (found[key] for key in ("about", "t", "sigma", "models"))
         return cls(about, t, sigma, models, read_image(picture))
@@ -109,7 +107,10 @@ def figures(runs: PredictionRuns, short: Mapping[str, str], say: PartTexts) -> l
 
 
 def effects(runs: PredictionRuns, say: PartTexts) -> list[Effect]:
-    """x0 in place of ε, paired over the runs, which have the same weights and noise at first."""
+    """x0 in place of ε, paired over the runs, which have the same weights and noise at first.
+
+    Of what was measured of several runs.
+    """
     return [
         Effect(
             f"runs_{key}",
@@ -120,6 +121,7 @@ def effects(runs: PredictionRuns, say: PartTexts) -> list[Effect]:
             COLUMNS[key],
         )
         for key in CLAIMED
+        if len(runs.values("sample", key)) > 1
     ]
 
 
@@ -129,5 +131,7 @@ def _numbers(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     mean, deviation = mean_and_deviation(values)
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"

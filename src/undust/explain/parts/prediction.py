@@ -81,9 +81,9 @@ def show(setup: Setup) -> PartResult:
         amplification(setup, found),
     ]
     measures = effects(setup, found, ends)
-    if runs := PredictionRuns.read():
-        figures += prediction_runs.figures(runs, NAMES, say)
-        measures += prediction_runs.effects(runs, say)
+    runs = PredictionRuns.read()
+    figures += prediction_runs.figures(runs, NAMES, say)
+    measures += prediction_runs.effects(runs, say)
     return PartResult(
         figures,
         measures,
