@@ -10,10 +10,9 @@ import typer
 
 from undust.cli import console
 from undust.cli.loading import opened_model
-from undust.cli.options import BUILT_IN, Device, ModelOption, Precision, Vae
-from undust.cli.output import FOLDER, free_place, try_writing
+from undust.cli.options import BUILT_IN, Device, ModelOption, OutFolder, Precision, Vae
+from undust.cli.output import FOLDER, check_out_folder, free_place
 from undust.errors import UndustError
-from undust.formats.files import check_new_folder
 
 if TYPE_CHECKING:
     from undust.explain.explanation import ExplainedPart
@@ -40,20 +39,13 @@ def explain(
     vae: Vae = None,
     dtype: Precision = None,
     device: Device = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="A new or empty folder.  [default: a folder in undust-out]"
-        ),
-    ] = None,
+    out: OutFolder = None,
 ) -> None:
     """Show why each part of latent diffusion is there, by removing it.
 
     Writes one page, index.html, and for each part a picture and its numbers as JSON.
     """
-    try_writing(out or FOLDER)
-    if out is not None:
-        check_new_folder(out)
+    check_out_folder(out)
     if pictures is not None and not pictures.is_dir():
         raise UndustError(f"--pictures {pictures}: no such folder")
     from undust.explain import explain_model, write_explanation

@@ -26,6 +26,10 @@ Vae = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="A first stage to use instead of the model's own."),
 ]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="A new or empty folder.  [default: a folder in undust-out]"),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Where to compute, such as cuda.  [default: cpu]")
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from undust.cli import console
 from undust.errors import UndustError
-from undust.formats.files import make_folder
+from undust.formats.files import check_new_folder, make_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,6 +126,13 @@ def note_replaced(path: Path) -> None:
     """Notes that a file will be replaced, when nothing is left that could be wrong before it."""
     if path.is_file():
         console.note(f"{path} exists and will be replaced")
+
+
+def check_out_folder(out: Path | None) -> None:
+    """Raises UndustError unless a new folder can be written: `out`, or one in `FOLDER`."""
+    try_writing(out or FOLDER)
+    if out is not None:
+        check_new_folder(out)
 
 
 def try_writing(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -16,12 +15,12 @@ from undust.cli.options import (
     Engine,
     LowMemory,
     ModelOption,
+    OutFolder,
     Precision,
     Vae,
     request_options,
 )
-from undust.cli.output import FOLDER, free_place, slug, try_writing
-from undust.formats.files import check_new_folder
+from undust.cli.output import FOLDER, check_out_folder, free_place, slug
 from undust.recipe.request import read_size
 
 if TYPE_CHECKING:
@@ -46,12 +45,7 @@ def trace(
     device: Device = None,
     engine: Engine = "auto",
     low_memory: LowMemory = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="A new or empty folder.  [default: a folder in undust-out]"
-        ),
-    ] = None,
+    out: OutFolder = None,
     **options: Any,
 ) -> None:
     """Show how a picture comes about: noise, estimates, guidance, and where each word acts.
@@ -60,9 +54,7 @@ def trace(
     """
     if "size" in options:
         read_size(options["size"])
-    try_writing(out or FOLDER)
-    if out is not None:
-        check_new_folder(out)
+    check_out_folder(out)
     from undust import explain
 
     loaded = opened_model(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -20,7 +18,7 @@ from undust.explain.figures import Figure, Frames, LineChart
 from undust.explain.texts import COMMON
 from undust.regular import read_text
 from undust.version import __version__
-from undust.web import base_style, early_script, security_policy
+from undust.web import base_style, early_script, page_template, security_policy
 
 TEMPLATE = Path(__file__).parent / "template"
 QUALITY = 90  # of the pictures, as WebP
@@ -45,7 +43,8 @@ def explanation_page(explanation: Explanation) -> str:
     common = setup.texts.part(COMMON)
     style = base_style() + read_text(TEMPLATE / "explanation.css")
     early, script = early_script(), read_text(TEMPLATE / "explanation.js")
-    return _template().render(
+    template = page_template(TEMPLATE / "explanation.html.jinja", path=_path, number=chart.short)
+    return template.render(
         language=setup.texts.language,
         common=common,
         facts=[
@@ -118,20 +117,6 @@ def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["path"] = _path
-    environment.filters["number"] = chart.short
-    return environment.get_template("explanation.html.jinja")
 
 
 def _path(places: list[tuple[float, float]]) -> str:

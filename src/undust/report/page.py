@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from undust.errors import UndustError
@@ -17,7 +15,7 @@ from undust.report import run
 from undust.report.charts import HEIGHT, MAX_POINTS, WIDTH
 from undust.report.run import RunReport
 from undust.version import __version__
-from undust.web import base_style, early_script, inert_json, security_policy
+from undust.web import base_style, early_script, inert_json, page_template, security_policy
 
 NAME = "report.html"
 PICTURES = 12 * 2**20  # bytes of all previews; the page is a third larger than its pictures
@@ -49,7 +47,7 @@ def html(title: str, reports: list[RunReport]) -> str:
     style = base_style() + _files("uplot/uPlot.min.css", "report.css")
     early = early_script()
     script = _files("uplot/uPlot.iife.min.js", "report.js")
-    return _template().render(
+    return page_template(TEMPLATE / "report.html.jinja", number=_number).render(
         title=title,
         reports=reports,
         style=Markup(style),
@@ -63,19 +61,6 @@ def html(title: str, reports: list[RunReport]) -> str:
         version=__version__,
         written=run.moment(time.time()),
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    return environment.get_template("report.html.jinja")
 
 
 def _series(report: RunReport) -> list[dict[str, Any]]:

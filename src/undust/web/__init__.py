@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from undust.regular import read_text
 
@@ -20,6 +25,20 @@ def base_style() -> str:
 def early_script() -> str:
     """A script for the head of a page: class "js" on its root, before the page is laid out."""
     return read_text(FOLDER / "early.js")
+
+
+@cache
+def page_template(path: Path, **filters: Callable[[Any], str]) -> Template:
+    """A page's template, which escapes all texts and refuses names that it is not given."""
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(path.name)
 
 
 def security_policy(style: str, *scripts: str) -> str:

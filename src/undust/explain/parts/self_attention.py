@@ -15,6 +15,7 @@ from undust.errors import UndustError
 from undust.explain.denoising_error import denoising_errors, used_levels
 from undust.explain.effect import Effect
 from undust.explain.figures import Frames, Line, LineChart
+from undust.explain.measures import correlation
 from undust.explain.result import PartResult
 from undust.explain.setup import NetworkChange, Setup
 from undust.explain.trace_pictures import overlay
@@ -110,12 +111,7 @@ def nearest(levels: Sequence[float], level: float) -> int:
 
 def symmetry(pictures: Tensor) -> list[float]:
     """The correlation of each picture [B, 3, H, W] with its mirror image."""
-    own, other = (x - x.mean(1, keepdim=True) for x in _flat(pictures, pictures.flip(3)))
-    return F.cosine_similarity(own, other).tolist()
-
-
-def _flat(*pictures: Tensor) -> list[Tensor]:
-    return [each.flatten(1) for each in pictures]
+    return correlation(pictures, pictures.flip(3)).tolist()
 
 
 def far_influence(setup: Setup, change: NetworkChange | None) -> list[float]:

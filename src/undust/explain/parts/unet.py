@@ -13,6 +13,7 @@ from undust.adapters.ablation import as_unet, changed, record_stages, without_sk
 from undust.explain.bands import bands
 from undust.explain.effect import Effect
 from undust.explain.figures import Frames, Line, LineChart
+from undust.explain.measures import correlation
 from undust.explain.result import PartResult
 from undust.explain.setup import Setup
 from undust.pictures import to_images
@@ -96,8 +97,7 @@ def similarities(setup: Setup, cut: Collection[int]) -> Tensor:
 
 def _alike(pictures: Tensor, others: Tensor, part: int) -> list[float]:
     """The correlation of each two pictures, of their layout (0) or their detail (1)."""
-    a, b = (bands(each, [4])[part].flatten(1) for each in (pictures, others))
-    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)).tolist()
+    return correlation(*(bands(each, [4])[part] for each in (pictures, others))).tolist()
 
 
 def stages(setup: Setup) -> Frames:
