@@ -28,7 +28,7 @@ def early_script() -> str:
 
 
 @cache
-def page_template(path: Path, **filters: Callable[[Any], str]) -> Template:
+def page_template(path: Path, /, **filters: Callable[[Any], str]) -> Template:
     """A page's template, which escapes all texts and refuses names that it is not given."""
     environment = Environment(
         loader=FileSystemLoader(path.parent),
