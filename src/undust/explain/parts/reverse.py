@@ -18,8 +18,8 @@ from undust.generation import loop
 PLAIN, BETTER, NOISY = "euler", "deis", "euler-ancestral"
 PATHS = (PLAIN, BETTER, "heun", "dpmpp-2m", NOISY, "dpmpp-2m-sde")
 FINE = "dpmpp-3m"  # of third order: with `FINE_STEPS` it counts as the end of the flow
-MOST, FINE_STEPS, MANY = 4, 5, 25  # in units of the setup's steps, which 10 are enough for
-CAPS = 32, 50, 250  # of these numbers of steps
+MOST, FINE_STEPS, MANY = 4, 5, 100  # in units of the setup's steps, which 10 are enough for
+CAPS = 32, 50, 1000  # of these numbers of steps
 CELLS = 16  # a grid beyond whose cells is texture
 
 
