@@ -22,7 +22,7 @@ from undust.explain.parts import PARTS
 from undust.explain.texts import COMMON, LANGUAGES, Language, Translation
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "why"
-QUALITY = 80  # of the sheets, as WebP
+QUALITY = 45  # of the sheets, as WebP
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def test_an_overlay_is_coloured_where_the_map_is_high():
 
 def test_words_that_no_font_has(found: Trace, monkeypatch: pytest.MonkeyPatch):
     """Korean is transcribed, and nothing fails, for words and prompts of any letters."""
-    labels._installed.cache_clear()
+    labels._fonts.cache_clear()
     monkeypatch.setattr(labels, "FONTS", ("absent.ttf",))
     try:
         assert labels._shown("빨간 heart", 14)[0] == "bbalgan heart"
@@ -102,4 +102,4 @@ def test_words_that_no_font_has(found: Trace, monkeypatch: pytest.MonkeyPatch):
         assert trace_pictures.word_sheet(other).width < 1100
     finally:
         monkeypatch.undo()
-        labels._installed.cache_clear()
+        labels._fonts.cache_clear()

@@ -31,7 +31,7 @@ def write_explanation(folder: Path | str, explanation: Explanation) -> Path:
         (building / PAGE).write_text(explanation_page(explanation), "utf-8")
         for part in explanation.parts:
             sheet = part_sheet(part, explanation.setup.texts)
-            sheet.save(building / f"{part.name}.png", optimize=True)
+            sheet.save(building / f"{part.name}.png")
             text = json.dumps(rounded(as_json(explanation, part)), ensure_ascii=False, indent=2)
             (building / f"{part.name}.json").write_text(text + "\n", "utf-8")
     return folder

@@ -40,7 +40,7 @@ def draw_label(
 
 def can_draw(text: str) -> bool:
     """Whether a font of this machine has all letters of a text."""
-    return any(_has_all(font, text) for font in [ImageFont.load_default(9), *_installed(9)])
+    return any(_has_all(font, text) for font in _fonts(9))
 
 
 def _has_all(font: Font, text: str) -> bool:
@@ -50,7 +50,7 @@ def _has_all(font: Font, text: str) -> bool:
 def _shown(text: str, size: int) -> tuple[str, Font]:
     """The text as it can be drawn, and a font for it."""
     text = unicodedata.normalize("NFC", text)
-    fonts = [ImageFont.load_default(size), *_installed(size)]
+    fonts = _fonts(size)
     for font in fonts:
         if _has_all(font, text):
             return text, font
@@ -68,8 +68,9 @@ def _transcribed(letter: str) -> str:
 
 
 @cache
-def _installed(size: int) -> tuple[Font, ...]:
-    found: list[Font] = []
+def _fonts(size: int) -> tuple[Font, ...]:
+    """Pillow's own, and those of `FONTS` that are installed."""
+    found: list[Font] = [ImageFont.load_default(size)]
     for name in FONTS:
         try:
             found.append(ImageFont.truetype(name, size))
@@ -78,6 +79,7 @@ def _installed(size: int) -> tuple[Font, ...]:
     return tuple(found)
 
 
+@cache
 def _has(font: Font, letter: str) -> bool:
     """Whether a font has a letter: otherwise it draws that of `NOTHING`."""
     if letter.isspace() or letter.isascii():

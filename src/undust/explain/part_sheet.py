@@ -17,7 +17,7 @@ WIDTH = 860  # pixels
 MARGIN, GAP = 16, 8
 ROOM = WIDTH - 2 * MARGIN  # within the margins
 TITLE, HEADING, TEXT = 26, 18, 15  # pixels of letters
-MAX_FRAMES = 12
+MAX_FRAMES = 6
 CHART_SCALE = 1.25
 
 
