@@ -15,7 +15,7 @@ from undust.conditioning.text import PromptWord
 from undust.errors import UndustError
 from undust.explain.parts import PARTS
 from undust.explain.parts import cross_attention as part
-from undust.explain.texts import Language, read
+from undust.explain.texts import Language
 from undust.pipeline import LatentDiffusion
 
 
@@ -30,10 +30,6 @@ def test_it_runs(
     beside = {"cross_attention_or_beside"} if model is emoji else set[str]()
     expected = {"map_of_another_word", "word_masked", "error_without_word", *beside}
     assert {each.name for each in found.effects} == expected
-
-
-def test_the_texts_have_the_same_keys():
-    assert read("en", "cross-attention").keys() == read("ko", "cross-attention").keys()
 
 
 def test_a_model_without_text():

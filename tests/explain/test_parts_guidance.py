@@ -13,7 +13,7 @@ from undust.errors import UndustError
 from undust.explain.figures import Frames
 from undust.explain.parts import PARTS, guidance
 from undust.explain.setup import Setup
-from undust.explain.texts import Language, read
+from undust.explain.texts import Language
 from undust.pipeline import LatentDiffusion
 
 
@@ -43,10 +43,6 @@ def test_it_runs(model: Callable[[], LatentDiffusion], language: Language):
 def test_three_seeds_have_a_diversity():
     three = replace(setup(tiny()), prompts=["bird", "person", "person"], seeds=[0, 1, 2], steps=1)
     assert "diversity" in {each.name for each in guidance.show(three).effects}
-
-
-def test_the_texts_have_the_same_keys():
-    assert read("en", "guidance").keys() == read("ko", "guidance").keys()
 
 
 def test_a_model_without_text_is_refused(shown: Setup):

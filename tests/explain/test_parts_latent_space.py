@@ -40,7 +40,6 @@ def test_it_runs(language):
     assert [row[0] for row in trained.rows] == [
         read(language, "latent-space")[name] for name in ("pixel_unet", "latent_unet", "pixel_jit")
     ]
-    assert read("en", "latent-space").keys() == read("ko", "latent-space").keys()
 
 
 def test_a_large_model_is_not_timed(monkeypatch):

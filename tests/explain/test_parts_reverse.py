@@ -12,7 +12,7 @@ from part_setups import emoji, setup, tiny
 from undust.explain.figures import Frames, LineChart
 from undust.explain.parts import PARTS, reverse
 from undust.explain.setup import Setup
-from undust.explain.texts import Language, read
+from undust.explain.texts import Language
 from undust.pipeline import LatentDiffusion
 
 
@@ -41,10 +41,6 @@ def test_it_runs(
     ]
     assert found.numbers["steps"] == [1, 2, 4]
     assert found.numbers["many_steps"] == 9
-
-
-def test_the_texts_have_the_same_keys():
-    assert read("en", "reverse").keys() == read("ko", "reverse").keys()
 
 
 def test_one_step_ends_at_the_first_estimate(shown: Setup):

@@ -12,7 +12,7 @@ from part_setups import emoji, setup, tiny
 from undust.adapters.ablation import changed, local_self_attention, without_self_attention
 from undust.explain.parts import PARTS
 from undust.explain.parts import self_attention as part
-from undust.explain.texts import Language, read
+from undust.explain.texts import Language
 from undust.networks.attention import Attention
 from undust.networks.base import DenoiserNetwork
 from undust.pipeline import LatentDiffusion
@@ -25,10 +25,6 @@ def test_it_runs(model: Callable[[], LatentDiffusion], language: Language):
     assert {each.name for each in found.effects} == {
         *("symmetry", "symmetry_local", "rise_at_high_noise", "mirrored_attention")
     }
-
-
-def test_the_texts_have_the_same_keys():
-    assert read("en", "self-attention").keys() == read("ko", "self-attention").keys()
 
 
 def test_symmetry():

@@ -12,7 +12,7 @@ from part_setups import emoji, setup, tiny
 from undust.explain.figures import Frames
 from undust.explain.parts import PARTS, time
 from undust.explain.setup import Setup
-from undust.explain.texts import Language, read
+from undust.explain.texts import Language
 from undust.pipeline import LatentDiffusion
 
 CONSTANT = torch.zeros(1, 3, 32, 32)
@@ -43,10 +43,6 @@ def test_one_prompt_for_all_cannot_be_swapped():
     found = time.show(replace(setup(tiny()), prompts=["red heart"] * 2))
     assert "prompt_late" not in {each.name for each in found.effects}
     assert len(found.figures) == 3
-
-
-def test_the_texts_have_the_same_keys():
-    assert read("en", "time").keys() == read("ko", "time").keys()
 
 
 def test_the_way_of_the_baseline_is_finished_as_the_baseline(shown: Setup):

@@ -12,7 +12,7 @@ from undust.explain.denoising_error import denoising_errors
 from undust.explain.parts import PARTS
 from undust.explain.parts import time_embedding as part
 from undust.explain.setup import Setup
-from undust.explain.texts import Language, read
+from undust.explain.texts import Language
 from undust.pipeline import LatentDiffusion
 
 
@@ -28,10 +28,6 @@ def test_it_runs(model: Callable[[], LatentDiffusion], language: Language):
     assert {each.name for each in found.effects} == {
         *("error_frozen_middle", "detail_told_early", "layout_told_late", "stages_learnt")
     }
-
-
-def test_the_texts_have_the_same_keys():
-    assert read("en", "time-embedding").keys() == read("ko", "time-embedding").keys()
 
 
 def test_the_right_time_told_is_no_error(shown: Setup):
