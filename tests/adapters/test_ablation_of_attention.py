@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +28,9 @@ from undust.networks.config import UNet2DConfig
 from undust.networks.unet import UNet2D
 from variants import build
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 TOKENS = 7
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        yield
 
 
 def plain_unet() -> UNet2D:

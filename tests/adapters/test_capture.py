@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,14 +18,9 @@ from undust.networks.dit import DiT
 from undust.networks.unet import UNet, UNet2D
 from variants import build
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 TOKENS = 7
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
