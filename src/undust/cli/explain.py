@@ -60,12 +60,7 @@ def explain(
         )
     loaded = opened_model(model, dtype=dtype, device=device, vae=vae, engine="auto")
     began = time.monotonic()
-    with console.counted("parts", "explaining") as progress:
-
-        def observe(done: int, total: int, part: ExplainedPart) -> None:
-            del part
-            progress(done, total)
-
+    with console.counted("parts", "explaining") as observe:
         found = explain_model(
             loaded,
             parts or (),

@@ -62,7 +62,7 @@ def explain_model(
     seeds: int = SEEDS,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    observe: Callable[[int, int, ExplainedPart], object] | None = None,
+    observe: Callable[[int, int], object] | None = None,
 ) -> Explanation:
     """Shows parts of latent diffusion on a model, each alone and removed, in figures and numbers.
 
@@ -99,7 +99,7 @@ def explain_model(
         number = [*PARTS].index(name) + 1
         done.append(ExplainedPart(name, number, result, time.monotonic() - began))
         if observe:
-            observe(len(done), len(wanted), done[-1])
+            observe(len(done), len(wanted))
     return Explanation(setup, done)
 
 
