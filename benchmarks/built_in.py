@@ -1,6 +1,7 @@
 """Pictures a minute of the built-in model: undust against diffusers with the same folder.
 
     python benchmarks/built_in.py [--batch 64] [--rounds 3] [--steps 20] [--engine auto]
+                                   [--device cpu]
 
 Both sides sample with DEIS on Karras' levels and guidance 4, and write PNG files. Each has a
 process of its own; batches alternate.
@@ -28,7 +29,7 @@ def prepare(side: str, asked: argparse.Namespace) -> Callable[[], float]:
     if side == "undust":
         import undust
 
-        model = undust.load("emoji", engine=asked.engine)
+        model = undust.load("emoji", engine=asked.engine, device=asked.device)
 
         def generate() -> list[Any]:
             made = model.generate(prompts, seed=1, steps=asked.steps)
@@ -38,7 +39,7 @@ def prepare(side: str, asked: argparse.Namespace) -> Callable[[], float]:
 
         from undust.formats.locate import BUILT_IN
 
-        theirs = StableDiffusionPipeline.from_pretrained(BUILT_IN / "emoji")
+        theirs = StableDiffusionPipeline.from_pretrained(BUILT_IN / "emoji").to(asked.device)
         scheduler = DEISMultistepScheduler.from_config(
             theirs.scheduler.config, use_karras_sigmas=True
         )
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     times = alternate(SIDES, asked.rounds, prepare, asked)
     speedups = [b / a for a, b in zip(*times.values(), strict=True)]

@@ -22,11 +22,19 @@ FULL = ("full_size.py", "sdxl", "--size", "1024", "--dtype", "float16", "--devic
 ROWS = {  # what it shows: its share of the time, and the command
     "SDXL U-Net, 1024 px, bfloat16, against diffusers": (3, SDXL),
     "the same, both compiled": (6, (*SDXL, "--engine", "compile", "--peer", "diffusers-compiled")),
+    "SDXL U-Net in 8-bit floating point, against diffusers compiled": (
+        6,
+        (*SDXL, "--engine", "fp8", "--peer", "diffusers-compiled"),
+    ),
     "SD1.5 U-Net, 512 px, bfloat16, against diffusers": (2, STEP),
     "SDXL, 1024 px, 30 steps, float16, whole": (6, (*FULL, "--steps", "30", "--tolerance", "1")),
     "the same by the engine compile": (
         6,
         (*FULL, "--steps", "30", "--tolerance", "1", "--engine", "compile"),
+    ),
+    "the built-in model, batches of 64, against diffusers": (
+        2,
+        ("built_in.py", "--device", "DEVICE"),
     ),
     "the same with memory for one network": (
         6,

@@ -52,20 +52,20 @@ def conditioning(given: dict[str, Any]) -> Any:
 
 
 def undust_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..., object]:
-    """undust's network, by an engine."""
+    """undust's network, by an engine, brought to the device as a model's networks are."""
     import torch
 
+    from undust.adapters.offload import Offload
     from undust.engines.registry import chosen
     from undust.networks.unet import UNet, UNetConfig
 
-    network = UNet(UNetConfig(**MODELS[asked.model]["unet"])).to(**place)
-    engine = chosen(
-        asked.engine, [network.eval().requires_grad_(False)], torch.device(asked.device)
-    )
-    fast = engine(network)
-    given = inputs(asked, **place)
+    device = torch.device(asked.device)
+    network = UNet(UNetConfig(**MODELS[asked.model]["unet"])).to(place["dtype"])
+    engine = chosen(asked.engine, [network.eval().requires_grad_(False)], device)
+    print(f"undust: engine {engine.name}")
+    fast, offload, given = engine(network), Offload(device), inputs(asked, **place)
     cond = conditioning(given)
-    return lambda: fast(given["x"], given["timestep"], cond)
+    return lambda: offload.run(fast, lambda: fast(given["x"], given["timestep"], cond))
 
 
 def peer_call(asked: argparse.Namespace, place: dict[str, Any]) -> Callable[..., object]:

@@ -47,6 +47,7 @@ class Offload:
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self._moves = device is not None and device.type != "cpu"
+        self._in_channels_last = device is not None and device.type == "cuda"
         self._lock = Lock()
         self._moved: dict[nn.Module, list[Place]] = {}
         # By the id of the weight in main memory: networks that share it share its copy.
@@ -97,11 +98,17 @@ class Offload:
                     continue
                 places.append((module, name, weight))
                 if id(weight) not in self._copies:
-                    self._copies[id(weight)] = weight.detach().to(self.device)
+                    self._copies[id(weight)] = self._copied(weight.detach())
                 copy = self._copies[id(weight)]
                 if isinstance(weight, nn.Parameter):
                     copy = nn.Parameter(copy, weight.requires_grad)
                 setattr(module, name, copy)
+
+    def _copied(self, weight: Tensor) -> Tensor:
+        """A weight on the device; kernels in the order in which GPUs convolve faster."""
+        if self._in_channels_last and weight.ndim == 4:
+            return weight.to(self.device, memory_format=torch.channels_last)
+        return weight.to(self.device)
 
 
 def _weights(network: nn.Module) -> Iterator[Place]:

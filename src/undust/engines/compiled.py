@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from undust.adapters.applied_loras import hooked, shared
-from undust.engines.cpu import for_cpu
 from undust.errors import first_line
 from undust.formats.user_cache import cache_folder
 from undust.networks.base import DenoiserNetwork
 from undust.networks.deep_cache import DeepFeatures
 from undust.networks.unet import UNetEncoder
 
+GRAPHS: dict[str, str | int | bool | Callable[..., Any]] = {"triton.cudagraphs": True}
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -35,13 +35,11 @@ def missing() -> str:
 def for_compile(network: N) -> N:
     """A copy of a denoiser or ControlNet that torch.compile compiles; it shares the weights.
 
-    Compilation takes place at the first call with inputs of some shapes. Another network is
-    computed as by the engine "cpu" on a CPU, and as it is elsewhere; so is one with a LoRA that is
-    not merged, whose weight may change at any time.
+    Compilation takes place at the first call with inputs of some shapes. The network itself if it
+    is another one, or has a LoRA that is not merged, whose weight may change at any time.
     """
     if not isinstance(network, DenoiserNetwork | UNetEncoder) or hooked(network):
-        on_cpu = next(network.parameters()).device.type == "cpu"
-        return for_cpu(network) if on_cpu else network
+        return network
     # Before torch reads it. Its own default is a folder for temporary files.
     if folder := cache_folder():
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch-compile"))
@@ -53,12 +51,13 @@ def for_compile(network: N) -> N:
 class _CompiledForward:
     """The forward pass of a network, compiled for each shape of inputs.
 
-    From the first failure on, which is a RuntimeWarning, it is computed by torch's layers.
+    On a GPU the kernels of a call are recorded and started as one (CUDA graphs). From the first
+    failure on, which is a RuntimeWarning, the network is computed by torch's layers.
     """
 
     def __init__(self, plain: Callable[..., Any]) -> None:
         self._plain, self._failed = plain, False
-        self._compiled = torch.compile(plain, dynamic=False)
+        self._compiled = torch.compile(plain, dynamic=False, options=GRAPHS)
 
     def __call__(
         self,
@@ -75,7 +74,12 @@ class _CompiledForward:
         if self._failed or any(perturbed) or deep is not None:
             return self._plain(*inputs, **others)
         try:
-            return self._compiled(*inputs, **others)
+            torch.compiler.cudagraph_mark_step_begin()
+            output = self._compiled(*inputs, **others)
+            # The next call writes its results to the same place.
+            return (
+                output.clone() if isinstance(output, Tensor) else [each.clone() for each in output]
+            )
         except torch.OutOfMemoryError:
             raise  # room is made, and the call is made again
         except Exception as error:

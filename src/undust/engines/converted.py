@@ -36,13 +36,12 @@ N = TypeVar("N", bound=nn.Module)
 def for_openvino(network: N) -> N:
     """A copy of a denoiser or ControlNet that OpenVINO computes; it shares the weights.
 
-    As for the engine "cpu" if it is another network, not on a CPU, in another precision than
-    float32 and bfloat16, merges tokens, or has a LoRA that is not merged, whose weight may change
-    at any time.
+    The network itself if it is another one, not on a CPU, in another precision than float32 and
+    bfloat16, merges tokens, or has a LoRA that is not merged, whose weight may change at any time.
     """
-    fast = for_cpu(network)
     if not _can_convert(network):
-        return fast
+        return network
+    fast = for_cpu(network)
     copied = cast("Any", shared(network) if fast is network else fast)
     # Not of the network itself, which is a key of `Prepared`'s weak dictionary; this is its value.
     copied.conversions = Conversions(shared(network))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from undust.adapters.applied_loras import shared
-from undust.engines.texts import keep_texts
+from undust.engines.texts import keep_texts, layers_of_text
 from undust.engines.weights import state, trains
 from undust.networks.base import DenoiserNetwork
 from undust.networks.stored import StoredConv2d, StoredLinear
@@ -114,7 +114,8 @@ def for_int8(network: N) -> N:
     if not isinstance(network, DenoiserNetwork | UNetEncoder):
         return network
     copied = shared(network)
-    of_text = {*keep_texts(copied)}
+    keep_texts(copied)
+    of_text = layers_of_text(copied)
     large = [layer for layer in _large(copied) if layer not in of_text]
     for layer in large:
         if isinstance(layer, nn.Conv2d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from weakref import ReferenceType, ref
 
 import torch
@@ -26,11 +27,24 @@ class CachedCrossAttention(Attention):
         return latest[1]
 
 
-def keep_texts(network: nn.Module) -> list[nn.Module]:
-    """Makes cross-attention `CachedCrossAttention`, in place; returns the layers of the text."""
-    found: list[nn.Module] = []
+def keep_texts(network: nn.Module) -> bool:
+    """Makes cross-attention `CachedCrossAttention`, in place; whether there is any."""
+    found = [*_cross_attention(network)]
+    for attention in found:
+        attention.__class__ = CachedCrossAttention
+    return bool(found)
+
+
+def layers_of_text(network: nn.Module) -> set[nn.Module]:
+    """The layers that compute keys and values of a text."""
+    return {
+        layer
+        for attention in _cross_attention(network)
+        for layer in (attention.to_k, attention.to_v)
+    }
+
+
+def _cross_attention(network: nn.Module) -> Iterator[Attention]:
     for block in network.modules():
         if isinstance(block, TransformerBlock | AdaptiveBlock) and block.attn2 is not None:
-            block.attn2.__class__ = CachedCrossAttention
-            found += [block.attn2.to_k, block.attn2.to_v]
-    return found
+            yield block.attn2

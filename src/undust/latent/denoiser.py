@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class PlacedNetwork:
         """
         self.network, self._offload, self._explain = network, offload or Offload(None), explain
         self.self_conditioned, self._dtype = self_conditioned, computes_in(network)
+        self._conditions: WeakKeyDictionary[Conditioning, tuple[torch.device, Conditioning]] = (
+            WeakKeyDictionary()
+        )
 
     def __call__(
         self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions = NONE
@@ -51,7 +55,7 @@ class PlacedNetwork:
         latents, timestep = x.to(device, self._dtype), timestep.to(device)
         if self.self_conditioned and cond.estimate is None:
             cond = cond.with_estimate(torch.zeros_like(x))
-        cond = cond.to(device, self._dtype)
+        cond = self._moved(cond, device)
         output = self._by_cache(latents, timestep, cond, options).to(x)
         if self._explain is None or output.isfinite().all():
             return output
@@ -59,6 +63,13 @@ class PlacedNetwork:
             self.network, self._offload, self_conditioned=self.self_conditioned
         )
         raise self._explain(x, cond, options, partial(unchecked, x, timestep, cond))
+
+    def _moved(self, cond: Conditioning, device: torch.device) -> Conditioning:
+        """A condition on the device, the same one in all steps of a run: it is copied once."""
+        known = self._conditions.get(cond)
+        if known is None or known[0] != device:
+            known = self._conditions[cond] = device, cond.to(device, self._dtype)
+        return known[1]
 
     def _by_cache(
         self, x: Tensor, timestep: Tensor, cond: Conditioning, options: CallOptions

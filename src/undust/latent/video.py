@@ -30,7 +30,7 @@ from undust.networks import dtype_and_device
 from undust.networks.conditioning import Conditioning
 from undust.networks.stored import WIDE, computes_in, keep_stored
 
-ENGINES = (registry.AUTO, "torch", "cpu", "int8")  # those that films are computed with
+ENGINES = (registry.AUTO, "torch", "cpu", "gpu", "int8")  # those that films are computed with
 
 
 @dataclass(eq=False)
