@@ -16,8 +16,10 @@ from undust.adapters.applied_loras import shared
 from undust.engines import winograd
 from undust.engines.winograd import (
     MIN_CHANNELS,
+    MIN_TRAINED_CHANNELS,
     SIZES,
     WinogradConv2d,
+    WinogradConvolution,
     can_gain,
     convolve,
     matrices,
@@ -64,6 +66,68 @@ def test_any_size_is_convolved(
     found = convolve(x, transformed(weight, m), shift)
     assert found.shape == expected.shape
     assert apart(found.double(), expected) < 3e-6
+
+
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    filters=st.integers(1, 5),
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    m=st.sampled_from(SIZES),
+    bias=st.booleans(),
+)
+def test_gradients_of_any_size(
+    batch: int, channels: int, filters: int, height: int, width: int, m: int, bias: bool
+):
+    torch.manual_seed(height * 61 + width)
+    x, weight = torch.randn(batch, channels, height, width), torch.randn(filters, channels, 3, 3)
+    inputs = [x, weight, *([torch.randn(filters)] if bias else [])]
+    for each in inputs:
+        each.requires_grad_()
+    wide = [each.detach().double().requires_grad_() for each in inputs]
+    slope = torch.randn(batch, filters, height, width)
+    found = WinogradConvolution.apply(*inputs[:2], inputs[2] if bias else None, m)
+    expected = F.conv2d(*wide, padding=1)
+    pairs = zip(
+        torch.autograd.grad(found, inputs, slope),
+        torch.autograd.grad(expected, wide, slope.double()),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        assert ours.shape == theirs.shape
+        assert apart(ours.double(), theirs) < 1e-5
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_only_wanted_gradients_are_computed(wanted: tuple[int, ...]):
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3), torch.randn(3)]
+    for number in wanted:
+        inputs[number].requires_grad_()
+    asked = [inputs[number] for number in wanted]
+    found = torch.autograd.grad(WinogradConvolution.apply(*inputs, 4).square().sum(), asked)
+    expected = torch.autograd.grad(F.conv2d(*inputs, padding=1).square().sum(), asked)
+    assert all(apart(a, b) < 1e-5 for a, b in zip(found, expected, strict=True))
+
+
+def test_gradients_of_gradients_are_direct():
+    """As a penalty on a gradient's norm needs them."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3), torch.randn(3)]
+    for each in inputs:
+        each.requires_grad_()
+
+    def penalty(output: Tensor) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(output.tanh().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in first), inputs)
+
+    pairs = zip(
+        penalty(WinogradConvolution.apply(*inputs, 4)),
+        penalty(F.conv2d(*inputs, padding=1)),
+        strict=True,
+    )
+    assert all(apart(a, b) < 1e-5 for a, b in pairs)
 
 
 def test_the_error_is_a_few_roundings_of_float32():
@@ -183,6 +247,40 @@ def test_gradients_are_those_of_the_network(network: Network):
         for each in (with_winograd(network), network)
     )
     assert apart(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kept", [0, 2**24])
+@pytest.mark.parametrize("side", [3, 8])
+def test_a_trained_weight_stays_where_it_is(
+    network: Network, kept: int, side: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The optimizer has the same memory; and a kept transformed one would be of use once."""
+    monkeypatch.setattr(winograd, "KEPT", kept)
+    fast, x = with_winograd(network.requires_grad_()), torch.randn(1, 3, side, side)
+    places = [weight.data_ptr() for weight in network.parameters()]
+    fast(x).sum().backward()
+    with torch.no_grad():
+        assert apart(fast(x), network(x)) < 1e-5
+    assert [weight.data_ptr() for weight in network.parameters()] == places
+    assert all(weight.is_contiguous() for weight in network.parameters())
+    assert fast.wide._kept is None
+
+
+def test_narrower_ones_are_trained_so():
+    x, narrow = torch.empty(2, 64, 64, 64), MIN_TRAINED_CHANNELS
+    assert tile_size(x, torch.empty(narrow, narrow, 3, 3), learns=True) == 4
+    assert tile_size(x, torch.empty(narrow, narrow, 3, 3)) == 0
+    assert tile_size(x, torch.empty(narrow - 1, narrow, 3, 3), learns=True) == 0
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_under_autocast_it_is_direct(network: Network, trained: bool):
+    """Its transforms would multiply the rounding of bfloat16."""
+    x = torch.randn(1, 3, 8, 8)
+    network.requires_grad_(trained)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apart(with_winograd(network)(x), network(x)) < 1e-2
+        assert with_winograd(network)(x).dtype == torch.bfloat16
 
 
 def test_a_weight_that_changes_is_transformed_again(network: Network):

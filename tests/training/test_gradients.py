@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from undust.engines import winograd
 from undust.errors import UndustError
 from undust.formats import safetensors_file
 from undust.training import checkpoints
@@ -64,6 +65,19 @@ def test_in_parts_the_gradient_is_that_of_the_whole(trainer: Callable[..., Train
             if parts == 1:
                 assert torch.equal(found[name], value)
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_winograds_convolutions_have_the_same_gradients(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(winograd, "MIN_TRAINED_CHANNELS", 1)
+    direct = gradients(trainer("run.convolutions=direct"))
+    found = gradients(trainer("run.convolutions=winograd"))
+    assert found.keys() == direct.keys()
+    assert not all(torch.equal(found[name], value) for name, value in direct.items())
+    whole = torch.stack([value.norm() for value in direct.values()]).norm()
+    apart = torch.stack([(found[name] - value).norm() for name, value in direct.items()]).norm()
+    assert apart < 1e-5 * whole
 
 
 def test_activations_computed_twice_give_the_same_bits(trainer: Callable[..., Trainer]):

@@ -58,6 +58,22 @@ def test_muon_is_as_fast_as_the_machine_allows(
     assert resolved(first_stage_recipe())[0].run.muon_precision == "auto"  # of AdamW: no question
 
 
+@pytest.mark.parametrize(("faster", "chosen"), [(True, "winograd"), (False, "direct")])
+def test_the_faster_convolutions_are_chosen(
+    first_stage_recipe: Read, monkeypatch: pytest.MonkeyPatch, faster: bool, chosen: str
+):
+    monkeypatch.setattr(precision, "winograd_trains_faster", lambda: faster)
+    recipe = first_stage_recipe()
+    assert resolved(recipe)[0].run.convolutions == chosen
+    assert resolved(recipe, {})[0].run.convolutions == "direct"  # of an earlier version
+    for kept in ("direct", "winograd"):
+        assert resolved(recipe, {"convolutions": kept})[0].run.convolutions == kept
+        asked = first_stage_recipe(f"run.convolutions={kept}")
+        assert resolved(asked)[0].run.convolutions == kept
+    for other in ("run.precision=bf16", "run.compile=true"):
+        assert resolved(first_stage_recipe(other))[0].run.convolutions == "direct"
+
+
 def test_a_run_that_goes_on_keeps_what_it_began_with(
     first_stage_recipe: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ POINTS = (0, 1, -1, 0.5, -2)
 SIZES = (2, 4)  # m: output pixels of a tile along a side
 MANY_TILES = 64  # of m = 4: with fewer, reading the larger kernels costs more than it saves
 MIN_CHANNELS = 128  # with fewer, the transforms cost more than they save
+MIN_TRAINED_CHANNELS = 64  # the same of a convolution and its gradients
 MIN_PIXELS = 64  # of a batch: with fewer, transforming large kernels costs more than it saves
 CHUNK = 128  # tiles at once, whose values stay in the processor's cache
 KEPT = 2**24  # bytes of a layer's transformed kernels; larger ones are made at each call
@@ -94,6 +96,59 @@ def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
     return pixels[:, :height, :width].permute(0, 3, 1, 2)
 
 
+def kernel_gradient(x: Tensor, dy: Tensor, m: int) -> Tensor:
+    """The gradient [K,C,3,3] of `convolve`'s kernels from that of its result, dy [B,K,H,W].
+
+    It is linear in the transformed kernels, so each step of the algorithm is transposed.
+    """
+    (batch, channels, height, width), filters = x.shape, dy.shape[1]
+    interpolation, evaluation_of_kernels, evaluation = _in_two_dimensions(m)
+    side, down, across = m + 2, -(-height // m), -(-width // m)
+    whole = dy.new_zeros(batch, m * down, m * across, filters)
+    whole[:, :height, :width] = dy.permute(0, 2, 3, 1)
+    tiles = whole.view(batch, down, m, across, m, filters).permute(2, 4, 0, 1, 3, 5)
+    total = x.new_zeros(side**2, channels, filters)
+    for chunk, padded in _padded(x, m, down, across):
+        part = padded.unfold(1, side, m).unfold(2, side, m).permute(4, 5, 0, 1, 2, 3)
+        count = part[0, 0, ..., 0].numel()
+        values = evaluation @ part.reshape(side**2, count * channels)
+        slopes = interpolation.T @ tiles[:, :, *chunk].reshape(m**2, count * filters)
+        values = values.view(-1, count, channels).transpose(1, 2)
+        total.baddbmm_(values, slopes.view(-1, count, filters))
+    found = evaluation_of_kernels.T @ total.view(side**2, channels * filters)
+    return found.view(3, 3, channels, filters).permute(3, 2, 0, 1)
+
+
+class WinogradConvolution(torch.autograd.Function):
+    """`convolve` with gradients, which are computed by the same algorithm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
+        """Pictures [B,C,H,W] with kernels [K,C,3,3], padded by 1 → [B,K,H,W]."""
+        ctx.save_for_backward(x, weight)
+        ctx.m = m
+        return convolve(x, transformed(weight, m), bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        """Of pictures, kernels and bias; direct where gradients of them are needed in turn."""
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            ones, shape = [1, 1], (False, [0, 0], 1)
+            found = torch.ops.aten.convolution_backward(
+                dy, x, weight, [len(weight)], ones, ones, ones, *shape, wanted
+            )
+            return *found, None
+        turned = weight.flip(2, 3).transpose(0, 1)
+        return (
+            convolve(dy, transformed(turned, ctx.m), None) if wanted[0] else None,
+            kernel_gradient(x, dy, ctx.m) if wanted[1] else None,
+            dy.sum((0, 2, 3)) if wanted[2] else None,
+            None,
+        )
+
+
 def _padded(x: Tensor, m: int, down: int, across: int) -> Iterator[tuple[Chunk, Tensor]]:
     """The pixels [b,H',W',C] of each chunk of the tiles of pictures [B,C,H,W], in one buffer.
 
@@ -122,9 +177,12 @@ def _chunks(batch: int, down: int, across: int) -> Iterator[Chunk]:
             yield slice(picture, picture + pictures), slice(row, row + rows)
 
 
-def tile_size(x: Tensor, weight: Tensor) -> int:
-    """The m for pictures [B,C,H,W] and kernels [K,C,3,3]; 0 for a direct convolution."""
-    if not _is_large(weight):
+def tile_size(x: Tensor, weight: Tensor, *, learns: bool = False) -> int:
+    """The m for pictures [B,C,H,W] and kernels [K,C,3,3]; 0 for a direct convolution.
+
+    learns: whether gradients are computed too.
+    """
+    if not _is_large(weight, MIN_TRAINED_CHANNELS if learns else MIN_CHANNELS):
         return 0
     batch, _, height, width = x.shape
     m = 4 if batch * -(-height // 4) * -(-width // 4) >= MANY_TILES else 2
@@ -132,25 +190,34 @@ def tile_size(x: Tensor, weight: Tensor) -> int:
 
 
 class WinogradConv2d(StoredConv2d):
-    """A 3×3 convolution with stride 1 and padding 1; direct where gradients are needed."""
+    """A 3×3 convolution with stride 1 and padding 1; direct under autocast."""
 
     _kept: tuple[tuple[int, ...], Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """[B,C,H,W] → [B,K,H,W]."""
         learns = trains(input, self.weight)
-        m = 0 if learns else tile_size(input, self.weight)
+        exact = not torch.is_autocast_enabled("cpu")
+        m = tile_size(input, self.weight, learns=learns) if exact else 0
+        if m and learns:
+            return cast("Tensor", WinogradConvolution.apply(input, self.weight, self.bias, m))
         if m:
             return convolve(input, self._kernels(m), self.bias)
-        if _is_large(self.weight) and not learns:  # and the picture is small
+        if _is_large(self.weight) and not self.weight.requires_grad:  # and the picture is small
             _store(self.weight, (0, 1, 2, 3))  # as torch's own layer wants it
             return super().forward(input.contiguous())
         # The output has the format too: from here on all of the network is in it.
         return super().forward(input.contiguous(memory_format=torch.channels_last))
 
     def _kernels(self, m: int) -> Tensor:
-        """The transformed weight; a small one is kept until the weight is changed in place."""
+        """The transformed weight; a small one is kept until the weight is changed in place.
+
+        None of a network that is trained: its weights change at each step, and their memory is the
+        optimizer's too.
+        """
         weight = self.weight
+        if weight.requires_grad:
+            return transformed(weight, m)
         if not _is_kept(weight, m):
             if weight.dtype == torch.float32:  # others may be mapped from their file
                 _store(weight, (2, 3, 1, 0))  # whose products are faster
@@ -204,5 +271,5 @@ def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
             yield conv
 
 
-def _is_large(weight: Tensor) -> bool:
-    return min(weight.shape[:2]) >= MIN_CHANNELS
+def _is_large(weight: Tensor, least: int = MIN_CHANNELS) -> bool:
+    return min(weight.shape[:2]) >= least

@@ -190,6 +190,11 @@ class RunConfig(Config):
         description="of the computation; auto: bf16 where measured to be faster; fp16 scales the "
         "loss",
     )
+    convolutions: Literal["direct", "winograd", "auto"] = Field(
+        default="auto",
+        description="3×3 convolutions in fp32 on a CPU: as defined, or by Winograd's algorithm, "
+        "which is exact but for rounding; auto: the faster one, measured",
+    )
     muon_precision: Literal["fp32", "bf16", "auto"] = Field(
         default="auto", description="of Muon's orthogonalisation; auto: the faster one, measured"
     )

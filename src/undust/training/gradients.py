@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from undust.engines.winograd import replace_convolutions
 from undust.errors import UndustError
 from undust.networks.conditioning import Conditioning
 from undust.training.configs import RunConfig
@@ -56,6 +57,8 @@ class Gradients:
                 module.register_forward_pre_hook(_moved, with_kwargs=True)
             if run.compile:
                 module.compile()
+            if run.convolutions == "winograd":
+                replace_convolutions(module)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The task's losses, computed in the run's precision."""

@@ -20,6 +20,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from undust.engines.memory import keep_freed_memory
 from undust.errors import UndustError
 from undust.formats.files import workspace
 from undust.formats.locks import FileLock
@@ -71,6 +72,8 @@ class Trainer:
         self.out, self._lock = out, lock
         self.step = 0
         self.device = self.run.place
+        if self.device.type == "cpu":
+            keep_freed_memory()
         task.modules.to(self.device)
         task.networks.to(self.device)
         self.parameters = dict(task.modules.named_parameters())

@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "run.accumulate": "other rounding",
     "run.checkpoint_activations": "the same numbers",
     "run.compile": "other rounding",
+    "run.convolutions": "other rounding",
     "run.muon_precision": "other rounding",
     "run.log_every": "output",
     "run.sample_every": "output",
