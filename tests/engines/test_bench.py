@@ -53,7 +53,8 @@ def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]):
     assert main(["bench"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in KINDS)
-    assert re.search(r"Winograd's convolutions are [\d.]+ × as fast as torch's", printed)
+    assert re.search(r"^Winograd's convolutions are [\d.]+ × as fast as torch's: ", printed, re.M)
+    assert re.search(r"in training, .* are [\d.]+ × as fast as torch's: (not )?used", printed)
     assert f"dtype auto: {probe.fastest_dtype()}" in printed
 
 

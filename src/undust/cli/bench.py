@@ -25,9 +25,14 @@ def bench() -> None:
         rows.append([rate.name, *("" if each is None else f"{each / 1e9:.0f}" for each in numbers)])
     names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
     console.table(["GFLOP/s", *(f"{name}>" for name in names)], rows)
-    speedup = probe.winograd_speedup()
-    used = "used" if probe.winograd_is_faster() else "not used"
-    console.line(f"Winograd's convolutions are {speedup:.1f} × as fast as torch's: {used}")
+    for where, speedup in (
+        ("", probe.winograd_speedup()),
+        ("in training, with gradients, ", probe.winograd_training_speedup()),
+    ):
+        used = "used" if speedup >= probe.MIN_SPEEDUP else "not used"
+        console.line(
+            f"{where}Winograd's convolutions are {speedup:.1f} × as fast as torch's: {used}"
+        )
     if probe.int8_speedup():
         console.line(
             f"convolutions in 8 bits are {probe.int8_speedup():.1f} × as fast as torch's in float32"
