@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import undust
+from elsewhere import Device
 from films import tiny_pipeline, write_film_model
 from undust.errors import UndustError
 from undust.generation.film_options import first_frame_recipe
@@ -209,3 +210,15 @@ def test_a_part_that_is_missing_is_named(part: str, folder: Path, tmp_path: Path
     shutil.rmtree(tmp_path / "model" / part)
     with pytest.raises(UndustError, match=part):
         undust.load_video(tmp_path / "model")
+
+
+def test_on_a_gpu_it_is_the_same_film(
+    folder: Path, model: undust.VideoDiffusion, photo: Image.Image
+):
+    """On a simulated one, with kernels in another order, which rounds differently."""
+    with Device():
+        there = undust.load_video(folder, device="cuda:0")
+        found = latents(there, photo)
+    expected = latents(model, photo)
+    assert there.engine == "gpu"
+    assert (found - expected).norm() < 1e-4 * expected.norm()
