@@ -33,15 +33,21 @@ from undust.formats.metadata.found import (
 )
 
 NEGATIVE = "Negative prompt:"
+NEGATIVES = re.compile(rf"^[ \t]*{NEGATIVE}", re.MULTILINE | re.IGNORECASE)
 FEWEST = 3  # a last line with fewer settings than this is part of the prompt
 COMMON_KEYS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash")
+# Names that a line begins with where the settings take several lines.
+LINE_KEYS = (*COMMON_KEYS, "Schedule type", "Scheduler", "Clip skip", "Denoising strength", "VAE")
 # The length of a key is limited, so that no line takes quadratic time.
+SETTINGS_LINE = re.compile(r"^Steps: \d{1,9}, \w", re.MULTILINE)  # how the web UI begins it
 SETTING = re.compile(r"(\w[\w \-/]{1,60}):\s*")
 QUOTED = re.compile(r'("(?:\\.|[^\\"])+")\s*(?:,|$)')
 NAMED = re.compile(r"(\w[\w \-/]{1,60}):(?:\s+|$)(.*)", re.DOTALL)  # a line after the settings
 AFTER = "after the settings"  # what lines without a name are called
 JSON = json.JSONDecoder()
-FUNCTION = re.compile(r"[a-z0-9_]+")  # a sampler's name as ComfyUI has it
+# A sampler's name as ComfyUI and stable-diffusion.cpp have it.
+FUNCTION = re.compile(r"[a-z0-9_]+|dpm\+\+[a-z0-9_ ]+")
+SIZE = re.compile(r"(\d{1,9})\s*[xX×*]\s*(\d{1,9})")
 NETWORK = re.compile(r" ?<(lora|lyco|hypernet):([^:<>\n]+)((?::[^:<>\n]{0,200}){0,20})>")
 RESOURCES = "Civitai resources"
 MAX_NOTES = 20  # notes on them
@@ -57,6 +63,9 @@ FIELDS = {  # their name -> the recipe's, and its type
 BESIDE = {"unipc": {"UniPC variant": "bh2", "UniPC order": "2"}}
 RESIZED = {"Hires upscaler": "Lanczos"}  # how a picture is made larger for the second pass
 TO_SIZE = ("Hires resize", "First pass size")  # a second pass that no recipe has a word for
+NAMES = {  # in small letters -> as the web UI writes them
+    name.lower(): name for name in (*LINE_KEYS, *FIELDS, "Hires upscale", "Hires strength")
+}
 
 
 def a1111_parameters(recipe: Mapping[str, Any], size: tuple[int, int]) -> str:
@@ -113,10 +122,11 @@ def parse_a1111(text: str) -> dict[str, Any]:
     text = text.strip()
     if 0 < text.count("\n") == text.count("\r\n"):
         text = text.replace("\r\n", "\n")
-    lines, line, after = _parted(text.split("\n"))
+    lines, line, after = _parted(text.split("\n") if "\n" in text else text.split("\r"))
     settings = dict(_settings(line))
     notes: list[str] = []
-    body, _, negative = ("\n" + "\n".join(lines)).partition("\n" + NEGATIVE)
+    body, *negatives = NEGATIVES.split("\n".join(lines))
+    negative = "\n".join(each.strip() for each in negatives)
     tags: list[tuple[str, str, str]] = NETWORK.findall(body)
     limit_entries("parameters: the prompt", tags)
     recipe: dict[str, Any] = {"prompt": NETWORK.sub("", body).strip(), "negative": negative.strip()}
@@ -130,9 +140,11 @@ def parse_a1111(text: str) -> dict[str, Any]:
         if number is not None:
             recipe[field] = number
             del settings[name]
-    if size := re.fullmatch(r"(\d{1,9})x(\d{1,9})", settings.get("Size", "")):
+    if size := SIZE.fullmatch(settings.get("Size", "")):
         recipe["width"], recipe["height"] = int(size[1]), int(size[2])
         del settings["Size"]
+    elif "Size" in settings:
+        notes.append(f"Size has to be WIDTHxHEIGHT, not {quoted(settings['Size'])}")
     if skip := _number("Clip skip", settings, int, notes):
         del settings["Clip skip"]
         if abs(skip) > 1:  # ComfyUI counts it from the end, below zero
@@ -158,16 +170,37 @@ def _parted(lines: list[str]) -> tuple[list[str], str, list[str]]:
     """The lines of the prompts, the line of settings, and the lines after it.
 
     Picture sites and extensions add lines, so the settings are the last line that has two of the
-    usual names; failing that the last line, if it has enough of any.
+    usual names, with the lines before it from the one of the steps; failing that the last line, if
+    it has enough of any.
     """
     for place in reversed(range(len(lines))):
-        if sum(f"{name}:" in lines[place] for name in COMMON_KEYS) > 1:
-            found = _settings(lines[place])
+        first = _first_line(lines, place)
+        line = ", ".join(each.strip().removesuffix(",") for each in lines[first : place + 1])
+        lower = line.lower()
+        if sum(f"{name.lower()}:" in lower for name in COMMON_KEYS) > 1:
+            found = _settings(line)
             if len(found) >= FEWEST and sum(name in COMMON_KEYS for name, _ in found) > 1:
-                return lines[:place], lines[place], lines[place + 1 :]
+                return lines[:first], line, lines[place + 1 :]
     if len(_settings(lines[-1])) >= FEWEST:
         return lines[:-1], lines[-1], []
     return lines, "", []
+
+
+def _first_line(lines: list[str], last: int) -> int:
+    """The line with the steps, from which to the last one every line begins with another setting.
+
+    That one itself if there is none: the web UI writes one line.
+    """
+    names = set[str]()
+    for place in range(last, max(last - len(LINE_KEYS), -1), -1):
+        begun = SETTING.match(lines[place].strip())
+        own = {name for name, _ in _settings(lines[place])} if begun else set[str]()
+        if not begun or NAMES.get(begun[1].lower()) not in LINE_KEYS or own & names:
+            return last
+        names |= own
+        if "Steps" in own:
+            return place
+    return last
 
 
 def _settings(line: str) -> list[tuple[str, str]]:
@@ -185,7 +218,10 @@ def _settings(line: str) -> list[tuple[str, str]]:
         place = len(line) if place < 0 else place
         found.append((name[1], line[start:place].strip()))
     limit_entries("parameters", found)
-    return found
+    exact = {name for name, _ in found}
+    usual = ((name, NAMES.get(name.lower(), name)) for name, _ in found)
+    names = [name if known in exact else known for name, known in usual]
+    return [(name, value) for name, (_, value) in zip(names, found, strict=True)]
 
 
 def _end_of_json(line: str, start: int) -> int:

@@ -199,6 +199,26 @@ def test_values_from_nodes_of_their_own():
             "a, b",
             0,
         ),
+        (
+            {
+                "n2": node("CLIPTextEncode", text=link(8)),
+                "n8": node("StringConcatenate", string_a=link(9), string_b="c", delimiter=", "),
+                "n9": node("Text Concatenate", text_a=link(10), text_b=link(11), delimiter="; "),
+                "n10": node("PrimitiveStringMultiline", value="a"),
+                "n11": node("Text Multiline", text="b"),
+            },
+            "a; b, c",
+            0,
+        ),
+        (
+            {
+                "n2": node("CLIPTextEncode", text=link(8)),
+                "n8": node("CR Text Concatenate", text1=link(9), text2=link(9), separator="-"),
+                "n9": node("Text", text="a"),
+            },
+            "a-a",
+            0,
+        ),
         ({"n2": node("CLIPTextEncodeSDXL", text_g="g", text_l="g", width=1024)}, "g", 0),
         ({"n2": node("CLIPTextEncodeSDXL", text_g="g", text_l="l", width=1024)}, "g", 1),
         ({"n2": node("CLIPTextEncodeFlux", clip_l="l", t5xxl="t", guidance=3.5)}, "t", 1),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from undust.errors import limit_entries
@@ -23,12 +22,20 @@ from undust.formats.metadata.found import (
     base_name,
     texts_of,
 )
-from undust.formats.metadata.graph import MAX_CHAIN, TEXTS, Graph, Link, Node, link_of, read_nodes
+from undust.formats.metadata.graph import (
+    MAX_CHAIN,
+    PARTS,
+    TEXTS,
+    Graph,
+    Link,
+    Node,
+    link_of,
+    read_nodes,
+)
 
 PROGRAM = "ComfyUI"
 MODELS = ("ckpt_name", "unet_name", "base_ckpt_name", "model_name")  # a checkpoint's file
 PER_ENCODER = {"text_g", "text_l", "t5xxl", "clip_l"}
-PAIRS = {"text_a", "text_b", "text1", "text2", "string_a", "string_b"}  # texts that are joined
 JOINED = ("delimiter", "separator")
 SAMPLES = ("latent_image", "samples", "latent", "pixels", "image", "images")
 CONDITION = re.compile(r"cond|positive|negative", re.IGNORECASE)
@@ -173,9 +180,9 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
             continue
         if node.kind == "ConditioningZeroOut":
             continue
-        held = {key: _string(graph, node, key) for key in TEXTS if key in node.inputs}
-        if held:
-            told += _one_prompt(node, held, found)
+        held = {key: node.inputs[key] for key in TEXTS if key in node.inputs}
+        if held or _parts(node):
+            told += _one_prompt(graph, node, held, found)
             _clip_skip(graph, node, found)
             continue
         links = node.links()
@@ -199,14 +206,19 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
 
 
 def _speaks(node: Node) -> bool:
-    return any(isinstance(node.inputs.get(key), str) for key in TEXTS)
+    return any(isinstance(node.inputs.get(key), str) for key in (*TEXTS, *_parts(node)))
 
 
-def _one_prompt(node: Node, held: Mapping[str, str | None], found: Found) -> list[str]:
+def _parts(node: Node) -> list[str]:
+    """The inputs whose texts the node joins, in its order."""
+    return [key for key in node.inputs if PARTS.fullmatch(key)]
+
+
+def _one_prompt(graph: Graph, node: Node, held: Mapping[str, object], found: Found) -> list[str]:
     """The text of a node; the first of several for different encoders."""
-    texts = texts_of(held.values())
-    if held.keys() <= PAIRS:
-        return [_joined(node, texts)] if texts else []
+    if not held:
+        return texts_of([_spoken(graph, node, iter(range(MAX_CHAIN)))])
+    texts = texts_of(_string(graph, value, iter(range(MAX_CHAIN))) for value in held.values())
     if PER_ENCODER & held.keys() and len(set(texts)) > 1:
         found.notes.append(
             f"{node}: its text encoders have different texts; the first one is shown"
@@ -214,22 +226,29 @@ def _one_prompt(node: Node, held: Mapping[str, str | None], found: Found) -> lis
     return texts[:1]
 
 
-def _joined(node: Node, texts: list[str]) -> str:
-    joint = next((node.inputs[key] for key in JOINED if key in node.inputs), " ")
-    return (joint if isinstance(joint, str) else " ").join(texts)
-
-
-def _string(graph: Graph, node: Node, key: str) -> str | None:
-    """An input's text: its value, or joined from the text nodes it comes from."""
-    value = node.inputs[key]
+def _string(graph: Graph, value: object, budget: Iterator[int]) -> str:
+    """An input's text: its value, or that of the node it comes from; budget: nodes to visit."""
     if isinstance(value, str):
         return value
-    told: list[str] = []
-    way = graph.upstream(link_of(value), lambda _, name: name in TEXTS or name.startswith("input"))
-    for source in islice(way, MAX_CHAIN):
-        own = texts_of(source.inputs.get(name) for name in TEXTS)
-        told += [_joined(source, own)] if source.inputs.keys() & PAIRS else own[:1]
-    return " ".join(filter(None, told))[:MAX_PROMPT] if told else None
+    source = graph.nodes.get(link[0]) if (link := link_of(value)) else None
+    if source is None or next(budget, None) is None:
+        return ""
+    return _spoken(graph, source, budget)[:MAX_PROMPT]
+
+
+def _spoken(graph: Graph, node: Node, budget: Iterator[int]) -> str:
+    """The text that comes out of a node: the texts that it joins, or the first that it has."""
+    parts = _parts(node)
+    if parts:
+        joint = next((node.inputs[key] for key in JOINED if key in node.inputs), " ")
+        texts = texts_of(_string(graph, node.inputs[key], budget) for key in parts)
+        return (joint if isinstance(joint, str) else " ").join(texts)
+    own = [node.inputs[key] for key in TEXTS if key in node.inputs]
+    texts = texts_of(_string(graph, value, budget) for value in own)
+    if texts:
+        return texts[0]
+    given = [value for key, value in node.inputs.items() if key.startswith("input")]
+    return " ".join(texts_of(_string(graph, value, budget) for value in given))
 
 
 def _clip_skip(graph: Graph, node: Node, found: Found) -> None:

@@ -13,7 +13,7 @@ from undust.diffusion.aliases import elsewhere, no_counterpart, schedule_elsewhe
 from undust.errors import limit_entries, printable, quoted
 
 FIELD_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip"), int),
+    **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip", "last_layer"), int),
     **dict.fromkeys(("guidance", "strength"), float),
 }
 MODEL_FILE = re.compile(r"\.(?:safetensors|ckpt|pt|pth|bin|sft)$", re.IGNORECASE)
@@ -54,8 +54,10 @@ class Found:
             number = as_number(value, FIELD_TYPES[field])
             if number is None:
                 self.notes.append(f"{name} has to be a number, not {quoted(value)}")
-            else:
+            elif field != "last_layer":
                 self.recipe[field] = number
+            elif abs(number) > 1:  # a web UI's clip skip, 1 for the last; ComfyUI's is below zero
+                self.recipe["clip_skip"] = abs(number) - 1
         elif not isinstance(value, str):
             self.notes.append(f"{name} has to be a text, not {quoted(value)}")
         elif field == "sampler":
