@@ -375,6 +375,9 @@ def test_other_ways_to_write_the_settings(lines: str, after: str):
         "a cat\n  Negative prompt: blurry\n",
         "a cat\nnegative prompt: blurry\n",
         "a cat\rNegative prompt: blurry\r",
+        "a cat Negative prompt: blurry ",  # sites and editors that take away the ends of lines
+        "a cat\\nNegative prompt: blurry\\n",
+        "a cat\\r\\nNegative prompt: blurry\\r\\n",
     ],
 )
 def test_other_ways_to_write_the_negative_prompt(text: str):
@@ -390,6 +393,13 @@ def test_negative_prompts_are_one_as_in_the_web_ui():
 
 def test_a_name_in_other_letters_does_not_replace_the_web_uis():
     assert parse_a1111(f"a cat\n{SETTINGS}, seed: 2")["other"] == {"seed": "2"}
+
+
+def test_one_line_of_settings_is_no_prompt():
+    for text in (SETTINGS, SETTINGS.replace("Steps: 20, ", "") + ", Steps: 20, Version: 1"):
+        assert parse_a1111(text)["prompt"] == ""
+    assert parse_a1111("it says Negative prompt: no")["prompt"] == "it says Negative prompt: no"
+    assert parse_a1111("a \\n cat")["prompt"] == "a \\n cat"
 
 
 def test_a_size_that_is_none_is_noted():

@@ -23,6 +23,13 @@ from undust.diffusion.aliases import (
     schedule_elsewhere,
 )
 from undust.errors import limit_entries, printable, quoted
+from undust.formats.a1111_lines import (
+    NEGATIVE,
+    NEGATIVES,
+    named_after,
+    parted,
+    settings_in,
+)
 from undust.formats.metadata.found import (
     as_json,
     as_list,
@@ -32,19 +39,6 @@ from undust.formats.metadata.found import (
     texts_of,
 )
 
-NEGATIVE = "Negative prompt:"
-NEGATIVES = re.compile(rf"^[ \t]*{NEGATIVE}", re.MULTILINE | re.IGNORECASE)
-FEWEST = 3  # a last line with fewer settings than this is part of the prompt
-COMMON_KEYS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash")
-# Names that a line begins with where the settings take several lines.
-LINE_KEYS = (*COMMON_KEYS, "Schedule type", "Scheduler", "Clip skip", "Denoising strength", "VAE")
-# The length of a key is limited, so that no line takes quadratic time.
-SETTINGS_LINE = re.compile(r"^Steps: \d{1,9}, \w", re.MULTILINE)  # how the web UI begins it
-SETTING = re.compile(r"(\w[\w \-/]{1,60}):\s*")
-QUOTED = re.compile(r'("(?:\\.|[^\\"])+")\s*(?:,|$)')
-NAMED = re.compile(r"(\w[\w \-/]{1,60}):(?:\s+|$)(.*)", re.DOTALL)  # a line after the settings
-AFTER = "after the settings"  # what lines without a name are called
-JSON = json.JSONDecoder()
 # A sampler's name as ComfyUI and stable-diffusion.cpp have it.
 FUNCTION = re.compile(r"[a-z0-9_]+|dpm\+\+[a-z0-9_ ]+")
 SIZE = re.compile(r"(\d{1,9})\s*[xX×*]\s*(\d{1,9})")
@@ -63,9 +57,6 @@ FIELDS = {  # their name -> the recipe's, and its type
 BESIDE = {"unipc": {"UniPC variant": "bh2", "UniPC order": "2"}}
 RESIZED = {"Hires upscaler": "Lanczos"}  # how a picture is made larger for the second pass
 TO_SIZE = ("Hires resize", "First pass size")  # a second pass that no recipe has a word for
-NAMES = {  # in small letters -> as the web UI writes them
-    name.lower(): name for name in (*LINE_KEYS, *FIELDS, "Hires upscale", "Hires strength")
-}
 
 
 def a1111_parameters(recipe: Mapping[str, Any], size: tuple[int, int]) -> str:
@@ -119,11 +110,8 @@ def parse_a1111(text: str) -> dict[str, Any]:
     cannot be read or is meant otherwise here. Raises UndustError for more settings and LoRAs than
     can be meant.
     """
-    text = text.strip()
-    if 0 < text.count("\n") == text.count("\r\n"):
-        text = text.replace("\r\n", "\n")
-    lines, line, after = _parted(text.split("\n") if "\n" in text else text.split("\r"))
-    settings = dict(_settings(line))
+    lines, line, after = parted(text)
+    settings = dict(settings_in(line))
     notes: list[str] = []
     body, *negatives = NEGATIVES.split("\n".join(lines))
     negative = "\n".join(each.strip() for each in negatives)
@@ -159,96 +147,11 @@ def parse_a1111(text: str) -> dict[str, Any]:
             del settings["Refiner switch at"]
     if loras := list(_networks(tags, notes)) or list(_weights(settings)):
         recipe["loras"] = loras
-    if other := settings | _after(after, notes):
+    if other := settings | named_after(after, notes):
         recipe["other"] = other
     if notes := [*notes, *_resources(settings, "model" in recipe)]:
         recipe["notes"] = [f"parameters: {note}" for note in notes]
     return recipe
-
-
-def _parted(lines: list[str]) -> tuple[list[str], str, list[str]]:
-    """The lines of the prompts, the line of settings, and the lines after it.
-
-    Picture sites and extensions add lines, so the settings are the last line that has two of the
-    usual names, with the lines before it from the one of the steps; failing that the last line, if
-    it has enough of any.
-    """
-    for place in reversed(range(len(lines))):
-        first = _first_line(lines, place)
-        line = ", ".join(each.strip().removesuffix(",") for each in lines[first : place + 1])
-        lower = line.lower()
-        if sum(f"{name.lower()}:" in lower for name in COMMON_KEYS) > 1:
-            found = _settings(line)
-            if len(found) >= FEWEST and sum(name in COMMON_KEYS for name, _ in found) > 1:
-                return lines[:first], line, lines[place + 1 :]
-    if len(_settings(lines[-1])) >= FEWEST:
-        return lines[:-1], lines[-1], []
-    return lines, "", []
-
-
-def _first_line(lines: list[str], last: int) -> int:
-    """The line with the steps, from which to the last one every line begins with another setting.
-
-    That one itself if there is none: the web UI writes one line.
-    """
-    names = set[str]()
-    for place in range(last, max(last - len(LINE_KEYS), -1), -1):
-        begun = SETTING.match(lines[place].strip())
-        own = {name for name, _ in _settings(lines[place])} if begun else set[str]()
-        if not begun or NAMES.get(begun[1].lower()) not in LINE_KEYS or own & names:
-            return last
-        names |= own
-        if "Steps" in own:
-            return place
-    return last
-
-
-def _settings(line: str) -> list[tuple[str, str]]:
-    """Names and values in a line; commas inside quotation marks or JSON do not end a value."""
-    found: list[tuple[str, str]] = []
-    place = 0
-    while name := SETTING.search(line, place):
-        start = name.end()
-        value = QUOTED.match(line, start)
-        if value:
-            found.append((name[1], _unquoted(value[1])))
-            place = value.end()
-            continue
-        place = _end_of_json(line, start) or line.find(",", start)
-        place = len(line) if place < 0 else place
-        found.append((name[1], line[start:place].strip()))
-    limit_entries("parameters", found)
-    exact = {name for name, _ in found}
-    usual = ((name, NAMES.get(name.lower(), name)) for name, _ in found)
-    names = [name if known in exact else known for name, known in usual]
-    return [(name, value) for name, (_, value) in zip(names, found, strict=True)]
-
-
-def _end_of_json(line: str, start: int) -> int:
-    """The end of JSON that begins there, if a comma or the end of the line follows; else 0."""
-    if line[start : start + 1] not in ("[", "{"):
-        return 0
-    try:
-        _, end = JSON.raw_decode(line, start)
-    except (ValueError, RecursionError):
-        return 0
-    return end if re.compile(r"\s*(?:,|$)").match(line, end) else 0
-
-
-def _after(lines: list[str], notes: list[str]) -> dict[str, str]:
-    """The lines after the settings by their names, such as dynamic prompts' `Template:`."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in lines:
-        if keyed := NAMED.match(line):
-            name, line = keyed[1], keyed[2]
-        key = name or AFTER
-        found[key] = f"{found[key]}\n{line}" if key in found else line
-    limit_entries("parameters", found)
-    found = {name: text.strip() for name, text in found.items() if text.strip()}
-    if AFTER in found:
-        notes.append("text after the settings is not part of the prompts")
-    return found
 
 
 def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
@@ -381,12 +284,3 @@ def _plain(value: object) -> str:
 def _quoted(text: str) -> str:
     plain = text == text.strip() and not re.search(r'[,:\n"]', text)
     return text if plain else json.dumps(text, ensure_ascii=False)
-
-
-def _unquoted(text: str) -> str:
-    if len(text) > 1 and text.startswith('"') and text.endswith('"'):
-        try:
-            return str(json.loads(text))
-        except ValueError:
-            pass  # a stray quotation mark, as people type them
-    return text

@@ -336,6 +336,15 @@ def test_a_mark_before_the_text_and_a_nul_after_it(text: str | None):
     assert read(parameters=told).recipe == read(parameters=plain).recipe
 
 
+@pytest.mark.parametrize("key", ["invokeai_metadata", "parameters"])
+@pytest.mark.parametrize("before", ["", "\ufeff", " "])
+def test_a_nul_after_json_and_json_in_json(key: str, before: str):
+    told = INVOKE if key == "invokeai_metadata" else FOOOCUS
+    plain = read(**{key: told})
+    assert read(**{key: f"{before}{json.dumps(told)}\0"}).recipe == plain.recipe
+    assert read(invokeai_metadata=json.dumps(json.dumps(INVOKE))).recipe["steps"] == 30
+
+
 def test_several_programs_in_one_picture():
     found = read(parameters="a\nSteps: 1, Seed: 2, Size: 8x8", invokeai_metadata=INVOKE)
     assert (found.program, found.recipe["seed"]) == ("A1111", 2)

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from PIL import Image, UnidentifiedImageError
 
 from undust.errors import UndustError, printable
-from undust.formats.a1111 import SETTINGS_LINE
+from undust.formats.a1111_lines import SETTINGS_LINE
 from undust.formats.metadata import comments
 from undust.formats.metadata.comments import LIMIT, DamageError
 from undust.regular import open_regular

@@ -144,17 +144,18 @@ def base_name(path: str) -> str:
 
 
 def as_json(text: str) -> Any:
-    """The value of a JSON text, or None for other texts."""
+    """The value of a JSON text, or None for other texts; NULs around it do not count."""
     try:
-        return json.loads(text)
+        return json.loads(text.strip("\0\ufeff \t\r\n"))
     except (ValueError, RecursionError):
         return None
 
 
 def as_object(value: object) -> dict[str, Any]:
-    """A JSON object, or an empty one for anything else."""
-    if isinstance(value, str):
-        value = as_json(value)
+    """A JSON object, also one written as JSON in a JSON text; an empty one for anything else."""
+    for _ in range(2):
+        if isinstance(value, str):
+            value = as_json(value)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from undust.formats.a1111 import SETTINGS_LINE, parse_a1111
+from undust.formats.a1111 import parse_a1111
+from undust.formats.a1111_lines import SETTINGS_LINE
 from undust.formats.metadata import comfyui, flat, fooocus, invokeai, novelai
 from undust.formats.metadata.containers import A1111_KEY
 from undust.formats.metadata.found import Found, as_object
