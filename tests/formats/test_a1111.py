@@ -152,6 +152,12 @@ def test_the_text_of_another_program_is_read():
         ("Sampler: DPM++ 2M SDE Exponential", "dpmpp-2m-sde", "exponential"),
         ("Sampler: DPM++ 2M Karras, Schedule type: Automatic", "dpmpp-2m", "karras"),
         ("Sampler: DPM2 a Karras, Schedule type: Uniform", "dpm2-ancestral", "linspace"),
+        ("Sampler: DPM++ 2M SGM Uniform", "dpmpp-2m", "sgm-uniform"),  # Forge
+        ("Sampler: DPM++ 3M SDE Exponential", "DPM++ 3M SDE", "exponential"),
+        ("Sampler: Euler A, Schedule type: karras", "euler-ancestral", "karras"),
+        ("Sampler: dpm++ 2m sde karras", "dpmpp-2m-sde", "karras"),
+        ("Sampler: Euler a, Schedule type: sgm_uniform", "euler-ancestral", "sgm-uniform"),
+        ("Sampler: DDIM CFG++, Schedule type: Automatic", "DDIM CFG++", "Automatic"),
         ("Sampler: DPM++ 2M SDE Heun", "DPM++ 2M SDE Heun", None),
         ("Sampler: DPM++ 2M SDE Heun Karras", "DPM++ 2M SDE Heun Karras", None),
         ("Sampler: Euler a, Schedule type: KL Optimal", "euler-ancestral", "KL Optimal"),

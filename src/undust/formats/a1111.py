@@ -39,8 +39,6 @@ from undust.formats.metadata.found import (
     texts_of,
 )
 
-# A sampler's name as ComfyUI and stable-diffusion.cpp have it.
-FUNCTION = re.compile(r"[a-z0-9_]+|dpm\+\+[a-z0-9_ ]+")
 SIZE = re.compile(r"(\d{1,9})\s*[xX×*]\s*(\d{1,9})")
 NETWORK = re.compile(r" ?<(lora|lyco|hypernet):([^:<>\n]+)((?::[^:<>\n]{0,200}){0,20})>")
 RESOURCES = "Civitai resources"
@@ -163,12 +161,12 @@ def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
         else:  # its beta is not ours
             theirs = printable(settings["Scheduler"])
             notes.append(f"Scheduler: '{theirs}' has no known counterpart here; left out")
-    name, _, tail = sampler.rpartition(" ")
-    if (
-        name in FROM_SAMPLERS | NEAREST_SAMPLERS and tail in FROM_SCHEDULES
-    ):  # one name until the web UI's 1.9
-        sampler, schedule = name, tail if schedule in ("", "Automatic") else schedule
-    elif FUNCTION.fullmatch(sampler) and (found := elsewhere(sampler))[0]:
+    known = FROM_SAMPLERS | NEAREST_SAMPLERS
+    tails = (each for each in FROM_SCHEDULES if sampler.endswith(f" {each}"))
+    if tail := next((each for each in tails if sampler[: -len(each) - 1] in known), ""):
+        sampler = sampler[: -len(tail) - 1]  # one name until the web UI's 1.9
+        schedule = tail if schedule in ("", "Automatic") else schedule
+    elif sampler not in known and (found := elsewhere(sampler))[0]:
         sampler, schedule = found[0], schedule or found[1]
     ours = FROM_SAMPLERS.get(sampler, sampler)
     beside = BESIDE.get(ours, {}) if ours != sampler else {}
@@ -176,7 +174,7 @@ def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
         sampler = ours
         for key in beside:
             del settings[key]
-    how = {"sampler": sampler, "schedule": FROM_SCHEDULES.get(schedule, schedule)}
+    how = {"sampler": sampler, "schedule": schedule_elsewhere(schedule) or schedule}
     return {field: name for field, name in how.items() if name}
 
 
