@@ -126,7 +126,7 @@ def _in_order(graph: Graph, found: list[Node]) -> list[Node]:
 
 def _sample(graph: Graph, sampler: Node, found: Found) -> None:
     """Takes over a sampler's inputs."""
-    links = sampler.links()
+    links = _unpacked(sampler)
     # SamplerCustom's inputs come from separate nodes.
     parts = {
         name: list(graph.upstream(links.get(name), lambda _, key: key not in WITHOUT_TEXT))
@@ -152,7 +152,7 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
     if guider is not sampler and "positive" not in guider.inputs:
         found.recipe["guidance"] = 1.0  # ComfyUI's BasicGuider uses the prompt alone
     for field, name in (("prompt", "positive"), ("negative", "negative")):
-        link = guider.links().get(name)
+        link = _unpacked(guider).get(name)
         if name == "positive":
             link = link or guider.links().get("conditioning")
         value = guider.inputs.get(name)
@@ -160,8 +160,18 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
             found.recipe[field] = value
         elif link:
             found.recipe[field] = _text(graph, link, name, found)[:MAX_PROMPT]
+        elif name == "positive":
+            found.notes.append(f"{guider}: its prompt was not found")
     _model(graph, links.get("model") or guider.links().get("model"), found)
     _latent(graph, sampler, found)
+
+
+def _unpacked(node: Node) -> dict[str, Link]:
+    """The links of a node, with those that stand together in what a `pipe` brings."""
+    links = node.links()
+    pipe = next((link for key, link in links.items() if "pipe" in key), None)
+    packed = dict.fromkeys(("model", "positive", "negative", "latent_image"), pipe)
+    return {key: link for key, link in (packed | links).items() if link}
 
 
 def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
@@ -185,7 +195,7 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
             told += _one_prompt(graph, node, held, found)
             _clip_skip(graph, node, found)
             continue
-        links = node.links()
+        links = _unpacked(node)
         follow = [links[role]] if role in links else []
         follow = follow or [link for key, link in links.items() if CONDITION.search(key)]
         follow = follow or [link for key, link in links.items() if key not in WITHOUT_TEXT]
@@ -247,7 +257,7 @@ def _spoken(graph: Graph, node: Node, budget: Iterator[int]) -> str:
     texts = texts_of(_string(graph, value, budget) for value in own)
     if texts:
         return texts[0]
-    given = [value for key, value in node.inputs.items() if key.startswith("input")]
+    given = [value for key, value in node.inputs.items() if key.startswith(("input", "any"))]
     return " ".join(texts_of(_string(graph, value, budget) for value in given))
 
 
@@ -263,13 +273,14 @@ def _model(graph: Graph, link: Link | None, found: Found) -> None:
     """The checkpoint and the LoRAs of a sampler's model, the nearest ones last."""
     loras: list[tuple[str, object, object]] = []
     passed: list[str] = []
-    for node in graph.upstream(link, lambda _, key: key in ("model", "lora_stack", "any", "")):
+    for node in graph.upstream(link, _leads_to_model):
         own = list(_loras(graph, node))
         loras += own
         name = next(iter(texts_of(graph.scalar(node, key) for key in MODELS)), "")
         if name and "lora" not in node.kind.lower():
-            found.set("model", name)
-            break
+            if "model" not in found.recipe:
+                found.set("model", name)
+            continue
         if not own and not re.search(r"reroute|lora|loader", node.kind, re.IGNORECASE):
             passed.append(str(node))
     limit_entries("ComfyUI's LoRAs", loras)
@@ -281,6 +292,10 @@ def _model(graph: Graph, link: Link | None, found: Found) -> None:
         found.notes.append("the checkpoint could not be followed")
 
 
+def _leads_to_model(_: Node, key: str) -> bool:
+    return key in ("model", "lora_stack", "any", "") or "pipe" in key
+
+
 def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
     """Name, weight for the U-Net and for the text encoder of a node's LoRAs, the last first."""
     name = graph.scalar(node, "lora_name")
@@ -290,11 +305,15 @@ def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
         yield name, 1.0 if unet is None else unet, text
     for key, value in reversed(list(node.inputs.items())):
         told = as_object(value) if isinstance(value, dict) else {}
-        stacked = re.fullmatch(r"lora_?(?:name_)?\d+", key)
+        stacked = re.fullmatch(r"lora_?(?:name_)?\d{1,4}", key)
         if isinstance(lora := told.get("lora"), str) and told.get("on", True):  # rgthree's
             yield lora, told.get("strength", 1), told.get("strengthTwo")
         elif stacked and isinstance(value, str) and MODEL_FILE.search(value):  # a stack's
             number = re.sub(r"\D", "", key)
+            count = as_number(node.inputs.get("lora_count"), int)
+            unused = count is not None and int(number) > count
+            if unused or node.inputs.get(f"switch_{number}") == "Off":
+                continue
             weights = (f"model_weight_{number}", f"lora_wt_{number}", f"strength_{number}")
             unet = graph.scalar(node, *weights)
             yield value, 1.0 if unet is None else unet, node.inputs.get(f"clip_weight_{number}")
@@ -303,8 +322,9 @@ def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
 def _latent(graph: Graph, sampler: Node, found: Found) -> None:
     """The size of an empty latent, or the initial image; steps are converted to ours."""
     recipe, begun = found.recipe, ""
-    link = next((sampler.links()[name] for name in SAMPLES if name in sampler.links()), None)
-    for node in graph.upstream(link, lambda _, key: key in SAMPLES):
+    links = _unpacked(sampler)
+    link = next((links[name] for name in SAMPLES if name in links), None)
+    for node in graph.upstream(link, lambda _, key: key in SAMPLES or "pipe" in key):
         pair = SIDES["empty" not in node.kind.lower()]
         sides = [as_number(graph.scalar(node, name), int) for name in pair]
         if None not in sides:
