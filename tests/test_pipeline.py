@@ -301,7 +301,7 @@ def test_what_is_no_precision(tiny_model: Path, dtype: Any):
         undust.load(tiny_model, dtype=dtype)
 
 
-@pytest.mark.parametrize("device", ["vulkan", "gpu", "cuda:99", 1.5, "cpu:x"])
+@pytest.mark.parametrize("device", ["vulkan", "gpu", "cuda:99", 1.5, "cpu:x", "meta"])
 def test_a_device_that_is_not_there(tiny_model: Path, device: Any):
     with pytest.raises(UndustError, match=f"device: {device} cannot be used here: ") as caught:
         undust.load(tiny_model, device=device)

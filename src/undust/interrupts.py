@@ -31,7 +31,8 @@ def stopping_in_imports() -> Generator[None]:
     """A context in which Ctrl-C during an import ends the process with one line on stderr.
 
     There a KeyboardInterrupt is unsafe: torch's import aborts on it or swallows it. Elsewhere it is
-    raised as usual. A process that ignores Ctrl-C or has its own handler keeps that.
+    raised as usual, also from compiled code that makes another exception of it, as pydantic's does
+    while it builds a schema. A process that ignores Ctrl-C or has its own handler keeps that.
     """
     main_thread = threading.current_thread() is threading.main_thread()  # others have no handlers
     if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -40,6 +41,10 @@ def stopping_in_imports() -> Generator[None]:
     signal.signal(signal.SIGINT, _stop)
     try:
         yield
+    except Exception as error:
+        if str(error).rstrip().endswith("KeyboardInterrupt:"):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

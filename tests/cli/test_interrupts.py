@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pydantic_core import SchemaSerializer, core_schema
 
 from undust.cli import main
 from undust.interrupts import stopping_in_imports
@@ -88,6 +89,24 @@ def test_elsewhere_it_is_an_exception_and_the_handler_comes_back():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert main(["--version"]) == 0
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, held)
+
+
+def test_an_exception_that_was_made_of_it_is_it():
+    """By pydantic, which builds schemas in compiled code when they are first needed."""
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    class Pressed:
+        def __repr__(self) -> str:
+            signal.raise_signal(signal.SIGINT)
+            return ""
+
+    try:
+        with pytest.raises(KeyboardInterrupt), stopping_in_imports():
+            SchemaSerializer(core_schema.literal_schema([Pressed()]))
+        with pytest.raises(ValueError), stopping_in_imports():
+            raise ValueError("a prompt about KeyboardInterrupt: none")
     finally:
         signal.signal(signal.SIGINT, held)
 

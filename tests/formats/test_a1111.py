@@ -152,6 +152,12 @@ def test_the_text_of_another_program_is_read():
         ("Sampler: DPM++ 2M SDE Exponential", "dpmpp-2m-sde", "exponential"),
         ("Sampler: DPM++ 2M Karras, Schedule type: Automatic", "dpmpp-2m", "karras"),
         ("Sampler: DPM2 a Karras, Schedule type: Uniform", "dpm2-ancestral", "linspace"),
+        ("Sampler: DPM++ 2M SGM Uniform", "dpmpp-2m", "sgm-uniform"),  # Forge
+        ("Sampler: DPM++ 3M SDE Exponential", "DPM++ 3M SDE", "exponential"),
+        ("Sampler: Euler A, Schedule type: karras", "euler-ancestral", "karras"),
+        ("Sampler: dpm++ 2m sde karras", "dpmpp-2m-sde", "karras"),
+        ("Sampler: Euler a, Schedule type: sgm_uniform", "euler-ancestral", "sgm-uniform"),
+        ("Sampler: DDIM CFG++, Schedule type: Automatic", "DDIM CFG++", "Automatic"),
         ("Sampler: DPM++ 2M SDE Heun", "DPM++ 2M SDE Heun", None),
         ("Sampler: DPM++ 2M SDE Heun Karras", "DPM++ 2M SDE Heun Karras", None),
         ("Sampler: Euler a, Schedule type: KL Optimal", "euler-ancestral", "KL Optimal"),
@@ -348,6 +354,65 @@ def test_lines_after_the_settings_are_in_no_prompt(after: str, other: dict[str, 
     assert ("notes" in found) == ("after the settings" in other)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1\nSize: 64x32, Model hash: 0, Model: m",
+        "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1,\n Size: 64x32, Model: m",
+        "Steps: 20\nSampler: Euler a\nCFG scale: 7\nSeed: 1\nSize: 64x32\nModel: m",
+        "Steps: 20, Sampler: Euler a\r\nCFG scale: 7, Clip skip: 2\r\nSeed: 1\r\nSize: 64x32",
+        "steps: 20, sampler: Euler a, cfg scale: 7, seed: 1, size: 64x32",
+        "Steps: 20, Sampler: Euler a, CFG Scale: 7, Seed: 1, Size: 64 x 32",
+        "Steps:20,Sampler:Euler a,CFG scale:7,Seed:1,Size:64×32",
+    ],
+)
+@pytest.mark.parametrize("after", ["", "\nTemplate: a {red|blue} cat"])
+def test_other_ways_to_write_the_settings(lines: str, after: str):
+    found = parse_a1111(f"a cat\nNegative prompt: blurry\n{lines}{after}")
+    assert (found["prompt"], found["negative"]) == ("a cat", "blurry")
+    assert (found["steps"], found["guidance"], found["seed"]) == (20, 7.0, 1)
+    assert (found["sampler"], found["width"], found["height"]) == ("euler-ancestral", 64, 32)
+    assert found.get("other", {}).keys() == ({"Template"} if after else set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a cat\n  Negative prompt: blurry\n",
+        "a cat\nnegative prompt: blurry\n",
+        "a cat\rNegative prompt: blurry\r",
+        "a cat Negative prompt: blurry ",  # sites and editors that take away the ends of lines
+        "a cat\\nNegative prompt: blurry\\n",
+        "a cat\\r\\nNegative prompt: blurry\\r\\n",
+    ],
+)
+def test_other_ways_to_write_the_negative_prompt(text: str):
+    found = parse_a1111(text + SETTINGS)
+    assert (found["prompt"], found["negative"], found["steps"]) == ("a cat", "blurry", 20)
+
+
+def test_negative_prompts_are_one_as_in_the_web_ui():
+    text = f"it says Negative prompt: no\nNegative prompt: a\nb\nNegative prompt: c\n{SETTINGS}"
+    found = parse_a1111(text)
+    assert (found["prompt"], found["negative"]) == ("it says Negative prompt: no", "a\nb\nc")
+
+
+def test_a_name_in_other_letters_does_not_replace_the_web_uis():
+    assert parse_a1111(f"a cat\n{SETTINGS}, seed: 2")["other"] == {"seed": "2"}
+
+
+def test_one_line_of_settings_is_no_prompt():
+    for text in (SETTINGS, SETTINGS.replace("Steps: 20, ", "") + ", Steps: 20, Version: 1"):
+        assert parse_a1111(text)["prompt"] == ""
+    assert parse_a1111("it says Negative prompt: no")["prompt"] == "it says Negative prompt: no"
+    assert parse_a1111("a \\n cat")["prompt"] == "a \\n cat"
+
+
+def test_a_size_that_is_none_is_noted():
+    found = parse_a1111(f"a cat\n{SETTINGS}, Size: large")
+    assert found["notes"] == ["parameters: Size has to be WIDTHxHEIGHT, not 'large'"]
+
+
 def test_the_last_line_of_usual_settings_counts():
     text = f"Steps: 9, Sampler: x, Seed: 5 and a cat\n{SETTINGS}\na: 1, b: 2, c: 3, d: 4"
     found = parse_a1111(text)
@@ -425,6 +490,9 @@ def test_networks_in_the_prompt(tag: str, weight: float | None, note: str):
         ("Sampler: dpmpp_2m_sde_gpu, Schedule type: Simple", "dpmpp-2m-sde", "trailing"),
         ("Sampler: dpmpp_2m_karras", "dpmpp-2m", "karras"),
         ("Sampler: uni_pc, Scheduler: beta", "uni_pc", None),
+        ("Sampler: dpm++2m karras, RNG: cuda", "dpmpp-2m", "karras"),  # stable-diffusion.cpp
+        ("Sampler: dpm++2s_a", "dpmpp-2s-ancestral", None),
+        ("Sampler: dpm++2mv2", "dpm++2mv2", None),
     ],
 )
 def test_comfyuis_names_in_the_text(told: str, sampler: str, schedule: str):

@@ -191,8 +191,11 @@ def rerun_film(
     from undust.recipe.files import beside
     from undust.recipe.film import FilmRecipe
 
-    original = FilmRecipe.read(fields)
-    recipe = FilmRecipe.read(beside(fields, film.parent))
+    try:
+        original = FilmRecipe.read(fields)
+        recipe = FilmRecipe.read(beside(fields, film.parent))
+    except UndustError as error:
+        raise UndustError(f"{film}: its recipe: {error}") from error
     _check_output(out, recipe.fps)
     from undust import video
     from undust.generation.film_options import with_first_frame

@@ -151,8 +151,11 @@ def rerun(
     from undust.recipe.files import beside
     from undust.recipe.recipe import Recipe
 
-    original = Recipe.read(fields)
-    recipe = Recipe.read(beside(fields, picture.parent))
+    try:
+        original = Recipe.read(fields)
+        recipe = Recipe.read(beside(fields, picture.parent))
+    except UndustError as error:
+        raise UndustError(f"{picture}: its recipe: {error}") from error
     vae = vae or (recipe.vae and recipe.vae.path)
     place = model or model_of(original, picture)
     loaded = opened_model(

@@ -74,6 +74,11 @@ def command(settings: Facts) -> tuple[str, list[str]]:
     notes: list[str] = []
     given = _valid_settings(settings, notes)
     options: list[str] = []
+    if "clip_skip" in given:
+        notes.append(
+            f"--clip-skip {given['clip_skip']} is for Stable Diffusion 1; leave it out for 2 and "
+            "XL, which never use the last layer: most programs do not count it there"
+        )
 
     def add(option: str, value: object) -> None:
         text = _plain(value)

@@ -102,6 +102,7 @@ def _parts(name: str) -> tuple[str, str]:
             text, schedule = text.removesuffix(f"_{tail}"), ours
             break
     text = re.sub(r"^k?dpm_2(?=_|$)", "dpm2", text)
+    text = re.sub(r"^dpmpp(?=\d)", "dpmpp_", text)  # dpm++2m, as stable-diffusion.cpp has it
     return re.sub(r"_a$", "_ancestral", text), schedule
 
 

@@ -23,6 +23,13 @@ from undust.diffusion.aliases import (
     schedule_elsewhere,
 )
 from undust.errors import limit_entries, printable, quoted
+from undust.formats.a1111_lines import (
+    NEGATIVE,
+    NEGATIVES,
+    named_after,
+    parted,
+    settings_in,
+)
 from undust.formats.metadata.found import (
     as_json,
     as_list,
@@ -32,16 +39,7 @@ from undust.formats.metadata.found import (
     texts_of,
 )
 
-NEGATIVE = "Negative prompt:"
-FEWEST = 3  # a last line with fewer settings than this is part of the prompt
-COMMON_KEYS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash")
-# The length of a key is limited, so that no line takes quadratic time.
-SETTING = re.compile(r"(\w[\w \-/]{1,60}):\s*")
-QUOTED = re.compile(r'("(?:\\.|[^\\"])+")\s*(?:,|$)')
-NAMED = re.compile(r"(\w[\w \-/]{1,60}):(?:\s+|$)(.*)", re.DOTALL)  # a line after the settings
-AFTER = "after the settings"  # what lines without a name are called
-JSON = json.JSONDecoder()
-FUNCTION = re.compile(r"[a-z0-9_]+")  # a sampler's name as ComfyUI has it
+SIZE = re.compile(r"(\d{1,9})\s*[xX×*]\s*(\d{1,9})")
 NETWORK = re.compile(r" ?<(lora|lyco|hypernet):([^:<>\n]+)((?::[^:<>\n]{0,200}){0,20})>")
 RESOURCES = "Civitai resources"
 MAX_NOTES = 20  # notes on them
@@ -110,13 +108,11 @@ def parse_a1111(text: str) -> dict[str, Any]:
     cannot be read or is meant otherwise here. Raises UndustError for more settings and LoRAs than
     can be meant.
     """
-    text = text.strip()
-    if 0 < text.count("\n") == text.count("\r\n"):
-        text = text.replace("\r\n", "\n")
-    lines, line, after = _parted(text.split("\n"))
-    settings = dict(_settings(line))
+    lines, line, after = parted(text)
+    settings = dict(settings_in(line))
     notes: list[str] = []
-    body, _, negative = ("\n" + "\n".join(lines)).partition("\n" + NEGATIVE)
+    body, *negatives = NEGATIVES.split("\n".join(lines))
+    negative = "\n".join(each.strip() for each in negatives)
     tags: list[tuple[str, str, str]] = NETWORK.findall(body)
     limit_entries("parameters: the prompt", tags)
     recipe: dict[str, Any] = {"prompt": NETWORK.sub("", body).strip(), "negative": negative.strip()}
@@ -130,9 +126,11 @@ def parse_a1111(text: str) -> dict[str, Any]:
         if number is not None:
             recipe[field] = number
             del settings[name]
-    if size := re.fullmatch(r"(\d{1,9})x(\d{1,9})", settings.get("Size", "")):
+    if size := SIZE.fullmatch(settings.get("Size", "")):
         recipe["width"], recipe["height"] = int(size[1]), int(size[2])
         del settings["Size"]
+    elif "Size" in settings:
+        notes.append(f"Size has to be WIDTHxHEIGHT, not {quoted(settings['Size'])}")
     if skip := _number("Clip skip", settings, int, notes):
         del settings["Clip skip"]
         if abs(skip) > 1:  # ComfyUI counts it from the end, below zero
@@ -147,72 +145,11 @@ def parse_a1111(text: str) -> dict[str, Any]:
             del settings["Refiner switch at"]
     if loras := list(_networks(tags, notes)) or list(_weights(settings)):
         recipe["loras"] = loras
-    if other := settings | _after(after, notes):
+    if other := settings | named_after(after, notes):
         recipe["other"] = other
     if notes := [*notes, *_resources(settings, "model" in recipe)]:
         recipe["notes"] = [f"parameters: {note}" for note in notes]
     return recipe
-
-
-def _parted(lines: list[str]) -> tuple[list[str], str, list[str]]:
-    """The lines of the prompts, the line of settings, and the lines after it.
-
-    Picture sites and extensions add lines, so the settings are the last line that has two of the
-    usual names; failing that the last line, if it has enough of any.
-    """
-    for place in reversed(range(len(lines))):
-        if sum(f"{name}:" in lines[place] for name in COMMON_KEYS) > 1:
-            found = _settings(lines[place])
-            if len(found) >= FEWEST and sum(name in COMMON_KEYS for name, _ in found) > 1:
-                return lines[:place], lines[place], lines[place + 1 :]
-    if len(_settings(lines[-1])) >= FEWEST:
-        return lines[:-1], lines[-1], []
-    return lines, "", []
-
-
-def _settings(line: str) -> list[tuple[str, str]]:
-    """Names and values in a line; commas inside quotation marks or JSON do not end a value."""
-    found: list[tuple[str, str]] = []
-    place = 0
-    while name := SETTING.search(line, place):
-        start = name.end()
-        value = QUOTED.match(line, start)
-        if value:
-            found.append((name[1], _unquoted(value[1])))
-            place = value.end()
-            continue
-        place = _end_of_json(line, start) or line.find(",", start)
-        place = len(line) if place < 0 else place
-        found.append((name[1], line[start:place].strip()))
-    limit_entries("parameters", found)
-    return found
-
-
-def _end_of_json(line: str, start: int) -> int:
-    """The end of JSON that begins there, if a comma or the end of the line follows; else 0."""
-    if line[start : start + 1] not in ("[", "{"):
-        return 0
-    try:
-        _, end = JSON.raw_decode(line, start)
-    except (ValueError, RecursionError):
-        return 0
-    return end if re.compile(r"\s*(?:,|$)").match(line, end) else 0
-
-
-def _after(lines: list[str], notes: list[str]) -> dict[str, str]:
-    """The lines after the settings by their names, such as dynamic prompts' `Template:`."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in lines:
-        if keyed := NAMED.match(line):
-            name, line = keyed[1], keyed[2]
-        key = name or AFTER
-        found[key] = f"{found[key]}\n{line}" if key in found else line
-    limit_entries("parameters", found)
-    found = {name: text.strip() for name, text in found.items() if text.strip()}
-    if AFTER in found:
-        notes.append("text after the settings is not part of the prompts")
-    return found
 
 
 def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
@@ -224,12 +161,12 @@ def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
         else:  # its beta is not ours
             theirs = printable(settings["Scheduler"])
             notes.append(f"Scheduler: '{theirs}' has no known counterpart here; left out")
-    name, _, tail = sampler.rpartition(" ")
-    if (
-        name in FROM_SAMPLERS | NEAREST_SAMPLERS and tail in FROM_SCHEDULES
-    ):  # one name until the web UI's 1.9
-        sampler, schedule = name, tail if schedule in ("", "Automatic") else schedule
-    elif FUNCTION.fullmatch(sampler) and (found := elsewhere(sampler))[0]:
+    known = FROM_SAMPLERS | NEAREST_SAMPLERS
+    tails = (each for each in FROM_SCHEDULES if sampler.endswith(f" {each}"))
+    if tail := next((each for each in tails if sampler[: -len(each) - 1] in known), ""):
+        sampler = sampler[: -len(tail) - 1]  # one name until the web UI's 1.9
+        schedule = tail if schedule in ("", "Automatic") else schedule
+    elif sampler not in known and (found := elsewhere(sampler))[0]:
         sampler, schedule = found[0], schedule or found[1]
     ours = FROM_SAMPLERS.get(sampler, sampler)
     beside = BESIDE.get(ours, {}) if ours != sampler else {}
@@ -237,7 +174,7 @@ def _how(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
         sampler = ours
         for key in beside:
             del settings[key]
-    how = {"sampler": sampler, "schedule": FROM_SCHEDULES.get(schedule, schedule)}
+    how = {"sampler": sampler, "schedule": schedule_elsewhere(schedule) or schedule}
     return {field: name for field, name in how.items() if name}
 
 
@@ -345,12 +282,3 @@ def _plain(value: object) -> str:
 def _quoted(text: str) -> str:
     plain = text == text.strip() and not re.search(r'[,:\n"]', text)
     return text if plain else json.dumps(text, ensure_ascii=False)
-
-
-def _unquoted(text: str) -> str:
-    if len(text) > 1 and text.startswith('"') and text.endswith('"'):
-        try:
-            return str(json.loads(text))
-        except ValueError:
-            pass  # a stray quotation mark, as people type them
-    return text

@@ -23,7 +23,9 @@ def device(given: torch.device | str | None) -> torch.device:
     """A device, by default the CPU. Raises UndustError for one that is not available."""
     try:
         place = torch.device(given or "cpu")
-        return torch.empty(0, device=place).device
+        made = torch.empty(0, device=place)
+        made.cpu()  # torch's "meta" gives nothing back: it has shapes alone
+        return made.device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0].removesuffix(".")
         raise UndustError(f"device: {given} cannot be used here: {reason}") from error

@@ -199,6 +199,26 @@ def test_values_from_nodes_of_their_own():
             "a, b",
             0,
         ),
+        (
+            {
+                "n2": node("CLIPTextEncode", text=link(8)),
+                "n8": node("StringConcatenate", string_a=link(9), string_b="c", delimiter=", "),
+                "n9": node("Text Concatenate", text_a=link(10), text_b=link(11), delimiter="; "),
+                "n10": node("PrimitiveStringMultiline", value="a"),
+                "n11": node("Text Multiline", text="b"),
+            },
+            "a; b, c",
+            0,
+        ),
+        (
+            {
+                "n2": node("CLIPTextEncode", text=link(8)),
+                "n8": node("CR Text Concatenate", text1=link(9), text2=link(9), separator="-"),
+                "n9": node("Text", text="a"),
+            },
+            "a-a",
+            0,
+        ),
         ({"n2": node("CLIPTextEncodeSDXL", text_g="g", text_l="g", width=1024)}, "g", 0),
         ({"n2": node("CLIPTextEncodeSDXL", text_g="g", text_l="l", width=1024)}, "g", 1),
         ({"n2": node("CLIPTextEncodeFlux", clip_l="l", t5xxl="t", guidance=3.5)}, "t", 1),
@@ -344,6 +364,35 @@ def test_rgthrees_loras_and_what_else_changes_the_model():
     assert found.recipe["loras"] == [{"path": "a", "weight": 0.6}]
     assert found.recipe["clip_skip"] == 1
     assert found.notes == ["left out, changes of the model by: FreeU_V2 (9)"]
+
+
+def test_a_stack_of_loras():
+    stack = {f"lora_name_{n}": f"{n}.safetensors" for n in range(1, 5)}
+    weights = {f"model_weight_{n}": n / 10 for n in range(1, 5)}
+    nodes = graph(
+        n8=node("CR Apply LoRA Stack", model=link(1), lora_stack=link(9)),
+        n9=node("CR LoRA Stack", **stack, **weights, switch_2="Off", lora_count=3),
+    )
+    nodes["5"]["inputs"]["model"] = link(8)
+    found = read(nodes)
+    assert found.recipe["loras"] == [{"path": "1", "weight": 0.1}, {"path": "3", "weight": 0.3}]
+    assert found.notes == []
+
+
+def test_what_a_pipe_brings():
+    loader = {"ckpt_name": "m.safetensors", "positive": "a cat", "negative": "b"}
+    size = {"empty_latent_width": 512, "empty_latent_height": 768}
+    sampler = {"steps": 20, "cfg": 7, "sampler_name": "euler", "scheduler": "karras", "seed": 5}
+    nodes = {
+        "1": node("easy fullLoader", **loader, **size),
+        "2": node("easy fullkSampler", pipe=link(1), **sampler),
+    }
+    found = read(nodes)
+    told = {"prompt": "a cat", "negative": "b", "model": "m", "width": 512, "height": 768}
+    assert told.items() <= found.recipe.items()
+    assert found.notes == []
+    del nodes["2"]["inputs"]["pipe"]
+    assert "easy fullkSampler (2): its prompt was not found" in read(nodes).notes
 
 
 def test_a_picture_begun_from():

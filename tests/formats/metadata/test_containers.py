@@ -74,6 +74,7 @@ def test_a_user_comment_is_read_in_every_kind_of_file(tmp_path: Path, kind: str)
         (b"ASCII\0\0\0" + LATIN.encode(), LATIN),
         (b"ASCII\0\0\0" + LATIN.encode("latin-1"), LATIN),
         (b"ASCII\0\0\0" + TEXT.encode(), TEXT),
+        (b"UTF-8\0\0\0" + TEXT.encode(), TEXT),
         (b"JIS\0\0\0\0\0" + "猫\nSteps: 1".encode("iso2022_jp"), "猫\nSteps: 1"),
         (b"JIS\0\0\0\0\0" + "猫\nSteps: 1".encode("shift_jis"), "猫\nSteps: 1"),
         (bytes(8) + TEXT.encode(), TEXT),
@@ -87,6 +88,25 @@ def test_a_user_comment_is_read_in_every_kind_of_file(tmp_path: Path, kind: str)
 def test_a_user_comment_is_read_in_every_encoding(tmp_path: Path, comment: bytes, text: str):
     path = saved(tmp_path, "JPEG", exif({containers.USER_COMMENT: comment}))
     assert read_texts(path)["parameters"] == text
+
+
+@pytest.mark.parametrize(
+    ("tag", "content"),
+    [
+        (containers.IMAGE_DESCRIPTION, TEXT.encode()),
+        (containers.XP_COMMENT, LITTLE + b"\0\0"),
+    ],
+)
+def test_the_web_uis_text_in_tags_of_the_first_directory(tmp_path: Path, tag: int, content: bytes):
+    path = saved(tmp_path, "JPEG", exif({}, {tag: content}))
+    assert containers.read(path).found == {"parameters": TEXT}
+    path = saved(tmp_path, "JPEG", exif({}, {tag: content[:20]}))
+    assert containers.read(path).found == {}
+
+
+def test_bytes_that_are_no_utf8_cost_themselves_alone(tmp_path: Path):
+    chunks = chunk(b"iTXt", b"parameters\0\0\0\0\0\xff" + TEXT.encode())
+    assert containers.read(png_with(tmp_path / "a.png", chunks)).found["parameters"][1:] == TEXT
 
 
 def test_hangul_alone_is_not_turned_round(tmp_path: Path):

@@ -219,6 +219,11 @@ def test_easy_diffusion():
     assert found.recipe == {**EASY_FACTS, "loras": [{"path": "l", "weight": 0.5}]}
     texts = {name: str(value) for name, value in EASY.items() if "lora" not in name}
     assert read(**texts).recipe == EASY_FACTS
+    loras = [{"path": "a", "weight": 0.5}, {"path": "b", "weight": 1.0}]
+    several = {"use_lora_model": "['a', 'b']", "lora_alpha": "[0.5, 1]", "prompt_strength": "0.8"}
+    assert read(**texts, **several).recipe == {**EASY_FACTS, "loras": loras, "strength": 0.8}
+    titled = {"LoRA model": "a", "LoRA Strength": "0.5", "Stable Diffusion model": "m"}
+    assert read(**titled).recipe == {"model": "m", "loras": loras[:1]}
 
 
 def test_draw_things():
@@ -302,11 +307,42 @@ def test_civitai():
     assert (found.program, found.recipe) == ("Civitai", {**COMMON, "sampler": "euler-ancestral"})
 
 
+@pytest.mark.parametrize(
+    ("told", "skipped"),
+    [
+        ({"clipSkip": 2, "cfgScale": 7, "sampler": "Euler a"}, 1),
+        ({"clipSkip": 1, "cfgScale": 7, "sampler": "Euler a"}, None),
+        ({"clipSkip": 2, "samplerName": "Euler a"}, 1),
+        ({"clip_skip": 2, "base_model": "m"}, 1),
+        ({"clip_skip": 1, "base_model": "m"}, None),
+        ({"clip_skip": True, "use_stable_diffusion_model": "m"}, 1),
+    ],
+)
+def test_clip_skip_counts_from_one_in_web_uis(told: dict[str, object], skipped: int | None):
+    assert read(parameters={"prompt": "a cat", **told}).recipe.get("clip_skip") == skipped
+
+
+@pytest.mark.parametrize("key", ["Comment", "Description", "UserComment", "Parameters", "prompt"])
+def test_the_web_uis_text_under_another_key(key: str):
+    plain = "a cat\nNegative prompt: blurry\nSteps: 1, Seed: 2, Size: 8x8"
+    assert read(**{key: plain}).recipe == read(parameters=plain).recipe
+    assert programs.read({key: "Steps: walk, then run"}) is None or key == "prompt"
+
+
 @pytest.mark.parametrize("text", ["\ufeffa cat\nSteps: 1, Seed: 2, Size: 8x8\0", None])
 def test_a_mark_before_the_text_and_a_nul_after_it(text: str | None):
     plain = "a cat\nSteps: 1, Seed: 2, Size: 8x8"
     told = text or json.dumps({"parameters": plain})
     assert read(parameters=told).recipe == read(parameters=plain).recipe
+
+
+@pytest.mark.parametrize("key", ["invokeai_metadata", "parameters"])
+@pytest.mark.parametrize("before", ["", "\ufeff", " "])
+def test_a_nul_after_json_and_json_in_json(key: str, before: str):
+    told = INVOKE if key == "invokeai_metadata" else FOOOCUS
+    plain = read(**{key: told})
+    assert read(**{key: f"{before}{json.dumps(told)}\0"}).recipe == plain.recipe
+    assert read(invokeai_metadata=json.dumps(json.dumps(INVOKE))).recipe["steps"] == 30
 
 
 def test_several_programs_in_one_picture():

@@ -74,17 +74,19 @@ def test_nine_channels_are_inpainting(variant, published):
 
 
 @pytest.mark.parametrize("variant", ["sd1", "sd2", "sdxl"])
-@pytest.mark.parametrize("said", ["v", "v_prediction", "epsilon", "sample"])
+@pytest.mark.parametrize(
+    "said", ["v", "v_prediction", "V-Prediction", "vpred", "epsilon", "eps", "sample"]
+)
 def test_trainers_write_what_they_trained(variant, said, published):
     def tensor(key: str) -> torch.Tensor:
         return torch.zeros(8)  # as of ε
 
     told = {"modelspec.prediction_type": said}
     found, evidence = detect(published(variant), tensor, told)
-    assert found.prediction == ("v_prediction" if said.startswith("v") else "epsilon")
+    assert found.prediction == ("v_prediction" if said[0] in "vV" else "epsilon")
     assert (evidence[-1].where == "modelspec.prediction_type") == (said != "sample")
     if variant == "sd2":
-        assert found == VARIANTS["sd2-v" if said.startswith("v") else "sd2"]
+        assert found == VARIANTS["sd2-v" if said[0] in "vV" else "sd2"]
 
 
 def test_a_mark_of_v_counts_alone(published):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from undust.errors import limit_entries
@@ -23,12 +22,20 @@ from undust.formats.metadata.found import (
     base_name,
     texts_of,
 )
-from undust.formats.metadata.graph import MAX_CHAIN, TEXTS, Graph, Link, Node, link_of, read_nodes
+from undust.formats.metadata.graph import (
+    MAX_CHAIN,
+    PARTS,
+    TEXTS,
+    Graph,
+    Link,
+    Node,
+    link_of,
+    read_nodes,
+)
 
 PROGRAM = "ComfyUI"
 MODELS = ("ckpt_name", "unet_name", "base_ckpt_name", "model_name")  # a checkpoint's file
 PER_ENCODER = {"text_g", "text_l", "t5xxl", "clip_l"}
-PAIRS = {"text_a", "text_b", "text1", "text2", "string_a", "string_b"}  # texts that are joined
 JOINED = ("delimiter", "separator")
 SAMPLES = ("latent_image", "samples", "latent", "pixels", "image", "images")
 CONDITION = re.compile(r"cond|positive|negative", re.IGNORECASE)
@@ -119,7 +126,7 @@ def _in_order(graph: Graph, found: list[Node]) -> list[Node]:
 
 def _sample(graph: Graph, sampler: Node, found: Found) -> None:
     """Takes over a sampler's inputs."""
-    links = sampler.links()
+    links = _unpacked(sampler)
     # SamplerCustom's inputs come from separate nodes.
     parts = {
         name: list(graph.upstream(links.get(name), lambda _, key: key not in WITHOUT_TEXT))
@@ -145,7 +152,7 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
     if guider is not sampler and "positive" not in guider.inputs:
         found.recipe["guidance"] = 1.0  # ComfyUI's BasicGuider uses the prompt alone
     for field, name in (("prompt", "positive"), ("negative", "negative")):
-        link = guider.links().get(name)
+        link = _unpacked(guider).get(name)
         if name == "positive":
             link = link or guider.links().get("conditioning")
         value = guider.inputs.get(name)
@@ -153,8 +160,18 @@ def _sample(graph: Graph, sampler: Node, found: Found) -> None:
             found.recipe[field] = value
         elif link:
             found.recipe[field] = _text(graph, link, name, found)[:MAX_PROMPT]
+        elif name == "positive":
+            found.notes.append(f"{guider}: its prompt was not found")
     _model(graph, links.get("model") or guider.links().get("model"), found)
     _latent(graph, sampler, found)
+
+
+def _unpacked(node: Node) -> dict[str, Link]:
+    """The links of a node, with those that stand together in what a `pipe` brings."""
+    links = node.links()
+    pipe = next((link for key, link in links.items() if "pipe" in key), None)
+    packed = dict.fromkeys(("model", "positive", "negative", "latent_image"), pipe)
+    return {key: link for key, link in (packed | links).items() if link}
 
 
 def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
@@ -173,12 +190,12 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
             continue
         if node.kind == "ConditioningZeroOut":
             continue
-        held = {key: _string(graph, node, key) for key in TEXTS if key in node.inputs}
-        if held:
-            told += _one_prompt(node, held, found)
+        held = {key: node.inputs[key] for key in TEXTS if key in node.inputs}
+        if held or _parts(node):
+            told += _one_prompt(graph, node, held, found)
             _clip_skip(graph, node, found)
             continue
-        links = node.links()
+        links = _unpacked(node)
         follow = [links[role]] if role in links else []
         follow = follow or [link for key, link in links.items() if CONDITION.search(key)]
         follow = follow or [link for key, link in links.items() if key not in WITHOUT_TEXT]
@@ -199,14 +216,19 @@ def _text(graph: Graph, start: Link, role: str, found: Found) -> str:
 
 
 def _speaks(node: Node) -> bool:
-    return any(isinstance(node.inputs.get(key), str) for key in TEXTS)
+    return any(isinstance(node.inputs.get(key), str) for key in (*TEXTS, *_parts(node)))
 
 
-def _one_prompt(node: Node, held: Mapping[str, str | None], found: Found) -> list[str]:
+def _parts(node: Node) -> list[str]:
+    """The inputs whose texts the node joins, in its order."""
+    return [key for key in node.inputs if PARTS.fullmatch(key)]
+
+
+def _one_prompt(graph: Graph, node: Node, held: Mapping[str, object], found: Found) -> list[str]:
     """The text of a node; the first of several for different encoders."""
-    texts = texts_of(held.values())
-    if held.keys() <= PAIRS:
-        return [_joined(node, texts)] if texts else []
+    if not held:
+        return texts_of([_spoken(graph, node, iter(range(MAX_CHAIN)))])
+    texts = texts_of(_string(graph, value, iter(range(MAX_CHAIN))) for value in held.values())
     if PER_ENCODER & held.keys() and len(set(texts)) > 1:
         found.notes.append(
             f"{node}: its text encoders have different texts; the first one is shown"
@@ -214,22 +236,29 @@ def _one_prompt(node: Node, held: Mapping[str, str | None], found: Found) -> lis
     return texts[:1]
 
 
-def _joined(node: Node, texts: list[str]) -> str:
-    joint = next((node.inputs[key] for key in JOINED if key in node.inputs), " ")
-    return (joint if isinstance(joint, str) else " ").join(texts)
-
-
-def _string(graph: Graph, node: Node, key: str) -> str | None:
-    """An input's text: its value, or joined from the text nodes it comes from."""
-    value = node.inputs[key]
+def _string(graph: Graph, value: object, budget: Iterator[int]) -> str:
+    """An input's text: its value, or that of the node it comes from; budget: nodes to visit."""
     if isinstance(value, str):
         return value
-    told: list[str] = []
-    way = graph.upstream(link_of(value), lambda _, name: name in TEXTS or name.startswith("input"))
-    for source in islice(way, MAX_CHAIN):
-        own = texts_of(source.inputs.get(name) for name in TEXTS)
-        told += [_joined(source, own)] if source.inputs.keys() & PAIRS else own[:1]
-    return " ".join(filter(None, told))[:MAX_PROMPT] if told else None
+    source = graph.nodes.get(link[0]) if (link := link_of(value)) else None
+    if source is None or next(budget, None) is None:
+        return ""
+    return _spoken(graph, source, budget)[:MAX_PROMPT]
+
+
+def _spoken(graph: Graph, node: Node, budget: Iterator[int]) -> str:
+    """The text that comes out of a node: the texts that it joins, or the first that it has."""
+    parts = _parts(node)
+    if parts:
+        joint = next((node.inputs[key] for key in JOINED if key in node.inputs), " ")
+        texts = texts_of(_string(graph, node.inputs[key], budget) for key in parts)
+        return (joint if isinstance(joint, str) else " ").join(texts)
+    own = [node.inputs[key] for key in TEXTS if key in node.inputs]
+    texts = texts_of(_string(graph, value, budget) for value in own)
+    if texts:
+        return texts[0]
+    given = [value for key, value in node.inputs.items() if key.startswith(("input", "any"))]
+    return " ".join(texts_of(_string(graph, value, budget) for value in given))
 
 
 def _clip_skip(graph: Graph, node: Node, found: Found) -> None:
@@ -244,13 +273,14 @@ def _model(graph: Graph, link: Link | None, found: Found) -> None:
     """The checkpoint and the LoRAs of a sampler's model, the nearest ones last."""
     loras: list[tuple[str, object, object]] = []
     passed: list[str] = []
-    for node in graph.upstream(link, lambda _, key: key in ("model", "lora_stack", "any", "")):
+    for node in graph.upstream(link, _leads_to_model):
         own = list(_loras(graph, node))
         loras += own
         name = next(iter(texts_of(graph.scalar(node, key) for key in MODELS)), "")
         if name and "lora" not in node.kind.lower():
-            found.set("model", name)
-            break
+            if "model" not in found.recipe:
+                found.set("model", name)
+            continue
         if not own and not re.search(r"reroute|lora|loader", node.kind, re.IGNORECASE):
             passed.append(str(node))
     limit_entries("ComfyUI's LoRAs", loras)
@@ -262,6 +292,10 @@ def _model(graph: Graph, link: Link | None, found: Found) -> None:
         found.notes.append("the checkpoint could not be followed")
 
 
+def _leads_to_model(_: Node, key: str) -> bool:
+    return key in ("model", "lora_stack", "any", "") or "pipe" in key
+
+
 def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
     """Name, weight for the U-Net and for the text encoder of a node's LoRAs, the last first."""
     name = graph.scalar(node, "lora_name")
@@ -271,11 +305,15 @@ def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
         yield name, 1.0 if unet is None else unet, text
     for key, value in reversed(list(node.inputs.items())):
         told = as_object(value) if isinstance(value, dict) else {}
-        stacked = re.fullmatch(r"lora_?(?:name_)?\d+", key)
+        stacked = re.fullmatch(r"lora_?(?:name_)?\d{1,4}", key)
         if isinstance(lora := told.get("lora"), str) and told.get("on", True):  # rgthree's
             yield lora, told.get("strength", 1), told.get("strengthTwo")
         elif stacked and isinstance(value, str) and MODEL_FILE.search(value):  # a stack's
             number = re.sub(r"\D", "", key)
+            count = as_number(node.inputs.get("lora_count"), int)
+            unused = count is not None and int(number) > count
+            if unused or node.inputs.get(f"switch_{number}") == "Off":
+                continue
             weights = (f"model_weight_{number}", f"lora_wt_{number}", f"strength_{number}")
             unet = graph.scalar(node, *weights)
             yield value, 1.0 if unet is None else unet, node.inputs.get(f"clip_weight_{number}")
@@ -284,8 +322,9 @@ def _loras(graph: Graph, node: Node) -> Iterator[tuple[str, object, object]]:
 def _latent(graph: Graph, sampler: Node, found: Found) -> None:
     """The size of an empty latent, or the initial image; steps are converted to ours."""
     recipe, begun = found.recipe, ""
-    link = next((sampler.links()[name] for name in SAMPLES if name in sampler.links()), None)
-    for node in graph.upstream(link, lambda _, key: key in SAMPLES):
+    links = _unpacked(sampler)
+    link = next((links[name] for name in SAMPLES if name in links), None)
+    for node in graph.upstream(link, lambda _, key: key in SAMPLES or "pipe" in key):
         pair = SIDES["empty" not in node.kind.lower()]
         sides = [as_number(graph.scalar(node, name), int) for name in pair]
         if None not in sides:

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 from PIL import Image, UnidentifiedImageError
 
 from undust.errors import UndustError, printable
+from undust.formats.a1111_lines import SETTINGS_LINE
 from undust.formats.metadata import comments
 from undust.formats.metadata.comments import LIMIT, DamageError
 from undust.regular import open_regular
@@ -30,6 +31,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KINDS = ("JPEG", "MPO", "WEBP", "AVIF", "TIFF")  # by Pillow
 READ = ("PNG", "GIF", "MP4", *KINDS)
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+IMAGE_DESCRIPTION, XP_COMMENT = 0x010E, 0x9C9C  # where converters and Windows keep comments
 OWN_NOTE = b"undust:"  # what the recipe in a MakerNote or a comment begins with
 SCHEMES = {"fooocus", "a1111"}  # Fooocus' MakerNote: the format of its UserComment
 XMP_KEYS = ("XML:com.adobe.xmp", "xmp")
@@ -158,8 +160,8 @@ def _chunk(file: BinaryIO, kind: bytes, length: int, key: str) -> str:
         text = zlib.decompressobj().decompress(rest, LIMIT + 1) if packed else rest
         if len(text) > LIMIT:
             raise DamageError(f"a text in it has more than {LIMIT:,} bytes")
-        return text.decode() if kind == b"iTXt" else _bytes_as_text(text)
-    except (zlib.error, UnicodeDecodeError) as error:
+        return text.decode("utf-8", "replace") if kind == b"iTXt" else _bytes_as_text(text)
+    except zlib.error as error:
         raise DamageError(f"a text in it cannot be read: {error}") from error
 
 
@@ -233,6 +235,10 @@ def _add_exif(texts: Texts, exif: Image.Exif | None) -> None:
             texts.found.setdefault(KEY, note.removeprefix(OWN_NOTE).decode("ascii", "replace"))
         elif (scheme := note.rstrip(b"\0").decode("latin-1")) in SCHEMES:
             texts.found.setdefault("fooocus_scheme", scheme)
+    windows = _as_bytes(first.get(XP_COMMENT)).decode("utf-16-le", "replace")
+    for comment in (_bytes_as_text(_as_bytes(first.get(IMAGE_DESCRIPTION))), windows):
+        if len(comment) <= LIMIT and SETTINGS_LINE.search(comment):
+            texts.found.setdefault(A1111_KEY, comment.rstrip("\0"))
     for value in first.values():  # ComfyUI: prompt:{…} and workflow:{…} in Model, Make and others
         if isinstance(value, str) and len(value) <= LIMIT:
             found = re.match(r"(prompt|workflow):\s*(?=\{)", value, re.IGNORECASE)
@@ -264,7 +270,7 @@ def _user_comment(value: object, order: str) -> str:
         text = _utf16(rest, order)
     elif code == b"JIS":
         text = _japanese(rest)
-    elif code in (b"ASCII", b""):
+    elif code in (b"ASCII", b"UTF-8", b"UTF8", b""):
         text = _any_text(rest, order)
     else:
         text = _any_text(content, order)

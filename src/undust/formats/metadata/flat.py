@@ -59,6 +59,7 @@ TENSOR = {
     "steps": "steps",
     "cfgScale": "guidance",
     "samplerName": "sampler",
+    "clipSkip": "last_layer",
     "width": "width",
     "height": "height",
 }
@@ -69,11 +70,12 @@ CIVITAI = {
     "cfgScale": "guidance",
     "sampler": "sampler",
     "seed": "seed",
-    "clipSkip": "clip_skip",
+    "clipSkip": "last_layer",
     "width": "width",
     "height": "height",
 }
 EASY_SIGNS = {"use_stable_diffusion_model", "Stable Diffusion model"}
+EASY_STRENGTHS = ("prompt_strength", "Prompt Strength")  # only of a picture begun from
 # Names that scripts and small programs use.
 COMMON = {
     **EASY,
@@ -96,14 +98,20 @@ def easy_diffusion(told: Mapping[str, Any]) -> Found | None:
     skip = told.pop("clip_skip", told.pop("Clip Skip", False))  # the last layer left out, or not
     if str(skip) == "True":
         found.recipe["clip_skip"] = 1
-    loras, weights = (told.pop(name, None) for name in ("use_lora_model", "lora_alpha"))
-    names = texts_of(as_list(loras) or [loras])
-    alphas = as_list(weights) or [weights]
+    names = texts_of(_several(told.pop("use_lora_model", told.pop("LoRA model", None))))
+    alphas = _several(told.pop("lora_alpha", told.pop("LoRA Strength", None)))
     for place, name in enumerate(names[:64]):
         given = alphas[place] if place < len(alphas) else None
         found.add_lora(name, 1 if given is None else given)
-    found.take(told, EASY)
+    found.take(told, EASY | dict.fromkeys(EASY_STRENGTHS, "strength"))
     return found
+
+
+def _several(value: object) -> list[Any]:
+    """One or several values; as a PNG text several are Python's `['a', 'b']`."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        return [each.strip(" '\"") for each in value[1:-1].split(",")]
+    return as_list(value) or [value]
 
 
 def draw_things(told: Mapping[str, Any]) -> Found | None:

@@ -19,7 +19,7 @@ FIELDS = {
     "scheduler": "schedule",
     "base_model": "model",
     "base_model_hash": "model_hash",
-    "clip_skip": "clip_skip",
+    "clip_skip": "last_layer",
     # Fooocus' log and its early versions; RuinedFooocus.
     "Prompt": "prompt",
     "Negative": "negative",

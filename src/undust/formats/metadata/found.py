@@ -13,7 +13,7 @@ from undust.diffusion.aliases import elsewhere, no_counterpart, schedule_elsewhe
 from undust.errors import limit_entries, printable, quoted
 
 FIELD_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip"), int),
+    **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip", "last_layer"), int),
     **dict.fromkeys(("guidance", "strength"), float),
 }
 MODEL_FILE = re.compile(r"\.(?:safetensors|ckpt|pt|pth|bin|sft)$", re.IGNORECASE)
@@ -54,8 +54,10 @@ class Found:
             number = as_number(value, FIELD_TYPES[field])
             if number is None:
                 self.notes.append(f"{name} has to be a number, not {quoted(value)}")
-            else:
+            elif field != "last_layer":
                 self.recipe[field] = number
+            elif abs(number) > 1:  # a web UI's clip skip, 1 for the last; ComfyUI's is below zero
+                self.recipe["clip_skip"] = abs(number) - 1
         elif not isinstance(value, str):
             self.notes.append(f"{name} has to be a text, not {quoted(value)}")
         elif field == "sampler":
@@ -142,17 +144,18 @@ def base_name(path: str) -> str:
 
 
 def as_json(text: str) -> Any:
-    """The value of a JSON text, or None for other texts."""
+    """The value of a JSON text, or None for other texts; NULs around it do not count."""
     try:
-        return json.loads(text)
+        return json.loads(text.strip("\0\ufeff \t\r\n"))
     except (ValueError, RecursionError):
         return None
 
 
 def as_object(value: object) -> dict[str, Any]:
-    """A JSON object, or an empty one for anything else."""
-    if isinstance(value, str):
-        value = as_json(value)
+    """A JSON object, also one written as JSON in a JSON text; an empty one for anything else."""
+    for _ in range(2):
+        if isinstance(value, str):
+            value = as_json(value)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 

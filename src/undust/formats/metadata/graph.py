@@ -6,6 +6,7 @@ node once, so that neither a cycle nor a large graph takes long.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +18,9 @@ from undust.formats.metadata.found import as_object
 # Inputs with a prompt's text, in order of priority.
 TEXTS = (
     *("text", "text_g", "text_l", "t5xxl", "clip_l", "populated_text", "prompt", "string", "value"),
-    *("text_a", "text_b", "text1", "text2", "string_a", "string_b", "text_0", "wildcard_text"),
+    *("text_0", "wildcard_text"),
 )
+PARTS = re.compile(r"(?:text|string)_?(?:[a-h]|[1-9])")  # inputs with texts that are joined
 NUMBERS = ("value", "seed", "noise_seed", "int", "float", "number", "Number", "Value")
 MAX_CHAIN = 50  # nodes on the way of a value, far more than people build
 Link = tuple[str, int]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from undust.formats.a1111 import parse_a1111
+from undust.formats.a1111_lines import SETTINGS_LINE
 from undust.formats.metadata import comfyui, flat, fooocus, invokeai, novelai
 from undust.formats.metadata.containers import A1111_KEY
 from undust.formats.metadata.found import Found, as_object
@@ -33,7 +34,9 @@ def read(texts: Mapping[str, str]) -> Found | None:
 
 def _all(texts: Mapping[str, str]) -> Iterator[Found]:
     """The settings of each program found, the most reliable first."""
-    parameters = texts.get(A1111_KEY, "").strip("\0\ufeff \t\r\n")
+    # Converters of pictures keep the web UI's text under keys of their own.
+    kept = (text for text in texts.values() if SETTINGS_LINE.search(text))
+    parameters = (texts.get(A1111_KEY) or next(kept, "")).strip("\0\ufeff \t\r\n")
     told = as_object(parameters) if parameters.startswith("{") else {}
     if isinstance(inner := told.get(A1111_KEY), str):
         parameters, told = inner, {}

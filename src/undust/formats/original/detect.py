@@ -29,7 +29,10 @@ ALONE_PREFIXES = (FIRST_STAGE, "vae.", "")  # of a first stage in a file of its 
 V_DEVIATION = 0.09
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"  # empty tensors: their presence alone has a meaning
 PREDICTION_KEY = "modelspec.prediction_type"  # in a file's metadata, as trainers write it
-PREDICTIONS = {"v": V_PREDICTION, V_PREDICTION: V_PREDICTION, "epsilon": "epsilon"}
+PREDICTIONS = {
+    **dict.fromkeys(("v", "vpred", "v_pred", V_PREDICTION), V_PREDICTION),
+    **dict.fromkeys(("eps", "epsilon"), "epsilon"),
+}
 # Keys of other kinds of files, for the error if no variant fits.
 UNSUPPORTED = {
     r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.": "a ControlNet",
@@ -68,7 +71,8 @@ def detect(
     if not fits:
         raise _unknown(shapes, facts)
     variant = fits[0]
-    told = PREDICTIONS.get((metadata or {}).get(PREDICTION_KEY, ""))
+    said = (metadata or {}).get(PREDICTION_KEY, "")
+    told = PREDICTIONS.get(said.strip().lower().replace("-", "_"))
     if V_MARK in shapes:
         variant = replace(fits[-1], prediction=V_PREDICTION)
         facts.append(Evidence("trained to predict v", V_MARK))
