@@ -138,8 +138,11 @@ def grey_numbers(path: Path, opened: Opener = open_regular) -> np.ndarray:
 def upright_size(path: Path, opened: Opener = open_regular) -> tuple[int, int]:
     """Width and height of `read_image`, from the header of the file; its errors too."""
     with _opened(path, opened) as image:
+        stored = getattr(image, "tag_v2", {})  # of a TIFF, whose size Pillow turns by its own tag
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in QUARTER_TURNS
-        return (image.height, image.width) if turned else image.size
+        if turned and ExifTags.Base.Orientation not in stored:
+            return image.height, image.width
+        return image.size
 
 
 def check_header(path: Path, opened: Opener = open_regular) -> None:

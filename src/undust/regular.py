@@ -60,6 +60,14 @@ def read_text(path: Path, limit: int = LIMIT, opened: Opener = open_regular) -> 
     return read_bytes(path, limit, opened).decode("utf-8-sig")
 
 
+def as_text(name: str) -> str:
+    r"""A file's name as text: bytes of it that are not UTF-8 become escapes such as \xe9.
+
+    File names are bytes. Such ones are half characters in Python, which no encoding takes.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def locale_lacks(text: str) -> str:
     """The error for a file name with characters outside the locale's encoding; else ""."""
     encoding = sys.getfilesystemencoding()

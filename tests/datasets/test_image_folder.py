@@ -192,6 +192,20 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     assert read_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "lzw.tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_the_header_is_that_of_the_upright_picture(
+    suffix: str, orientation: int, tmp_path: Path
+) -> None:
+    """Buckets are chosen by it. Of a TIFF Pillow turns the size, but not of the other formats."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    more = {"compression": "tiff_lzw"} if suffix == "lzw.tiff" else {}
+    Image.new("RGB", (4, 2)).save(path := tmp_path / f"turned.{suffix}", exif=exif, **more)
+    sample = Sample(path, {}, "")
+    assert sample.size() == sample.image().size == ((4, 2) if orientation < 5 else (2, 4))
+
+
 def test_check_counts(folder: Path) -> None:
     Image.new("L", (8, 6)).save(folder / "c.png")
     write(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,21 @@ def test_groups_are_pictures_or_concepts():
     assert groups(samples, range(5), "picture") == [[0], [1], [2], [3], [4]]
     assert groups(samples, range(5), "concept") == [[0, 2], [1, 4], [3]]
     assert groups(samples, [1, 3, 4], "concept") == [[1, 4], [3]]
+
+
+def test_names_that_are_not_utf_8(recipe: Callable[..., DiffusionConfig], tmp_path: Path):
+    """As of archives from other systems; they are escaped where a name is text, as of a class."""
+    folder = tmp_path / "names"
+    for name in (b"caf\xe9", b"caf\xe8"):
+        (inside := folder / os.fsdecode(name)).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (16, 16), "red").save(inside / os.fsdecode(b"\xff%d.png" % number))
+    data = TrainingData(DataConfig(folder=folder, size=16, held_out=0.5), seed=0)
+    assert len(data.train) + len(data.held_out) == 8
+    assert data.samples[0].group == "caf\\xe8/\\xff0.png"
+    assert {sample.column("folder") for sample in data.samples} == {"caf\\xe8", "caf\\xe9"}
+    config = recipe("[labels]", f"data.folder={json.dumps(str(folder))}", "run.steps=1")
+    train(config, tmp_path / "run")
 
 
 def test_a_folder_gives_all_splits_and_a_run_draws_from_train(data: Path):

@@ -26,7 +26,7 @@ from undust.datasets.samples import SPLITS, Contents, Sample, Split, few, split_
 from undust.datasets.storage import Storage, leads_out
 from undust.errors import UndustError, printable
 from undust.pictures import suffixes
-from undust.regular import read_text
+from undust.regular import as_text, read_text
 
 
 class FolderScan:
@@ -172,7 +172,7 @@ class FolderScan:
             self.found.unread_sidecars += 1
         split = split_of(row) or self._split(path)
         below = folder.relative_to(self.folder)
-        group = text_of(row, "concept") or (below / name).as_posix()
+        group = text_of(row, "concept") or as_text((below / name).as_posix())
         return Sample(path, captions, group, split, values_of(row), folder, storage=self.storage)
 
     def _path(self, folder: Path, name: str, row: Row) -> Path:
@@ -243,7 +243,7 @@ class FolderScan:
         return None
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        return as_text(path.relative_to(self.folder).as_posix())
 
     def _nothing(self) -> str:
         of = self.files

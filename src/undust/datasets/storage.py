@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from undust.datasets.metadata import LineError
 from undust.errors import printable
-from undust.regular import Opened, locale_lacks, open_regular
+from undust.regular import Opened, as_text, locale_lacks, open_regular
 
 SYSTEM = frozenset(  # files of operating systems and network disks, in lower case
     {
@@ -68,7 +68,7 @@ class Storage(ABC):
 
     def folder_name(self, path: Path) -> str | None:
         """The name of a file's folder; None at the top of a container."""
-        return path.parent.name
+        return as_text(path.parent.name)
 
     def folders(self, folder: Path) -> list[str]:
         """The names of the folders in a folder."""
