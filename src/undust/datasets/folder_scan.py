@@ -90,6 +90,7 @@ class FolderScan:
         found.unpaired = [self._name(path) for path in self.pairs.unpaired]
         found.hidden = [self._name(path) + _inside(path) for path in self.files.hidden]
         found.links = [self._name(path) for path in self.files.links]
+        found.outputs = [self._name(path) + _inside(path) for path in self.files.outputs]
         found.skipped = sorted(self._name(path) for path in self.files.skipped)
         tables = [name for name in found.skipped if name.lower().endswith(files.TABLES)]
         if tables and not self.sources:
@@ -247,7 +248,7 @@ class FolderScan:
 
     def _nothing(self) -> str:
         of = self.files
-        others = [self._name(path) for path in (*of.skipped, *of.links, *of.hidden)]
+        others = [self._name(path) for path in (*of.skipped, *of.links, *of.outputs, *of.hidden)]
         return f" that can be read; files and links there: {few(others)}" if others else ""
 
 

@@ -113,8 +113,8 @@ class Contents:
     name. unpaired: maps in parallel folders without a picture. sidecars: the number of captions
     from files beside the pictures; unread_sidecars: of such files that are not read because the
     metadata has the caption; blank_sidecars: of pictures for which they have no text. hidden,
-    links, skipped: files as `Unread` has them, by name. columns: names of all; unread: of those of
-    which nothing is read, and the kind of their values. remarks: further lines for people.
+    links, outputs, skipped: files as `Unread` has them, by name. columns: names of all; unread: of
+    those of which nothing is read, and the kind of their values. remarks: further lines for people.
     """
 
     kind: str = "folder"
@@ -125,6 +125,7 @@ class Contents:
     unpaired: list[str] = field(default_factory=list[str])
     hidden: list[str] = field(default_factory=list[str])
     links: list[str] = field(default_factory=list[str])
+    outputs: list[str] = field(default_factory=list[str])
     skipped: list[str] = field(default_factory=list[str])
     sidecars: int = 0
     unread_sidecars: int = 0
@@ -176,6 +177,7 @@ class Contents:
             (self.unpaired, part.unpaired),
             (self.hidden, part.hidden),
             (self.links, part.links),
+            (self.outputs, part.outputs),
             (self.skipped, part.skipped),
         ):
             own += [above + name for name in names]
@@ -189,6 +191,7 @@ class Contents:
             ("maps without a picture, not used", self.unpaired),
             ("hidden or system files, not used", self.hidden),
             ("broken or repeated links, not used", self.links),
+            ("folders of training runs or generated pictures, not used", self.outputs),
             ("text files without a picture of their name, not used", texts),
             (
                 "not read as pictures, not used",

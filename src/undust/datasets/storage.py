@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from undust.datasets.metadata import LineError
 from undust.errors import printable
+from undust.formats.run_folder import is_output
 from undust.regular import Opened, as_text, locale_lacks, open_regular
 
 SYSTEM = frozenset(  # files of operating systems and network disks, in lower case
@@ -28,11 +29,13 @@ class Unread:
     """Files that are not read.
 
     hidden: hidden files and folders, and those of the system. links: broken ones, and those to a
-    folder that is read already. skipped: what is no file, or of a kind that is not read.
+    folder that is read already. outputs: folders of training runs and generated pictures. skipped:
+    what is no file, or of a kind that is not read.
     """
 
     hidden: list[Path] = field(default_factory=list[Path])
     links: list[Path] = field(default_factory=list[Path])
+    outputs: list[Path] = field(default_factory=list[Path])
     skipped: list[Path] = field(default_factory=list[Path])
 
 
@@ -165,13 +168,16 @@ def leads_out(name: str) -> bool:
 def _entered(
     here: Path, names: list[str], visited: set[tuple[int, int]], unread: Unread
 ) -> list[str]:
-    """The folders to read: those not hidden, and not visited already through a link."""
+    """The folders to read: of data, not hidden, and not visited already through a link."""
     entered: list[str] = []
     if not visited:
         visited.add(_identity(here))
     for name in sorted(names, key=lambda name: ((here / name).is_symlink(), name)):
         if is_hidden(name):
             unread.hidden.append(here / name)
+            continue
+        if is_output(here / name):
+            unread.outputs.append(here / name)
             continue
         try:
             identity = _identity(here / name)

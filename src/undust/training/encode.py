@@ -9,11 +9,11 @@ from undust.datasets import encoded
 from undust.errors import UndustError
 from undust.formats.files import make_folder
 from undust.formats.locks import FileLock, LockedError
+from undust.formats.run_folder import LOCK
 from undust.training.caches import LatentCache, all_views
 from undust.training.conditions import LabelCondition
 from undust.training.data import Observe
 from undust.training.denoising import DenoisingConfig, DenoisingTask
-from undust.training.run import LOCK
 from undust.training.task import TrainingConfig
 
 NO_LATENTS = (
