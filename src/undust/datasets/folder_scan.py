@@ -141,6 +141,7 @@ class FolderScan:
         named: set[Path] = set()
         faults: dict[str, list[int]] = {}
         read = parquet.rows if source.suffix.lower() == ".parquet" else metadata.rows
+        number = 0
         for number, row in read(source, self.storage.open):
             try:
                 if isinstance(row, LineError):
@@ -155,6 +156,9 @@ class FolderScan:
                 named |= self._named(source.parent, row)
             except LineError as error:
                 faults.setdefault(str(error), []).append(number)
+        if not number and self.files.pictures:
+            whole = "without it all pictures in its folder are read"
+            self.found.broken.append(UndustError(f"{source} has no rows; {whole}"))
         self.found.broken += faults_of(source, faults, "line")
         return named.union(lines)
 

@@ -89,7 +89,10 @@ class Storage(ABC):
     def inside(self, folder: Path, name: str, column: str) -> Path:
         """The file that a column names; LineError if it is absent or leads out of the folder."""
         if leads_out(name):
-            raise LineError(f"{column} {name!r} leads out of the folder")
+            wrong = (
+                "has to be relative to the folder" if _anchored(name) else "leads out of the folder"
+            )
+            raise LineError(f"{column} {name!r} {wrong}")
         path = self.find(folder, name)
         if path is None:
             why = locale_lacks(name)
@@ -161,8 +164,13 @@ def leads_out(name: str) -> bool:
     """Whether a relative name would lead out of its folder, on any system."""
     if name[:1] not in ("/", "\\") and ".." not in name and ":" not in name:
         return False
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    return bool(posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts))
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    return _anchored(name) or ".." in parts
+
+
+def _anchored(name: str) -> bool:
+    """Whether a name is a path from a root or a drive, on any system."""
+    return PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor)
 
 
 def _entered(
