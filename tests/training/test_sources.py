@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from undust.datasets.image_folder import check
 from undust.datasets.samples import Sample, Split
 from undust.errors import UndustError
 from undust.training.configs import DataConfig
@@ -209,3 +210,31 @@ def test_pictures_without_a_map_are_named_or_left_out(tmp_path: Path):
     assert readable.notes[-1].endswith(
         "2 of 3 pictures have no depth that can be read: images/b.png, images/c.png"
     )
+
+
+def test_maps_of_other_proportions_are_told(tmp_path: Path):
+    """As of photographs that were not turned upright for them; a pixel of rounding is none."""
+    sizes = {"images": (40, 30), "depth": (20, 15)}
+    for folder, size in sizes.items():
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            Image.new("RGB", size).save(tmp_path / folder / f"{number}.png")
+    table = DataConfig(folder=tmp_path, size=16)
+    (note,) = TrainingData(table, seed=0, maps=["depth"]).notes
+    assert note.endswith("maps of 3 pictures, as column depth")
+    Image.new("RGB", (13, 10)).save(tmp_path / "depth/0.png")
+    Image.new("RGB", (30, 40)).save(tmp_path / "depth/2.png")
+    said = (
+        "maps: 1 of 3 pictures have a depth of other proportions, such as images/2.png, 40x30 with "
+        "30x40; each is cropped by itself, so that the two may not fit"
+    )
+    assert TrainingData(table, seed=0, maps=["depth"]).notes[-1] == said
+    found = check(tmp_path)
+    assert found.conversions == {"a map in depth of other proportions than theirs": 1}
+    (tmp_path / "depth/1.png").unlink()
+    some = TrainingData(table.model_copy(update={"on_error": "skip"}), seed=0, maps=["depth"])
+    assert [*map(len, (some.samples, some.train))] == [2, 2]
+    assert some.notes[-2:] == [
+        "not trained on: 1 of 3 pictures have no depth: images/1.png",
+        said.replace("1 of 3", "1 of 2"),
+    ]

@@ -91,16 +91,22 @@ class Sample:
 
         Raises UndustError as `read_image`, and if there is no such file.
         """
+        return read_image(self._beside(column), self.storage.open)
+
+    def size_beside(self, column: str) -> tuple[int, int]:
+        """Width and height of `beside`, from its header; raises UndustError as it."""
+        return upright_size(self._beside(column), self.storage.open)
+
+    def _beside(self, column: str) -> Path:
         if column in self.maps:
-            return read_image(self.maps[column], self.storage.open)
+            return self.maps[column]
         name = self.columns.get(column, "")
         if self.place is None or not name:
             raise UndustError(f"{self.path} has no {printable(column)} in its metadata")
         try:
-            found = self.storage.inside(self.place, name, column)
+            return self.storage.inside(self.place, name, column)
         except LineError as error:
             raise UndustError(f"{self.path}: {error}") from None
-        return read_image(found, self.storage.open)
 
 
 @dataclass
@@ -230,6 +236,12 @@ def captions_in(sample: Captioned, fields: Collection[str]) -> dict[str, str]:
     if FOLDER in fields and FOLDER not in known and (name := sample.column(FOLDER)):
         known = {**known, FOLDER: name}
     return {field: known[field] for field in fields if field in known}
+
+
+def alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes, (width, height), have the same ratio of sides but for a twentieth."""
+    ratios = size[0] * other[1], size[1] * other[0]
+    return max(ratios) <= 1.05 * min(ratios)
 
 
 def caption_column(counts: Mapping[str, int]) -> str:
