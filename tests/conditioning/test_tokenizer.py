@@ -182,3 +182,18 @@ def test_a_long_word_is_learnt_from_its_beginning():
     learnt = train([long], 600, 8)
     assert learnt == train([long[:LEARNT]], 600, 8)
     assert "sky</w>" in learnt.pieces(long)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_merges_that_were_cut_off_are_refused(ours: Tokenizer, tmp_path: Path, share: float):
+    """They would be rules of another tokenizer, with other tokens for the same words."""
+    tokenizer_files.save(tmp_path, ours)
+    lines = (tmp_path / "merges.txt").read_text("utf-8").splitlines(keepends=True)
+    kept = int(len(lines) * share)
+    (tmp_path / "merges.txt").write_text("".join(lines[:kept]), "utf-8")
+    with pytest.raises(UndustError, match=r"merges\.txt is cut off, or of another vocab\.json"):
+        tokenizer_files.load(tmp_path)
+    (tmp_path / "merges.txt").write_text("".join(lines), "utf-8")
+    words = {**ours.vocabulary, "<mine>": len(ours.vocabulary)}  # added in place
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    assert len(tokenizer_files.load(tmp_path).vocabulary) == len(words)
