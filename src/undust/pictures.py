@@ -30,6 +30,7 @@ KINDS = (
     *("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM"),
     *("TGA", "PCX", "DDS", "PSD", "QOI", "ICO", "ICNS", "SGI", "SUN", "XBM", "XPM"),
 )
+POINTER = b"version https://git-lfs.github.com/spec/"  # first bytes of Git LFS's
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations
 DATA = "data:image/png;base64,"  # prefix of a picture in a text (RFC 2397)
 
@@ -220,8 +221,7 @@ def _opened(path: Path, opened: Opener) -> Generator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, _size_by_header(path, opened)) from error
     except UnidentifiedImageError as error:
-        kinds = ", ".join(KINDS)
-        raise UndustError(f"{path} cannot be read as a picture: it is none of {kinds}") from error
+        raise UndustError(f"{path} {_instead(path, opened)}") from error
     except OSError as error:
         reason = error.strerror or error
         raise UndustError(f"{path} cannot be read as a picture: {reason}") from error
@@ -231,6 +231,16 @@ def _opened(path: Path, opened: Opener) -> Generator[Image.Image]:
 
 def _too_large(path: Path, size: str) -> UndustError:
     return UndustError(f"{path} is too large{size}; {MAX_PIXELS:,} pixels at most")
+
+
+def _instead(path: Path, opened: Opener) -> str:
+    """What a file is that is no picture, in words."""
+    with suppress(Exception), opened(path) as file:
+        if not (start := file.read(len(POINTER))):
+            return "is an empty file, not a picture"
+        if start == POINTER:
+            return "is a pointer of Git LFS, not the picture itself, which git lfs pull fetches"
+    return f"cannot be read as a picture: it is none of {', '.join(KINDS)}"
 
 
 def _size_by_header(path: Path, opened: Opener) -> str:

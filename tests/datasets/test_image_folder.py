@@ -194,6 +194,20 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     assert read_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is an empty file, not a picture"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull fetches"),
+        (b"<!DOCTYPE html>", "cannot be read as a picture: it is none of PNG, JPEG, "),
+    ],
+)
+def test_files_in_the_place_of_pictures(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UndustError, match=said):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "lzw.tiff", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_size_in_the_header_is_that_of_the_upright_picture(
