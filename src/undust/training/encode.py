@@ -50,6 +50,11 @@ def encode(
     _check(config)
     if encoded.is_encoded(config.data.folder):
         raise UndustError(f"{config.data.folder} is encoded data already")
+    if out.exists() and config.data.folder.exists() and out.samefile(config.data.folder):
+        raise UndustError(
+            f"{out} has the pictures, which would no longer be read beside latents; choose another "
+            "--out"
+        )
     if any((out / "checkpoints").glob("step-*")):
         raise UndustError(f"{out} is the folder of a run; choose another --out")
     make_folder(out)
