@@ -30,6 +30,7 @@ KINDS = (
     *("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM"),
     *("TGA", "PCX", "DDS", "PSD", "QOI", "ICO", "ICNS", "SGI", "SUN", "XBM", "XPM"),
 )
+POINTER = b"version https://git-lfs.github.com/spec/"  # first bytes of Git LFS's
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations
 DATA = "data:image/png;base64,"  # prefix of a picture in a text (RFC 2397)
 
@@ -138,8 +139,11 @@ def grey_numbers(path: Path, opened: Opener = open_regular) -> np.ndarray:
 def upright_size(path: Path, opened: Opener = open_regular) -> tuple[int, int]:
     """Width and height of `read_image`, from the header of the file; its errors too."""
     with _opened(path, opened) as image:
+        stored = getattr(image, "tag_v2", {})  # of a TIFF, whose size Pillow turns by its own tag
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in QUARTER_TURNS
-        return (image.height, image.width) if turned else image.size
+        if turned and ExifTags.Base.Orientation not in stored:
+            return image.height, image.width
+        return image.size
 
 
 def check_header(path: Path, opened: Opener = open_regular) -> None:
@@ -217,8 +221,7 @@ def _opened(path: Path, opened: Opener) -> Generator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, _size_by_header(path, opened)) from error
     except UnidentifiedImageError as error:
-        kinds = ", ".join(KINDS)
-        raise UndustError(f"{path} cannot be read as a picture: it is none of {kinds}") from error
+        raise UndustError(f"{path} {_instead(path, opened)}") from error
     except OSError as error:
         reason = error.strerror or error
         raise UndustError(f"{path} cannot be read as a picture: {reason}") from error
@@ -228,6 +231,16 @@ def _opened(path: Path, opened: Opener) -> Generator[Image.Image]:
 
 def _too_large(path: Path, size: str) -> UndustError:
     return UndustError(f"{path} is too large{size}; {MAX_PIXELS:,} pixels at most")
+
+
+def _instead(path: Path, opened: Opener) -> str:
+    """What a file is that is no picture, in words."""
+    with suppress(Exception), opened(path) as file:
+        if not (start := file.read(len(POINTER))):
+            return "is an empty file, not a picture"
+        if start == POINTER:
+            return "is a pointer of Git LFS, not the picture itself, which git lfs pull fetches"
+    return f"cannot be read as a picture: it is none of {', '.join(KINDS)}"
 
 
 def _size_by_header(path: Path, opened: Opener) -> str:

@@ -6,6 +6,7 @@ files that are read by name are opened here.
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 import sys
@@ -56,8 +57,29 @@ def read_bytes(path: Path, limit: int = LIMIT, opened: Opener = open_regular) ->
 
 
 def read_text(path: Path, limit: int = LIMIT, opened: Opener = open_regular) -> str:
-    """A file's text without a byte order mark, as `read_bytes`; UnicodeDecodeError if not UTF-8."""
-    return read_bytes(path, limit, opened).decode("utf-8-sig")
+    """A file's text without a byte order mark, as `read_bytes`.
+
+    UTF-8, or UTF-16 with its mark. Raises UnicodeDecodeError for other text.
+    """
+    return in_utf8(read_bytes(path, limit, opened)).decode("utf-8-sig")
+
+
+def in_utf8(content: bytes) -> bytes:
+    """Text in UTF-16 with its byte order mark, as of PowerShell's ">", in UTF-8; others as is."""
+    if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content
+    try:
+        return content.decode("utf-16").encode()
+    except UnicodeDecodeError:
+        return content
+
+
+def as_text(name: str) -> str:
+    r"""A file's name as text: bytes of it that are not UTF-8 become escapes such as \xe9.
+
+    File names are bytes. Such ones are half characters in Python, which no encoding takes.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def locale_lacks(text: str) -> str:

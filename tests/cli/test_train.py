@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,19 @@ def test_the_second_start_is_refused(undust: Run, here: Path, first_stage_recipe
         assert last.startswith(f"undust: run is in use: process {os.getpid()} on ")
     lock.release()
     assert undust(*train).code == 0
+
+
+def test_a_run_in_its_own_data(undust: Run, here: Path, first_stage_recipe: Path, pictures: Path):
+    """Its previews are no data, so that it can be resumed, and trained again."""
+    shutil.copytree(pictures, here / "own")
+    (here / "own/metadata.jsonl").unlink()
+    train = ("train", first_stage_recipe, "--set", "data.folder=own", "--out", "own/run")
+    assert undust(*train).code == 0
+    assert [*(here / "own/run/samples").glob("*.png")]
+    longer = undust(*train, "--set", "run.steps=4", "--resume")
+    assert longer.code == 0, longer.err
+    assert "not used: 1: run/ (" in longer.err
+    assert "pictures  8" in undust("data", "check", "own").out
 
 
 def test_what_changed_is_told(undust: Run, here: Path, first_stage_recipe: Path):

@@ -38,3 +38,12 @@ def test_a_folder_becomes_a_model(undust: Run, here: Path, monkeypatch: pytest.M
     of_a_run = undust("train", "mine", "--out", "runs/mine/diffusion")
     assert of_a_run.code == 2
     assert "runs/mine/diffusion is the folder of a run" in of_a_run.err
+
+
+def test_the_run_of_this_folder_has_its_name(undust: Run, here: Path):
+    (here / "runs" / here.name).mkdir(parents=True)
+    (here / "runs" / here.name / "first-stage.toml").touch()
+    for folder in (".", "runs/.."):
+        found = undust("train", folder)
+        assert found.code == 2
+        assert f"runs/{here.name} has an earlier run" in found.err

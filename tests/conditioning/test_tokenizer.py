@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers.decoders import ByteLevel
 from transformers import CLIPTokenizer
 
-from undust.conditioning.tokenizer import END, START, Tokenizer, train
+from undust.conditioning.tokenizer import END, LEARNT, START, Tokenizer, train
 from undust.errors import UndustError
 from undust.formats import tokenizer_files
 
@@ -174,3 +174,26 @@ def test_a_damaged_folder_is_named(ours: Tokenizer, tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
     with pytest.raises(UndustError, match=r"tokenizer\.json is not supported"):
         tokenizer_files.load(tmp_path)
+
+
+def test_a_long_word_is_learnt_from_its_beginning():
+    """Else the time is quadratic: hours for a megabyte without spaces, as of encoded pictures."""
+    long = "sky " * 9 + "x" * 2**21
+    learnt = train([long], 600, 8)
+    assert learnt == train([long[:LEARNT]], 600, 8)
+    assert "sky</w>" in learnt.pieces(long)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_merges_that_were_cut_off_are_refused(ours: Tokenizer, tmp_path: Path, share: float):
+    """They would be rules of another tokenizer, with other tokens for the same words."""
+    tokenizer_files.save(tmp_path, ours)
+    lines = (tmp_path / "merges.txt").read_text("utf-8").splitlines(keepends=True)
+    kept = int(len(lines) * share)
+    (tmp_path / "merges.txt").write_text("".join(lines[:kept]), "utf-8")
+    with pytest.raises(UndustError, match=r"merges\.txt is cut off, or of another vocab\.json"):
+        tokenizer_files.load(tmp_path)
+    (tmp_path / "merges.txt").write_text("".join(lines), "utf-8")
+    words = {**ours.vocabulary, "<mine>": len(ours.vocabulary)}  # added in place
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    assert len(tokenizer_files.load(tmp_path).vocabulary) == len(words)

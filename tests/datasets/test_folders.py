@@ -279,6 +279,28 @@ def test_hidden_files_and_those_of_systems_are_skipped(tmp_path: Path):
     assert found.skipped == []
 
 
+def test_pictures_that_undust_wrote_are_no_data(tmp_path: Path):
+    """Samples of runs, as of `undust train .`, would be trained on by the next run."""
+    pictures(tmp_path, "a.png", "run/samples/step-2.png", "old/samples/step-2.png")
+    pictures(tmp_path, "started/samples.png", "started/diffusion/samples/step-2.png")
+    pictures(tmp_path, "undust-out/cat-1.png", "begun/prior/0.png", "logs/b.png")
+    for name in ("run/run.json", "run/log.jsonl", "old/log.jsonl", "started/first-stage.toml"):
+        (tmp_path / name).write_text("{}")
+    for name in ("started/first-stage/run.lock", "begun/run.lock", "logs/log.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "old/checkpoints").mkdir()
+    assert names(tmp_path) == ["a.png", "logs/b.png"]
+    found = scan(tmp_path)
+    assert found.outputs == [
+        *("begun/ (2 files)", "old/ (2 files)", "run/ (3 files)", "started/ (4 files)"),
+        "undust-out/ (1 file)",
+    ]
+    assert "folders of training runs or generated pictures, not used: 5: begun/" in found.notes()[1]
+    assert names(tmp_path / "undust-out") == ["cat-1.png"]  # asked for
+    assert names(tmp_path / "run/samples") == ["step-2.png"]
+
+
 def test_a_data_set_in_a_hidden_folder_is_read(tmp_path: Path):
     assert names(pictures(tmp_path / ".cache" / "data", "a.png")) == ["a.png"]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from containers import tar_of, write_parquet
+from undust.datasets import metadata
 from undust.datasets.image_folder import check, read, scan, write
 from undust.errors import UndustError
 
@@ -67,6 +71,55 @@ def test_a_table_without_commas_is_one_fault(tmp_path: Path, mark: str, said: st
     assert report.broken == [
         f"{tmp_path}/metadata.csv line 1: has {said} between the names of columns; commas are read"
     ]
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be"]),
+)
+def test_text_has_the_encoding_that_its_byte_order_mark_names(texts: list[str], encoding: str):
+    """UTF-16, as of PowerShell's ">" and of spreadsheets, is the same text."""
+    lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    table = "text\r\n" + "".join('"{}"\r\n'.format(text.replace('"', '""')) for text in texts)
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    for name, content in {"metadata.jsonl": lines, "metadata.csv": table}.items():
+        stored = (mark + content).encode(encoding)
+        found = [
+            row for _, row in metadata.rows(Path(name), lambda _, stored=stored: BytesIO(stored))
+        ]
+        assert found == [{"text": text} for text in texts]
+
+
+def test_captions_in_utf_16(tmp_path: Path):
+    pictures(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_bytes("주황 고양이\r\n".encode("utf-16"))
+    assert [sample.captions.get("text") for sample in scan(tmp_path).samples] == [
+        "주황 고양이",
+        None,
+    ]
+    (tmp_path / "b.txt").write_bytes("cut".encode("utf-16")[:-1])
+    assert check(tmp_path).broken == [f"{tmp_path}/b.txt is not UTF-8"]
+
+
+@pytest.mark.parametrize("head", ["", "file_name,text\n", "\n \n", "\ufeff"])
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_metadata_without_rows_are_a_fault(tmp_path: Path, name: str, head: str):
+    """Else no picture is read, and nobody is told why."""
+    if name == "metadata.jsonl" and head.startswith(("file", "\ufeff")):
+        return
+    pictures(tmp_path, "a.png")
+    (tmp_path / name).write_text(head, "utf-8")
+    said = f"{tmp_path / name} has no rows; without it all pictures in its folder are read"
+    assert check(tmp_path).broken == [said]
+
+
+def test_columns_without_a_name_are_none(tmp_path: Path):
+    """As the index of a data frame, or the commas at the ends of a spreadsheet's lines."""
+    pictures(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_text(",file_name,words,,\n0,a.png,a cat,,\n")
+    found = scan(tmp_path)
+    assert found.samples[0].captions == {"words": "a cat"}
+    assert [*found.columns] == ["file_name", "words"]
 
 
 # Captions that are none

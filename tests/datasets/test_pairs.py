@@ -73,7 +73,7 @@ def test_broken_maps_are_named(tmp_path: Path):
     pictures(tmp_path, "images/a.png", "images/b.png", "depth/a.png")
     (tmp_path / "depth/b.png").write_bytes(b"")
     (error,) = check(tmp_path).broken
-    assert error.startswith(f"{tmp_path}/depth/b.png cannot be read as a picture")
+    assert error.startswith(f"{tmp_path}/depth/b.png is an empty file, not a picture")
 
 
 def test_classes_are_no_pairs(tmp_path: Path):

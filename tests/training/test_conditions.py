@@ -144,6 +144,8 @@ def test_conditions_that_cannot_be(
 
 def test_other_labels_or_maps_are_not_resumed(recipe: Recipe, pictures: Path, tmp_path: Path):
     config = recipe('[labels]\n[[maps]]\nkind = "depth"\ncolumn = "map"\n')
+    _, notes = prepare(config, tmp_path / "notes")
+    assert notes[-1] == "classes: blue (4), green (4), red (4)"
     train(config, tmp_path / "run")
     path = pictures / "maps/0.png"
     before = path.read_bytes()

@@ -188,6 +188,10 @@ def test_others_are_refused_by_name(finished: DiffusionConfig, tmp_path: Path):
     figures = finished.figures.model_copy(update={"every": 2, "features": "none"})
     with pytest.raises(UndustError, match="latents and no pictures"):
         train(on(finished, out).model_copy(update={"figures": figures}), run)
+    own = shutil.copytree(finished.data.folder, tmp_path / "own")
+    with pytest.raises(UndustError, match="own has the pictures, which would no longer be read"):
+        encode(on(finished, own), own, nothing, nothing)
+    assert [*own.glob("encoded.jsonl")] == []
     with pytest.raises(UndustError, match="is encoded data already"):
         encode(on(finished, out), tmp_path / "again", nothing, nothing)
     for pattern, name in (("latents", "first_stage"), ("captions-*", "text_encoders")):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from undust.datasets.image_folder import check
 from undust.datasets.samples import Sample, Split
 from undust.errors import UndustError
 from undust.training.configs import DataConfig
@@ -35,6 +38,21 @@ def test_groups_are_pictures_or_concepts():
     assert groups(samples, range(5), "picture") == [[0], [1], [2], [3], [4]]
     assert groups(samples, range(5), "concept") == [[0, 2], [1, 4], [3]]
     assert groups(samples, [1, 3, 4], "concept") == [[1, 4], [3]]
+
+
+def test_names_that_are_not_utf_8(recipe: Callable[..., DiffusionConfig], tmp_path: Path):
+    """As of archives from other systems; they are escaped where a name is text, as of a class."""
+    folder = tmp_path / "names"
+    for name in (b"caf\xe9", b"caf\xe8"):
+        (inside := folder / os.fsdecode(name)).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (16, 16), "red").save(inside / os.fsdecode(b"\xff%d.png" % number))
+    data = TrainingData(DataConfig(folder=folder, size=16, held_out=0.5), seed=0)
+    assert len(data.train) + len(data.held_out) == 8
+    assert data.samples[0].group == "caf\\xe8/\\xff0.png"
+    assert {sample.column("folder") for sample in data.samples} == {"caf\\xe8", "caf\\xe9"}
+    config = recipe("[labels]", f"data.folder={json.dumps(str(folder))}", "run.steps=1")
+    train(config, tmp_path / "run")
 
 
 def test_a_folder_gives_all_splits_and_a_run_draws_from_train(data: Path):
@@ -192,3 +210,31 @@ def test_pictures_without_a_map_are_named_or_left_out(tmp_path: Path):
     assert readable.notes[-1].endswith(
         "2 of 3 pictures have no depth that can be read: images/b.png, images/c.png"
     )
+
+
+def test_maps_of_other_proportions_are_told(tmp_path: Path):
+    """As of photographs that were not turned upright for them; a pixel of rounding is none."""
+    sizes = {"images": (40, 30), "depth": (20, 15)}
+    for folder, size in sizes.items():
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            Image.new("RGB", size).save(tmp_path / folder / f"{number}.png")
+    table = DataConfig(folder=tmp_path, size=16)
+    (note,) = TrainingData(table, seed=0, maps=["depth"]).notes
+    assert note.endswith("maps of 3 pictures, as column depth")
+    Image.new("RGB", (13, 10)).save(tmp_path / "depth/0.png")
+    Image.new("RGB", (30, 40)).save(tmp_path / "depth/2.png")
+    said = (
+        "maps: 1 of 3 pictures have a depth of other proportions, such as images/2.png, 40x30 with "
+        "30x40; each is cropped by itself, so that the two may not fit"
+    )
+    assert TrainingData(table, seed=0, maps=["depth"]).notes[-1] == said
+    found = check(tmp_path)
+    assert found.conversions == {"a map in depth of other proportions than theirs": 1}
+    (tmp_path / "depth/1.png").unlink()
+    some = TrainingData(table.model_copy(update={"on_error": "skip"}), seed=0, maps=["depth"])
+    assert [*map(len, (some.samples, some.train))] == [2, 2]
+    assert some.notes[-2:] == [
+        "not trained on: 1 of 3 pictures have no depth: images/1.png",
+        said.replace("1 of 3", "1 of 2"),
+    ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from undust.cli import console
 from undust.errors import UndustError
 from undust.formats.files import check_new_folder, make_folder
+from undust.formats.run_folder import GENERATED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from undust.generation.loop import Picture
     from undust.recipe.recipe import Recipe
 
-FOLDER = Path("undust-out")
+FOLDER = Path(GENERATED)
 SLUG = 40  # characters of the prompt in a file's name
 
 

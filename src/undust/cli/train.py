@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import deque
 from pathlib import Path
@@ -59,7 +60,7 @@ def train(
     """Train a model by a recipe, or from a folder of pictures alone."""
     from undust.training import kinds
 
-    out = out or RUNS / recipe.stem
+    out = out or RUNS / Path(os.path.abspath(recipe)).stem  # noqa: PTH100, which follows links
     again = ["undust", "train", str(recipe), "--out", str(out), "--resume"]
     if recipe.is_dir() or recipe.suffix.lower() in DATA:
         if changes:

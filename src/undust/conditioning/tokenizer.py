@@ -23,6 +23,7 @@ from undust.errors import UndustError, printable
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+LEARNT = 2**14  # characters of a caption
 HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate of UTF-16, which UTF-8 cannot encode
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -132,7 +133,8 @@ class Tokenizer:
 def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
     """A tokenizer of at most `size` entries learnt from captions.
 
-    It has all 256 bytes, inside and at the end of a word, so that it encodes any text.
+    It has all 256 bytes, inside and at the end of a word, so that it encodes any text. Of a caption
+    the first `LEARNT` characters count: the time to learn a word is quadratic in its length.
     """
     engine = _engine(BPE(end_of_word_suffix=WORD_END, continuing_subword_prefix=""))
     letters = alphabet()
@@ -147,7 +149,7 @@ def train(captions: Iterable[str], size: int, length: int) -> Tokenizer:
         continuing_subword_prefix="",
         show_progress=False,
     )
-    engine.train_from_iterator(captions, trainer)
+    engine.train_from_iterator((caption[:LEARNT] for caption in captions), trainer)
     learnt = engine.get_vocab()
     pieces = sorted(learnt, key=learnt.__getitem__)
     merged = _merges(engine)

@@ -138,6 +138,10 @@ class EncodedSample:
         """Raises UndustError."""
         return self.image()
 
+    def size_beside(self, column: str) -> tuple[int, int]:  # noqa: ARG002
+        """Raises UndustError."""
+        return self.image().size
+
 
 class EncodedData:
     """The samples of encoded data."""

@@ -101,6 +101,10 @@ class Frame:
         """That picture."""
         return self.still.beside(column)
 
+    def size_beside(self, column: str, /) -> tuple[int, int]:
+        """Width and height of that picture."""
+        return self.still.size_beside(column)
+
 
 class FrameReader:
     """The frames of animations and videos; those of the last few films are kept.

@@ -26,7 +26,7 @@ from undust.datasets.samples import SPLITS, Contents, Sample, Split, few, split_
 from undust.datasets.storage import Storage, leads_out
 from undust.errors import UndustError, printable
 from undust.pictures import suffixes
-from undust.regular import read_text
+from undust.regular import as_text, read_text
 
 
 class FolderScan:
@@ -90,6 +90,7 @@ class FolderScan:
         found.unpaired = [self._name(path) for path in self.pairs.unpaired]
         found.hidden = [self._name(path) + _inside(path) for path in self.files.hidden]
         found.links = [self._name(path) for path in self.files.links]
+        found.outputs = [self._name(path) + _inside(path) for path in self.files.outputs]
         found.skipped = sorted(self._name(path) for path in self.files.skipped)
         tables = [name for name in found.skipped if name.lower().endswith(files.TABLES)]
         if tables and not self.sources:
@@ -140,6 +141,7 @@ class FolderScan:
         named: set[Path] = set()
         faults: dict[str, list[int]] = {}
         read = parquet.rows if source.suffix.lower() == ".parquet" else metadata.rows
+        number = 0
         for number, row in read(source, self.storage.open):
             try:
                 if isinstance(row, LineError):
@@ -154,6 +156,9 @@ class FolderScan:
                 named |= self._named(source.parent, row)
             except LineError as error:
                 faults.setdefault(str(error), []).append(number)
+        if not number and self.files.pictures:
+            whole = "without it all pictures in its folder are read"
+            self.found.broken.append(UndustError(f"{source} has no rows; {whole}"))
         self.found.broken += faults_of(source, faults, "line")
         return named.union(lines)
 
@@ -172,7 +177,7 @@ class FolderScan:
             self.found.unread_sidecars += 1
         split = split_of(row) or self._split(path)
         below = folder.relative_to(self.folder)
-        group = text_of(row, "concept") or (below / name).as_posix()
+        group = text_of(row, "concept") or as_text((below / name).as_posix())
         return Sample(path, captions, group, split, values_of(row), folder, storage=self.storage)
 
     def _path(self, folder: Path, name: str, row: Row) -> Path:
@@ -243,11 +248,11 @@ class FolderScan:
         return None
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        return as_text(path.relative_to(self.folder).as_posix())
 
     def _nothing(self) -> str:
         of = self.files
-        others = [self._name(path) for path in (*of.skipped, *of.links, *of.hidden)]
+        others = [self._name(path) for path in (*of.skipped, *of.links, *of.outputs, *of.hidden)]
         return f" that can be read; files and links there: {few(others)}" if others else ""
 
 

@@ -24,9 +24,9 @@ from typing import Literal
 from undust.datasets import parquet_pictures, shards
 from undust.datasets.archives import Archive
 from undust.datasets.folder_scan import FolderScan
-from undust.datasets.samples import Contents, Sample, Split
+from undust.datasets.samples import Contents, Sample, Split, alike
 from undust.datasets.storage import Disk
-from undust.errors import UndustError
+from undust.errors import UndustError, printable
 from undust.formats.files import atomic_write
 from undust.regular import open_regular
 
@@ -114,7 +114,7 @@ class DataReport:
 
     Numbers of pictures by split and by size (width, height); of captions by column, and of their
     lengths in characters; of groups; an error for each broken file or row; numbers of colour
-    conversions; and the data set's contents.
+    conversions and of maps of other proportions; and the data set's contents.
     """
 
     contents: Contents
@@ -186,7 +186,8 @@ def _decoded(
         return error
     for column in sample.maps:
         try:
-            sample.beside(column)
+            if not alike(size, sample.beside(column).size):
+                converted.append(f"a map in {printable(column)} of other proportions than theirs")
         except UndustError as error:
             errors.append(str(error))
     return size, converted, errors

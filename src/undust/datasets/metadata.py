@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from undust.errors import UndustError, printable
-from undust.regular import Opener, open_regular
+from undust.regular import Opener, in_utf8, open_regular
 
 Row = Mapping[str, Any]
 NO_CAPTIONS = ("file_name", "concept", "split")  # columns with another meaning
@@ -30,7 +30,7 @@ def rows(path: Path, opened: Opener = open_regular) -> Iterator[tuple[int, Row |
     """
     try:
         with opened(path) as file:
-            content = file.read()
+            content = in_utf8(file.read())
     except OSError as error:
         raise UndustError(f"cannot read {path}: {error.strerror}") from error
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
@@ -106,7 +106,9 @@ def _json_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
 def json_row(line: bytes) -> Row:
     """The object in JSON; LineError for anything else."""
     try:
-        fields: object = json.loads(line.decode("utf-8-sig"))
+        fields: object = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_named_once)
+    except LineError:
+        raise
     except UnicodeDecodeError as error:
         raise LineError("is not UTF-8") from error
     except json.JSONDecodeError as error:
@@ -116,6 +118,16 @@ def json_row(line: bytes) -> Row:
     if not isinstance(fields, dict):
         raise LineError(f"is {_kind(fields)}, not an object")
     return cast(Row, fields)
+
+
+def _named_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; LineError if it has a name twice, of which json takes the last."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LineError(f"names {printable(twice)} twice")
+    return named
 
 
 def _csv_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
@@ -139,7 +151,8 @@ def _csv_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
             pass
         elif columns is None:
             columns = [name.strip() for name in values]
-            if len(set(columns)) < len(columns):
+            named = [name for name in columns if name]  # an index often has none
+            if len(set(named)) < len(named):
                 yield number, LineError("names a column twice")
                 return
             if len(columns) == 1 and (mark := re.search(r"[;\t|]", columns[0])):
@@ -155,7 +168,8 @@ def _csv_rows(content: bytes) -> Iterator[tuple[int, Row | LineError]]:
                 LineError(f"has {len(values)} values, and the first line {len(columns)} columns"),
             )
         else:
-            yield number, dict(zip(columns, values, strict=True))
+            pairs = zip(columns, values, strict=True)
+            yield number, {name: value for name, value in pairs if name}
         number = lines.line_num + 1
 
 

@@ -91,16 +91,22 @@ class Sample:
 
         Raises UndustError as `read_image`, and if there is no such file.
         """
+        return read_image(self._beside(column), self.storage.open)
+
+    def size_beside(self, column: str) -> tuple[int, int]:
+        """Width and height of `beside`, from its header; raises UndustError as it."""
+        return upright_size(self._beside(column), self.storage.open)
+
+    def _beside(self, column: str) -> Path:
         if column in self.maps:
-            return read_image(self.maps[column], self.storage.open)
+            return self.maps[column]
         name = self.columns.get(column, "")
         if self.place is None or not name:
             raise UndustError(f"{self.path} has no {printable(column)} in its metadata")
         try:
-            found = self.storage.inside(self.place, name, column)
+            return self.storage.inside(self.place, name, column)
         except LineError as error:
             raise UndustError(f"{self.path}: {error}") from None
-        return read_image(found, self.storage.open)
 
 
 @dataclass
@@ -113,8 +119,8 @@ class Contents:
     name. unpaired: maps in parallel folders without a picture. sidecars: the number of captions
     from files beside the pictures; unread_sidecars: of such files that are not read because the
     metadata has the caption; blank_sidecars: of pictures for which they have no text. hidden,
-    links, skipped: files as `Unread` has them, by name. columns: names of all; unread: of those of
-    which nothing is read, and the kind of their values. remarks: further lines for people.
+    links, outputs, skipped: files as `Unread` has them, by name. columns: names of all; unread: of
+    those of which nothing is read, and the kind of their values. remarks: further lines for people.
     """
 
     kind: str = "folder"
@@ -125,6 +131,7 @@ class Contents:
     unpaired: list[str] = field(default_factory=list[str])
     hidden: list[str] = field(default_factory=list[str])
     links: list[str] = field(default_factory=list[str])
+    outputs: list[str] = field(default_factory=list[str])
     skipped: list[str] = field(default_factory=list[str])
     sidecars: int = 0
     unread_sidecars: int = 0
@@ -176,6 +183,7 @@ class Contents:
             (self.unpaired, part.unpaired),
             (self.hidden, part.hidden),
             (self.links, part.links),
+            (self.outputs, part.outputs),
             (self.skipped, part.skipped),
         ):
             own += [above + name for name in names]
@@ -189,6 +197,7 @@ class Contents:
             ("maps without a picture, not used", self.unpaired),
             ("hidden or system files, not used", self.hidden),
             ("broken or repeated links, not used", self.links),
+            ("folders of training runs or generated pictures, not used", self.outputs),
             ("text files without a picture of their name, not used", texts),
             (
                 "not read as pictures, not used",
@@ -227,6 +236,12 @@ def captions_in(sample: Captioned, fields: Collection[str]) -> dict[str, str]:
     if FOLDER in fields and FOLDER not in known and (name := sample.column(FOLDER)):
         known = {**known, FOLDER: name}
     return {field: known[field] for field in fields if field in known}
+
+
+def alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes, (width, height), have the same ratio of sides but for a twentieth."""
+    ratios = size[0] * other[1], size[1] * other[0]
+    return max(ratios) <= 1.05 * min(ratios)
 
 
 def caption_column(counts: Mapping[str, int]) -> str:

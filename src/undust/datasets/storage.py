@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from undust.datasets.metadata import LineError
 from undust.errors import printable
-from undust.regular import Opened, locale_lacks, open_regular
+from undust.formats.run_folder import is_output
+from undust.regular import Opened, as_text, locale_lacks, open_regular
 
 SYSTEM = frozenset(  # files of operating systems and network disks, in lower case
     {
@@ -28,11 +29,13 @@ class Unread:
     """Files that are not read.
 
     hidden: hidden files and folders, and those of the system. links: broken ones, and those to a
-    folder that is read already. skipped: what is no file, or of a kind that is not read.
+    folder that is read already. outputs: folders of training runs and generated pictures. skipped:
+    what is no file, or of a kind that is not read.
     """
 
     hidden: list[Path] = field(default_factory=list[Path])
     links: list[Path] = field(default_factory=list[Path])
+    outputs: list[Path] = field(default_factory=list[Path])
     skipped: list[Path] = field(default_factory=list[Path])
 
 
@@ -68,7 +71,7 @@ class Storage(ABC):
 
     def folder_name(self, path: Path) -> str | None:
         """The name of a file's folder; None at the top of a container."""
-        return path.parent.name
+        return as_text(path.parent.name)
 
     def folders(self, folder: Path) -> list[str]:
         """The names of the folders in a folder."""
@@ -86,7 +89,10 @@ class Storage(ABC):
     def inside(self, folder: Path, name: str, column: str) -> Path:
         """The file that a column names; LineError if it is absent or leads out of the folder."""
         if leads_out(name):
-            raise LineError(f"{column} {name!r} leads out of the folder")
+            wrong = (
+                "has to be relative to the folder" if _anchored(name) else "leads out of the folder"
+            )
+            raise LineError(f"{column} {name!r} {wrong}")
         path = self.find(folder, name)
         if path is None:
             why = locale_lacks(name)
@@ -158,20 +164,28 @@ def leads_out(name: str) -> bool:
     """Whether a relative name would lead out of its folder, on any system."""
     if name[:1] not in ("/", "\\") and ".." not in name and ":" not in name:
         return False
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    return bool(posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts))
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    return _anchored(name) or ".." in parts
+
+
+def _anchored(name: str) -> bool:
+    """Whether a name is a path from a root or a drive, on any system."""
+    return PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor)
 
 
 def _entered(
     here: Path, names: list[str], visited: set[tuple[int, int]], unread: Unread
 ) -> list[str]:
-    """The folders to read: those not hidden, and not visited already through a link."""
+    """The folders to read: of data, not hidden, and not visited already through a link."""
     entered: list[str] = []
     if not visited:
         visited.add(_identity(here))
     for name in sorted(names, key=lambda name: ((here / name).is_symlink(), name)):
         if is_hidden(name):
             unread.hidden.append(here / name)
+            continue
+        if is_output(here / name):
+            unread.outputs.append(here / name)
             continue
         try:
             identity = _identity(here / name)

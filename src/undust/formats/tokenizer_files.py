@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import AddedToken
 
-from undust.conditioning.tokenizer import END, HALF, START, Tokenizer
+from undust.conditioning.tokenizer import END, HALF, START, WORD_END, Tokenizer
 from undust.errors import UndustError, printable, quoted
 from undust.formats.files import atomic_write
 from undust.formats.folder import TOKENIZER_LIMIT, read_json, write_json
@@ -17,6 +17,8 @@ from undust.networks.config import LARGEST
 from undust.regular import read_text
 
 DECODER = "added_tokens_decoder"
+SMALLEST = 512  # pieces: all bytes, inside and at the end of a word
+ADDED = 0.01  # share of a vocabulary that may be words without a merge
 UNBOUNDED = 10**30  # about what transformers writes where it was told no length
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added word
 
@@ -53,8 +55,9 @@ def load(folder: Path, positions: int = 77) -> Tokenizer:
         path = whole
         vocabulary, merges = _in_one_file(whole, one)
     else:
-        path = folder / "vocab.json"
-        vocabulary, merges = read_json(path, TOKENIZER_LIMIT), _merges(folder / "merges.txt")
+        path, rules = folder / "vocab.json", folder / "merges.txt"
+        vocabulary, merges = read_json(path, TOKENIZER_LIMIT), _merges(rules)
+        _check_whole(rules, vocabulary, merges)
     for piece, number in vocabulary.items():
         _check(path, piece, number)
     if HALF.search("".join(vocabulary)):
@@ -149,6 +152,24 @@ def _merges(path: Path) -> list[tuple[str, str]]:
             raise UndustError(f"{path}, line {number}: expected two tokens and a space")
         merges.append((pair[0], pair[1]))
     return merges
+
+
+def _check_whole(
+    path: Path, vocabulary: Mapping[str, object], merges: Sequence[tuple[str, str]]
+) -> None:
+    """Raises UndustError for merges that were cut off: words would silently have other tokens.
+
+    Each piece of several letters is made by a merge, but for words that were added to the
+    vocabulary, a few. Small vocabularies are those of tests, without all bytes.
+    """
+    made = {left + right for left, right in merges}
+    lacking = [piece for piece in vocabulary if len(piece.removesuffix(WORD_END)) > 1]
+    lacking = [piece for piece in lacking if piece not in made]
+    if len(vocabulary) > SMALLEST and len(lacking) > ADDED * len(vocabulary):
+        raise UndustError(
+            f"{path} is cut off, or of another vocab.json: no merge makes {len(lacking):,} of its "
+            f"{len(vocabulary):,} pieces, such as {printable(lacking[0])}"
+        )
 
 
 def _in_one_file(

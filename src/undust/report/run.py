@@ -17,15 +17,15 @@ from PIL import Image
 from undust.errors import UndustError
 from undust.formats import toml_text
 from undust.formats.locks import locked
+from undust.formats.run_folder import LOCK, LOG, RECORD
 from undust.report import log_table, previews
 from undust.report.charts import MAX_POINTS, Chart, charts, title_of
 from undust.report.log_table import LogTable
 from undust.report.previews import Preview
 from undust.training import checkpoints, kinds, record
 from undust.training.record import DataSummary, ExamplePicture, RunRecord
-from undust.training.run import LOCK
 
-PARTS = ("log.jsonl", record.FILE, "checkpoints", "samples")  # of a run's folder; any is enough
+PARTS = (LOG, RECORD, "checkpoints", "samples")  # of a run's folder; any is enough
 RECENT = 100  # logged steps of the speed
 AVERAGED = 10  # logged steps of the loss
 MAX_RECIPE = 200_000  # characters
@@ -95,7 +95,7 @@ def read(folder: Path, budget: int, points: int = MAX_POINTS) -> RunReport:
     made = RunReport(folder.resolve().name)
     log, about = LogTable(), None
     try:
-        log = log_table.read(folder / "log.jsonl")
+        log = log_table.read(folder / LOG)
     except UndustError as error:
         made.remarks.append(str(error))
     made.remarks += log.notes
@@ -124,7 +124,7 @@ def read(folder: Path, budget: int, points: int = MAX_POINTS) -> RunReport:
             made.data_facts = list(_data_facts(made.data))
     else:
         made.remarks.append(
-            f"{record.FILE} is absent: the run began with an earlier version, which did not record "
+            f"{RECORD} is absent: the run began with an earlier version, which did not record "
             "its machine, times and data"
         )
     return made
@@ -140,7 +140,7 @@ def _began(folder: Path) -> float:
         if (about := record.read(folder)) and about.sessions:
             return about.sessions[0].started
     with suppress(OSError):
-        return (folder / "log.jsonl").stat().st_mtime
+        return (folder / LOG).stat().st_mtime
     return 0.0
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from undust.conditioning.maps import MAX_CLASSES, MapKind, colours_of
-from undust.errors import UndustError, printable
+from undust.errors import LISTED, UndustError, printable
 from undust.training.caches import ImageCache
 from undust.training.configs import Config
 from undust.training.data import Batch, RandomStream
@@ -74,6 +74,11 @@ class TrainingCondition(ABC):
         """A hash of the conditions of all samples; "" if they follow from the pictures."""
         return ""
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people on what was found in the data."""
+        return []
+
     def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:  # noqa: ARG002
         """Fields of `ConditionInputs` for a batch, one entry for each sample."""
         return {}
@@ -127,6 +132,13 @@ class LabelCondition(TrainingCondition):
     def digest(self) -> str:
         """A hash of the classes of all samples."""
         return sha256("\n".join(self.labels).encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """The classes, and the number of pictures of each."""
+        counts = Counter(self.labels)
+        known = [f"{printable(name)} ({counts[name]})" for name in self.classes[:LISTED]]
+        return [f"classes: {', '.join(known)}{', …' if len(self.classes) > LISTED else ''}"]
 
     def inputs(self, batch: Batch) -> Mapping[str, Sequence[Any]]:
         """The names of classes, None where they are dropped."""

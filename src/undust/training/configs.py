@@ -11,14 +11,31 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from undust.formats.files import expanded
 from undust.networks import dtype_and_device
 
 MAX_STEPS = 10**9
 DEFAULT_RATIO = 2.0  # of a bucket's sides
-Place = Annotated[Path, AfterValidator(expanded)]
+
+
+def _filled(path: object) -> object:
+    """The value. One of no letters, as of an unset variable, would be the working folder."""
+    if path == "":
+        raise ValueError("is empty; the working folder is .")
+    return path
+
+
+Place = Annotated[Path, AfterValidator(expanded), BeforeValidator(_filled)]
 
 
 class Config(BaseModel):

@@ -142,6 +142,7 @@ class DenoisingTask(ABC):
         self.conditions = list(conditions)
         self.noise_levels, self.weighting = levels
         self.inputs, self.notes = {**data.inputs, **inputs}, list(notes)
+        self.notes += [note for each in conditions for note in each.notes]
         if digests := [*filter(None, (each.digest for each in conditions))]:
             self.inputs["conditions"] = " ".join(digests)
         self.notes += compare_inputs(resumed, self.inputs, out) if resumed else []

@@ -9,11 +9,11 @@ from undust.datasets import encoded
 from undust.errors import UndustError
 from undust.formats.files import make_folder
 from undust.formats.locks import FileLock, LockedError
+from undust.formats.run_folder import LOCK
 from undust.training.caches import LatentCache, all_views
 from undust.training.conditions import LabelCondition
 from undust.training.data import Observe
 from undust.training.denoising import DenoisingConfig, DenoisingTask
-from undust.training.run import LOCK
 from undust.training.task import TrainingConfig
 
 NO_LATENTS = (
@@ -50,6 +50,11 @@ def encode(
     _check(config)
     if encoded.is_encoded(config.data.folder):
         raise UndustError(f"{config.data.folder} is encoded data already")
+    if out.exists() and config.data.folder.exists() and out.samefile(config.data.folder):
+        raise UndustError(
+            f"{out} has the pictures, which would no longer be read beside latents; choose another "
+            "--out"
+        )
     if any((out / "checkpoints").glob("step-*")):
         raise UndustError(f"{out} is the folder of a run; choose another --out")
     make_folder(out)

@@ -54,6 +54,11 @@ def read(
         tree = tomllib.loads(read_text(path))
     except OSError as error:
         raise UndustError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:  # such as a picture or a zip file
+        raise UndustError(
+            f"{path} is not text in UTF-8, so it is no recipe; pictures are given as a folder, a "
+            ".tar or a .parquet file"
+        ) from error
     except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise UndustError(f"{path} is not TOML: {error}") from error
     former = RENAMED.keys() & {*tree, *(re.split(r"[.=]", change)[0].strip() for change in changes)}

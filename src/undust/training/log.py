@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from undust.formats.files import atomic, atomic_write
+from undust.formats.run_folder import LOG
 from undust.regular import open_regular
 from undust.training.machine import peak_memory
 
@@ -30,7 +31,7 @@ class Log:
     def __init__(self, out: Path, step: int) -> None:
         self.samples = out / "samples"
         self.samples.mkdir(parents=True, exist_ok=True)
-        path = out / "log.jsonl"
+        path = out / LOG
         if path.exists():
             atomic_write(path, "".join(_until(path, step)).encode())
         self._lines = path.open("a", encoding="utf-8")
@@ -81,7 +82,7 @@ class Log:
 
 def recent_loss(out: Path, step: int) -> tuple[float | None, int]:
     """The mean of the last losses that a run logged up to `step`, and their number."""
-    path = out / "log.jsonl"
+    path = out / LOG
     rows = [json.loads(line) for line in _until(path, step)] if path.is_file() else []
     losses = [float(row["loss"]) for row in rows[-RECENT:] if "loss" in row]
     return (sum(losses) / len(losses) if losses else None), len(losses)

@@ -20,12 +20,12 @@ from undust.engines.processor import processor
 from undust.errors import UndustError
 from undust.formats.files import atomic_write
 from undust.formats.folder import read_json
+from undust.formats.run_folder import RECORD
 from undust.pictures import from_image
 from undust.training.sources import TrainingData
 from undust.training.task import Task, TrainingConfig
 from undust.version import __version__
 
-FILE = "run.json"
 LIMIT = 8 * 2**20  # bytes
 EXAMPLES = 16  # pictures of the contact sheet
 SIDE = 128  # of each, pixels
@@ -102,7 +102,7 @@ class RunRecord(BaseModel):
 
 def read(out: Path) -> RunRecord | None:
     """The record of a run; None if it has none. Raises UndustError for a damaged one."""
-    path = out / FILE
+    path = out / RECORD
     if not path.exists():
         return None
     try:
@@ -210,4 +210,4 @@ def _small(image: Image.Image) -> str:
 
 def _write(out: Path, record: RunRecord) -> None:
     text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    atomic_write(out / FILE, text.encode("utf-8", "replace"))
+    atomic_write(out / RECORD, text.encode("utf-8", "replace"))

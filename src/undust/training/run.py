@@ -9,6 +9,7 @@ from pathlib import Path
 from undust.errors import UndustError
 from undust.formats.files import make_folder, restore
 from undust.formats.locks import FileLock, LockedError
+from undust.formats.run_folder import LOCK
 from undust.training import checkpoints, kinds, record
 from undust.training.averaging import reconstructed
 from undust.training.data import Observe
@@ -16,8 +17,6 @@ from undust.training.loop import Trainer, TrainingProgress
 from undust.training.precision import resolved
 from undust.training.resume import compare_configs, same_run
 from undust.training.task import TrainingConfig
-
-LOCK = "run.lock"  # exists while a run trains in the folder
 
 
 def train(

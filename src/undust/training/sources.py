@@ -23,7 +23,7 @@ from undust.datasets import films, image_folder
 from undust.datasets.encoded import Encodable, EncodedData, is_encoded
 from undust.datasets.films import Frame, frames_of
 from undust.datasets.metadata import FEW
-from undust.datasets.samples import Contents, Sample, captions_in, few
+from undust.datasets.samples import Contents, Sample, alike, captions_in, few
 from undust.diffusion.registry import Registry
 from undust.errors import UndustError, printable
 from undust.formats.safetensors_file import content_hash, joined_hash
@@ -54,6 +54,10 @@ class DataSample(Encodable, Protocol):
 
     def beside(self, column: str, /) -> Image.Image:
         """The image in a column or in the file that it names; UndustError if it cannot be read."""
+        ...
+
+    def size_beside(self, column: str, /) -> tuple[int, int]:
+        """Width and height of `beside`, pixels, without decoding; raises UndustError as it."""
         ...
 
 
@@ -194,7 +198,10 @@ def with_maps(source: DataSource, columns: Sequence[str], *, skip: bool) -> Data
         samples = [source.sample(index) for index in range(len(source))]
         named = [index for index, sample in enumerate(samples) if sample.has_beside(column)]
         have = [index for index in named if not skip or _opens(samples[index], column)]
+        unlike = _unlike([samples[index] for index in have], column)
         if len(have) == len(samples):
+            if unlike:
+                source = SelectedSource(source, have, unlike)
             continue
         others = sorted({*range(len(samples))} - {*have})
         names = [samples[index].group for index in others]
@@ -213,7 +220,23 @@ def with_maps(source: DataSource, columns: Sequence[str], *, skip: bool) -> Data
         if not skip:
             raise UndustError(f'maps: {lack}; data.on_error = "skip" trains without them')
         source = SelectedSource(source, have, f"not trained on: {lack}")
+        if unlike:
+            source = SelectedSource(source, range(len(have)), unlike)
     return source
+
+
+def _unlike(samples: Sequence[DataSample], column: str) -> str:
+    """A line on maps that have not the proportions of their pictures, "" if there are none."""
+    sizes = ((sample, sample.size(), sample.size_beside(column)) for sample in samples)
+    found = [each for each in sizes if not alike(*each[1:])]
+    if not found:
+        return ""
+    first, own, other = found[0]
+    return (
+        f"maps: {len(found)} of {len(samples)} pictures have a {printable(column)} of other "
+        f"proportions, such as {printable(first.group)}, {own[0]}x{own[1]} with "
+        f"{other[0]}x{other[1]}; each is cropped by itself, so that the two may not fit"
+    )
 
 
 def _opens(sample: DataSample, column: str) -> bool:

@@ -20,6 +20,7 @@ from PIL import Image
 from undust.conditioning.prompt import escape
 from undust.errors import UndustError
 from undust.formats.files import atomic_write, make_folder, workspace
+from undust.formats.run_folder import STARTED
 from undust.pictures import grid
 from undust.pipeline import LatentDiffusion
 from undust.training import kinds, recipe_templates
@@ -30,7 +31,7 @@ from undust.training.precision import resolved
 from undust.training.survey import PROMPT, FolderSurvey
 
 BASE = "emoji"
-STAGES = {"first-stage": "decoder", "diffusion": "finetune"}
+STAGES = dict(zip(STARTED, ("decoder", "finetune"), strict=True))
 """Names of the runs -> templates of their recipes."""
 SIZES = (64, 96, 128, 192, 256)  # pixels, multiples of the first stage's factor
 SAMPLES = 20_000  # that the diffusion model sees at least, at a size above the smallest
