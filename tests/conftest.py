@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from browsing import browser, page  # noqa: F401  # fixtures
+from pickle_reader import quick_reader, reader  # noqa: F401
 
 # With the half million objects of torch, transformers and diffusers, a full collection takes a
 # quarter of a second, and by default one comes every two. Tests of what is freed collect it.
