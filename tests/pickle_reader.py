@@ -1,7 +1,7 @@
 """A process that reads pickles soon: in children of one that has imported torch already.
 
-`pickles._run` starts a Python for each file, which takes a second or two; tests/formats/test_pickles.py
-is about that. What other tests ask of a pickle is read by the same code, in a process of its own too.
+`pickles._run` starts a Python for each file, which takes a second or two, and of which
+tests/formats/test_pickles.py is. Here the same code reads them, in a process of its own too.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from undust.pictures import from_image
 Run = Callable[..., Any]
 TOLD = (
     r"has a PSNR of (?P<psnr>[\d.]+) dB, at most (?P<largest_difference>\d+) of 255 off; the first "
-    r"stage alone (?P<psnr_first_stage>[\d.]+) dB, the inversion alone (?P<psnr_inversion>[\d.]+) dB"
+    r"stage alone (?P<psnr_first_stage>[\d.]+) dB, "
+    r"the inversion alone (?P<psnr_inversion>[\d.]+) dB"
 )
 
 

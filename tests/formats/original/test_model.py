@@ -98,9 +98,7 @@ def test_the_picture_is_that_of_diffusers(file: Path, model: LatentDiffusion, tm
     assert (other.latent - got.latent).norm() > 1e-3 * expected.norm()
 
 
-def test_the_folder_of_a_file_is_the_same_model(
-    file: Path, model: LatentDiffusion, tmp_path: Path
-):
+def test_the_folder_of_a_file_is_the_same_model(file: Path, model: LatentDiffusion, tmp_path: Path):
     assert model.name == file.stem
     assert model.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
     assert model.prediction == VARIANTS[file.stem].prediction
