@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: on tensors this small more
 # threads only wait for each other, and on a busy machine they wait for minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before pytest makes a folder: all that is written is synchronised, which on a disk takes longer
+# than many of the tests. Folders of tests that passed are removed at once (pyproject.toml).
+MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 import pytest
 from hypothesis import settings
