@@ -31,6 +31,12 @@ settings.register_profile("undust", derandomize=True, deadline=None, max_example
 settings.load_profile("undust")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported until now stays, and need not be looked through again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole model with random weights: 32 px pictures, 8x8x4 latents, 16 tokens."""
