@@ -11,12 +11,6 @@ from pathlib import Path
 # threads only wait for each other, and on a busy machine they wait for minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Before pytest makes a folder: all that is written is synchronised, which on a disk takes longer
-# than many of the tests. Folders of tests that passed are removed at once (pyproject.toml).
-MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-
 import pytest
 from hypothesis import settings
 
@@ -29,6 +23,18 @@ gc.set_threshold(50_000, 10, 10)
 
 settings.register_profile("undust", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("undust")
+
+
+MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
+
+
+def pytest_configure() -> None:
+    """Puts temporary folders in memory: every write is synchronised, and a disk takes its time.
+
+    Folders of tests that passed are removed at once (pyproject.toml).
+    """
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_finish() -> None:

@@ -490,12 +490,14 @@ sys.exit(code)
     return done.stdout
 
 
-def test_a_second_process_does_not_convert_again_and_gives_the_same_bytes(tmp_path: Path):
+def test_a_second_process_does_not_convert_again_and_gives_the_same_bytes(
+    tmp_path: Path, tiny_model: Path
+):
     """Nor does either send events or write to the home folder."""
     first, again = tmp_path / "first.png", tmp_path / "again.png"
     home = tmp_path / "home"
     home.mkdir()
-    options = ("--steps", "4", "--seed", "1", "--engine", "openvino")
+    options = ("--steps", "4", "--seed", "1", "--engine", "openvino", "--model", str(tiny_model))
     printed = generate(home, "first", "generate", PROMPTS[0], *options, "--out", str(first))
     assert printed.splitlines()[-1] == "openvino"
     generate(home, "once", "rerun", str(first), "--out", str(again))
