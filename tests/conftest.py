@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: on tensors this small more
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from browsing import browser, page  # noqa: F401  # fixtures
+from pickle_reader import quick_reader, reader  # noqa: F401
 
 # With the half million objects of torch, transformers and diffusers, a full collection takes a
 # quarter of a second, and by default one comes every two. Tests of what is freed collect it.
@@ -21,6 +23,24 @@ gc.set_threshold(50_000, 10, 10)
 
 settings.register_profile("undust", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("undust")
+
+
+MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
+
+
+def pytest_configure() -> None:
+    """Puts temporary folders in memory: every write is synchronised, and a disk takes its time.
+
+    Folders of tests that passed are removed at once (pyproject.toml).
+    """
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported until now stays, and need not be looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

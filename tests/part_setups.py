@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch import Tensor
 
 import undust
 from undust.explain.setup import Setup
@@ -29,8 +30,12 @@ def tiny() -> LatentDiffusion:
 
 def setup(model: LatentDiffusion, language: Language = "en") -> Setup:
     """Two seeds, two steps, and the model's own pictures as the real ones."""
+    drawn = _drawn(model) if model in (emoji(), tiny()) else _drawn.__wrapped__(model)
+    return Setup(model, PROMPTS, (0, 1), drawn.clone(), Translation(language), 2, 4.0)
+
+
+@cache
+def _drawn(model: LatentDiffusion) -> Tensor:
     drawn = model.generate([*PROMPTS, "bird"], steps=2, seed=5)
-    size = drawn[0].image.size
-    pixels = torch.stack([from_image(each.image, size) for each in drawn])
-    pictures = pixels.float() / 127.5 - 1
-    return Setup(model, PROMPTS, (0, 1), pictures, Translation(language), 2, 4.0)
+    pixels = torch.stack([from_image(each.image, drawn[0].image.size) for each in drawn])
+    return pixels.float() / 127.5 - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def folder(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(folder: Path) -> LatentDiffusion:
+    """As it is in the folder, whatever it was asked to wear before."""
     return undust.load(folder)
 
 
@@ -85,9 +87,12 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
 
 
-@pytest.fixture
-def controls(folder: Path, tmp_path: Path) -> list[tuple[Path, Any, Path]]:
+@pytest.fixture(scope="module")
+def controls(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[Path, Any, Path]]:
     """Two ControlNets: their folder, as diffusers has it, and a picture for it."""
+    root = tmp_path_factory.mktemp("controls")
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     made: list[tuple[Path, Any, Path]] = []
     for seed in range(2):
@@ -97,9 +102,9 @@ def controls(folder: Path, tmp_path: Path) -> list[tuple[Path, Any, Path]]:
         )
         for parameter in network.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
-        network.save_pretrained(tmp_path / f"control-{seed}")
-        picture(seed).save(tmp_path / f"{seed}.png")
-        made.append((tmp_path / f"control-{seed}", network, tmp_path / f"{seed}.png"))
+        network.save_pretrained(root / f"control-{seed}")
+        picture(seed).save(root / f"{seed}.png")
+        made.append((root / f"control-{seed}", network, root / f"{seed}.png"))
     return made
 
 
@@ -113,9 +118,12 @@ def test_a_controlnet(folder: Path, model: LatentDiffusion, controls):
     assert torch.equal(ours(model, controls=[f"{path}={shown}@0"]), ours(model))
 
 
-def test_a_controlnet_that_adds_the_same_everywhere(folder: Path, model: LatentDiffusion, controls):
+def test_a_controlnet_that_adds_the_same_everywhere(
+    folder: Path, model: LatentDiffusion, controls, tmp_path: Path
+):
     """A "shuffle" one, which is shown with the prompt alone."""
     path, _, shown = controls[0]
+    path = shutil.copytree(path, tmp_path / "shuffle")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "global_pool_conditions": True}))
     network = diffusers.ControlNetModel.from_pretrained(path)
@@ -159,19 +167,18 @@ def test_a_controlnet_of_another_model_is_refused(tmp_path: Path, controls, mode
         other.generate(PROMPT, size=SIZE, steps=1, controls=[f"{path}={shown}"])
 
 
-@pytest.fixture
-def lora(folder: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def lora(model: LatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA for U-Net and text encoders, as diffusers saves it."""
     torch.manual_seed(3)
     tensors: dict[str, Tensor] = {}
-    loaded = undust.load(folder)
-    for part, network in loaded.networks.items():
+    for part, network in model.networks.items():
         for name, module in network.named_modules():
             if part != "vae" and name.endswith(("to_q", "to_v", "q_proj")):
                 rows, columns = module.weight.shape
                 tensors[f"{part}.{name}.lora_A.weight"] = 0.5 * torch.randn(4, columns)
                 tensors[f"{part}.{name}.lora_B.weight"] = 0.5 * torch.randn(rows, 4)
-    path = tmp_path / "style.safetensors"
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
     save_file(tensors, path)
     return path
 
@@ -264,7 +271,8 @@ def test_each_word_of_a_file_has_its_name(model: LatentDiffusion, tmp_path: Path
         painted(str(both))
 
 
-def test_a_file_that_changed_is_not_used(model: LatentDiffusion, lora: Path):
+def test_a_file_that_changed_is_not_used(model: LatentDiffusion, lora: Path, tmp_path: Path):
+    lora = Path(shutil.copy(lora, tmp_path))
     (recipe,) = model.recipes(PROMPT, size=SIZE, steps=1, loras=[str(lora)], seed=1)
     model.rerun(recipe)
     lora.write_bytes(lora.read_bytes()[:-4] + b"\0\0\0\1")

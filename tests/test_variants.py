@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 import undust
-from undust.conditioning.clip import clip
 from undust.diffusion.noise import BESIDE, PictureNoise, normal
 from undust.formats.folder import read_json
 from undust.formats.original.variants import VARIANTS
@@ -346,11 +345,12 @@ def test_the_variants_are_all_here():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_default_guidance_is_that_of_diffusers_pipelines(variant: str, tmp_path: Path):
     """A folder does not hold it."""
-    model = build(variant, clip)
+    model = build(variant)
     model.save(tmp_path / "folder")
+    loaded = undust.load(tmp_path / "folder")
     kind = getattr(diffusers, read_json(tmp_path / "folder/model_index.json")["_class_name"])
     theirs = inspect.signature(kind.__call__).parameters["guidance_scale"].default
     expected = 5.0 if variant == "sdxl-inpainting" else theirs  # that of SDXL, not 7.5
-    assert model.guidance == undust.load(tmp_path / "folder").guidance == expected
-    names = [words.name for words in undust.load(tmp_path / "folder").texts]
+    assert model.guidance == loaded.guidance == expected
+    names = [words.name for words in loaded.texts]
     assert names == [text.folder for text in VARIANTS[variant].texts]

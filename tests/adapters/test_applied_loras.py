@@ -82,7 +82,7 @@ KINDS = pytest.mark.parametrize("merged", [True, False], ids=["merged", "beside"
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @KINDS
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(history=st.lists(SETS, min_size=1, max_size=4))
 def test_views_depend_on_their_loras_alone(merged, dtype, loras, history):
     network = net().to(dtype)

@@ -103,6 +103,7 @@ def test_folders_are_made_and_what_is_replaced_is_said(
     assert sorted(path.name for path in here.iterdir()) == ["a folder", "c", "vae.safetensors"]
 
 
+@pytest.mark.usefixtures("quick_reader")
 def test_what_was_pickled_is_painted_with(undust: Run, here: Path):
     build("sd1").save("model")
     Image.new("RGB", (64, 64), "grey").save("grey.png")

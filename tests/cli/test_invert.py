@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,11 @@ from undust.generation import schedule_fitting
 from undust.pictures import from_image
 
 Run = Callable[..., Any]
+TOLD = (
+    r"has a PSNR of (?P<psnr>[\d.]+) dB, at most (?P<largest_difference>\d+) of 255 off; the first "
+    r"stage alone (?P<psnr_first_stage>[\d.]+) dB, "
+    r"the inversion alone (?P<psnr_inversion>[\d.]+) dB"
+)
 
 
 @pytest.fixture
@@ -34,7 +40,8 @@ def picture(undust: Run, tiny_model: Path) -> Path:
 def test_a_picture_goes_to_noise_and_comes_back(undust: Run):
     """With a trained model; one with random weights is no contraction, and has no way back."""
     undust("generate", "red heart", "--steps", 4, "--seed", 1, "--out", "a.png")
-    done = undust("invert", "a.png", "red heart", "--steps", 6, "--schedule", "exponential")
+    options = ["--steps", 6, "--schedule", "exponential", "--iterations", 16]
+    done = undust("invert", "a.png", "red heart", *options)
     assert (done.code, done.out) == (0, "undust-out/a.safetensors\n")
     name, *arguments = shlex.split(done.err.splitlines()[-1])  # what to type is the last line
     assert name == "undust"
@@ -57,26 +64,34 @@ def test_what_comes_back_is_measured_against_the_file(undust: Run):
     with Image.open("a.png") as image:
         given = image.resize((size, size), Image.Resampling.BICUBIC)
     given.save("b.png")
-    options = ["--steps", 4, "--out", "n.safetensors"]
-    found = json.loads(undust("invert", "b.png", "red heart", *options, "--json").out)
-    done = undust("invert", "b.png", "red heart", *options)
+    done = undust("invert", "b.png", "red heart", "--steps", 4, "--out", "n.safetensors")
+    told = re.search(TOLD, done.err)
+    assert told
+    found = {name: float(number) for name, number in told.groupdict().items()}
     again = shlex.split(done.err.splitlines()[-1])[1:]
     assert undust(*again, "--out", "back.png").code == 0
     with Image.open("back.png") as image:
         back = image.resize((size, size), Image.Resampling.LANCZOS)
     off = np.asarray(back).astype(float) - np.asarray(given)
-    assert found["psnr"] == pytest.approx(20 * np.log10(255 / np.sqrt((off**2).mean())), abs=0.05)
+    assert found["psnr"] == pytest.approx(20 * np.log10(255 / np.sqrt((off**2).mean())), abs=0.1)
     assert found["largest_difference"] == pytest.approx(np.abs(off).max(), abs=1)
     assert found["psnr"] < 50 < found["psnr_inversion"]
     assert found["psnr_first_stage"] == pytest.approx(found["psnr"], abs=1)
-    for name in ("psnr", "psnr_first_stage", "psnr_inversion"):
-        assert f"{found[name]:.1f} dB" in done.err
+
+
+def test_json_has_the_numbers_that_are_told(undust: Run, tiny_model: Path, picture: Path):
+    options = ["--model", tiny_model, "--steps", 2, "--out", "n.safetensors"]
+    found = json.loads(undust("invert", picture, "a cat", *options, "--json").out)
+    told = re.search(TOLD, undust("invert", picture, "a cat", *options).err)
+    assert told
+    for name, number in told.groupdict().items():
+        assert f"{found[name]:.{len(number.partition('.')[2])}f}" == number
 
 
 def test_more_iterations_come_nearer(undust: Run):
     undust("generate", "red heart", "--steps", 4, "--seed", 1, "--out", "a.png")
     found: list[dict[str, Any]] = []
-    for iterations in (1, 30):
+    for iterations in (1, 20):
         options = ["--steps", 5, "--iterations", iterations, "--out", "n.safetensors", "--json"]
         found.append(json.loads(undust("invert", "a.png", "red heart", *options).out))
     assert found[0]["psnr_inversion"] + 20 < found[1]["psnr_inversion"]
@@ -149,21 +164,22 @@ def test_nothing_to_interpolate_to(undust: Run, tiny_model: Path):
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer pictures and a coarser reference, for time."""
+    """Fewer pictures and levels, and a coarser reference, for time."""
     monkeypatch.setattr(schedules, "PICTURES", 3)
     monkeypatch.setattr(schedule_fitting, "REFERENCE", 20)
+    monkeypatch.setattr(schedule_fitting, "GRID", 8)
 
 
 @pytest.mark.usefixtures("few")
 def test_a_fitted_schedule_can_be_used(undust: Run, tiny_model: Path):
     """The same call prints the same schedule, a list or a published one's name."""
-    fit = ("schedules", "fit", tiny_model, "--steps", 3, "--calls", 160)
+    fit = ("schedules", "fit", tiny_model, "--steps", 3, "--calls", 64)
     done, again = undust(*fit), undust(*fit, "--json")
     assert done.code == again.code == 0
     schedule = done.out.strip()
     found = json.loads(again.out)
     assert found["schedule"] == schedule
-    assert found["calls"] <= 160
+    assert found["calls"] <= 64
     name = schedule if schedule in SCHEDULES else "fitted"
     assert found["errors"].keys() == found["deviations"].keys() == {name, *found["nearer"]}
     assert f"{name} {found['errors'][name]:.3f} ± {found['deviations'][name]:.3f}" in done.err

@@ -199,7 +199,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {"ddim": [{"eta": 0.0}, {"eta": 0.5},
 
 @pytest.mark.parametrize(("sampler", "schedule", "prediction"), CASES)
 def test_sampler_agrees_with_diffusers(sampler: str, schedule: str, prediction: str):
-    runs = [("scaled-linear", 10), ("scaled-linear", 20), ("scaled-linear", 50), ("linear", 10)]
+    runs = [("scaled-linear", 10), ("scaled-linear", 25), ("linear", 10)]
     # Not from the top of the cosine process, σ = 20 000: there those that keep x unscaled lose
     # their float32 digits (test_parity_faults.py), on the way to karras' and exponential's less.
     if sampler not in UNSCALED or schedule not in ("trailing", "linspace"):

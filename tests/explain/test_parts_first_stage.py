@@ -13,7 +13,6 @@ from undust.errors import UndustError
 from undust.explain.measures import edges, root_mean_square
 from undust.explain.parts import PARTS, first_stage
 from undust.explain.setup import Setup
-from undust.explain.texts import LANGUAGES
 from undust.latent.first_stage import FirstStage, Posterior
 from undust.networks.identity import IdentityFirstStage
 
@@ -23,9 +22,8 @@ def shown() -> Setup:
     return setup(emoji())
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_it_runs(language):
-    result = PARTS["first-stage"](setup(tiny(), language))
+def test_it_runs():  # test_texts.py: what fits one language fits all
+    result = PARTS["first-stage"](setup(tiny(), "ko"))
     assert [effect.name for effect in result.effects] == [
         "shrunk",
         "even_noise",

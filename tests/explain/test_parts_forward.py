@@ -12,7 +12,6 @@ from undust.diffusion.process import DISCRETE, EDM, VE, Flow, zero_terminal_snr
 from undust.explain.measures import root_mean_square
 from undust.explain.parts import PARTS, forward
 from undust.explain.setup import Setup
-from undust.explain.texts import LANGUAGES
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +19,8 @@ def shown() -> Setup:
     return setup(emoji())
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_it_runs(language):
-    result = PARTS["forward"](setup(tiny(), language))
+def test_it_runs():  # test_texts.py: what fits one language fits all
+    result = PARTS["forward"](setup(tiny(), "en"))
     names = ["other_noise", "at_once", "blur", "no_network"]
     assert [effect.name for effect in result.effects] == names
     assert len(result.figures) == 4

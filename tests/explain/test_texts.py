@@ -12,8 +12,10 @@ from undust.explain.texts import COMMON, FOLDER, LANGUAGES, read
 REQUIRED = {"title", "question", "why", "without", "reading"}
 
 
-def placeholders(text: str) -> set[str | None]:
-    return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+def placeholders(text: str) -> set[tuple[str | None, ...]]:
+    """What is filled in, and how it is written: what fits the one language fits the other."""
+    parts = string.Formatter().parse(text)
+    return {(field, spec, form) for _, field, spec, form in parts if field is not None}
 
 
 @pytest.mark.parametrize("name", [COMMON, *PARTS])

@@ -25,6 +25,8 @@ from undust.formats.lora.file import load_lora
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 
+pytestmark = pytest.mark.usefixtures("quick_reader")
+
 CONTROLNET = {
     "cross_attention_dim": 768,
     "block_out_channels": (32, 64),

@@ -27,7 +27,7 @@ from undust.training.run import train
 
 FIRST_STAGE = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=1.0)
 UNET: dict[str, Any] = {
-    "block_out_channels": [32, 64],
+    "block_out_channels": [32, 32],
     "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
     "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
     "num_attention_heads": 2,

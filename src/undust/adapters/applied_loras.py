@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -157,8 +157,15 @@ def merged(module: nn.Module, changes: Changes) -> dict[str, Tensor]:
 
 def shared(network: N) -> N:
     """A copy of the modules that shares all weights and buffers."""
-    tensors = (*network.parameters(), *network.buffers())
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    known: dict[int, Any] = {
+        id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())
+    }
+    # A module has a dozen containers, mostly empty ones of hooks, which deepcopy is slowest with.
+    for module in network.modules():
+        for value in vars(module).values():
+            if type(value) in (dict, OrderedDict, set) and not value:
+                known[id(value)] = type(value)()
+    return copy.deepcopy(network, known)
 
 
 def hooked(network: nn.Module) -> bool:

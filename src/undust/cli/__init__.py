@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -124,7 +125,7 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = ours + arguments[end:]
     try:
         _check_working_folder()
-        command = typer.main.get_command(app)
+        command = _command()
         with warnings.catch_warnings(), stopping_in_imports():
             warnings.showwarning = _noted
             # Relevant warnings of Pillow are errors of ours, which name the file.
@@ -145,6 +146,11 @@ def _run(argv: Sequence[str] | None) -> int:
         console.note(message if known else f"{message}; --debug shows where")
         return WRONG if known else BUG
     return 0
+
+
+@cache  # reading the annotations of all commands takes longer than most of them need to fail
+def _command() -> Any:
+    return typer.main.get_command(app)
 
 
 def _locale(message: str) -> str:

@@ -41,7 +41,7 @@ pytestmark = [
 
 NOISE = normal(1, (0, 0, 0), (2, 4, 5, 5))
 STEPS = [1, 2, 3, 10]
-MANY = 1000  # for the default options alone, as theirs takes seconds
+MANY = 200  # for the default options alone, as theirs takes seconds
 PREDICTED = ["epsilon", "sample", "v_prediction"]
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -220,7 +220,9 @@ def run_dpm2(kind: Any, prediction: str, sigmas: Tensor, middles: Tensor, **opti
     middles: where it has to ask in between, one fewer than there are steps.
     """
     steps = len(sigmas) - 1
-    scheduler = kind(prediction_type=prediction, use_karras_sigmas=True)
+    # It prepares all of its time steps, each in its turn, and then drops them.
+    options_of = {"prediction_type": prediction, "num_train_timesteps": steps + 2}
+    scheduler = kind(**options_of, use_karras_sigmas=True)
     scheduler._convert_to_karras = lambda **_: sigmas[:-1].numpy()
     scheduler.set_timesteps(steps)
     scheduler.timesteps = torch.arange(2 * steps - 1, 0, -1)  # theirs repeat when rounded
@@ -231,7 +233,7 @@ def run_dpm2(kind: Any, prediction: str, sigmas: Tensor, middles: Tensor, **opti
     return x
 
 
-DPM2 = [(s, p) for s in (1, 2, 3, 10, 300) for p in ("epsilon", "v_prediction")]  # theirs' two
+DPM2 = [(s, p) for s in (1, 2, 3, 10, 60) for p in ("epsilon", "v_prediction")]  # theirs' two
 
 
 @pytest.mark.parametrize(("steps", "prediction"), DPM2)
@@ -256,7 +258,7 @@ def test_dpm2_ancestral(steps: int, prediction: str):
 
 @pytest.mark.parametrize(
     ("order", "steps", "prediction"),
-    [*product([1, 2, 3, 4], STEPS, PREDICTED), (4, 200, "epsilon")],
+    [*product([1, 2, 3, 4], STEPS, PREDICTED), (4, 60, "epsilon")],
 )
 def test_lms(order: int, steps: int, prediction: str):
     """Down to a level above 0; how theirs arrives at 0 is in test_parity_faults.py."""
@@ -286,7 +288,7 @@ def singlestep(
 
 
 @pytest.mark.parametrize("prediction", PREDICTED)
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 150])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 50])
 def test_singlestep_of_second_order(steps: int, prediction: str):
     """What lies within a step is a level of their list: in one even in log σ, the middle."""
     sigmas = levels(2 * steps, to_zero=False)
@@ -303,7 +305,7 @@ def test_singlestep_of_second_order(steps: int, prediction: str):
 
 
 @pytest.mark.parametrize("prediction", PREDICTED)
-@pytest.mark.parametrize("steps", [1, 2, 10, 150])
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
 def test_singlestep_to_no_noise(steps: int, prediction: str):
     """The last step is Euler's on both sides."""
     ladder = levels(2 * steps - 2, to_zero=False) if steps > 1 else doubles(14.0)
@@ -353,14 +355,14 @@ def test_singlestep_of_third_order_unmixed():
     """Another method of the same order: what lies between them falls with steps⁻³."""
     order = fitted(
         lambda steps: difference(*third_order(DPMSolverSinglestepScheduler, steps, "epsilon")),
-        (64, 128, 256),
+        (32, 64, 128),
     )
     assert order == pytest.approx(3, abs=0.3)
 
 
 @pytest.mark.parametrize(
     ("solver", "steps", "prediction"),
-    [*product(["midpoint", "heun"], STEPS, PREDICTED), ("midpoint", 500, "epsilon")],
+    [*product(["midpoint", "heun"], STEPS, PREDICTED), ("midpoint", 200, "epsilon")],
 )
 def test_dpmpp_2m_sde(solver: str, steps: int, prediction: str):
     for to_zero in (False, True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from undust.diffusion.noise import BrownianPath, PictureNoise
 from undust.diffusion.process import PROCESSES
 from undust.diffusion.samplers import SAMPLERS
 from undust.diffusion.samplers.adams import UNEVEN, largest, uneven
-from undust.diffusion.schedules import SCHEDULES
+from undust.diffusion.schedules import SCHEDULES, times
 from undust.errors import UndustError
 
 DATA = Mixture(doubles(0.4, 0.6), doubles([-1.0, 0.3], [1.2, 0.0]), doubles(0.3, 0.4))
@@ -53,6 +55,21 @@ def test_ends_stay_near_the_data(levels: list[float]):
         assert last.x.abs().max() < bound, name
 
 
+@pytest.fixture(scope="module")
+def quantiles_once() -> Iterator[None]:
+    """Those of the schedule "beta", a second for each process, are the same for all of them."""
+    compute = times.beta_quantile
+
+    @cache
+    def kept(share: tuple[float, ...], a: float, b: float) -> torch.Tensor:
+        return compute(doubles(*share), a, b)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(times, "beta_quantile", lambda s, a, b: kept(tuple(s.tolist()), a, b))
+        yield
+
+
+@pytest.mark.usefixtures("quantiles_once")
 @pytest.mark.parametrize("process", sorted(PROCESSES))
 def test_no_named_schedule_is_uneven(process: str):
     """So that the order is lowered for listed σ alone, and old pictures stay the same."""

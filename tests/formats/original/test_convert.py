@@ -232,6 +232,7 @@ def test_a_first_stage_alone(checkpoint, convert, tiny, tmp_path):
 # Pickles
 
 
+@pytest.mark.usefixtures("quick_reader")
 def test_a_pickled_checkpoint(checkpoint, convert, tmp_path):
     tensors = checkpoint("sd1")
     torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "a.ckpt")
@@ -244,6 +245,7 @@ def test_a_pickled_checkpoint(checkpoint, convert, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.usefixtures("quick_reader")
 def test_a_folder_with_a_pickled_part(sd1, convert, tmp_path):
     before = load_weights(sd1 / "vae")
     torch.save(before, sd1 / "vae" / "diffusion_pytorch_model.bin")

@@ -22,6 +22,7 @@ from undust.formats.original.variants import FIRST_STAGE, VARIANTS
 from undust.networks.autoencoder import Autoencoder
 from undust.networks.config import AutoencoderConfig
 from undust.networks.text_encoder import TextEncoder
+from undust.pipeline import LatentDiffusion
 
 BY_DIFFUSERS = ("sd1", "sd2", "sd2-v")  # whose files diffusers reads without the network
 PROMPT = "a cat, oil painting"  # without "!", which is no word for transformers where it pads
@@ -30,6 +31,12 @@ PROMPT = "a cat, oil painting"  # without "!", which is no word for transformers
 @pytest.fixture(scope="module", params=VARIANTS)
 def file(request, tiny, tmp_path_factory) -> Path:
     return write(request.param, tiny, tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def model(file: Path) -> LatentDiffusion:
+    """As it is loaded from the file; it is not to be changed."""
+    return undust.load(file)
 
 
 def write(variant: str, tiny, folder: Path, **changes: int) -> Path:
@@ -53,19 +60,18 @@ def write(variant: str, tiny, folder: Path, **changes: int) -> Path:
     return path
 
 
-def test_its_first_stage_alone_has_the_scale_of_the_variant(file: Path):
+def test_its_first_stage_alone_has_the_scale_of_the_variant(file: Path, model: LatentDiffusion):
     assert standalone_vae.empty(file).config.scaling_factor == VARIANTS[file.stem].scaling_factor
     got, expected = (
         standalone_vae.load(file).state_dict(),
-        undust.load(file).autoencoder.state_dict(),
+        model.autoencoder.state_dict(),
     )
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("file", BY_DIFFUSERS, indirect=True)
-def test_the_picture_is_that_of_diffusers(file: Path, tmp_path: Path):
-    model = undust.load(file)
+def test_the_picture_is_that_of_diffusers(file: Path, model: LatentDiffusion, tmp_path: Path):
     model.save(tmp_path / "folder")  # the configurations, which diffusers does not find in a file
     theirs = StableDiffusionPipeline.from_single_file(
         file, config=str(tmp_path / "folder"), local_files_only=True, safety_checker=None
@@ -92,8 +98,7 @@ def test_the_picture_is_that_of_diffusers(file: Path, tmp_path: Path):
     assert (other.latent - got.latent).norm() > 1e-3 * expected.norm()
 
 
-def test_the_folder_of_a_file_is_the_same_model(file: Path, tmp_path: Path):
-    model = undust.load(file)
+def test_the_folder_of_a_file_is_the_same_model(file: Path, model: LatentDiffusion, tmp_path: Path):
     assert model.name == file.stem
     assert model.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
     assert model.prediction == VARIANTS[file.stem].prediction
@@ -114,8 +119,7 @@ def test_the_folder_of_a_file_is_the_same_model(file: Path, tmp_path: Path):
         assert all(torch.equal(state[key], tensor) for key, tensor in own.items())
 
 
-def test_every_variant_is_painted_with(file: Path):
-    model = undust.load(file)
+def test_every_variant_is_painted_with(model: LatentDiffusion):
     start = {"init": Image.new("RGB", (16, 16)), "noise_level": 9}
     start = start if model.low_res_process else {"size": 64}
     (got,) = model.generate(PROMPT, seed=1, steps=2, **start)
