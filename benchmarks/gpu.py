@@ -40,6 +40,13 @@ ROWS = {  # what it shows: its share of the time, and the command
         6,
         (*FULL, "--steps", "10", "--tolerance", "1", "--room", "7"),
     ),
+    "training SD1.5's U-Net, 512 px, 16 pictures, bf16, both compiled, against diffusers": (
+        5,
+        (
+            "training_step.py",
+            *("--device", "DEVICE", "--batch", "16", "--precision", "bf16", "--compile"),
+        ),
+    ),
     "training against a minimal loop": (
         3,
         ("training_throughput.py", "--device", "DEVICE", "--rounds", "3"),
