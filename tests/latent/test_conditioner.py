@@ -43,6 +43,30 @@ def test_captions_have_no_syntax(model: undust.LatentDiffusion):
     assert not torch.equal(plain, weighted)
 
 
+@pytest.mark.parametrize("negative", [None, "a dog"])
+def test_the_negative_prompt_of_a_batch_is_encoded_once(
+    model: undust.LatentDiffusion, negative: str | None
+):
+    sizes: list[int] = []
+    encoder = model.texts[0].encoder
+    read = type(encoder).read
+
+    def counted(ids: torch.Tensor, **options: object) -> object:
+        sizes.append(len(ids))
+        return read(encoder, ids, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(encoder), "read", lambda _, ids, **options: counted(ids, **options))
+        found = model.conditioner(ConditionInputs([negative] * 3, negative=True)).text
+        assert sizes == [1]
+        both = model.conditioner(ConditionInputs([negative, "a cat"], negative=True)).text
+        assert sizes == [1, 2]
+    assert found is not None and both is not None and found.shape[0] == 3
+    expected = model.condition([negative]).text
+    assert all(torch.equal(row, expected[0]) for row in found)
+    assert torch.allclose(both[0], expected[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("framing", "ids"),
     [

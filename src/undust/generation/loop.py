@@ -72,8 +72,8 @@ def batches(
 ) -> Iterator[list[Recipe]]:
     """Recipes in batches, in order, each with its batch size and its place.
 
-    The prompts of a batch have the same number of tokens, so that no picture depends on another's
-    prompt. With exact, and with an adaptive sampler, every picture is alone.
+    The prompts of a batch have the same number of tokens and one negative prompt: no picture
+    depends on another's prompts. With exact, and with an adaptive sampler, every picture is alone.
     Raises UndustError for files that have changed or do not fit the model.
     """
     for waiting in _alike(model, recipes):
@@ -90,8 +90,8 @@ def batches(
 
 
 def _alike(model: LatentModel, recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
-    """Consecutive recipes with the same settings and numbers of tokens."""
-    for _, group in groupby(recipes, key=lambda recipe: recipe.settings):
+    """Consecutive recipes with the same settings, negative prompt and numbers of tokens."""
+    for _, group in groupby(recipes, key=lambda recipe: (recipe.settings, recipe.negative)):
         waiting = list(group)
         adapted = with_adapters(model, waiting[0])  # a learnt word may come to many tokens
         for _, same in groupby(waiting, key=partial(_token_counts, adapted)):

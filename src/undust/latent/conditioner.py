@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -82,7 +82,10 @@ class TextEmbedder(Embedder):
         return cls(model.texts, offload, force_zeros=zeros) if model.texts else None
 
     def __call__(self, inputs: ConditionInputs) -> Conditioning:
-        """Text [B, T, D] and pooled [B, P]; errors as `TextConditioner`."""
+        """Text [B, T, D] and pooled [B, P]; errors as `TextConditioner`.
+
+        The one negative prompt of a batch is encoded once.
+        """
         text, pooled = inputs.encoded or self._encoded(inputs)
         if self._force_zeros:
             given = torch.tensor([each is not None for each in inputs.prompts], device=text.device)
@@ -92,6 +95,10 @@ class TextEmbedder(Embedder):
 
     def _encoded(self, inputs: ConditionInputs) -> tuple[Tensor, Tensor | None]:
         strings = [prompt or "" for prompt in inputs.prompts]
+        if inputs.negative and len(strings) > 1 and len({*strings}) == 1:
+            text, pooled = self._encoded(replace(inputs, prompts=strings[:1]))
+            rows = len(strings), -1
+            return text.expand(*rows, -1), None if pooled is None else pooled.expand(rows)
         skip = inputs.shared("clip_skip") or 0
         return joined(
             [
