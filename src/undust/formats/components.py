@@ -170,7 +170,11 @@ def empty_component(
     """
     folder = path.parent if path.is_file() else path
     fields, types = read_json(folder / CONFIG), types_of(base)
-    name = class_name or fields.get("_class_name") or next(iter(types))
+    match fields:  # diffusers' name for the class, and transformers'
+        case {"_class_name": told} | {"architectures": [told, *_]} if told:
+            name = class_name or told
+        case _:
+            name = class_name or next(iter(types))
     if not isinstance(name, str) or name not in types:
         raise UndustError(f"{path} is a component {printable(name)}, not {' or '.join(types)}")
     kind = types[name]

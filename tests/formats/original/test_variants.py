@@ -111,7 +111,13 @@ def test_marks_change_what_was_trained(published):
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
         (["double_blocks.0.img_attn.norm.key_norm.scale"], "Flux"),
         (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
-        (["a.b", "a.c", "d"], r"found a \(2 tensors\), d \(1 tensors\); known: sd1"),
+        (["image_proj.norm.weight", "ip_adapter.1.to_k_ip.weight"], "an IP-Adapter; found"),
+        (["taesd_decoder.1.weight", "taesd_encoder.2.conv.0.weight"], r"first stage \(TAESD\)"),
+        (["1.weight", "3.conv.2.bias"], r"a tiny first stage \(TAESD\), which is read from its"),
+        (
+            ["a.b", "a.c", "d"],
+            r"it is not a known model: found a \(2 tensors\), d \(1 tensors\); known: sd1",
+        ),
         ([], "found no tensors"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -44,6 +44,10 @@ UNSUPPORTED = {
     r"double_blocks\.": "Flux",
     r"^(down_blocks|up_blocks|encoder\.down_blocks|decoder\.up_blocks)\.": (
         "a part of a model folder, which wants its config.json beside it"
+    ),
+    r"^(image_proj|ip_adapter)\.": "an IP-Adapter",
+    r"^(taesd_)?(encoder\.|decoder\.)?(layers\.)?\d{1,2}\.(conv\.\d\.)?(weight|bias)$": (
+        "a tiny first stage (TAESD), which is read from its diffusers folder"
     ),
     r"^text_model\.|^transformer\.resblocks\.": "a text encoder alone",
     r"^(diffusion_model\.)?(input|output)_blocks\.": "a U-Net alone",
@@ -177,7 +181,7 @@ def _evident(says: str, name: str, shapes: Shapes) -> Evidence:
     return Evidence(says, f"{name} {list(shapes[name])}")
 
 
-def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
+def _unknown(shapes: Shapes, facts: Sequence[Evidence]) -> UndustError:
     """The error for a file of no known variant."""
     guesses = [
         name
@@ -189,7 +193,7 @@ def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
         f"{printable(group)} ({amount} tensors)" for group, amount in groups
     ]
     guess = f"it looks like {guesses[0]}; " if guesses else ""
-    if found and not guess and not any(key.startswith(UNET) for key in shapes):
+    if facts and not guess and not any(key.startswith(UNET) for key in shapes):
         guess = f"it has no U-Net ({UNET}…); "
     return UndustError(
         f"it is not a known model: {guess}found {', '.join(found) or 'no tensors'}; "
