@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Generator, Iterable, Mapping, Sized
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 LONGEST = 1000  # characters of a message
@@ -46,6 +48,17 @@ def unknown(
 def _bare(name: str) -> str:
     """A name's letters and digits: "DPM++ 2M", dpmpp_2m and dpmpp-2m are the same name."""
     return re.sub(r"[\W_]+", "", name.lower().replace("++", "pp"))
+
+
+@contextmanager
+def naming(place: Path) -> Generator[None]:
+    """Prefixes errors within it with a path, unless they have it."""
+    try:
+        yield
+    except UndustError as error:
+        if str(place) in str(error):
+            raise
+        raise UndustError(f"{place}: {error}") from error
 
 
 def printable(name: object) -> str:

@@ -91,13 +91,27 @@ def test_a_file_that_is_replaced_is_told(undust: Run, paint: Run):
     assert "already" not in paint("--out", "cat.png").err
     told = "undust: cat.png exists and will be replaced\n"
     assert told in paint("--out", "cat.png").err
-    for wrong in (("--model", "gone"), ("--sampler", "gone"), ("--size", "7x7")):
+    Path("none.safetensors").write_bytes(b"none")
+    for wrong in (
+        *(("--model", "gone"), ("--sampler", "gone"), ("--size", "7x7"), ("--clip-skip", "99")),
+        *(("--control", "none.safetensors=cat.png"), ("--lora", "none.safetensors")),
+    ):
         done = paint("--out", "cat.png", *wrong)
         assert (done.code, told in done.err) == (2, False)
     done = undust("rerun", "cat.png", "--out", "cat.png")
     assert (done.code, told in done.err) == (0, True)
     assert "already" not in paint().err + paint().err  # in a folder each gets a name of its own
     assert len(list(Path("undust-out").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [("generate", "a cat"), ("trace", "a cat"), ("invert", "a.png"), ("init", "lora")]
+)
+def test_nothing_is_written_to_standard_output(undust: Run, command: tuple[str, ...]):
+    done = undust(*command, "--out", "-")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("undust: cannot write to -: results are files, and none is written")
+    assert not Path("-").exists()
 
 
 def test_links_are_followed_or_refused_before_painting(paint: Run):

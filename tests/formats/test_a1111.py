@@ -355,6 +355,46 @@ def test_lines_after_the_settings_are_in_no_prompt(after: str, other: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("told", "field", "number"),
+    [
+        ("CFG scale: 7,5", "guidance", 7.5),
+        ("CFG scale: 1,125", "guidance", 1.125),
+        ("Seed: 1,234,567", "seed", 1234567),
+        ("Seed: 12,345", "seed", 12345),
+        ("Steps: 20,0", "steps", 20),
+        ("Denoising strength: 0,6", "strength", 0.6),
+    ],
+)
+def test_decimal_commas_and_commas_between_thousands(told: str, field: str, number: float):
+    name = told.partition(":")[0]
+    rest = ", ".join(each for each in SETTINGS.split(", ") if not each.startswith(name))
+    for line in (
+        f"{rest}, {told}",
+        f"{rest}, {told}, Model: m",
+        f"{rest}, {told},",
+        f"{told},{rest}",
+    ):
+        found = parse_a1111(f"a cat\n{line}")
+        assert (found[field], found["sampler"]) == (number, "euler-ancestral")
+        assert "notes" not in found
+
+
+@pytest.mark.parametrize("told", ["CFG scale: 1,2,3", "Seed: 12,34", "Steps: 20,5"])
+def test_commas_that_leave_a_number_open_are_noted(told: str):
+    name, value = told.split(": ")
+    found = parse_a1111(f"a cat\nSampler: Euler a, Model hash: 0, {told}, Size: 64x64")
+    assert found["notes"] == [f"parameters: {name} has to be a number, not '{value}'"]
+
+
+def test_a_negative_prompt_after_the_settings():
+    found = parse_a1111(f"a cat\n{SETTINGS}\nNegative prompt: blurry,\nbad\nTemplate: a __x__")
+    assert (found["prompt"], found["negative"]) == ("a cat", "blurry,\nbad")
+    assert found["other"] == {"Template": "a __x__"}
+    both = parse_a1111(f"a cat\nNegative prompt: dark\n{SETTINGS}\nNegative prompt: blurry")
+    assert (both["negative"], both["other"]) == ("dark", {"Negative prompt": "blurry"})
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1\nSize: 64x32, Model hash: 0, Model: m",

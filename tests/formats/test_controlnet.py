@@ -161,7 +161,7 @@ def test_a_configuration_beside_the_file_is_taken(tiny, save, tmp_path) -> None:
     beside.write_text(json.dumps({**fields, "block_out_channels": [32, 96]}))
     refused(path, "does not fit: .* of another shape: .* instead of ")
     beside.write_text(json.dumps({**fields, "conditioning_channels": 1}))
-    refused(path, r"net\.safetensors: unsupported .* conditioning_channels = 1")
+    refused(path, r"net\.safetensors: config\.json: unsupported .* conditioning_channels = 1")
     beside.write_text("{")
     refused(path, "config.json is not JSON")
 
@@ -236,6 +236,9 @@ def test_what_is_no_controlnet_says_what_it_is(tiny, save, tmp_path) -> None:
         ("lora_controlnet", "a Control-LoRA", True),
         ("difference", "a ControlNet's difference from a base model", True),
         ("task_embedding", "a ControlNet-Union", True),
+        ("control_model.control_add_embedding.linear_1.weight", "a ControlNet-Union", True),
+        ("controlnet_blocks.0.weight", "a ControlNet for Flux or Stable Diffusion 3", False),
+        ("image_proj.norm.weight", "an IP-Adapter", False),
         ("lllite_unet_input_blocks_4_1_x.down.0.weight", "a ControlNet-LLLite", False),
         ("adapter.body.0.resnets.0.block1.weight", "a T2I-Adapter", False),
         ("body.0.in_conv.weight", "a T2I-Adapter", False),
@@ -244,6 +247,24 @@ def test_what_is_no_controlnet_says_what_it_is(tiny, save, tmp_path) -> None:
 def test_what_is_not_supported_is_called_by_its_name(key, kind, whole, tiny, save) -> None:
     beside = to_original(tiny("sd1")) if whole else {"conv_in.weight": torch.zeros(2)}
     refused(save({**beside, key: torch.zeros(1)}), f"is {kind}, which is not supported; only whole")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"conditioning_channels": 1}, "config.json: unsupported ControlNetConfig: conditioning_"),
+        ({"foo": 3}, "config.json: unsupported ControlNetConfig: foo = 3"),
+        ({"_class_name": ["ControlNetModel"]}, r"is a component \['ControlNetModel'\], not Contr"),
+    ],
+)
+def test_the_file_of_a_wrong_configuration_is_named(fields, said, tiny, tmp_path) -> None:
+    folder = tmp_path / "net"
+    save_component(folder, tiny("sd1"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    refused(folder, said)
+    if "_class_name" not in fields:
+        refused(folder / "diffusion_pytorch_model.safetensors", said)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "controlnet."])

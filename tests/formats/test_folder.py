@@ -256,7 +256,13 @@ def test_a_part_with_more_than_the_index_says(tmp_path: Path):
 def test_weights_that_are_missing_or_pickled(tmp_path: Path):
     with pytest.raises(UndustError, match="does not exist"):
         load_weights(tmp_path / "nowhere")
-    with pytest.raises(UndustError, match="has no weights"):
+    with pytest.raises(UndustError, match=r"model\.safetensors, but no files"):
+        load_weights(tmp_path)
+    for name in ("model.onnx", "openvino_model.bin"):  # of other programs
+        (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(
+        UndustError, match=r"model\.safetensors, but model\.onnx, openvino_model\.bin"
+    ):
         load_weights(tmp_path)
     torch.save(WEIGHTS, tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(UndustError, match="pickle"):

@@ -452,6 +452,7 @@ def test_damaged_configurations(metadata, text, read):
         read(plain("unet.linear"), {"lora_adapter_metadata": metadata})
     assert text in str(error.value)
     assert "\n" not in str(error.value)
+    assert str(error.value).count("some.safetensors") == 1
 
 
 def test_a_configuration_beside_a_file_is_peft_s(read, tmp_path: Path):

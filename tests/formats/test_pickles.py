@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,24 @@ def saved(content: object, *, old: bool = False) -> bytes:
 
 def squeezed(content: object) -> bytes:
     """As torch writes it, but compressed."""
+    return packed_again(content, zipfile.ZIP_DEFLATED, lambda name, held: held)
+
+
+def cut_short(content: object) -> bytes:
+    """As torch writes it, but without half of the first tensor."""
+    return packed_again(
+        content,
+        zipfile.ZIP_STORED,
+        lambda name, held: held[: len(held) // 2] if name.endswith("data/0") else held,
+    )
+
+
+def packed_again(content: object, how: int, change: Callable[[str, bytes], bytes]) -> bytes:
     file = BytesIO()
     plain = zipfile.ZipFile(BytesIO(saved(content)))
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+    with zipfile.ZipFile(file, "w", how) as packed:
         for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
+            packed.writestr(name, change(name, plain.read(name)))
     return file.getvalue()
 
 
@@ -240,6 +254,17 @@ def test_both_of_torchs_formats_are_read(write, old):
     assert (found.keys(), left) == (WEIGHTS.keys(), ["x"])
 
 
+def test_what_was_packed_again_is_the_same(write, tmp_path):
+    """By programs that compress zip files: torch would map the compressed bytes as numbers."""
+    found, _ = read(write(squeezed({**WEIGHTS, "view": WEIGHTS["a"][1:]})))
+    assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert torch.equal(found["view"], WEIGHTS["a"][1:])
+    bomb = write(squeezed({"a": torch.zeros(2**30, dtype=torch.uint8)}))
+    assert bomb.stat().st_size < 2**21
+    with pytest.raises(UndustError, match="more memory than a checkpoint of its size"):
+        unpack(bomb, tmp_path / "out")
+
+
 def test_what_the_original_trainings_left_is_passed_over(write, monkeypatch):
     module = type(os)("pytorch_lightning.callbacks.model_checkpoint")
     kind = type("ModelCheckpoint", (), {"__module__": module.__name__})
@@ -296,7 +321,7 @@ def test_what_stands_in_for_something_is_left_out(write):
         (b"PK\x03\x04", "damaged or no checkpoint"),
         (b"<html>", "damaged or no checkpoint"),
         (saved(WEIGHTS)[:-300], "damaged or no checkpoint"),
-        (squeezed({"a": torch.zeros(2**20)}), "damaged or no checkpoint"),
+        (cut_short(WEIGHTS), "it is damaged: a tensor of 24 bytes is not whole in it"),
         (archive(), r"damaged or no checkpoint \(Cannot use .*legacy \.tar"),
         (saved([1, 2]), "it holds a list, not tensors with names"),
         (saved(torch.ones(2)), "it holds a Tensor, not"),

@@ -162,6 +162,7 @@ def test_a_file_that_does_not_tell_the_scale_has_a_command_that_makes_a_folder_o
     [
         ("notes.txt", "first_stage: notes.txt is not a safetensors file"),
         ("whole/unet", "first_stage: whole/unet is a component UNet2DConditionModel, not Auto"),
+        ("whole/text_encoder", "first_stage: whole/text_encoder is a component CLIPTextModel, not"),
         ("whole/model_index.json", "first_stage: whole/model_index.json is not a safetensors file"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from undust.generation.loop import Picture
     from undust.recipe.recipe import Recipe
 
+<<<<<<< HEAD
 FOLDER = Path(GENERATED)
+=======
+FOLDER = Path("undust-out")
+STREAM = Path("-")
+>>>>>>> eyes2
 SLUG = 40  # characters of the prompt in a file's name
 
 
@@ -56,15 +62,16 @@ class Output:
         return cls(out.parent, out.name)
 
     def check(self, recipe: Recipe) -> None:
-        """Before the work: notes that the named file will be replaced.
-
-        Raises UndustError if the recipe does not fit into it.
-        """
+        """Before the work: raises UndustError if the recipe does not fit into the named file."""
         if self.file:
             from undust.formats.recipe_png import texts_for
 
             texts_for(self.folder / self.file, recipe.final_size, recipe.model_dump())
-            note_replaced(self.folder / self.file)
+
+    def note_replaced(self, note: Callable[[str], None]) -> None:
+        """Notes that the named file will be replaced, if there is one."""
+        if self.file:
+            note_replaced(self.folder / self.file, note)
 
     def save(self, picture: Picture) -> Path:
         """Writes a picture; in a folder it never replaces a file."""
@@ -110,6 +117,7 @@ def slug(prompt: str) -> str:
 
 def try_writing_file(path: Path) -> None:
     """As `try_writing`, for a file or the target of a link."""
+    _refuse_stream(path)
     try_writing(path.parent)
     if path.is_symlink():
         # For circular links the real path is a link.
@@ -123,10 +131,10 @@ def try_writing_file(path: Path) -> None:
         raise UndustError(f"cannot write {path}: it exists and is not a file")
 
 
-def note_replaced(path: Path) -> None:
+def note_replaced(path: Path, note: Callable[[str], None] = console.note) -> None:
     """Notes that a file will be replaced, when nothing is left that could be wrong before it."""
     if path.is_file():
-        console.note(f"{path} exists and will be replaced")
+        note(f"{path} exists and will be replaced")
 
 
 def check_out_folder(out: Path | None) -> None:
@@ -141,6 +149,7 @@ def try_writing(folder: Path) -> None:
 
     Raises UndustError if that fails, before the work is done.
     """
+    _refuse_stream(folder)
     there = folder.absolute()
     try:
         while not there.exists():
@@ -156,3 +165,12 @@ def try_writing(folder: Path) -> None:
             file.write(bytes(4096))
     except OSError as error:
         raise UndustError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _refuse_stream(path: Path) -> None:
+    """Raises UndustError for "-", which means standard output elsewhere."""
+    if path == STREAM:
+        raise UndustError(
+            f"cannot write to {path}: results are files, and none is written to standard output; "
+            "give the name of a file or a folder"
+        )

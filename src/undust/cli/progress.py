@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def generate_files(
     began = time.monotonic()
     with console.Progress(sum(batch[0].total_steps for batch in batches), "steps") as progress:
         try:
-            for picture, seconds in _pictures(model, batches, progress, again, noise):
+            begun = partial(output.note_replaced, progress.note)
+            for picture, seconds in _pictures(model, batches, progress, begun, again, noise):
                 path = output.save(picture)
                 thumbnails.append(_thumbnail(picture.image, total))
                 progress.line(_json(picture, path, seconds) if json else str(path))
@@ -65,10 +67,14 @@ def _pictures(
     model: LatentDiffusion,
     batches: Sequence[Sequence[Recipe]],
     progress: console.Progress,
+    begun: Callable[[], None],
     again: Recipe | None,
     noise: Tensor | None,
 ) -> Iterator[tuple[Picture, float]]:
-    """Each picture with its time in seconds, that of its batch divided by its pictures."""
+    """Each picture with its time in seconds, that of its batch divided by its pictures.
+
+    begun: called after the first step, before which most of what is wrong shows.
+    """
     from undust.generation import loop
 
     done = 0
@@ -77,6 +83,8 @@ def _pictures(
         more = f" and {len(batch) - 1} more" if len(batch) > 1 and again is None else ""
         start = None if noise is None else noise.expand(len(batch), *noise.shape[-3:])
         for step in loop.sample_batch(model, batch, start):
+            if done == step.index == 0:
+                begun()
             # An adaptive sampler yields any number of steps; their index is the progress.
             progress.update(done + step.index + 1, console.shorten(batch[0].prompt, 30) + more)
             if step.index + 1 < step.total:

@@ -31,6 +31,7 @@ from undust.formats.a1111_lines import (
     settings_in,
 )
 from undust.formats.metadata.found import (
+    SIZE,
     as_json,
     as_list,
     as_number,
@@ -39,7 +40,6 @@ from undust.formats.metadata.found import (
     texts_of,
 )
 
-SIZE = re.compile(r"(\d{1,9})\s*[xX×*]\s*(\d{1,9})")
 NETWORK = re.compile(r" ?<(lora|lyco|hypernet):([^:<>\n]+)((?::[^:<>\n]{0,200}){0,20})>")
 RESOURCES = "Civitai resources"
 MAX_NOTES = 20  # notes on them
@@ -145,7 +145,10 @@ def parse_a1111(text: str) -> dict[str, Any]:
             del settings["Refiner switch at"]
     if loras := list(_networks(tags, notes)) or list(_weights(settings)):
         recipe["loras"] = loras
-    if other := settings | named_after(after, notes):
+    beyond = named_after(after, notes)
+    if late := next((name for name in beyond if NEGATIVES.match(f"{name}:")), ""):
+        recipe["negative"] = recipe["negative"] or beyond.pop(late)
+    if other := settings | beyond:
         recipe["other"] = other
     if notes := [*notes, *_resources(settings, "model" in recipe)]:
         recipe["notes"] = [f"parameters: {note}" for note in notes]

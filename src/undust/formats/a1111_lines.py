@@ -19,6 +19,8 @@ LINE_KEYS = (*COMMON_KEYS, "Schedule type", "Scheduler", "Clip skip", "Denoising
 # The length of a key is limited, so that no line takes quadratic time.
 SETTINGS_LINE = re.compile(r"^Steps: \d{1,9}, \w", re.MULTILINE)  # how the web UI begins it
 SETTING = re.compile(r"(\w[\w \-/]{1,60}):\s*")
+# A decimal comma, or commas between the thousands: "CFG scale: 7,5, Seed: 1".
+COMMAS = re.compile(r"(-?\d+(?:,\d+)+)\s*(?=$|,\s*(?:$|\w[\w \-/]{1,60}:))")
 QUOTED = re.compile(r'("(?:\\.|[^\\"])+")\s*(?:,|$)')
 NAMED = re.compile(r"(\w[\w \-/]{1,60}):(?:\s+|$)(.*)", re.DOTALL)  # a line after the settings
 AFTER = "after the settings"  # what lines without a name are called
@@ -84,12 +86,12 @@ def _first_line(lines: list[str], last: int) -> int:
 
 
 def settings_in(line: str) -> list[tuple[str, str]]:
-    """Names and values in a line; commas inside quotation marks or JSON do not end a value."""
+    """Names and values in a line; commas inside quotation marks, JSON or a number end no value."""
     found: list[tuple[str, str]] = []
     place = 0
     while name := SETTING.search(line, place):
         start = name.end()
-        value = QUOTED.match(line, start)
+        value = QUOTED.match(line, start) or COMMAS.match(line, start)
         if value:
             found.append((name[1], _unquoted(value[1])))
             place = value.end()

@@ -17,7 +17,7 @@ from torch import nn
 from undust.conditioning.maps import MapKind
 from undust.conditioning.text import TextConditioner
 from undust.diffusion.process import Process
-from undust.errors import UndustError, printable, unknown
+from undust.errors import UndustError, naming, printable, unknown
 from undust.formats import safetensors_file
 from undust.formats.files import make_folder, read_whole
 from undust.formats.folder import STEMS, load_into, load_weights, read_json, write_json
@@ -170,11 +170,16 @@ def empty_component(
     """
     folder = path.parent if path.is_file() else path
     fields, types = read_json(folder / CONFIG), types_of(base)
-    name = class_name or fields.get("_class_name") or next(iter(types))
-    if name not in types:
+    match fields:  # diffusers' name for the class, and transformers'
+        case {"_class_name": told} | {"architectures": [told, *_]} if told:
+            name = class_name or told
+        case _:
+            name = class_name or next(iter(types))
+    if not isinstance(name, str) or name not in types:
         raise UndustError(f"{path} is a component {printable(name)}, not {' or '.join(types)}")
     kind = types[name]
-    return cast(N, kind.empty(kind.config.read({**fields, **kind.fixed, **known})))
+    with naming(folder / CONFIG):
+        return cast(N, kind.empty(kind.config.read({**fields, **kind.fixed, **known})))
 
 
 def load_first_stage(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from undust.errors import UndustError, printable
+from undust.errors import UndustError, naming, printable
 from undust.formats import safetensors_file
 from undust.formats.components import load_component, types_of
 from undust.formats.folder import load_into, read_json
@@ -30,7 +30,9 @@ LORA = "lora_controlnet"  # marks a Control-LoRA
 UNSUPPORTED = {
     LORA: "a Control-LoRA",
     r"(.+\.)?difference": "a ControlNet's difference from a base model",
-    r"(.+\.)?task_embedding": "a ControlNet-Union",
+    r"(.+\.)?(task_embedding|control_add_embedding\..+)": "a ControlNet-Union",
+    r"controlnet_blocks\..+": "a ControlNet for Flux or Stable Diffusion 3",
+    r"(image_proj|ip_adapter)\..+": "an IP-Adapter",
     r"lllite_.+": "a ControlNet-LLLite",
     r"(adapter\.)?body\.\d+\..+": "a T2I-Adapter",
 }
@@ -115,9 +117,10 @@ def _config_beside(path: Path) -> ControlNetConfig | None:
     """The config.json beside a file, if it is of a ControlNet."""
     beside = path.with_name("config.json")
     fields = read_json(beside) if beside.exists() else {}
-    return (
-        ControlNetConfig.read(fields) if fields.get("_class_name") in types_of(ControlNet) else None
-    )
+    if fields.get("_class_name") not in [*types_of(ControlNet)]:
+        return None
+    with naming(Path(beside.name)):  # beside the path that stands before the error
+        return ControlNetConfig.read(fields)
 
 
 def _is_ignored(key: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,8 @@ TOKENIZER_LIMIT = 4 * 2**20  # bytes of a file; CLIP's has 3.6 million
 MAX_BRACKETS = 100_000  # in a file; CLIP's tokenizer has 49,000
 INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' name for weights, and transformers'
+PICKLES = (".bin", ".ckpt")
+OTHER_FORMATS = re.compile(r"openvino_|rust_model\.ot|.*optimizer|.*scheduler|training_args")
 # Names of an autoencoder's attention in diffusers before 0.16, as in SD 1.5's files → today's.
 OLD_ATTENTION = {
     "query": "to_q",
@@ -88,13 +91,17 @@ def load_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Te
                 return _published_names(_load_parts(index, dtype))
     if not folder.is_dir():
         raise UndustError(f"{folder} does not exist")
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt"))
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    pickles = [name for name in names if name.endswith(PICKLES) and not OTHER_FORMATS.match(name)]
     if pickles:
         raise UndustError(
             f"{folder} has its weights as a pickle ({pickles[0]}), which can run code; "
             "undust convert reads it safely"
         )
-    raise UndustError(f"{folder} has no weights: {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
+    raise UndustError(
+        f"{folder} has no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors, but "
+        f"{', '.join(map(printable, names[:4])) or 'no files'}"
+    )
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from undust.conditioning.text import TextConditioner
 from undust.conditioning.tokenizer import END
 from undust.diffusion.process import Process
 from undust.diffusion.schedules import listed
-from undust.errors import UndustError, demand, printable, quoted
+from undust.errors import UndustError, demand, naming, printable, quoted
 from undust.formats import sampling, tokenizer_files
 from undust.formats.components import (
     DEFAULT_GUIDANCE,
@@ -94,7 +93,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
     if unknown := sorted(index.keys() - known):
         raise UndustError(f"{folder} is not supported: it has a {printable(unknown[0])}")
     place = folder / denoiser
-    with _naming(place):
+    with naming(place):
         kind = index[denoiser][1]
         unet = load_component(place, DenoiserNetwork, dtype, class_name=kind, **_size(place))
     fixed = flags.get("_class_name") == "StableDiffusionUpscalePipeline"
@@ -103,7 +102,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
         autoencoder: FirstStageNetwork = IdentityFirstStage(unet.config.out_channels)
     else:
         place = folder / first_stage
-        with _naming(place):
+        with naming(place):
             autoencoder = load_first_stage(place, dtype, index[first_stage][1], **scale)
     large = unet.config.takes_pooled_text
     process, prediction = _scheduler(folder / "scheduler")
@@ -113,7 +112,7 @@ def read(folder: Path, dtype: torch.dtype | None) -> Components:
     most = flags.get(NOISE, MAX_NOISE_LEVEL)
     if type(most) is not int or most < 0:
         raise UndustError(f"{folder / INDEX}: {NOISE} is {quoted(most)}, not a number of steps")
-    with _naming(folder):
+    with naming(folder):
         conditioners = tuple(
             _text_conditioner(folder / name, folder / tokens, index[name][1], dtype, large=large)
             for name, tokens in texts.items()
@@ -145,7 +144,7 @@ def read_texts(folder: Path) -> tuple[TextConditioner, ...]:
     texts = {name: tokens for name, tokens in TEXTS.items() if name in index}
     if not texts:
         raise UndustError(f"{folder} has no text encoder")
-    with _naming(folder):
+    with naming(folder):
         return tuple(
             _text_conditioner(
                 folder / name, folder / tokens, index[name][1], torch.float32, large=False
@@ -282,9 +281,9 @@ def _family_guidance(texts: Sequence[TextConditioner], *, upscaler: bool, large:
 def _text_conditioner(
     encoder: Path, tokenizer: Path, class_name: str, dtype: torch.dtype | None, *, large: bool
 ) -> TextConditioner:
-    with _naming(encoder):
+    with naming(encoder):
         network = load_component(encoder, TextEncoder, dtype, class_name=class_name)
-    with _naming(tokenizer):
+    with naming(tokenizer):
         pieces = tokenizer_files.load(tokenizer, network.config.max_position_embeddings)
     if pieces.added and network.config.eos_token_id == LEGACY_END:
         # With added words the end token no longer has the largest number.
@@ -294,19 +293,8 @@ def _text_conditioner(
     return TextConditioner(pieces, network, penultimate=large, pooled=pooled, name=encoder.name)
 
 
-@contextmanager
-def _naming(place: Path) -> Generator[None]:
-    """Prefixes errors within it with a path, unless they have it."""
-    try:
-        yield
-    except UndustError as error:
-        if str(place) in str(error):
-            raise
-        raise UndustError(f"{place}: {error}") from error
-
-
 def _sampling(folder: Path, index: Mapping[str, Any]) -> SamplingDefaults | None:
-    with _naming(folder / INDEX):
+    with naming(folder / INDEX):
         return sampling.read(index, read_json(folder / "scheduler" / "scheduler_config.json"))
 
 

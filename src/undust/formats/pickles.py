@@ -15,6 +15,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -132,7 +135,30 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             raise UndustError(f"its {printable(name)} is sparse, quantized or has no values")
     if not tensors:
         raise UndustError(f"it holds no tensors; found {printable(', '.join(left) or 'nothing')}")
+    if entries := _entries(path):
+        _check_storages(tensors.values(), entries)
     return tensors, left
+
+
+def _check_storages(tensors: Iterable[Tensor], entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Raises UndustError for tensors that are longer or shorter than what a zip file stores.
+
+    torch does not check this in mapped files: it reads on into what follows.
+    """
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    needed = Counter({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    del needed[0]
+    if wrong := needed - Counter(entry.file_size for entry in entries):
+        raise UndustError(f"it is damaged: a tensor of {min(wrong):,} bytes is not whole in it")
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of a zip file; none of another one."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return archive.infolist()
+    except zipfile.BadZipFile:
+        return []
 
 
 def _learnt(held: object) -> dict[object, object]:
@@ -236,8 +262,9 @@ def _limit(size: int, seconds: int) -> None:
 
 
 def _loaded(path: Path) -> object:
-    with open_regular(path) as file:
-        mapped = file.read(len(ZIP)) == ZIP  # files of older torch versions cannot be mapped
+    # Files of older versions of torch cannot be mapped, nor can those packed again by others.
+    kinds = {entry.compress_type for entry in _entries(path)}
+    mapped = kinds == {zipfile.ZIP_STORED}
     stand_ins = [(_Parameters, PARAMETERS), *((_Inert, name) for name in INERT)]
     with torch.serialization.safe_globals(cast("list[Any]", stand_ins)):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

@@ -141,7 +141,9 @@ def _padding(folder: Path, settings: dict[str, Any]) -> str:
 def _merges(path: Path) -> list[tuple[str, str]]:
     try:
         lines = read_text(path, TOKENIZER_LIMIT).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UndustError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise UndustError(f"{path} cannot be read: {error}") from error
     merges: list[tuple[str, str]] = []
     for number, line in enumerate(lines, 1):

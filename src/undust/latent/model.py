@@ -19,7 +19,7 @@ from undust.adapters.token_merging import MergingNetworks
 from undust.diffusion.denoiser import NetworkDenoiser
 from undust.diffusion.prediction import prediction_on
 from undust.engines import probe, registry
-from undust.errors import UndustError
+from undust.errors import UndustError, naming
 from undust.formats import controlnet, locate, model_folder, standalone_vae, textual_inversion
 from undust.formats.components import Components
 from undust.formats.files import read_whole
@@ -236,7 +236,7 @@ class LatentModel(Components):
         loaded = [(base._lora(each), each.weight) for each in loras]
         networks = base._lora_set.applied(loaded)
         learnt = [
-            (each.word, textual_inversion.load(Path(resolved_weights(each).path), each.word))
+            (each, textual_inversion.load(Path(resolved_weights(each).path), each.word))
             for each in embeddings
         ]
         other = copy.copy(base)
@@ -245,7 +245,7 @@ class LatentModel(Components):
             replace(
                 words,
                 encoder=cast(TextEncoder, networks[words.name]),
-                embeddings={word: _vectors(word, found, words.name) for word, found in learnt},
+                embeddings={each.word: _vectors(each, found, words.name) for each, found in learnt},
             )
             for words in base.texts
         )
@@ -265,7 +265,8 @@ class LatentModel(Components):
                 network = controlnet.load(Path(resolved_weights(known).path), kept)
                 if self.low_memory:
                     keep_stored(network)
-                check_fits(network, self.unet)
+                with naming(Path(known.path)):
+                    check_fits(network, self.unet)
                 self._controls[known] = self._prepared(network.eval().requires_grad_(False))
             return self._controls[known]
 
@@ -296,10 +297,13 @@ class LatentModel(Components):
             return self._loras[ref.hash]
 
 
-def _vectors(word: str, found: Mapping[str, Tensor], name: str) -> Tensor:
+def _vectors(given: Embedding, found: Mapping[str, Tensor], name: str) -> Tensor:
     """The vectors of an embedding for one of the text encoders."""
     encoder = textual_inversion.PARTS[name]
     vectors = found.get(encoder if encoder in found else "")
     if vectors is None:
-        raise UndustError(f"the embedding '{word}' has no vectors for the model's {name}")
+        raise UndustError(
+            f"{given.path}: the embedding '{given.word}' has no vectors for the model's {name}; it "
+            f"has some for {', '.join(sorted(found))}"
+        )
     return vectors

@@ -172,6 +172,39 @@ def test_xmp_is_read_from_png_and_jpeg(tmp_path: Path):
         assert read_texts(tmp_path / name) == {"parameters": '{"c": "웃"}'}
 
 
+def test_a_description_in_xmp_is_read_after_the_comment(tmp_path: Path):
+    described = XMP.replace("exif:UserComment", "dc:description").replace(
+        "xmlns:exif", 'xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:exif'
+    )
+    other = '</rdf:li><rdf:li xml:lang="de">eine Katze'
+    IMAGE.save(tmp_path / "a.jpg", xmp=described.format(TEXT + other).encode())
+    assert read_texts(tmp_path / "a.jpg") == {"parameters": TEXT}
+    both = described.format(TEXT).replace(
+        "<dc:d", "<exif:UserComment>{&quot;c&quot;: 1}</exif:UserComment><dc:d"
+    )
+    IMAGE.save(tmp_path / "b.jpg", xmp=both.encode())
+    assert read_texts(tmp_path / "b.jpg") == {"parameters": '{"c": 1}'}
+    IMAGE.save(tmp_path / "c.jpg", xmp=described.format("a day at the sea").encode())
+    assert read_texts(tmp_path / "c.jpg") == {}
+
+
+@pytest.mark.parametrize("caption", [TEXT, "a day at the sea"])
+def test_iptcs_caption_is_read(tmp_path: Path, caption: str):
+    """IIM 4.2 inside a Photoshop resource, as macOS writes captions into JPEG files."""
+    text = caption.encode()
+    record = b"\x1c\x02\x78" + struct.pack(">H", len(text)) + text
+    resource = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(record)) + record
+    resource += b"\0" * (len(record) % 2)
+    segment = b"Photoshop 3.0\0" + resource
+    IMAGE.save(tmp_path / "plain.jpg")
+    plain = (tmp_path / "plain.jpg").read_bytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(
+        plain[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+    )
+    assert read_texts(path) == ({"parameters": TEXT} if caption is TEXT else {})
+
+
 def test_xmp_with_entities_is_passed_over(tmp_path: Path):
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>' + XMP.format("{&b;")
     IMAGE.save(tmp_path / "a.jpg", xmp=bomb.encode())

@@ -378,6 +378,49 @@ def test_what_is_of_no_known_program():
     assert read(workflow={"nodes": [{"id": 1}]}).notes[0].startswith("there is the editor's")
 
 
+@pytest.mark.parametrize("negative", ["blurry", "blurry,\nbad", ""])
+def test_draw_things_in_words(negative: str):
+    found = read(
+        parameters=f"a cat,\n- and a dog\n-{negative}\nSteps: 30, Sampler: DPM++ 2M Karras, "
+        "Guidance Scale: 7.0, Seed: 1, Size: 512x768, Model: m_q6p.ckpt, Strength: 1.0, "
+        "Seed Mode: Scale Alike, Shift: 3.0, LoRA Model: a.ckpt, LoRA Weight: 0.8, "
+        "LoRA Model: b.ckpt, LoRA Weight: 1.0"
+    )
+    assert found.program == "Draw Things"
+    assert found.recipe == {
+        **COMMON,
+        **SIZE,
+        "prompt": "a cat,\n- and a dog",
+        "negative": negative,
+        "sampler": "dpmpp-2m",
+        "schedule": "karras",
+        "model": "m_q6p.ckpt",
+        "loras": [{"path": "a.ckpt", "weight": 0.8}, {"path": "b.ckpt", "weight": 1.0}],
+    }
+    assert found.other == {"Seed Mode": "Scale Alike", "Shift": "3.0"}
+
+
+@pytest.mark.parametrize(
+    ("told", "prompt"),
+    [
+        ("Prompt: a cat; Negative: blurry; Model: m; Scheduler: DPM++ 2M; Seed: 1; Steps: 30; "
+         "Guidance: 7.0; Generator: Mochi Diffusion 1.1", "a cat"),
+        ("Date: 2024-01-01; Size: 512x768; Include in Image: a cat; a dog; Exclude from Image: "
+         "blurry; Model: m; Scheduler: DPM++ 2M; Seed: 1; Steps: 30; Guidance Scale: 7.0; "
+         "Generator: Mochi Diffusion 4.7", "a cat; a dog"),
+        ("Metadata Version: 2\nInclude in Image: a cat\\n\\\\n; Model: x\nExclude from Image: "
+         "blurry\nModel: m\nScheduler: DPM++ 2M\nSeed: 1\nSteps: 30\nGuidance Scale: 7.0\n"
+         "Generator: Mochi Diffusion 7.0", "a cat\n\\n; Model: x"),
+    ],
+)  # fmt: skip
+def test_mochi_diffusion(told: str, prompt: str):
+    found = read(parameters=told)
+    assert found.program == "Mochi Diffusion"
+    size = SIZE if "Size" in told else {}
+    assert found.recipe == COMMON | size | {"prompt": prompt, "sampler": "dpmpp-2m", "model": "m"}
+    assert found.notes == []
+
+
 def test_more_values_than_can_be_meant_are_refused():
     with pytest.raises(UndustError, match="InvokeAI has 5,000 entries"):
         read(invokeai_metadata={str(n): 1 for n in range(5000)})
@@ -389,6 +432,7 @@ def test_more_values_than_can_be_meant_are_refused():
         *[("20", int, 20), ("20.0", int, 20), (20.0, int, 20), ("2.5", int, None)],
         *[(2.5, int, None), (True, int, None), ("nan", float, None), (1e999, int, None)],
         *[(str(2**64 - 1), int, 2**64 - 1), ("9" * 5000, int, None), ([], float, None)],
+        *[("7,5", float, 7.5), ("1,234", int, 1234), ("1,234", float, 1.234), ("1,2", int, None)],
     ],
 )
 def test_numbers(given: object, kind: Any, number: object):

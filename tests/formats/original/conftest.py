@@ -180,12 +180,12 @@ def published() -> Callable[[str], dict[str, tuple[int, ...]]]:
 
 
 @pytest.fixture
-def save(tmp_path: Path) -> Callable[[dict[str, Tensor]], Path]:
+def save(tmp_path: Path) -> Callable[..., Path]:
     """Writes tensors to a file."""
 
-    def write(tensors: dict[str, Tensor]) -> Path:
+    def write(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
         path = tmp_path / "model.safetensors"
-        safetensors_file.save(path, tensors)
+        safetensors_file.save(path, tensors, metadata)
         return path
 
     return write

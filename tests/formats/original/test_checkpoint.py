@@ -271,7 +271,7 @@ def test_what_lies_beside_the_networks_is_told(tiny, save):
     assert scan_checkpoint(save({**whole, **eyes})).unknown == ()
 
 
-@pytest.mark.parametrize("name", ["edm_mean", "control_model.a", "double_blocks.0.b", "lora_te_c"])
+@pytest.mark.parametrize("name", ["control_model.a", "double_blocks.0.b", "lora_te_c"])
 def test_what_tells_of_another_kind_of_model_is_refused(name, tiny, hollow):
     with pytest.raises(UndustError, match=f"1 unknown: {name}"):
         scan_checkpoint(hollow({**shapes(tiny("sd1").original()), name: (1,)}))

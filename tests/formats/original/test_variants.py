@@ -111,7 +111,13 @@ def test_marks_change_what_was_trained(published):
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
         (["double_blocks.0.img_attn.norm.key_norm.scale"], "Flux"),
         (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
-        (["a.b", "a.c", "d"], r"found a \(2 tensors\), d \(1 tensors\); known: sd1"),
+        (["image_proj.norm.weight", "ip_adapter.1.to_k_ip.weight"], "an IP-Adapter; found"),
+        (["taesd_decoder.1.weight", "taesd_encoder.2.conv.0.weight"], r"first stage \(TAESD\)"),
+        (["1.weight", "3.conv.2.bias"], r"a tiny first stage \(TAESD\), which is read from its"),
+        (
+            ["a.b", "a.c", "d"],
+            r"it is not a known model: found a \(2 tensors\), d \(1 tensors\); known: sd1",
+        ),
         ([], "found no tensors"),
     ],
 )
@@ -140,7 +146,8 @@ def test_other_channels_are_no_known_model(channels, published, hollow):
         ),
         ("sdxl", "conditioner.embedders.0.", "text encoder of OpenCLIP, first stage; known:"),
         ("sd1", "first_stage_model.encoder.", r"the first stage has no encoder\.down\.0"),
-        ("sd1", UNET, "a first stage does not fit: 19[67] unknown: cond_stage_model"),
+        ("sd1", UNET, r"it has no U-Net \(model.diffusion_model.…\); found text encoder of CLIP"),
+        ("sdxl", UNET, r"it has no U-Net \(model.diffusion_model.…\); found text encoder of CLIP"),
     ],
 )
 def test_a_model_without_one_of_its_parts(variant, prefix, said, published, hollow):
@@ -149,7 +156,22 @@ def test_a_model_without_one_of_its_parts(variant, prefix, said, published, holl
         scan_checkpoint(hollow(shapes))
 
 
-def test_other_processes_are_refused_by_their_marks(published, hollow):
-    marked = {**published("sdxl"), "edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}
-    with pytest.raises(UndustError, match="2 unknown: edm_mean, edm_std"):
+@pytest.mark.parametrize("marks", [("edm_mean", "edm_std"), ("edm_vpred.sigma_max",)])
+def test_edms_process_is_refused_by_its_marks(marks, published, hollow):
+    marked = {**published("sdxl"), **dict.fromkeys(marks, (1, 4, 1, 1))}
+    with pytest.raises(UndustError, match=f"EDM's noise process, which {marks[0]} shows"):
         scan_checkpoint(hollow(marked))
+
+
+@pytest.mark.parametrize("said", ["sample", "v", "flow\nmatching", ""])
+def test_an_unknown_prediction_in_the_metadata_is_told(said, tiny, save, recwarn):
+    path = save(tiny("sd1").original(), {"modelspec.prediction_type": said})
+    found = scan_checkpoint(path)
+    assert found.variant.prediction == ("v_prediction" if said == "v" else "epsilon")
+    told = [str(each.message) for each in recwarn]
+    if said in ("v", ""):
+        assert told == []
+    else:
+        [line] = told
+        assert line.startswith(f"{path}: its modelspec.prediction_type is {said!r}, none of v, ")
+        assert line.endswith("it is read as a model that predicts epsilon")

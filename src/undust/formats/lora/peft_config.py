@@ -67,7 +67,7 @@ class PeftConfig:
 
     def _rank(self, module: str) -> float:
         """The rank of a module whose tensors do not show it."""
-        where = Path(self.where).name  # the whole path stands before the error already
+        where = Path(self.where).name
         ranks = _pattern(self.content, "rank_pattern", where)
         rank = _own(ranks, module, _number(self.content.get("r"), f"{where}: r"))
         if not rank or rank < 0:
@@ -85,7 +85,7 @@ def read(path: Path, keys: Collection[str], metadata: Mapping[str, str]) -> Conf
     Raises UndustError for configurations that are damaged or say what no file here can hold.
     """
     if METADATA in metadata:
-        where = f"{path}: {METADATA}"
+        where = METADATA  # the path stands before the error already
         try:
             content = json.loads(metadata[METADATA])
         except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from xml.etree import ElementTree
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, IptcImagePlugin, UnidentifiedImageError
 
 from undust.errors import UndustError, printable
 from undust.formats.a1111_lines import SETTINGS_LINE
@@ -35,6 +35,12 @@ IMAGE_DESCRIPTION, XP_COMMENT = 0x010E, 0x9C9C  # where converters and Windows k
 OWN_NOTE = b"undust:"  # what the recipe in a MakerNote or a comment begins with
 SCHEMES = {"fooocus", "a1111"}  # Fooocus' MakerNote: the format of its UserComment
 XMP_KEYS = ("XML:com.adobe.xmp", "xmp")
+XMP_NAMES = (
+    "{http://ns.adobe.com/exif/1.0/}UserComment",
+    "{http://purl.org/dc/elements/1.1/}description",
+)
+XMP_ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+IPTC_CAPTION = (2, 120)  # caption/abstract, where Mochi Diffusion writes its settings
 RAW_PROFILES = ("Raw profile type exif", "Raw profile type APP1")  # ImageMagick's EXIF in PNG
 
 
@@ -181,12 +187,25 @@ def _pillow(file: BinaryIO) -> Texts:
             comment, xmp = info.get("comment"), info.get("xmp")
             if exif is not None:
                 _add_exif(texts, exif)
+            caption = _iptc_caption(image)
+    if caption:
+        _add_comment(texts, caption)
     if isinstance(comment, bytes) and len(comment) <= LIMIT:
         _add_comment(texts, comment)
     if isinstance(xmp, bytes | str) and len(xmp) <= LIMIT:
         texts.found["xmp"] = xmp if isinstance(xmp, str) else _bytes_as_text(xmp)
     _add_xmp(texts)
     return texts
+
+
+def _iptc_caption(image: Image.Image) -> bytes:
+    """The caption of a JPEG or TIFF picture by IPTC (IIM 4.2, 2:120); empty if there is none."""
+    try:
+        found = IptcImagePlugin.getiptcinfo(cast(Any, image)) or {}
+    except Exception:  # SyntaxError, struct.error, …: as for any damaged EXIF
+        return b""
+    caption = found.get(IPTC_CAPTION, b"")
+    return caption if isinstance(caption, bytes) else b""
 
 
 def _exif(block: bytes) -> Image.Exif | None:
@@ -320,7 +339,10 @@ def _bytes_as_text(content: bytes) -> str:
 
 
 def _add_xmp(texts: Texts) -> None:
-    """Adds exif:UserComment of an XMP packet, where Draw Things writes its JSON."""
+    """Adds exif:UserComment of an XMP packet, where Draw Things writes its JSON.
+
+    Failing that dc:description: Draw Things' settings in words, and on macOS an IPTC caption.
+    """
     for key in XMP_KEYS:
         for comment in filter(_tells, _xmp_comments(texts.found.pop(key, ""))):
             texts.found.setdefault(A1111_KEY, comment)
@@ -333,9 +355,10 @@ def _xmp_comments(packet: str) -> Iterator[str]:
         root = ElementTree.fromstring(packet.strip("\0 \t\r\n\ufeff"))
     except (ElementTree.ParseError, ValueError):
         return
-    name = "{http://ns.adobe.com/exif/1.0/}UserComment"
-    for element in root.iter():
-        if comment := element.get(name):
-            yield comment
-        if element.tag == name and (comment := "".join(element.itertext()).strip()):
-            yield comment
+    for name in XMP_NAMES:
+        for element in root.iter():
+            if comment := element.get(name):
+                yield comment
+            if element.tag == name:
+                first = element.find(f".//{XMP_ITEM}")  # of several languages
+                yield "".join((element if first is None else first).itertext()).strip()

@@ -16,6 +16,9 @@ FIELD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("steps", "seed", "width", "height", "clip_skip", "last_layer"), int),
     **dict.fromkeys(("guidance", "strength"), float),
 }
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+SIZE = re.compile(r"(\d{1,9})\s*[xX×*]\s*(\d{1,9})")
 MODEL_FILE = re.compile(r"\.(?:safetensors|ckpt|pt|pth|bin|sft)$", re.IGNORECASE)
 
 
@@ -113,9 +116,16 @@ def different_weights(name: str, text: object, unet: object) -> str:
 
 
 def as_number(value: object, kind: Any) -> Any:
-    """The value as a finite number of that type, or None; 20.0 and "20" count as integers."""
+    """The value as a finite number of that type, or None; 20.0 and "20" count as integers.
+
+    In a text "1,234" is 1234 where an integer is meant, and 1.234 where any number is.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, str) and kind is int and THOUSANDS.fullmatch(value.strip()):
+        value = value.replace(",", "")
+    elif isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip()):
+        value = value.replace(",", ".")
     try:
         number = kind(value)
         if kind is int and isinstance(value, float) and number != value:

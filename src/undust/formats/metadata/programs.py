@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from undust.formats.a1111 import parse_a1111
 from undust.formats.a1111_lines import SETTINGS_LINE
-from undust.formats.metadata import comfyui, flat, fooocus, invokeai, novelai
+from undust.formats.metadata import comfyui, flat, fooocus, invokeai, novelai, plain
 from undust.formats.metadata.containers import A1111_KEY
 from undust.formats.metadata.found import Found, as_object
 
@@ -42,8 +42,10 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
         parameters, told = inner, {}
     # A prompt may begin with a bracket, but not like a JSON object.
     broken = not told and JSON_START.match(parameters) is not None and "\nSteps: " not in parameters
+    words = parameters if not told and not broken else ""
+    in_words = plain.mochi(words) or plain.draw_things(words)
     readings = (
-        _a1111(texts, parameters) if parameters and not told and not broken else None,
+        in_words or (_a1111(texts, words) if words else None),
         flat.swarmui(told),
         comfyui.read(parameters) if told else None,
         fooocus.read(told, texts.get("fooocus_scheme", "")),
@@ -60,11 +62,11 @@ def _all(texts: Mapping[str, str]) -> Iterator[Found]:
     yield from known
     if known:
         return
-    plain = {key: text for key, text in texts.items() if not text.lstrip().startswith(("{", "["))}
-    unread = [key for key in JSON_KEYS if key in texts and key not in plain]
+    values = {key: text for key, text in texts.items() if not text.lstrip().startswith(("{", "["))}
+    unread = [key for key in JSON_KEYS if key in texts and key not in values]
     unread += [A1111_KEY] * broken
-    if told or (JSON_KEYS[0] in plain):
-        yield flat.unknown(told or plain)
+    if told or (JSON_KEYS[0] in values):
+        yield flat.unknown(told or values)
     elif unread:
         yield Found("an unknown program", notes=[f"{key}: it cannot be read" for key in unread])
     elif comfyui.is_workflow(texts.get("workflow", "")):

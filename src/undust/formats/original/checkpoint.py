@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from undust.formats.original.detect import (
     Evidence,
     detect,
     first_stage_alone,
+    unread_prediction,
 )
 from undust.formats.original.infer import Shapes
 from undust.formats.original.key_map import KeyMap, KeySpec, Shape
@@ -110,8 +112,9 @@ def scan_checkpoint(path: Path, *, ema: bool = False, first_stage: bool = True) 
     """The contents of a checkpoint in a single file, by its header.
 
     ema: take the moving averages of the U-Net's weights, not the last ones; first_stage: whether
-    its first stage is needed. Raises UndustError for a file that is damaged or not of a known
-    variant, and for tensors that are missing, unknown or of another shape.
+    its first stage is needed. A RuntimeWarning tells a prediction in its metadata that is not
+    known. Raises UndustError for a file that is damaged or not of a known variant, and for tensors
+    that are missing, unknown or of another shape.
     """
     header = safetensors_file.header(path)
     entries = header.tensors
@@ -134,6 +137,8 @@ def scan_checkpoint(path: Path, *, ema: bool = False, first_stage: bool = True) 
         key_map.check_tensors(found, ours, where, variant.title if variant else "a first stage")
     except UndustError as error:
         raise UndustError(f"{path}: {error}") from error
+    if variant and (note := unread_prediction(variant, header.metadata)):
+        warnings.warn(f"{path}: {note}", RuntimeWarning, stacklevel=2)
     ignored = dict(Counter(sorted(beside.values())))
     factor = _factor(variant, shapes)
     return Checkpoint(path, variant, facts, parts, ignored, factor, tuple(sorted(unknown)))

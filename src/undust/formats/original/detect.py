@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
 
-from undust.errors import UndustError, printable
+from undust.errors import UndustError, printable, quoted
 from undust.formats.original.infer import Shapes
 from undust.formats.original.variants import (
     CLASSES,
@@ -33,16 +33,21 @@ PREDICTIONS = {
     **dict.fromkeys(("v", "vpred", "v_pred", V_PREDICTION), V_PREDICTION),
     **dict.fromkeys(("eps", "epsilon"), "epsilon"),
 }
+# Tensors of models of EDM's process, such as Playground 2.5 and CosXL.
+EDM_MARK = re.compile(r"edm_(mean|std|vpred)\b.*")
 # Keys of other kinds of files, for the error if no variant fits.
 UNSUPPORTED = {
     r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.": "a ControlNet",
     r"lora_(up|down|[AB])\b|^lora_|\.lora\.|\.hada_w|\.lokr_w": "a LoRA",
     r"time_stack": "Stable Video Diffusion",
-    r"edm_(mean|std|vpred)": "a model of another process (EDM)",
     r"joint_blocks\.": "Stable Diffusion 3",
     r"double_blocks\.": "Flux",
     r"^(down_blocks|up_blocks|encoder\.down_blocks|decoder\.up_blocks)\.": (
         "a part of a model folder, which wants its config.json beside it"
+    ),
+    r"^(image_proj|ip_adapter)\.": "an IP-Adapter",
+    r"^(taesd_)?(encoder\.|decoder\.)?(layers\.)?\d{1,2}\.(conv\.\d\.)?(weight|bias)$": (
+        "a tiny first stage (TAESD), which is read from its diffusers folder"
     ),
     r"^text_model\.|^transformer\.resblocks\.": "a text encoder alone",
     r"^(diffusion_model\.)?(input|output)_blocks\.": "a U-Net alone",
@@ -68,11 +73,15 @@ def detect(
     fits = [variant for variant in VARIANTS.values() if _fits(variant, shapes)]
     if is_of_films(shapes):
         raise UndustError("it is a model of films; use it with `undust animate`")
+    if edm := next(filter(EDM_MARK.fullmatch, shapes), ""):
+        raise UndustError(
+            f"it is a model of EDM's noise process, which {edm} shows, as Playground 2.5; such "
+            "models are read from their diffusers folder, not from a single file"
+        )
     if not fits:
         raise _unknown(shapes, facts)
     variant = fits[0]
-    said = (metadata or {}).get(PREDICTION_KEY, "")
-    told = PREDICTIONS.get(said.strip().lower().replace("-", "_"))
+    told = PREDICTIONS.get(_said(metadata))
     if V_MARK in shapes:
         variant = replace(fits[-1], prediction=V_PREDICTION)
         facts.append(Evidence("trained to predict v", V_MARK))
@@ -93,6 +102,21 @@ def detect(
     return variant, facts
 
 
+def unread_prediction(variant: Variant, metadata: Mapping[str, str]) -> str:
+    """A note on a prediction in a file's metadata that is not known here; "" for none."""
+    if (said := _said(metadata)) in ("", *PREDICTIONS):
+        return ""
+    return (
+        f"its {PREDICTION_KEY} is {quoted(said)}, none of {', '.join(PREDICTIONS)}; it is read as "
+        f"a model that predicts {variant.prediction}"
+    )
+
+
+def _said(metadata: Mapping[str, str] | None) -> str:
+    """The prediction in a file's metadata, in small letters; "" for none."""
+    return (metadata or {}).get(PREDICTION_KEY, "").strip().lower().replace("-", "_")
+
+
 def is_of_films(shapes: Shapes) -> bool:
     """Whether a file has a U-Net with layers over the frames of a film."""
     return any(map(is_over_frames, shapes))
@@ -105,7 +129,7 @@ def is_over_frames(key: str) -> bool:
 
 def first_stage_alone(shapes: Shapes) -> str | None:
     """The prefix of the first stage in a file of one alone; None for other files."""
-    if any(key.startswith(UNET) for key in shapes):
+    if any(key.startswith((UNET, *TEXTS)) for key in shapes):
         return None
     for prefix in ALONE_PREFIXES:
         if f"{prefix}decoder.mid.block_1.norm1.weight" in shapes:
@@ -157,7 +181,7 @@ def _evident(says: str, name: str, shapes: Shapes) -> Evidence:
     return Evidence(says, f"{name} {list(shapes[name])}")
 
 
-def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
+def _unknown(shapes: Shapes, facts: Sequence[Evidence]) -> UndustError:
     """The error for a file of no known variant."""
     guesses = [
         name
@@ -169,6 +193,8 @@ def _unknown(shapes: Shapes, facts: Iterable[Evidence]) -> UndustError:
         f"{printable(group)} ({amount} tensors)" for group, amount in groups
     ]
     guess = f"it looks like {guesses[0]}; " if guesses else ""
+    if facts and not guess and not any(key.startswith(UNET) for key in shapes):
+        guess = f"it has no U-Net ({UNET}…); "
     return UndustError(
         f"it is not a known model: {guess}found {', '.join(found) or 'no tensors'}; "
         f"known: {', '.join(VARIANTS)}"
