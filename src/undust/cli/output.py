@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from undust.generation.loop import Picture
     from undust.recipe.recipe import Recipe
 
-<<<<<<< HEAD
 FOLDER = Path(GENERATED)
-=======
-FOLDER = Path("undust-out")
 STREAM = Path("-")
->>>>>>> eyes2
 SLUG = 40  # characters of the prompt in a file's name
 
 
