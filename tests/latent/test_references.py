@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from undust.errors import UndustError
+from undust.formats.lora.file import IN_FOLDERS
 from undust.formats.safetensors_file import save
 from undust.latent.references import image_of, resolved_image, resolved_weights
 from undust.recipe.files import DIGITS, ImageRef, WeightsRef
+from undust.recipe.inputs import LoRA
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (6, 4), alpha: bool = False) -> Image.Image:
@@ -197,6 +199,18 @@ def test_a_folder_of_weights_is_known_by_all_of_them(tmp_path: Path):
 def test_a_folder_without_weights(tmp_path: Path):
     with pytest.raises(UndustError, match=r"no weights there \(\.safetensors\)"):
         resolved_weights(WeightsRef(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", IN_FOLDERS)
+def test_a_lora_in_a_folder_is_its_file(tmp_path: Path, name: str):
+    """As PEFT's `save_pretrained` and diffusers' `save_lora_weights` write it."""
+    with pytest.raises(UndustError, match=rf"without a LoRA's {IN_FOLDERS[0]} or {IN_FOLDERS[1]}$"):
+        resolved_weights(LoRA(path=str(tmp_path)))
+    weights(tmp_path / "for-other-programs.safetensors")
+    path = weights(tmp_path / name, 2.0)
+    told = resolved_weights(LoRA(path=str(tmp_path), weight=0.5))
+    assert told == resolved_weights(LoRA(path=str(path), weight=0.5))
+    assert told.path == str(path)
 
 
 @pytest.mark.parametrize("path", ["none", ".", "x" * 300, "a\0b"])

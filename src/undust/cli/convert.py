@@ -91,13 +91,15 @@ def _merge(found: LoadedModel, loras: Sequence[str]) -> None:
     if not loras:
         return
     from undust.adapters.applied_loras import merge
-    from undust.formats.lora.file import load_lora
+    from undust.formats.lora.file import load_lora, lora_file
     from undust.recipe.inputs import LoRA
 
     networks = dict(_model(found, "--lora").networks)
     del networks["vae"]
     asked = [LoRA.read(given) for given in loras]
-    merge(networks, [(load_lora(Path(each.path), networks), each.weight) for each in asked])
+    merge(
+        networks, [(load_lora(lora_file(Path(each.path)), networks), each.weight) for each in asked]
+    )
 
 
 def _model(found: LoadedModel, option: str) -> Components:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from undust.errors import UndustError
 from undust.formats.known_hashes import known_hash
+from undust.formats.lora.file import lora_file
 from undust.formats.safetensors_file import tensors_hash
 from undust.pictures import read_image
 from undust.recipe.files import DIGITS, ImageRef, WeightsRef, is_there
@@ -40,11 +41,13 @@ def resolved_image(ref: ImageRef) -> ImageRef:
 def resolved_weights(ref: W) -> W:
     """The reference with the hash of the file; UndustError if that is absent or has changed.
 
-    A LoRA also gets the hash of its tensors, which picture sites know, and a ControlNet its input
-    picture.
+    A LoRA in a folder gets the path of its file, and the hash of its tensors, which picture sites
+    know; a ControlNet gets its input picture.
     """
+    if isinstance(ref, LoRA):
+        ref = ref.model_copy(update={"path": str(lora_file(Path(ref.path)))})
     found: dict[str, Any] = {"hash": _weights_hash(ref)}
-    if isinstance(ref, LoRA) and not ref.tensors_hash and not Path(ref.path).is_dir():
+    if isinstance(ref, LoRA) and not ref.tensors_hash:
         found["tensors_hash"] = tensors_hash(Path(ref.path))[:12]
     if isinstance(ref, Control):
         found["picture"] = resolved_image(ref.picture)

@@ -27,6 +27,8 @@ from undust.formats.lora.factors import Factors, Kronecker, factors, magnitude, 
 from undust.formats.lora.names import Target, lookup, only_encoder_is_first, split
 from undust.formats.lora.peft_config import Configs
 
+IN_FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""What PEFT and diffusers call a LoRA in a folder of its own."""
 OTHER_ROLES = ("alpha", "bias", "up_bias", "dora_scale", "magnitude")  # roles beside the factors'
 
 
@@ -54,6 +56,19 @@ class Lora:
     name: str
     hash: str
     changes: Mapping[str, Mapping[str, WeightDelta]]
+
+
+def lora_file(path: Path) -> Path:
+    """The file of a LoRA at a path, which may be PEFT's or diffusers' folder of one.
+
+    Raises UndustError for a folder without one.
+    """
+    if not path.is_dir():
+        return path
+    for name in IN_FOLDERS:
+        if (path / name).is_file():
+            return path / name
+    raise UndustError(f"{path} is a folder without a LoRA's {' or '.join(IN_FOLDERS)}")
 
 
 def load_lora(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
