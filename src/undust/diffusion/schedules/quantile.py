@@ -9,7 +9,8 @@ from torch import Tensor
 
 TERMS = 64  # of a series whose terms shrink at least as 2⁻ⁿ
 HALVINGS = 80
-AT_ONCE = 4  # a divisor of these
+AT_ONCE = 4  # a divisor of these, for
+FEW = 1000  # shares: more are enough for large operations by themselves
 
 
 def _lower_half(x: Tensor, a: float, b: float) -> Tensor:
@@ -21,7 +22,7 @@ def _lower_half(x: Tensor, a: float, b: float) -> Tensor:
     for n in range(TERMS):
         total += term / (a + n)
         term.mul_(x).mul_(n + 1 - b).div_(n + 1)
-    # A power's last bit depends on its place in a vector: each row alone, as if there were no others.
+    # A power's last bit depends on its place in a vector: each row is alone.
     power = torch.stack([row**a for row in x.flatten(0, -2)]).view_as(x) if x.dim() > 1 else x**a
     return power * total * math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
 
@@ -41,14 +42,15 @@ def beta_quantile(share: Tensor, a: float, b: float) -> Tensor:
 def _halve(share: Tensor, a: float, b: float) -> Tensor:
     """The root of I_x(a, b) = share in [0, ½]."""
     ends = torch.stack((torch.zeros_like(share), torch.full_like(share, 0.5)))
-    for _ in range(HALVINGS // AT_ONCE):
+    at_once = AT_ONCE if share.numel() <= FEW else 1
+    for _ in range(HALVINGS // at_once):
         # All ends that the next halvings can have, in order: few large operations.
-        for _ in range(AT_ONCE):
+        for _ in range(at_once):
             middles = (ends[:-1] + ends[1:]) / 2
             ends = torch.cat((torch.stack((ends[:-1], middles), 1).flatten(0, 1), ends[-1:]))
-        less = _lower_half(ends, a, b) < share
-        low, width = torch.zeros_like(share, dtype=torch.int64)[None], 2**AT_ONCE
+        less = _lower_half(ends[1:-1], a, b) < share
+        low, width = torch.zeros_like(share, dtype=torch.int64)[None], 2**at_once
         while width := width // 2:
-            low += width * less.gather(0, low + width)
+            low += width * less.gather(0, low + width - 1)
         ends = ends.gather(0, torch.cat((low, low + 1)))
     return ends[1]
