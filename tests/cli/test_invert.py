@@ -37,11 +37,19 @@ def picture(undust: Run, tiny_model: Path) -> Path:
     return Path("a.png")
 
 
-def test_a_picture_goes_to_noise_and_comes_back(undust: Run):
+@pytest.fixture(scope="module")
+def heart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of a trained model."""
+    path = tmp_path_factory.mktemp("hearts") / "a.png"
+    [made] = package.load("emoji").generate("red heart", steps=4, seed=1)
+    made.image.save(path)
+    return path
+
+
+def test_a_picture_goes_to_noise_and_comes_back(undust: Run, heart: Path):
     """With a trained model; one with random weights is no contraction, and has no way back."""
-    undust("generate", "red heart", "--steps", 4, "--seed", 1, "--out", "a.png")
     options = ["--steps", 6, "--schedule", "exponential", "--iterations", 16]
-    done = undust("invert", "a.png", "red heart", *options)
+    done = undust("invert", heart, "red heart", *options)
     assert (done.code, done.out) == (0, "undust-out/a.safetensors\n")
     name, *arguments = shlex.split(done.err.splitlines()[-1])  # what to type is the last line
     assert name == "undust"
@@ -50,18 +58,17 @@ def test_a_picture_goes_to_noise_and_comes_back(undust: Run):
     assert undust("rerun", "back.png").code == 2
 
     model = package.load("emoji")
-    with Image.open("a.png") as image:
+    with Image.open(heart) as image:
         latents = model.encode(from_image(image, model.size)[None].float() / 127.5 - 1)
     with Image.open("back.png") as image:
         back = from_image(image, model.size)[None].float() / 127.5 - 1
     assert psnr(back, model.decode(latents).clamp(-1, 1)).item() > 40
 
 
-def test_what_comes_back_is_measured_against_the_file(undust: Run):
+def test_what_comes_back_is_measured_against_the_file(undust: Run, heart: Path):
     """The first stage loses most of it, whatever the inversion does."""
     size = 100  # pixels, where the model has 64
-    undust("generate", "red heart", "--steps", 4, "--seed", 1, "--out", "a.png")
-    with Image.open("a.png") as image:
+    with Image.open(heart) as image:
         given = image.resize((size, size), Image.Resampling.BICUBIC)
     given.save("b.png")
     done = undust("invert", "b.png", "red heart", "--steps", 4, "--out", "n.safetensors")
@@ -88,12 +95,11 @@ def test_json_has_the_numbers_that_are_told(undust: Run, tiny_model: Path, pictu
         assert f"{found[name]:.{len(number.partition('.')[2])}f}" == number
 
 
-def test_more_iterations_come_nearer(undust: Run):
-    undust("generate", "red heart", "--steps", 4, "--seed", 1, "--out", "a.png")
+def test_more_iterations_come_nearer(undust: Run, heart: Path):
     found: list[dict[str, Any]] = []
     for iterations in (1, 20):
         options = ["--steps", 5, "--iterations", iterations, "--out", "n.safetensors", "--json"]
-        found.append(json.loads(undust("invert", "a.png", "red heart", *options).out))
+        found.append(json.loads(undust("invert", heart, "red heart", *options).out))
     assert found[0]["psnr_inversion"] + 20 < found[1]["psnr_inversion"]
     assert found[1]["psnr_inversion"] > 60
     assert load_file("n.safetensors")["noise"].var().item() == pytest.approx(found[1]["variance"])
@@ -173,13 +179,13 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few")
 def test_a_fitted_schedule_can_be_used(undust: Run, tiny_model: Path):
     """The same call prints the same schedule, a list or a published one's name."""
-    fit = ("schedules", "fit", tiny_model, "--steps", 3, "--calls", 64)
+    fit = ("schedules", "fit", tiny_model, "--steps", 3, "--calls", 24)
     done, again = undust(*fit), undust(*fit, "--json")
     assert done.code == again.code == 0
     schedule = done.out.strip()
     found = json.loads(again.out)
     assert found["schedule"] == schedule
-    assert found["calls"] <= 64
+    assert found["calls"] <= 24
     name = schedule if schedule in SCHEDULES else "fitted"
     assert found["errors"].keys() == found["deviations"].keys() == {name, *found["nearer"]}
     assert f"{name} {found['errors'][name]:.3f} ± {found['deviations'][name]:.3f}" in done.err

@@ -85,6 +85,7 @@ def heads(channels: tuple[int, ...] = (64, 128, 256, 512, 512)) -> dict[str, Ten
     }
 
 
+@pytest.mark.usefixtures("quick_reader")
 def test_heads(tmp_path: Path):
     written = heads()
     torch.save(written, tmp_path / "vgg.pth")
@@ -176,8 +177,9 @@ def test_hdf5_files_of_more_than_weights(kind: str, reason: str, tmp_path: Path)
         hdf5.read(tmp_path / "weights.h5")
 
 
+@pytest.mark.usefixtures("quick_reader")
 @settings(
-    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_damaged_files_are_one_clear_line(data: st.DataObject, tmp_path: Path):

@@ -219,4 +219,4 @@ def test_any_text_has_a_role_or_none(key):
 
 @pytest.mark.parametrize("piece", [".lora_B", ".lora_magnitude_vector.a", "_lora.up", ".x", "."])
 def test_long_keys_take_no_time(piece):
-    assert split(piece * 100_000) in {("", ""), split(piece * 100_000)}
+    assert split(piece * 20_000) in {("", ""), split(piece * 20_000)}

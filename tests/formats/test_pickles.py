@@ -146,6 +146,7 @@ def test_a_command_is_not_run(write, tmp_path, name):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.usefixtures("quick_reader")
 @pytest.mark.parametrize("where", ["a word", "a parameter", "a state", "a number"])
 def test_a_command_is_not_run_in_what_stands_in_for_something(write, tmp_path, where):
     command = Command(tmp_path / "mark")
@@ -238,6 +239,7 @@ def test_why_the_reader_cannot_start_is_said(write, tmp_path, monkeypatch):
         unpack(write(saved(WEIGHTS)), tmp_path / "out")
 
 
+@pytest.mark.usefixtures("quick_reader")
 def test_a_shape_that_no_weights_have(write, tmp_path):
     path = write(saved({"a": torch.ones((1,) * 71)}))
     with pytest.raises(UndustError, match=rf"{path} cannot be read: a has a shape of"):

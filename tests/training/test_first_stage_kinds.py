@@ -337,7 +337,7 @@ def test_a_discriminator_that_has_won_is_told_once(recipe: Recipe, tmp_path: Pat
         discriminator={"weight": 0.1, "start": 0, "layers": 1, "channels": 16, "norm": "group"}
         | {"learning_rate": 2e-2},
         optimizer={"learning_rate": 1e-9},
-        run={"steps": 160, "log_every": 20, "checkpoint_every": 1000, "sample_every": 1000},
+        run={"steps": 125, "log_every": 25, "checkpoint_every": 1000, "sample_every": 1000},
     )
     told = [line for line in notes(config, tmp_path) if "the discriminator has won" in line]
     assert len(told) == 1

@@ -41,7 +41,7 @@ def test_a_masked_picture_is_completed(recipe: Recipe, pictures: Path, tmp_path:
 def test_a_small_picture_is_enlarged(
     recipe: Recipe, pictures: Path, exact_first_stage: Path, tmp_path: Path
 ) -> None:
-    longer = (*LONGER, "run.steps=120", "run.batch=8")
+    longer = (*LONGER, "run.steps=80", "run.batch=8")
     more = "[low_resolution]\nmax_noise_level = 100"
     config = recipe(more, *longer, first=str(exact_first_stage))
     assert train(config, tmp_path / "run")

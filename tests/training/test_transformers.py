@@ -149,7 +149,7 @@ def test_dit_opens_as_dit_pipeline(transformer: Recipe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["jit, classes", "dit, classes"])
 def test_classes_are_obeyed(name: str, transformer: Recipe, tmp_path: Path) -> None:
-    changes = ["run.steps=160", "run.batch=6"]
+    changes = ["run.steps=120", "run.batch=6"]
     if name.startswith("dit"):
         changes += ["first_stage=pixels", "dit.patch_size=4", "dit.attention_head_dim=16"]
         changes += ["diffusion.process=flow", "diffusion.prediction=sample"]

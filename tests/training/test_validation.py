@@ -53,18 +53,18 @@ def test_it_is_the_mean_of_the_samples_whatever_the_seed_and_the_batch(
 def overfitting(
     diffusion_recipe: Diffusion, exact_first_stage: Path, tmp_path: Path
 ) -> Callable[..., DiffusionConfig]:
-    """40 pictures of 8 px and as many captions, which a small network soon knows by heart."""
-    folder = tmp_path / "forty"
+    """20 pictures of 8 px and as many captions, which a small network soon knows by heart."""
+    folder = tmp_path / "twenty"
     folder.mkdir()
     chance = torch.Generator().manual_seed(0)
     table: list[dict[str, str]] = []
-    for number in range(60):
+    for number in range(40):
         left, right = torch.randint(0, 256, (2, 3), generator=chance).tolist()
         picture = Image.new("RGB", (8, 8), tuple(left))
         picture.paste(tuple(right), (4, 0, 8, 8))
         name = f"{number:02}"
         picture.save(folder / f"{name}.png")
-        split = "train" if number < 40 else "validation"
+        split = "train" if number < 20 else "validation"
         table.append({"file_name": f"{name}.png", "text": name, "split": split})
     image_folder.write(folder, table)
 
@@ -81,7 +81,7 @@ def overfitting(
             "unet.cross_attention_dim=16",
             "text_encoder.hidden_size=16",
             "optimizer.learning_rate=1e-2",
-            "run.batch=40",
+            "run.batch=20",
             "run.steps=1000",
             "run.validate_every=12",
             "run.checkpoint_every=1000",

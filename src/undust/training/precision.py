@@ -5,6 +5,7 @@ Some processors are slower in bfloat16 than in float32.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -20,6 +21,7 @@ from undust.training.configs import RunConfig
 from undust.training.task import TrainingConfig
 
 ROUNDS = 5
+CLEAR = 2.0  # a ratio of times, or its inverse, that no further round would change enough
 MIN_SPEEDUP = 1.05  # below this bfloat16 is not worth its rounding
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -80,7 +82,8 @@ def bfloat16_speed() -> float:
     """The time of a small training step in float32 over that in bfloat16, measured once.
 
     A convolution, by the faster algorithm, attention and two matrix products at the sizes of a
-    small U-Net, forward and backward under autocast: about 0.4 s. The processor time of one thread
+    small U-Net, forward and backward under autocast: about 0.4 s, and a single round where that is
+    clear, as on processors that emulate bfloat16 in seconds. The processor time of one thread
     is measured: other load hardly changes that ratio, whereas several threads on a busy machine
     gave 0.6 to 2.3.
     """
@@ -107,10 +110,15 @@ def bfloat16_speed() -> float:
     try:
         with torch.enable_grad():
             _ = seconds(half=False), seconds(half=True)  # the first call is slower
-            times = [(seconds(half=False), seconds(half=True)) for _ in range(ROUNDS)]
+            full, half, ratio = math.inf, math.inf, 1.0
+            for _ in range(ROUNDS):
+                full, half = min(full, seconds(half=False)), min(half, seconds(half=True))
+                ratio = full / half
+                if not 1 / CLEAR < ratio < CLEAR:
+                    break
     finally:
         torch.set_num_threads(threads)
-    return min(full for full, _ in times) / min(half for _, half in times)
+    return ratio
 
 
 def _by_winograd(x: Tensor, kernel: Tensor) -> Tensor:
