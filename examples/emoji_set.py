@@ -152,7 +152,7 @@ class EmojiNames:
             import emoji
         except ImportError as error:
             raise UndustError(
-                "the package emoji is not installed; `pip install undust[data]` brings it"
+                "the package emoji is not installed; `pip install 'undust[data]'` brings it"
             ) from error
         self.languages: list[str] = list(emoji.LANGUAGES)
         for language in self.languages:

@@ -125,6 +125,9 @@ def test_a_film_begins_with_a_prompt(undust: Run, video_model: Path, tiny_model:
     assert {name: first[name] for name in made} == made
     assert undust("rerun", film, "--out", "again.webp").code == 0
     assert Path("again.webp").read_bytes() == film.read_bytes()
+    for option in (("--json",), ("--vae", tiny_model)):
+        done = undust("rerun", film, *option)
+        assert (done.code, "are for pictures" in done.err) == (2, True)
     assert re.search("kind +film", undust("inspect", film).out)
     alone = undust(
         *("generate", "a cat", "--model", tiny_model, "--size", "32x24", "--seed", 7),

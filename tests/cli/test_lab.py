@@ -45,7 +45,7 @@ def test_what_cannot_be_measured(undust: Run, monkeypatch: pytest.MonkeyPatch, t
         (("samplers", "--model", "absent"), "unknown model 'absent'"),
         (("samplers", "--model", tiny_model, "--schedule", "karas"), "did you mean 'karras'"),
         (("samplers", "--model", tiny_model, "--prompts", 0), "at least 1 is needed"),
-        (("samplers", "--model", tiny_model, "--out", "kept"), "pip install undust[plots]"),
+        (("samplers", "--model", tiny_model, "--out", "kept"), "pip install 'undust[plots]'"),
         (("samplers", "--model", tiny_model, "--out", tiny_model / "model_index.json"), "a file"),
     ):
         done = undust("lab", *arguments)

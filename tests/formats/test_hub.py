@@ -291,7 +291,7 @@ except UndustError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("the hub needs another package: pip install undust[hub]\n")
+    assert done.stdout.endswith("the hub needs another package: pip install 'undust[hub]'\n")
 
 
 # Which files, which names

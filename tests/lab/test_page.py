@@ -52,5 +52,5 @@ def test_a_plot_is_a_picture(tmp_path: Path):
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch):
     page.require_matplotlib()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UndustError, match=r"pip install undust\[plots\]"):
+    with pytest.raises(UndustError, match=r"pip install 'undust\[plots\]'"):
         page.require_matplotlib()

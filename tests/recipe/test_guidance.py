@@ -53,6 +53,11 @@ def test_a_guide_in_words_in_json_and_in_a_recipe(name: str):
     assert Recipe.read(json.loads(json.dumps(recipe.model_dump(), allow_nan=False))) == recipe
 
 
+@pytest.mark.parametrize("values", ["8,2.5,1", "8, 2.5, 1", "8 2.5 1"])
+def test_a_list_has_commas_or_spaces(values: str):
+    assert read_guidance(f"scales:values={values}") == read_guidance(EVERY["scales"])
+
+
 @pytest.mark.parametrize("name", sorted(GUIDANCES.keys() - NEEDED))
 def test_a_name_alone_takes_the_defaults(name: str):
     assert read_guidance(name) == settings_of(GUIDANCES[name])()

@@ -374,8 +374,9 @@ def test_a_model_without_captions_is_trained_saved_and_painted_with(
     )
 
 
-def test_the_command_at_the_end_is_short(diffusion_recipe: Read):
+def test_the_command_at_the_end_is_short(diffusion_recipe: Read, tmp_path: Path):
     words = "in a caption of many words" * 20
     recipe = diffusion_recipe(f'captions.templates={{text = ["{{}} {words}"]}}')
-    command = DiffusionTask(recipe, Path("out")).next_steps(Path("model"), Path("data"))
+    task = DiffusionTask(recipe, tmp_path / "out")
+    command = task.next_steps(Path("model"), Path("data"))
     assert 40 < len(command.partition(" --model")[0]) < 100

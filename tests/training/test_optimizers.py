@@ -153,7 +153,7 @@ def test_muon_in_bfloat16_is_torchs(shape: tuple[int, int]):
 def test_in_8_bits_moments_go_on_to_the_bit():
     """A matrix of 4,096 elements has quantised moments; the bias has not."""
     if find_spec("torchao") is None:
-        with pytest.raises(UndustError, match=r"needs torchao: pip install undust\[torchao\]"):
+        with pytest.raises(UndustError, match=r"needs torchao: pip install 'undust\[torchao\]'"):
             Optimizers(parameters(), OptimizerConfig(kind="adamw-8bit", learning_rate=1))
         return
 

@@ -46,7 +46,9 @@ FilmOut = Annotated[
         "undust-out]",
     ),
 ]
-Frames = Annotated[int | None, typer.Option(metavar="N", help="Frames.  [default: the model's]")]
+Frames = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of frames.  [default: the model's]")
+]
 Fps = Annotated[
     int | None,
     typer.Option(metavar="N", help="Frames a second, which the model is told.  [default: 7]"),
@@ -66,14 +68,26 @@ Augmentation = Annotated[
         metavar="X", help="Noise on the first frame; more for more change.  [default: 0.02]"
     ),
 ]
-Steps = Annotated[int | None, typer.Option(metavar="N", help="Steps.  [default: 25]")]
-Sampler = Annotated[str | None, typer.Option(metavar="NAME", help="Sampler.  [default: euler]")]
+Steps = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of sampling steps.  [default: 25]")
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Sampler; see `undust samplers`.  [default: euler]"),
+]
 Schedule = Annotated[
-    str | None, typer.Option(metavar="NAME|LIST", help="Noise levels.  [default: karras]")
+    str | None,
+    typer.Option(
+        metavar="NAME|σ,…",
+        help="Noise schedule, or a list of σ; see `undust schedules`.  [default: karras]",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Random seed.  [default: random]")]
 Size = Annotated[
-    str | None, typer.Option(metavar="WxH", help="Size in pixels.  [default: the model's]")
+    str | None,
+    typer.Option(
+        metavar="WxH", help="Width and height in pixels, such as 1024x576.  [default: the model's]"
+    ),
 ]
 DecodedFrames = Annotated[
     int | None,

@@ -16,7 +16,9 @@ def bench() -> None:
     from undust.engines.processor import processor
 
     use_free_cores()
-    console.line(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' if count != 1 else ''}"
+    console.line(f"{processor()}, {threads}, torch {torch.__version__}")
     keep_freed_memory()
     probe.forget()
     rows: list[list[object]] = []

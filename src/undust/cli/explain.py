@@ -21,21 +21,26 @@ if TYPE_CHECKING:
 def explain(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PART]...", help="Parts by name.  [default: all]"),
+        typer.Argument(metavar="PART", help="Parts by name.  [default: all]"),
     ] = None,
     model: ModelOption = BUILT_IN,
     prompt: Annotated[
         str | None,
-        typer.Option(help="The prompt of all pictures.  [default: six of the built-in model]"),
+        typer.Option(
+            metavar="TEXT",
+            help="The prompt of all pictures.  [default: six of the built-in model]",
+        ),
     ] = None,
     lang: Annotated[Literal["en", "ko"], typer.Option(help="Language of the texts.")] = "en",
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Real pictures to encode, up to 16.  [default: 16 emoji]"),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=2, max=64, help="Number of seeds.")] = 6,
-    steps: Annotated[int, typer.Option(min=2, max=1000, help="Denoising steps.")] = 10,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
+    seeds: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Number of seeds.")] = 6,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=2, max=1000, help="Number of sampling steps.")
+    ] = 10,
+    guidance: Annotated[float, typer.Option(metavar="S", help="Guidance scale.")] = 4.0,
     vae: Vae = None,
     dtype: Precision = None,
     device: Device = None,

@@ -133,7 +133,14 @@ def rerun(
     ] = None,
     vae: Vae = None,
     device: Device = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH|DIR",
+            help="A file, or a folder; of a film a .mp4, .webp or .gif file, or a folder for "
+            "frames.  [default: undust-out]",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Generate a picture or a film again from the recipe in its file.
@@ -145,6 +152,8 @@ def rerun(
 
     fields = read_film_recipe(picture)
     if "frames" in fields:
+        if vae or json:
+            raise UndustError(f"{picture} is a film; --vae and --json are for pictures")
         rerun_film(fields, picture, model, device, out)
         return
     output = Output.choose(out, 1)

@@ -27,7 +27,10 @@ Facts = dict[str, Any]
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A picture, film, model or part of one, weights, a training run.")
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A picture, film, model or part of one, weights, a training run."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:

@@ -39,7 +39,7 @@ def search(
     sigmas: Annotated[
         str,
         typer.Option(
-            metavar="NAME|PATH|LIST",
+            metavar="NAME|FILE|σ,…",
             help="Noise levels: a schedule, from σ 700 to 0.002 (Stable Video Diffusion), a .npy "
             "or .csv file, or a list such as 14.6,3.2,0.8.",
         ),
@@ -54,7 +54,7 @@ def search(
         ),
     ] = None,
     frames: Annotated[
-        int, typer.Option(metavar="F", min=2, max=250, help="Number of frames of the video.")
+        int, typer.Option(metavar="N", min=2, max=250, help="Number of frames of the video.")
     ] = 25,
     views: Annotated[
         Literal["1", "2"],

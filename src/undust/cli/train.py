@@ -48,6 +48,7 @@ def train(
     minutes: Annotated[
         float | None,
         typer.Option(
+            metavar="N",
             min=1,
             max=LONGEST,
             help="Time for a folder of pictures, from the start to the report.  [default: 10]",

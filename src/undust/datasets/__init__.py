@@ -1,1 +1,1 @@
-"""Data sets on disk: folders of pictures with captions, and the builder of an example."""
+"""Data sets on disk: pictures and films with captions, in folders, tars and Parquet."""

@@ -33,7 +33,7 @@ def opened(path: Path, opener: Opener = open_regular, footer: object = None) -> 
         import_module("pyarrow")
         package = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UndustError(f"{path} needs pyarrow: pip install undust[parquet]") from error
+        raise UndustError(f"{path} needs pyarrow: pip install 'undust[parquet]'") from error
     try:
         with (
             opener(path) as raw,

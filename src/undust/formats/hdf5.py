@@ -37,7 +37,8 @@ def read(path: Path) -> dict[str, Tensor]:
         import h5py
     except ImportError as error:
         raise UndustError(
-            "it is an HDF5 file, and reading it needs another package: pip install undust[features]"
+            "it is an HDF5 file, and reading it needs another package: "
+            "pip install 'undust[features]'"
         ) from error
     with h5py.File(path, "r", locking=False) as file:
         tensors = _tensors(h5py, file)

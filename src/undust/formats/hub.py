@@ -69,7 +69,7 @@ def _fetch(name: str, revision: str | None, first_file: str, choose: Choose) -> 
     except ImportError as error:
         raise UndustError(
             f"{name} is not on this disk, and fetching it from the hub needs another package: "
-            "pip install undust[hub]"
+            "pip install 'undust[hub]'"
         ) from error
     try:
         found = _cached(hub, name, revision, choose)

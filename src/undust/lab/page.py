@@ -37,7 +37,7 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise UndustError(
-            "the plot needs matplotlib; install it with pip install undust[plots]"
+            "the plot needs matplotlib; install it with pip install 'undust[plots]'"
         ) from None
 
 

@@ -90,8 +90,8 @@ def _field(setting: Parameter) -> Any:
 
 
 def _split(given: object) -> object:
-    """A list as people write it, with spaces."""
-    return given.split() if isinstance(given, str) else given
+    """A list as people write it, with spaces or commas."""
+    return given.replace(",", " ").split() if isinstance(given, str) else given
 
 
 def read_guidance(given: object) -> GuidanceSettings:

@@ -103,7 +103,7 @@ class Request(TypedDict, total=False):
         str | None,
         Option(
             "Noise schedule, or a list of σ; see `undust schedules`.  [default: karras; trailing "
-            "from noise alone]",
+            "if the model's process ends in pure noise]",
             "NAME|σ,…",
             max_length=20_000,
         ),

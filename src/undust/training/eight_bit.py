@@ -20,7 +20,7 @@ def adamw_8bit(
         package = import_module("torchao.optim")
     except ImportError as error:
         raise UndustError(
-            'optimizer.kind = "adamw-8bit" needs torchao: pip install undust[torchao]'
+            "optimizer.kind = 'adamw-8bit' needs torchao: pip install 'undust[torchao]'"
         ) from error
     return package.AdamW8bit(parameters, lr=0.0, betas=betas, weight_decay=weight_decay)
 
