@@ -29,6 +29,15 @@ from undust.engines.winograd import (
 )
 
 WIDE = MIN_CHANNELS
+of_any_size = given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    filters=st.integers(1, 5),
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    m=st.sampled_from(SIZES),
+    bias=st.booleans(),
+)
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -46,15 +55,7 @@ def test_the_matrices_compute_a_correlation(m: int):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@given(
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 5),
-    filters=st.integers(1, 5),
-    height=st.integers(1, 60),
-    width=st.integers(1, 60),
-    m=st.sampled_from(SIZES),
-    bias=st.booleans(),
-)
+@of_any_size
 def test_any_size_is_convolved(
     batch: int, channels: int, filters: int, height: int, width: int, m: int, bias: bool
 ):
@@ -68,15 +69,7 @@ def test_any_size_is_convolved(
     assert apart(found.double(), expected) < 3e-6
 
 
-@given(
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 5),
-    filters=st.integers(1, 5),
-    height=st.integers(1, 60),
-    width=st.integers(1, 60),
-    m=st.sampled_from(SIZES),
-    bias=st.booleans(),
-)
+@of_any_size
 def test_gradients_of_any_size(
     batch: int, channels: int, filters: int, height: int, width: int, m: int, bias: bool
 ):
