@@ -14,14 +14,13 @@ pass), also as a share of what a large matrix product reaches here.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 from alternating import alternate
 from full_size import MODELS
-from unet_step import conditioning, inputs, matrix_peak, operations
+from unet_step import conditioning, inputs, matrix_peak, operations, report
 
 SIDES = ("undust", "diffusers")
 
@@ -95,15 +94,7 @@ def main() -> None:
     asked.dtype = "bfloat16" if asked.precision == "bf16" else "float32"  # of the matrix product
     peak, work = matrix_peak(asked), 3 * operations(asked)
     times = alternate(SIDES, asked.rounds, prepare, asked)
-    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
-    print(
-        f"ratio undust / diffusers: median {statistics.median(ratios):.3f} "
-        f"({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)"
-    )
-    print(f"{work / 1e12:.2f} TFLOP a step; a matrix product reaches {peak / 1e9:.0f} GFLOP/s")
-    for side, each in times.items():
-        rate = work / statistics.median(each)
-        print(f"{side}: {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of that")
+    report(times, work, peak)
 
 
 if __name__ == "__main__":

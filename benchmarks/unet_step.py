@@ -170,6 +170,20 @@ def matrix_peak(asked: argparse.Namespace) -> float:
     return 2 * size**3 / best
 
 
+def report(times: dict[str, list[float]], work: float, peak: float) -> None:
+    """Prints the ratio of two sides and their shares of `peak`, for `work` operations a call."""
+    ours, theirs = times
+    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+    print(
+        f"ratio {ours} / {theirs}: median {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)"
+    )
+    print(f"{work / 1e12:.2f} TFLOP a call; a matrix product reaches {peak / 1e9:.0f} GFLOP/s")
+    for side, each in times.items():
+        rate = work / statistics.median(each)
+        print(f"{side}: {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of that")
+
+
 def main() -> None:
     """Runs the rounds and prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -184,15 +198,7 @@ def main() -> None:
     asked = parser.parse_args()
     peak, work = matrix_peak(asked), operations(asked)
     times = alternate((OURS, asked.peer), asked.rounds, prepare, asked)
-    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
-    print(
-        f"ratio undust / {asked.peer}: median {statistics.median(ratios):.3f} "
-        f"({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)"
-    )
-    print(f"{work / 1e12:.2f} TFLOP a call; a matrix product reaches {peak / 1e9:.0f} GFLOP/s")
-    for side, each in times.items():
-        rate = work / statistics.median(each)
-        print(f"{side}: {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of that")
+    report(times, work, peak)
 
 
 if __name__ == "__main__":

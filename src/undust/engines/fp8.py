@@ -26,7 +26,7 @@ DTYPE = torch.float8_e4m3fn
 LARGEST = torch.finfo(DTYPE).max
 CAPABILITY = (8, 9)  # of the first GPUs with such products
 MULTIPLE = 16  # of the widths of a product
-MIN_WIDTH = 256  # with less, quantising costs more than the products save
+MIN_WIDTH = 256  # with less, quantising is expected to cost more than it saves; not measured
 TINY = 1e-12  # the least scale
 N = TypeVar("N", bound=nn.Module)
 
